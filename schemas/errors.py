@@ -1,0 +1,143 @@
+"""Every error that the pipeline names, in one tree.
+
+    PipelineError
+    ├── SettingsError           a setting is wrong (names the setting)
+    ├── JobRefused              a job was refused before anything was sent
+    │   ├── UnknownJobType      no such type is declared in this process
+    │   ├── InvalidJob          a field, the delay, the priority … is wrong
+    │   └── PayloadTooLarge     the encoded job is over the limit
+    ├── JobTypeError            a job class is declared wrongly (name taken, field not allowed)
+    ├── WireError               bytes from Kafka that cannot be understood
+    │   ├── BadFrame            neither single-object nor Confluent framing
+    │   ├── UnknownSchema       a well-formed frame whose schema is not known (yet)
+    │   ├── BadSchema           a schema from elsewhere that cannot be used, or not safely
+    │   ├── BadRecord           the bytes do not decode with their schema
+    │   └── BadHeaders          a header of ours that is not what it should be
+    ├── IllegalTransition       a change of state that the table in ``lifecycle`` does not have
+    ├── KafkaUnreachable        no broker answered (exit code 3)
+    ├── DeliveryFailed          Kafka did not acknowledge a record
+    ├── TopicsMismatch          a topic exists with settings that break a guarantee
+    ├── GroupNotInitialised     a partition has no committed offset or no map this version can read
+    ├── TransientError          raised by handlers: try again later (the default for exceptions)
+    └── PermanentError          raised by handlers: trying again cannot help, dead-letter at once
+        └── HandlerNotFound     no handler is registered for this job type
+
+A message states the fact and, where there is one, the remedy.
+"""
+
+from __future__ import annotations
+
+
+class PipelineError(Exception):
+    """Base of everything that this project raises on purpose."""
+
+
+class SettingsError(PipelineError):
+    """A setting has a value that cannot be used."""
+
+
+class JobRefused(PipelineError):
+    """The job was refused before anything was sent: nothing to undo."""
+
+
+class UnknownJobType(JobRefused):
+    """No job type of this name is declared in this process."""
+
+    def __init__(self, job_type: str, known: list[str]) -> None:
+        self.job_type = job_type
+        self.known = known
+        names = ", ".join(sorted(known)) or "none"
+        super().__init__(
+            f"job type {job_type!r} is not known here (known: {names}); import the module that declares it"
+        )
+
+
+class InvalidJob(JobRefused):
+    """A field, the delay, the key or another property of the job is wrong."""
+
+
+class PayloadTooLarge(JobRefused):
+    """The encoded job is larger than the limit."""
+
+    def __init__(self, size: int, limit: int) -> None:
+        self.size = size
+        self.limit = limit
+        super().__init__(
+            f"the encoded job has {size:,} bytes, the limit is {limit:,}; "
+            "put the data into the object store and its path into the job"
+        )
+
+
+class JobTypeError(PipelineError):
+    """A job class is declared in a way that cannot work."""
+
+
+class WireError(PipelineError):
+    """Bytes from Kafka that cannot be understood; the record goes to the dead letters unchanged."""
+
+
+class BadFrame(WireError):
+    """The value starts neither with Avro's single-object marker nor with Confluent's magic byte."""
+
+
+class UnknownSchema(WireError):
+    """The frame is well-formed, but nobody has told us the schema it names."""
+
+    def __init__(self, schema_key: bytes) -> None:
+        self.schema_key = schema_key
+        super().__init__(f"schema {schema_key.hex()} is not known; its producer has not published it")
+
+
+class BadSchema(WireError):
+    """A schema from Kafka or a registry that is no Avro record, or one whose data could kill this process."""
+
+
+class BadRecord(WireError):
+    """The bytes do not decode with the schema that their frame names."""
+
+
+class BadHeaders(WireError):
+    """A header of ours has a value that it cannot have."""
+
+
+class IllegalTransition(PipelineError):
+    """A change of state that the transition table does not have."""
+
+
+class KafkaUnreachable(PipelineError):
+    """No broker answered in time."""
+
+    def __init__(self, bootstrap_servers: str, seconds: float) -> None:
+        self.bootstrap_servers = bootstrap_servers
+        super().__init__(
+            f"no Kafka broker answered at {bootstrap_servers} within {seconds:.0f} s; "
+            "start one with `rustfs-workers up`, or set KAFKA_BOOTSTRAP_SERVERS"
+        )
+
+
+class DeliveryFailed(PipelineError):
+    """Kafka did not acknowledge a record; whether it was written is unknown unless the message says so."""
+
+
+class TopicsMismatch(PipelineError):
+    """A topic exists with settings that would break a guarantee."""
+
+
+class GroupNotInitialised(PipelineError):
+    """A partition has no committed offset, or a map of a version this worker cannot read."""
+
+
+class TransientError(PipelineError):
+    """Raised by a handler: this run failed, a later one may succeed."""
+
+
+class PermanentError(PipelineError):
+    """Raised by a handler: no later run can succeed; the job is dead-lettered at once."""
+
+
+class HandlerNotFound(PermanentError):
+    """No handler is registered for this job type."""
+
+    def __init__(self, job_type: str) -> None:
+        self.job_type = job_type
+        super().__init__(f"no handler is registered for job type {job_type!r}")

@@ -1,0 +1,275 @@
+"""What changes in delivery travels in headers, so a job's bytes never change.
+
+In:  the raw headers of a record. Out: a typed ``Delivery`` (and back).
+
+A fresh job carries ``rfw-type`` alone; every other header has a default that means "first time".
+Our headers are UTF-8 text. A dead letter also carries Spring Kafka's ``kafka_dlt-*`` headers, whose
+partition (4 bytes) and offset and timestamp (8 bytes each) are big-endian numbers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from schemas.errors import BadHeaders
+
+RawHeaders = list[tuple[str, bytes]]
+
+TYPE: Final = "rfw-type"
+ATTEMPT: Final = "rfw-attempt"
+DELIVERY: Final = "rfw-delivery"
+NOT_BEFORE: Final = "rfw-not-before"
+FIRST_SEEN: Final = "rfw-first-seen"
+ORIGIN_TOPIC: Final = "rfw-origin-topic"
+ORIGIN_PARTITION: Final = "rfw-origin-partition"
+ORIGIN_OFFSET: Final = "rfw-origin-offset"
+ERROR_TYPE: Final = "rfw-error-type"
+ERROR_MESSAGE: Final = "rfw-error-message"
+REDRIVES: Final = "rfw-redrives"
+HISTORY: Final = "rfw-history"
+FAILED_AT: Final = "rfw-failed-at"
+TRACEPARENT: Final = "traceparent"
+
+MAX_MESSAGE_BYTES: Final = 1024
+MAX_STACKTRACE_BYTES: Final = 8192
+#: Earlier attempts that a job remembers; older ones are dropped first.
+MAX_HISTORY: Final = 10
+#: For the name of an error or of a worker.
+MAX_NAME_BYTES: Final = 256
+
+# 9999-12-31 in milliseconds: a time after it is a mistake, and would overflow a datetime.
+_LATEST_MS: Final = 253_402_300_799_999
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a job was first read from."""
+
+    topic: str
+    partition: int
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One earlier run of a job, bounded in size so that it can travel in a header."""
+
+    attempt: int
+    worker: str
+    started_at_ms: int
+    finished_at_ms: int
+    error_type: str
+    error_message: str
+
+    #: Room for an error message here; the full (≤ 1 KiB) one stands in the status of its time.
+    MESSAGE_LIMIT = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """The delivery state of a record. ``attempt`` counts from 1 and names the run this record is for."""
+
+    job_type: str = ""
+    attempt: int = 1
+    #: Rises by one whenever the job is published again; with the job id it tells a copy from a successor.
+    delivery: int = 0
+    not_before_ms: int = 0
+    first_seen_ms: int = 0
+    redrives: int = 0
+    origin: Origin | None = None
+    error_type: str = ""
+    error_message: str = ""
+    history: tuple[Attempt, ...] = ()
+    traceparent: str = ""
+
+    def next(self, **changes: object) -> Delivery:
+        """The delivery of the record that follows this one."""
+        return replace(self, delivery=self.delivery + 1, **changes)  # type: ignore[arg-type]
+
+
+#: The deliveries of first runs, by type. Bounded, since type names come from messages.
+_FRESH: dict[bytes, Delivery] = {}
+_LONGEST_TYPE: Final = 64
+_MOST_TYPES: Final = 1000
+_MOST_DIGITS: Final = 19
+
+
+def parse(raw: RawHeaders | None) -> Delivery:
+    """Read the headers that are ours; others are ignored.
+
+    Raises:
+        BadHeaders: a header of ours is not UTF-8, not a number, or out of range.
+    """
+    if raw is None:
+        return Delivery()
+    if len(raw) == 1 and raw[0][0] == TYPE:  # every first run: no parsing at all
+        value = raw[0][1]
+        known = _FRESH.get(value)
+        if known is None:
+            known = Delivery(job_type=_text(TYPE, value))
+            if value and len(value) <= _LONGEST_TYPE and len(_FRESH) < _MOST_TYPES:
+                _FRESH[value] = known
+        return known
+    # Kafka allows a header twice; the last one is the newest.
+    fields = {name: value for name, value in raw if name.startswith("rfw-") or name == TRACEPARENT}
+    origin = None
+    if ORIGIN_TOPIC in fields:
+        origin = Origin(
+            _text(ORIGIN_TOPIC, fields[ORIGIN_TOPIC]),
+            _number(fields, ORIGIN_PARTITION, 0, 0, 2**31 - 1),
+            _number(fields, ORIGIN_OFFSET, 0, 0, 2**63 - 1),
+        )
+    return Delivery(
+        job_type=_text(TYPE, fields.get(TYPE, b"")),
+        attempt=_number(fields, ATTEMPT, 1, 1, 2**31 - 1),
+        delivery=_number(fields, DELIVERY, 0, 0, 2**31 - 1),
+        not_before_ms=_number(fields, NOT_BEFORE, 0, 0, _LATEST_MS),
+        first_seen_ms=_number(fields, FIRST_SEEN, 0, 0, _LATEST_MS),
+        redrives=_number(fields, REDRIVES, 0, 0, 2**31 - 1),
+        origin=origin,
+        error_type=_text(ERROR_TYPE, fields.get(ERROR_TYPE, b"")),
+        error_message=_text(ERROR_MESSAGE, fields.get(ERROR_MESSAGE, b"")),
+        history=_history(fields.get(HISTORY)),
+        traceparent=_text(TRACEPARENT, fields.get(TRACEPARENT, b"")),
+    )
+
+
+def build(delivery: Delivery) -> RawHeaders:
+    """The headers that say exactly this; defaults are left out.
+
+    Names of errors and workers are cut at 256 bytes, messages at 1 KiB, those in the history at 200 bytes.
+    """
+    raw: RawHeaders = [(TYPE, delivery.job_type.encode())]
+    for name, number, default in (
+        (ATTEMPT, delivery.attempt, 1),
+        (DELIVERY, delivery.delivery, 0),
+        (NOT_BEFORE, delivery.not_before_ms, 0),
+        (FIRST_SEEN, delivery.first_seen_ms, 0),
+        (REDRIVES, delivery.redrives, 0),
+    ):
+        if number != default:
+            raw.append((name, str(number).encode()))
+    if delivery.origin is not None:
+        raw.append((ORIGIN_TOPIC, delivery.origin.topic.encode()))
+        raw.append((ORIGIN_PARTITION, str(delivery.origin.partition).encode()))
+        raw.append((ORIGIN_OFFSET, str(delivery.origin.offset).encode()))
+    if delivery.error_type:
+        raw.append((ERROR_TYPE, clip(delivery.error_type, MAX_NAME_BYTES).encode()))
+    if delivery.error_message:
+        raw.append((ERROR_MESSAGE, clip(delivery.error_message, MAX_MESSAGE_BYTES).encode()))
+    if delivery.history:
+        raw.append((HISTORY, _write_history(delivery.history)))
+    if delivery.traceparent:
+        raw.append((TRACEPARENT, delivery.traceparent.encode()))
+    return raw
+
+
+def dead_letter(
+    delivery: Delivery,
+    *,
+    at: Origin,
+    timestamp_ms: int,
+    failed_at_ms: int,
+    stacktrace: str,
+    original: RawHeaders | None = None,
+) -> RawHeaders:
+    """Headers of a dead letter: ours and Spring Kafka's (names and byte formats of its ``KafkaHeaders``).
+
+    ``at`` is the record that failed. ``original`` are the headers of a record that we could not read: those
+    that are not ours are kept beside the ones that say why.
+    """
+    foreign = [
+        (name, value)
+        for name, value in original or ()
+        if not name.startswith(("rfw-", "kafka_dlt-")) and name != TRACEPARENT
+    ]
+    message = clip(delivery.error_message, MAX_MESSAGE_BYTES)
+    return [
+        *build(replace(delivery, origin=at)),
+        (FAILED_AT, str(failed_at_ms).encode()),
+        ("kafka_dlt-original-topic", at.topic.encode()),
+        ("kafka_dlt-original-partition", at.partition.to_bytes(4, "big")),
+        ("kafka_dlt-original-offset", at.offset.to_bytes(8, "big")),
+        ("kafka_dlt-original-timestamp", max(timestamp_ms, 0).to_bytes(8, "big")),
+        ("kafka_dlt-exception-fqcn", clip(delivery.error_type, MAX_NAME_BYTES).encode()),
+        ("kafka_dlt-exception-message", message.encode()),
+        ("kafka_dlt-exception-stacktrace", clip(stacktrace, MAX_STACKTRACE_BYTES).encode()),
+        *foreign,
+    ]
+
+
+def clip(text: str, limit: int) -> str:
+    """At most ``limit`` bytes of UTF-8, cut at a character, with "…" where something is missing.
+
+    Characters that UTF-8 cannot hold (lone surrogates, as in undecodable file names) become "?".
+    """
+    if len(text) <= limit and text.isascii():
+        return text
+    raw = text.encode("utf-8", "replace")
+    if len(raw) <= limit:
+        return raw.decode()
+    return raw[: limit - 3].decode("utf-8", "ignore") + "…"
+
+
+def _text(name: str, value: bytes | None) -> str:
+    try:
+        return (value or b"").decode()
+    except UnicodeDecodeError as error:
+        raise BadHeaders(f"header {name} is not UTF-8: {value!r:.80}") from error
+
+
+def _number(fields: dict[str, bytes], name: str, default: int, low: int, high: int) -> int:
+    value = fields.get(name)
+    if value is None:
+        return default
+    # isdigit first: int() would also take "1_0", " 1 " and thousands of digits
+    if len(value) > _MOST_DIGITS or not value.isdigit() or not low <= int(value) <= high:
+        raise BadHeaders(f"header {name} must be a number from {low} to {high}, got {value!r:.80}")
+    return int(value)
+
+
+def _history(value: bytes | None) -> tuple[Attempt, ...]:
+    if value is None:
+        return ()
+    try:
+        rows = json.loads(value)
+        if not isinstance(rows, list):
+            raise TypeError("not a list")  # noqa: TRY301
+        return tuple(map(_attempt, rows[-MAX_HISTORY:]))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise BadHeaders(f"header {HISTORY} is not a list of attempts: {value!r:.80}") from error
+
+
+def _attempt(row: Any) -> Attempt:
+    number, worker, started, finished, error_type, message = row
+    for value, low, high in ((number, 1, 2**31 - 1), (started, 0, _LATEST_MS), (finished, 0, _LATEST_MS)):
+        if type(value) is not int or not low <= value <= high:
+            raise ValueError(f"{value!r:.80} is not a number from {low} to {high}")
+    if not all(isinstance(text, str) for text in (worker, error_type, message)):
+        raise TypeError("a name or message is not a text")
+    return Attempt(
+        attempt=number,
+        worker=clip(worker, MAX_NAME_BYTES),
+        started_at_ms=started,
+        finished_at_ms=finished,
+        error_type=clip(error_type, MAX_NAME_BYTES),
+        error_message=clip(message, Attempt.MESSAGE_LIMIT),
+    )
+
+
+def _write_history(history: Iterable[Attempt]) -> bytes:
+    rows = [
+        [
+            a.attempt,
+            clip(a.worker, MAX_NAME_BYTES),
+            a.started_at_ms,
+            a.finished_at_ms,
+            clip(a.error_type, MAX_NAME_BYTES),
+            clip(a.error_message, Attempt.MESSAGE_LIMIT),
+        ]
+        for a in list(history)[-MAX_HISTORY:]
+    ]
+    return json.dumps(rows, separators=(",", ":"), ensure_ascii=False).encode()

@@ -1,0 +1,203 @@
+"""The metadata string beside a committed offset: what an owner knows that the offset alone cannot say.
+
+In:  the state of one partition. Out: at most 4,095 ASCII characters (and back).
+
+The committed offset is the lowest unfinished one. The map says which later ones are finished, how far
+its owner may have started (``start_limit``), who the owner is, whether it left in order, and which
+records have been unfinished at the death of an owner before. A successor reads offset and map in one
+call, so the two never disagree.
+
+Version 1:  ``1;<flag>;<fence>;<incarnation>;<transactional id>;<start limit>;<finished>;<suspects>``
+
+- flag: ``c`` for clean (set by a drain, or nothing was ever started), else ``-``
+- start limit: how far behind the offset; nothing at or past it was started
+- finished: ``r`` + base64url of varints: lengths of alternating runs (unfinished, finished, …) from the offset on,
+  or ``b`` + base64url of a bitset, least significant bit first, whichever is shorter
+- suspects: ``distance:deaths`` or ``distance:deathsa`` (was running alone), joined by commas
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from schemas.errors import GroupNotInitialised
+
+VERSION: Final = "1"
+#: The broker's ``offset.metadata.max.bytes`` is 4,096, and librdkafka sends a trailing NUL.
+MAX_CHARACTERS: Final = 4095
+#: At three quarters nothing more is taken from the partition: the rest is room for what is running.
+TAKE_LIMIT: Final = MAX_CHARACTERS * 3 // 4
+
+_NAME = re.compile(r"[A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Suspect:
+    """A record that was unfinished when an owner died without a word."""
+
+    deaths: int
+    #: It was the only one running: if the owner dies now, it is the one that kills.
+    alone: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class OffsetMap:
+    """What is committed for one partition: an offset and, as metadata, everything else."""
+
+    #: The lowest unfinished offset.
+    offset: int
+    #: Finished offsets above it.
+    finished: frozenset[int] = frozenset()
+    #: Nothing at or past this offset was started.
+    start_limit: int = 0
+    clean: bool = True
+    #: Rises by one with every owner.
+    fence: int = 0
+    incarnation: str = ""
+    transactional_id: str = ""
+    suspects: Mapping[int, Suspect] = field(default_factory=dict)
+
+    def is_finished(self, offset: int) -> bool:
+        """Whether the record at ``offset`` needs no work any more."""
+        return offset < self.offset or offset in self.finished
+
+    def metadata(self) -> str:
+        """The string to commit with ``offset``. Its length is the caller's to check."""
+        suspects = ",".join(
+            f"{offset - self.offset}:{suspect.deaths}{'a' if suspect.alone else ''}"
+            for offset, suspect in sorted(self.suspects.items())
+        )
+        return ";".join(
+            (
+                VERSION,
+                "c" if self.clean else "-",
+                str(self.fence),
+                self.incarnation,
+                self.transactional_id,
+                str(max(self.start_limit - self.offset, 0)),
+                _encode_finished(self.offset, self.finished),
+                suspects,
+            )
+        )
+
+
+def parse(offset: int, metadata: str | None, *, where: str = "") -> OffsetMap:
+    """Offset and metadata as read from Kafka.
+
+    Raises:
+        GroupNotInitialised: no offset, no map, or one of a version that this program does not know.
+            Going on without it would run finished jobs again, so a worker refuses.
+    """
+    if offset < 0:
+        raise GroupNotInitialised(
+            f"no committed offset for {where}: it expired, or the group was never set up; "
+            "see `rustfs-workers topics check`"
+        )
+    parts = (metadata or "").split(";")
+    try:
+        if parts[0] != VERSION or len(parts) != 8:  # noqa: PLR2004 - the format's own count
+            raise ValueError(f"it begins with {parts[0]!r:.20}")  # noqa: TRY301
+        _, flag, fence, incarnation, transactional_id, limit, finished, suspects = parts
+        if flag not in ("c", "-"):
+            raise ValueError(f"flag {flag!r:.20}")  # noqa: TRY301
+        return OffsetMap(
+            offset=offset,
+            finished=_decode_finished(offset, finished),
+            start_limit=offset + int(limit),
+            clean=flag == "c",
+            fence=int(fence),
+            incarnation=incarnation,
+            transactional_id=transactional_id,
+            suspects=dict(_suspect(offset, text) for text in suspects.split(",") if text),
+        )
+    except (ValueError, IndexError) as error:
+        raise GroupNotInitialised(
+            f"the offset of {where} is committed without a map of version {VERSION} ({error}); "
+            "somebody else commits for this group, or a newer release wrote it"
+        ) from error
+
+
+def check_name(name: str, what: str) -> str:
+    """``name`` if it can stand in a map (incarnations, transactional ids), else ValueError."""
+    if not _NAME.fullmatch(name) or len(name) > 249:  # noqa: PLR2004 - Kafka's limit for ids
+        raise ValueError(f"{what} {name!r:.80}: use letters, digits, dot, dash and underscore")
+    return name
+
+
+def runs(offset: int, finished: Iterable[int]) -> list[int]:
+    """Alternating run lengths from ``offset`` on: unfinished, finished, unfinished, …, ending with a finished run."""
+    lengths: list[int] = []
+    position = offset
+    count = 0
+    for current in sorted(finished):
+        if current == position and count:
+            count += 1
+        else:
+            if count:
+                lengths.append(count)
+            lengths.append(current - position)
+            count = 1
+        position = current + 1
+    if count:
+        lengths.append(count)
+    return lengths
+
+
+def _encode_finished(offset: int, finished: frozenset[int]) -> str:
+    if not finished:
+        return ""
+    varints = bytearray()
+    for length in runs(offset, finished):
+        while length > 0x7F:  # noqa: PLR2004 - seven bits a byte
+            varints.append(length & 0x7F | 0x80)
+            length >>= 7  # noqa: PLW2901
+        varints.append(length)
+    span = max(finished) - offset
+    if span // 8 + 1 >= len(varints):
+        return "r" + base64.urlsafe_b64encode(varints).decode()
+    bits = bytearray(span // 8 + 1)
+    for current in finished:
+        distance = current - offset
+        bits[distance >> 3] |= 1 << (distance & 7)
+    return "b" + base64.urlsafe_b64encode(bits).decode()
+
+
+def _decode_finished(offset: int, text: str) -> frozenset[int]:
+    if not text:
+        return frozenset()
+    kind, data = text[0], base64.urlsafe_b64decode(text[1:])
+    if kind == "b":
+        return frozenset(
+            offset + 8 * index + bit for index, byte in enumerate(data) for bit in range(8) if byte >> bit & 1
+        )
+    if kind != "r":
+        raise ValueError(f"finished part {kind!r}")
+    finished: set[int] = set()
+    position, done = offset, False
+    length = shift = 0
+    for byte in data:
+        length |= (byte & 0x7F) << shift
+        shift += 7
+        if byte & 0x80:
+            continue
+        if length > 1_000_000:  # noqa: PLR2004 - no map of ours spans that far; protects from garbage
+            raise ValueError(f"a run of {length}")
+        if done:
+            finished.update(range(position, position + length))
+        position += length
+        done = not done
+        length = shift = 0
+    return frozenset(finished)
+
+
+def _suspect(offset: int, text: str) -> tuple[int, Suspect]:
+    distance, deaths = text.split(":")
+    return offset + int(distance), Suspect(int(deaths.rstrip("a")), alone=deaths.endswith("a"))
+
+
+#: What provisioning commits for a new group: nothing finished, nothing started, nobody owns it.
+EMPTY_MAP: Final = OffsetMap(0).metadata()

@@ -1,0 +1,1 @@
+"""What moves: settings, Kafka clients, provisioning, producers, views. Imports `schemas`, never `workers`."""

@@ -1,0 +1,225 @@
+"""The configuration of every Kafka client, from one ``Settings``.
+
+In:  settings. Out: configuration dictionaries for confluent-kafka and aiokafka, security included, and a
+check that somebody answers. No other module writes a client option down.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+from typing import TYPE_CHECKING, Any, Final
+from uuid import uuid4
+
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient
+
+from schemas.errors import KafkaUnreachable, SettingsError
+from schemas.partitions import LIBRDKAFKA_PARTITIONER
+from streams.settings import Settings
+
+if TYPE_CHECKING:
+    from confluent_kafka.schema_registry import SchemaRegistryClient
+
+#: How long an open transaction of a dead worker may hold back readers.
+TRANSACTION_TIMEOUT_MS: Final = 5_000
+#: Largest request that a producer sends; Kafka's own limit for a batch is a little higher.
+MAX_MESSAGE_BYTES: Final = 1_000_000
+
+#: Where librdkafka's own lines go unless a caller has a logger for them; stderr at the most, never stdout.
+log = logging.getLogger("rustfs_workers.librdkafka")
+
+
+def producer_config(
+    settings: Settings,
+    *,
+    transactional_id: str | None = None,
+    linger_ms: float = 5.0,
+    delivery_timeout_s: float | None = None,
+    logger: logging.Logger | None = None,
+) -> dict[str, Any]:
+    """An idempotent producer that waits for all replicas; with ``transactional_id`` a transactional one.
+
+    ``logger`` gets librdkafka's lines from ``poll()``, in the thread that calls it. A lost connection is among
+    them ("FAIL", at level INFO or above): a commit during which one was reported is ambiguous.
+    """
+    config: dict[str, Any] = {
+        **_base(settings, logger),
+        "acks": "all",
+        "enable.idempotence": True,
+        # Java's murmur2: librdkafka's own default puts most keys elsewhere than Java and aiokafka do.
+        "partitioner": LIBRDKAFKA_PARTITIONER,
+        "compression.type": "lz4",
+        "linger.ms": linger_ms,
+        "message.max.bytes": MAX_MESSAGE_BYTES,
+        # Bounds memory; a full queue is back-pressure.
+        "queue.buffering.max.messages": 100_000,
+        "queue.buffering.max.kbytes": 65_536,
+    }
+    if transactional_id is None:
+        if delivery_timeout_s is not None:
+            config["delivery.timeout.ms"] = round(delivery_timeout_s * 1000)
+        return config
+    return {
+        **config,
+        "transactional.id": transactional_id,
+        "transaction.timeout.ms": TRANSACTION_TIMEOUT_MS,
+        # With the default of 100 ms each transaction waits out CONCURRENT_TRANSACTIONS: 65 ms instead of 4.
+        "retry.backoff.ms": 1,
+        "retry.backoff.max.ms": 50,
+    }
+
+
+def worker_consumer_config(
+    settings: Settings, group: str, *, logger: logging.Logger | None = None
+) -> dict[str, Any]:
+    """A member of a workers' group, under the protocol of KIP-848."""
+    return {
+        **_base(settings, logger),
+        "group.id": group,
+        "group.protocol": "consumer",
+        # Partition i of all subscribed topics goes to the same member: one owner per key, across priorities.
+        "group.remote.assignor": "range",
+        "enable.auto.commit": False,
+        "enable.auto.offset.store": False,
+        # A lost offset is an error with a name: starting again at either end would repeat or lose jobs.
+        "auto.offset.reset": "error",
+        "isolation.level": "read_committed",
+        # With the defaults a critical job waits behind a hundred thousand fetched low ones.
+        "queued.min.messages": 2_000,
+        "queued.max.messages.kbytes": 2_048,
+        "fetch.queue.backoff.ms": 10,
+        "fetch.wait.max.ms": 20,
+        "allow.auto.create.topics": False,
+    }
+
+
+def reader_config(
+    settings: Settings, *, read_committed: bool = True, logger: logging.Logger | None = None
+) -> dict[str, Any]:
+    """A consumer that scans with ``assign()`` and is gone: it joins no group and commits nothing."""
+    return {
+        **_base(settings, logger),
+        # librdkafka asks for a name even where no group is joined.
+        "group.id": f"{settings.topic_prefix}reader-{uuid4().hex[:12]}",
+        "enable.auto.commit": False,
+        "enable.auto.offset.store": False,
+        # Where the log start moved while we read, the next record is the right one.
+        "auto.offset.reset": "earliest",
+        "isolation.level": "read_committed" if read_committed else "read_uncommitted",
+        "fetch.wait.max.ms": 20,
+        "allow.auto.create.topics": False,
+    }
+
+
+def admin_config(settings: Settings, *, logger: logging.Logger | None = None) -> dict[str, Any]:
+    """An ``AdminClient``."""
+    return _base(settings, logger)
+
+
+def aiokafka_config(settings: Settings) -> dict[str, Any]:
+    """What all aiokafka clients are given. Their default partitioner is Java's murmur2 already.
+
+    Raises:
+        SettingsError: a certificate file cannot be read.
+    """
+    config: dict[str, Any] = {
+        "bootstrap_servers": settings.bootstrap_servers().split(","),
+        "client_id": client_id(),
+        "security_protocol": settings.kafka_security_protocol,
+    }
+    if settings.kafka_security_protocol in ("SSL", "SASL_SSL"):
+        config["ssl_context"] = _ssl_context(settings)
+    if settings.kafka_security_protocol.startswith("SASL"):
+        assert settings.kafka_sasl_password is not None  # noqa: S101 - the settings' own check
+        config |= {
+            "sasl_mechanism": settings.kafka_sasl_mechanism,
+            "sasl_plain_username": settings.kafka_sasl_username,
+            "sasl_plain_password": settings.kafka_sasl_password.get_secret_value(),
+        }
+    return config
+
+
+def registry_client(settings: Settings) -> SchemaRegistryClient:
+    """The schema registry's client.
+
+    Raises:
+        SettingsError: ``SCHEMA_REGISTRY_URL`` is not set.
+    """
+    from confluent_kafka.schema_registry import SchemaRegistryClient  # 0.3 s to import, rarely needed
+
+    if settings.schema_registry_url is None:
+        raise SettingsError("SCHEMA_REGISTRY_URL is not set")
+    return SchemaRegistryClient.new_client({"url": settings.schema_registry_url})
+
+
+def check_reachable(settings: Settings, timeout_s: float = 5.0) -> None:
+    """Ask for the cluster's metadata, for ``timeout_s`` at most. Blocks: not for an event loop.
+
+    Raises:
+        KafkaUnreachable: nobody answered, or nobody's address is known.
+    """
+    admin = AdminClient(admin_config(settings))
+    try:
+        admin.list_topics(timeout=timeout_s)
+    except KafkaException as error:
+        raise KafkaUnreachable(settings.bootstrap_servers(), timeout_s) from error
+
+
+def client_id() -> str:
+    """What brokers show in their logs and metrics."""
+    return f"rustfs-workers@{socket.gethostname()}"[:100]
+
+
+def _base(settings: Settings, logger: logging.Logger | None) -> dict[str, Any]:
+    return {
+        "bootstrap.servers": settings.bootstrap_servers(),
+        "client.id": client_id(),
+        "logger": logger or log,
+        "log.connection.close": True,
+        "statistics.interval.ms": 0,
+        # A broker that restarts is found again soon: the default waits up to 10 s.
+        "reconnect.backoff.ms": 50,
+        "reconnect.backoff.max.ms": 1_000,
+        **_security(settings),
+    }
+
+
+def _security(settings: Settings) -> dict[str, Any]:
+    config: dict[str, Any] = {"security.protocol": settings.kafka_security_protocol}
+    if settings.kafka_security_protocol.startswith("SASL"):
+        assert settings.kafka_sasl_password is not None  # noqa: S101 - the settings' own check
+        config |= {
+            "sasl.mechanism": settings.kafka_sasl_mechanism,
+            "sasl.username": settings.kafka_sasl_username,
+            "sasl.password": settings.kafka_sasl_password.get_secret_value(),
+        }
+    if settings.kafka_security_protocol in ("SSL", "SASL_SSL"):
+        files = {
+            "ssl.ca.location": settings.kafka_ssl_ca_location,
+            "ssl.certificate.location": settings.kafka_ssl_certificate_location,
+            "ssl.key.location": settings.kafka_ssl_key_location,
+        }
+        config |= {name: str(path) for name, path in files.items() if path is not None}
+        if settings.kafka_ssl_key_password is not None:
+            config["ssl.key.password"] = settings.kafka_ssl_key_password.get_secret_value()
+    return config
+
+
+def _ssl_context(settings: Settings) -> Any:
+    from aiokafka.helpers import create_ssl_context
+
+    password = settings.kafka_ssl_key_password
+    try:
+        return create_ssl_context(
+            cafile=_text(settings.kafka_ssl_ca_location),
+            certfile=_text(settings.kafka_ssl_certificate_location),
+            keyfile=_text(settings.kafka_ssl_key_location),
+            password=password.get_secret_value() if password else None,
+        )
+    except OSError as error:  # ssl.SSLError is one
+        raise SettingsError(f"a file of KAFKA_SSL_…_LOCATION cannot be used: {error}") from error
+
+
+def _text(path: object) -> str | None:
+    return None if path is None else str(path)

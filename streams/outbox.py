@@ -1,0 +1,363 @@
+"""Records on their way to Kafka, and the news of what became of them.
+
+In:  records from any thread. Out: one ``Ticket`` per call that learns which of its records were acknowledged.
+
+One thread at a time serves the delivery reports and counts on the tickets, so counting needs no lock: usually
+a thread of the outbox, which sleeps while nothing is in flight; during a bulk the one that produces it, since two
+threads that both work in Python halve each other's speed.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final
+
+import structlog
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
+
+from schemas.codec import peek_id
+from schemas.errors import DeliveryFailed, KafkaUnreachable, TopicsMismatch, WireError
+from schemas.headers import RawHeaders
+from schemas.wire import WireSchema
+from streams.clients import producer_config
+from streams.outgoing import OutgoingJob
+from streams.schemas_topic import schema_record
+from streams.settings import Settings
+
+log = structlog.get_logger("rustfs_workers.outbox")
+
+#: How many failed ids an error names.
+_NAMED: Final = 1000
+#: How long the serving thread waits for a report while there are records in flight.
+_POLL_S: Final = 0.05
+#: How long the counts of partitions are trusted.
+_COUNTS_AGE_S: Final = 300.0
+
+#: librdkafka's and Kafka's errors after which a record is certainly not in the log.
+_NOT_WRITTEN: Final = frozenset(
+    {
+        KafkaError.MSG_SIZE_TOO_LARGE,
+        KafkaError.RECORD_LIST_TOO_LARGE,
+        KafkaError.TOPIC_AUTHORIZATION_FAILED,
+        KafkaError.CLUSTER_AUTHORIZATION_FAILED,
+        KafkaError.INVALID_RECORD,
+        KafkaError.INVALID_TIMESTAMP,
+        KafkaError.POLICY_VIOLATION,
+        KafkaError._PURGE_QUEUE,  # noqa: SLF001 - the library's names for its own errors
+        KafkaError._UNKNOWN_PARTITION,  # noqa: SLF001
+        KafkaError._UNKNOWN_TOPIC,  # noqa: SLF001
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A record that was not acknowledged."""
+
+    job_id: str
+    reason: str
+    #: Kafka may have it all the same: the answer was lost, not the record.
+    perhaps_written: bool
+
+
+class Ticket:
+    """Counts delivery reports of one call; it is itself the callback of every record (one object for all).
+
+    ``done`` is called once or more, in the thread that serves reports or in the one that seals.
+    """
+
+    __slots__ = ("_done", "_expected", "_seen", "failed", "failures")
+
+    def __init__(self, done: Callable[[], None]) -> None:
+        self._done = done
+        self._seen = 0
+        self._expected = -1
+        self.failures: list[Failure] = []
+        self.failed = 0
+
+    def __call__(self, error: KafkaError | None, message: Message) -> None:
+        """A delivery report."""
+        if error is not None:
+            self.failed += 1
+            if len(self.failures) < _NAMED:
+                self.failures.append(
+                    Failure(_id_of(message), error.str(), perhaps_written=error.code() not in _NOT_WRITTEN)
+                )
+        self._seen += 1
+        if self._seen == self._expected:
+            self._done()
+
+    def seal(self, sent: int) -> None:
+        """No more than ``sent`` reports will come."""
+        self._expected = sent
+        if self._seen == sent:
+            self._done()
+
+    @property
+    def finished(self) -> bool:
+        """All reports are there."""
+        return self._seen == self._expected
+
+    def failure(self) -> DeliveryFailed | None:
+        """What went wrong, in words; None if nothing did."""
+        return delivery_failed(self.failures, self.failed)
+
+
+def delivery_failed(failures: list[Failure], count: int) -> DeliveryFailed | None:
+    """The error for records that were not acknowledged; None if there are none."""
+    if not count:
+        return None
+    perhaps = [failure.job_id for failure in failures if failure.perhaps_written]
+    surely = [failure.job_id for failure in failures if not failure.perhaps_written]
+    parts = [f"Kafka did not acknowledge {count:,} job(s): {failures[0].reason}"]
+    if surely:
+        parts.append(f"certainly not written: {_some(surely)}")
+    if perhaps:
+        parts.append(
+            f"perhaps written, so schedule them again only under the same job_id: {_some(perhaps)}"
+        )
+    return DeliveryFailed("; ".join(parts))
+
+
+class Outbox:
+    """One idempotent producer, shared by all threads of a process. Make it after a fork, not before."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        unreachable_after_s: float = 10.0,
+        delivery_timeout_s: float = 30.0,
+    ) -> None:
+        self._settings = settings
+        self._topics = settings.topics
+        self._unreachable_after_s = unreachable_after_s
+        self._delivery_timeout_s = delivery_timeout_s
+        self._lock = threading.RLock()
+        self._wake = threading.Condition(threading.Lock())
+        self._serving = threading.Lock()
+        self._producer: Producer | None = None
+        self._thread: threading.Thread | None = None
+        self._closed = False
+        self._published: set[bytes] = set()
+        self._count = 0
+        self._counted_at = -math.inf
+        self._turn = 0
+        self._give_up_at = math.inf
+        #: Producers that met a fatal error and still have reports to give.
+        self._failed: list[Producer] = []
+
+    def ready_for(self, schema: WireSchema) -> bool:
+        """Whether ``prepare`` has nothing to do; costs no time and talks to nobody."""
+        return (
+            self._producer is not None
+            and (self._settings.schema_registry_url is not None or schema.fingerprint in self._published)
+            and time.monotonic() - self._counted_at < _COUNTS_AGE_S
+        )
+
+    def prepare(self, schema: WireSchema) -> None:
+        """Connect, count partitions, publish the schema; whatever of it is still to do. Blocks.
+
+        Raises:
+            KafkaUnreachable: no broker answered in time.
+            TopicsMismatch: a topic is missing, or the counts differ.
+            DeliveryFailed: the schema was not acknowledged.
+        """
+        with self._lock:
+            producer = self.producer()
+            if time.monotonic() - self._counted_at >= _COUNTS_AGE_S:
+                self._count_partitions(producer)
+            if self._settings.schema_registry_url is None and schema.fingerprint not in self._published:
+                self._publish(schema)
+
+    def producer(self) -> Producer:
+        """The producer; a new one if there is none, or the last one met a fatal error."""
+        with self._lock:
+            if self._closed:
+                raise DeliveryFailed("nothing was sent: this producer is closed")
+            if self._producer is None:
+                self._producer = Producer(
+                    {
+                        # Reports come back within a millisecond or two; a backlog still fills whole batches.
+                        **producer_config(
+                            self._settings, linger_ms=0, delivery_timeout_s=self._delivery_timeout_s
+                        ),
+                        "error_cb": self._on_error,
+                    }
+                )
+            return self._producer
+
+    def send(self, job: OutgoingJob, ticket: Ticket) -> bool:
+        """Hand one record over; False if the queue is full (wait a little, then try again). Never blocks.
+
+        Raises:
+            DeliveryFailed: it cannot be sent at all.
+        """
+        partition = job.partition
+        if partition is None:
+            partition = -1 if job.ordered else self.next_partition()
+        return self.produce(
+            job.topic, job.key, job.value, partition, ticket, headers=job.headers, timestamp_ms=job.timestamp_ms
+        )
+
+    def produce(  # noqa: PLR0913 - a Kafka record has that many parts
+        self,
+        topic: str,
+        key: bytes,
+        value: bytes,
+        partition: int,
+        ticket: Ticket,
+        *,
+        headers: RawHeaders | None = None,
+        timestamp_ms: int = 0,
+    ) -> bool:
+        """As ``send``, for any record; partition -1 places the key."""
+        producer = self._producer or self.producer()
+        try:
+            producer.produce(
+                topic, value, key, partition, on_delivery=ticket, timestamp=timestamp_ms, headers=headers or []
+            )
+        except BufferError:
+            return False
+        except KafkaException as error:
+            self._counted_at = -math.inf  # the partition may be gone: count again next time
+            raise DeliveryFailed(f"nothing was sent to {topic}: {error.args[0].str()}") from error
+        return True
+
+    def serve(self) -> None:
+        """See that delivery reports are served; call it after ``send``, once for many."""
+        thread = self._thread
+        if thread is None:
+            with self._lock:
+                if self._thread is None:
+                    self._thread = threading.Thread(
+                        target=self._serve, name="rustfs-workers-deliveries", daemon=True
+                    )
+                    self._thread.start()
+        with self._wake:
+            self._wake.notify()
+
+    @contextmanager
+    def bulk(self) -> Iterator[Callable[[float], None]]:
+        """Serve reports in this thread for a while: gives a function to do so, which waits for the first one.
+
+        Where another thread is at it already, that function only waits.
+        """
+        if not self._serving.acquire(timeout=2 * _POLL_S):
+            yield time.sleep
+            return
+        try:
+            yield self._poll
+        finally:
+            self._serving.release()
+            self.serve()
+
+    def _poll(self, timeout_s: float) -> None:
+        producer = self._producer
+        if producer is not None:
+            producer.poll(timeout_s)
+
+    def next_partition(self) -> int:
+        """The next partition in turn."""
+        # Two threads that get the same turn do no harm.
+        turn = self._turn = self._turn + 1
+        return turn % self._count if self._count else -1
+
+    @property
+    def partition_count(self) -> int:
+        """Partitions of each job topic, as last counted."""
+        return self._count
+
+    def close(self, timeout_s: float) -> None:
+        """Wait for what is in flight, ``timeout_s`` at most, then give the rest up and stop."""
+        with self._lock:
+            self._give_up_at = time.monotonic() + timeout_s
+            self._closed = True
+        if self._thread is not None:
+            with self._wake:
+                self._wake.notify()
+            self._thread.join()
+        self._producer = None
+
+    def _serve(self) -> None:
+        while True:
+            busy = [producer for producer in (self._producer, *self._failed) if producer is not None and len(producer)]
+            if busy:
+                for producer in busy:
+                    if self._closed and time.monotonic() > self._give_up_at:
+                        producer.purge()
+                    with self._serving:
+                        producer.poll(_POLL_S)
+                continue
+            self._failed.clear()
+            with self._wake:
+                if self._closed:
+                    return
+                # Asked again under the lock: a record may have come in between.
+                if self._producer is None or not len(self._producer):
+                    self._wake.wait()
+
+    def _on_error(self, error: KafkaError) -> None:
+        """librdkafka's global errors; called from ``poll``."""
+        if not error.fatal():
+            return
+        # Records in flight still get their reports from the old producer; new records need a new one.
+        log.error("producer failed", error=error.str())
+        with self._lock:
+            if self._producer is not None:
+                self._failed.append(self._producer)
+            self._producer = None
+
+    def _count_partitions(self, producer: Producer) -> None:
+        names = (*self._topics.jobs.values(), *self._topics.retry.values())
+        try:
+            known = producer.list_topics(timeout=self._unreachable_after_s).topics
+        except KafkaException as error:
+            raise KafkaUnreachable(self._settings.bootstrap_servers(), self._unreachable_after_s) from error
+        counts = {name: len(known[name].partitions) if name in known else 0 for name in names}
+        missing = [name for name, count in counts.items() if not count]
+        if missing:
+            raise TopicsMismatch(
+                f"these topics do not exist: {', '.join(missing)}; "
+                "create them with `rustfs-workers topics create`"
+            )
+        if len(set(counts.values())) > 1:
+            listed = ", ".join(f"{name} has {count}" for name, count in counts.items())
+            raise TopicsMismatch(
+                f"job and retry topics have unequal partition counts: {listed}; one object's jobs would run "
+                "side by side. See `rustfs-workers topics check`"
+            )
+        self._count = counts[names[0]]
+        self._counted_at = time.monotonic()
+
+    def _publish(self, schema: WireSchema) -> None:
+        key, value = schema_record(schema)
+        finished = threading.Event()
+        ticket = Ticket(finished.set)
+        self.produce(self._topics.schemas, key, value, 0, ticket)
+        ticket.seal(1)
+        self.serve()
+        finished.wait()
+        if ticket.failed:
+            raise DeliveryFailed(
+                f"the schema of {schema.full_name} was not acknowledged, so no job was sent: "
+                f"{ticket.failures[0].reason}"
+            )
+        self._published.add(schema.fingerprint)
+
+
+def _id_of(message: Message) -> str:
+    try:
+        return peek_id(message.value()).decode()
+    except WireError:
+        return repr(message.key())
+
+
+def _some(ids: list[str]) -> str:
+    shown = ", ".join(ids[:20])
+    return f"{shown} and {len(ids) - 20:,} more" if len(ids) > 20 else shown  # noqa: PLR2004

@@ -1,0 +1,322 @@
+"""Schedule jobs from plain, synchronous code: a storage node, a script, a thread.
+
+In:  job objects. Out: their ids, once Kafka has acknowledged them on all replicas.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from datetime import datetime, timedelta
+from types import TracebackType
+from typing import Final, Self
+
+from schemas.codec import Codec
+from schemas.errors import DeliveryFailed, JobRefused
+from schemas.job import Job
+from schemas.topics import JobPriority
+from streams.outbox import Failure, Outbox, Ticket, delivery_failed
+from streams.outgoing import JobOptions, OutgoingJob, Rules, Settled, compose, declared_type, settle
+from streams.registry import build_codec
+from streams.settings import Settings, load_settings
+
+#: Jobs of a bulk between two looks at the clock.
+_CHUNK: Final = 256
+#: From so many jobs on, a bulk sends them in runs of this length to one partition.
+_MANY: Final = 1024
+_RUN: Final = 64
+#: How long to wait where the queue to Kafka is full.
+_FULL_WAIT_S: Final = 0.002
+_POLL_S: Final = 0.01
+
+
+class JobProducer:
+    """Schedules jobs; safe from any thread, one per process is enough. Blocks: asyncio code has ``JobQueue``.
+
+    .. code-block:: python
+
+        with JobProducer() as producer:
+            job_id = producer.schedule_job(ThumbnailJob(source_path="bucket/a.jpg"), JobPriority.HIGH)
+
+    Args:
+        settings: default: ``load_settings()``.
+        source: who produces, for people; default: host name and process id.
+        unreachable_after: how long to look for a broker.
+        delivery_timeout: how long Kafka may take to acknowledge a record.
+
+    Make it after a fork, not before: its connection belongs to the process.
+    """
+
+    def __init__(
+        self,
+        settings: Settings | None = None,
+        *,
+        source: str | None = None,
+        unreachable_after: timedelta = timedelta(seconds=10),
+        delivery_timeout: timedelta = timedelta(seconds=30),
+        codec: Codec | None = None,
+    ) -> None:
+        self.settings = settings or load_settings()
+        self.codec = codec or build_codec(self.settings)
+        self.rules = Rules.of(self.settings, self.codec, source or default_source())
+        self.outbox = Outbox(
+            self.settings,
+            unreachable_after_s=unreachable_after.total_seconds(),
+            delivery_timeout_s=delivery_timeout.total_seconds(),
+        )
+        self._delivery_timeout_s = delivery_timeout.total_seconds()
+        self._unwaited: set[_Unwaited] = set()
+        self._unwaited_failures: list[Failure] = []
+        self._unwaited_failed = 0
+        self._settled = threading.Condition()
+
+    def schedule_job(  # noqa: PLR0913 - keyword-only, each with a default
+        self,
+        job: Job,
+        priority: JobPriority = JobPriority.NORMAL,
+        delay: timedelta | None = None,
+        *,
+        at: datetime | None = None,
+        key: str | None = None,
+        job_id: str | None = None,
+        max_retries: int | None = None,
+        timeout: timedelta | None = None,
+        parent_id: str | None = None,
+        traceparent: str | None = None,
+        wait: bool = True,
+    ) -> str:
+        """Schedule one job; its id, once Kafka has acknowledged it.
+
+        Args:
+            job: an instance of a declared job type.
+            priority: which of the four.
+            delay: not before this much time has passed; up to 400 days.
+            at: not before this time (with a time zone), instead of ``delay``.
+            key: ordering key, up to 1 KiB; default: the job's own ``ordering_key()``.
+            job_id: a UUID to use; to repeat a call whose outcome is unknown.
+            max_retries: runs after the first; default: the job's type decides.
+            timeout: limit of one run; default: the job's type decides.
+            parent_id: the job that schedules this one.
+            traceparent: W3C trace context to go on with.
+            wait: False returns at once; ``flush()`` waits, and raises what went wrong.
+
+        Raises:
+            UnknownJobType, InvalidJob, PayloadTooLarge: refused, nothing was sent.
+            KafkaUnreachable: no broker answered; nothing was sent.
+            TopicsMismatch: the topics are not there, or not as they must be; nothing was sent.
+            DeliveryFailed: not acknowledged in time; the message says whether it may have been written.
+        """
+        options = JobOptions(
+            priority, delay, at, key, job_id, max_retries, timeout, parent_id, traceparent
+        )
+        now_ms = time.time_ns() // 1_000_000
+        outgoing = compose(job, settle(options, now_ms, self.rules), now_ms, self.rules)
+        self.outbox.prepare(declared_type(job).wire)
+        if not wait:
+            self._send_unwaited(outgoing)
+            return outgoing.job_id
+        finished = threading.Event()
+        ticket = Ticket(finished.set)
+        self._send(outgoing, ticket, self._sleep)
+        ticket.seal(1)
+        self.outbox.serve()
+        finished.wait()
+        if (failure := ticket.failure()) is not None:
+            raise failure
+        return outgoing.job_id
+
+    def schedule_jobs(  # noqa: PLR0913 - keyword-only, each with a default
+        self,
+        jobs: Iterable[Job | tuple[Job, JobPriority]],
+        priority: JobPriority = JobPriority.NORMAL,
+        delay: timedelta | None = None,
+        *,
+        at: datetime | None = None,
+        key: str | None = None,
+        max_retries: int | None = None,
+        timeout: timedelta | None = None,
+        parent_id: str | None = None,
+        traceparent: str | None = None,
+        stop: threading.Event | None = None,
+    ) -> list[str]:
+        """Schedule many jobs; their ids in order, once Kafka has acknowledged all of them.
+
+        ``jobs`` may be endless in principle: it is read as fast as Kafka takes it. Items are jobs, or pairs of a
+        job and its priority. The options hold for all. ``stop`` ends the reading early (the ids so far come back).
+
+        Raises:
+            UnknownJobType, InvalidJob, PayloadTooLarge: a job was refused. Those before it have been scheduled;
+                a note on the exception says how many.
+            KafkaUnreachable, TopicsMismatch, DeliveryFailed: as ``schedule_job``.
+        """
+        options = JobOptions(priority, delay, at, key, None, max_retries, timeout, parent_id, traceparent)
+        with self.outbox.bulk() as serve:
+            bulk = _Bulk(self, options, serve)
+            try:
+                for item in jobs:
+                    bulk.add(item)
+                    if stop is not None and stop.is_set():
+                        break
+            except BaseException as error:
+                bulk.finish()
+                sent, failed = len(bulk.ids), bulk.ticket.failed
+                error.add_note(f"{sent:,} job(s) before it were sent, {failed:,} of them without success")
+                raise
+            bulk.finish()
+        if (failure := bulk.ticket.failure()) is not None:
+            raise failure
+        return bulk.ids
+
+    def flush(self, timeout: timedelta | None = None) -> None:
+        """Wait until everything scheduled with ``wait=False`` is acknowledged.
+
+        Raises:
+            DeliveryFailed: something was not acknowledged since the last ``flush()``, or the time is up.
+        """
+        with self._settled:
+            in_time = self._settled.wait_for(
+                lambda: not self._unwaited, timeout.total_seconds() if timeout is not None else None
+            )
+            failures, self._unwaited_failures = self._unwaited_failures, []
+            failed, self._unwaited_failed = self._unwaited_failed, 0
+            left = len(self._unwaited)
+        if (failure := delivery_failed(failures, failed)) is not None:
+            raise failure
+        if not in_time:
+            raise DeliveryFailed(f"{left:,} job(s) are not acknowledged yet; flush() again")
+
+    def close(self) -> None:
+        """Wait for acknowledgements, then let the connection go.
+
+        Raises:
+            DeliveryFailed: as ``flush()``.
+        """
+        self.outbox.close(self._delivery_timeout_s)
+        self.flush(timedelta(0))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _send(self, outgoing: OutgoingJob, ticket: Ticket, serve: Callable[[float], None]) -> None:
+        """Hand over; a full queue is back-pressure, which ends when Kafka takes records again.
+
+        Raises:
+            DeliveryFailed: the queue stayed full for as long as a delivery may take.
+        """
+        if self.outbox.send(outgoing, ticket):
+            return
+        give_up_at = time.monotonic() + self._delivery_timeout_s
+        while not self.outbox.send(outgoing, ticket):
+            if time.monotonic() > give_up_at:
+                raise DeliveryFailed(
+                    f"nothing was sent: the queue to Kafka stayed full for {self._delivery_timeout_s:.0f} s"
+                )
+            serve(_FULL_WAIT_S)
+
+    def _sleep(self, seconds: float) -> None:
+        self.outbox.serve()
+        time.sleep(seconds)
+
+    def _send_unwaited(self, outgoing: OutgoingJob) -> None:
+        unwaited = _Unwaited(self)
+        with self._settled:
+            self._unwaited.add(unwaited)
+        try:
+            self._send(outgoing, unwaited.ticket, self._sleep)
+        except BaseException:
+            with self._settled:
+                self._unwaited.discard(unwaited)
+            raise
+        unwaited.ticket.seal(1)
+        self.outbox.serve()
+
+    def _forget(self, unwaited: _Unwaited) -> None:
+        with self._settled:
+            if unwaited not in self._unwaited:
+                return
+            self._unwaited.remove(unwaited)
+            self._unwaited_failed += unwaited.ticket.failed
+            self._unwaited_failures += unwaited.ticket.failures
+            if not self._unwaited:
+                self._settled.notify_all()
+
+
+class _Unwaited:
+    """A job that nobody waits for until ``flush()``."""
+
+    __slots__ = ("_producer", "ticket")
+
+    def __init__(self, producer: JobProducer) -> None:
+        self._producer = producer
+        self.ticket = Ticket(self._done)
+
+    def _done(self) -> None:
+        self._producer._forget(self)  # noqa: SLF001 - the two belong together
+
+
+class _Bulk:
+    """One call of ``schedule_jobs``: what is the same for all its jobs, made once."""
+
+    def __init__(
+        self, producer: JobProducer, options: JobOptions, serve: Callable[[float], None]
+    ) -> None:
+        self._producer = producer
+        self._serve = serve
+        self._outbox = producer.outbox
+        self._rules = producer.rules
+        self._options = options
+        self._settled: dict[JobPriority, Settled] = {}
+        self._prepared: set[type] = set()
+        self._now_ms = 0
+        self._run = 1
+        self._partition = -1
+        self.ticket = Ticket(lambda: None)
+        self.ids: list[str] = []
+
+    def add(self, item: Job | tuple[Job, JobPriority]) -> None:
+        job, priority = item if isinstance(item, tuple) else (item, self._options.priority)
+        if len(self.ids) % _CHUNK == 0:
+            self._now_ms = time.time_ns() // 1_000_000
+            self._serve(0)
+            self._prepared.clear()
+            # A few jobs are spread evenly; many are sent in runs, which make fuller batches.
+            self._run = _RUN if len(self.ids) >= _MANY else 1
+        settled = self._settled.get(priority)
+        if settled is None:
+            settled = self._settle(priority)
+        if not len(self.ids) % self._run:
+            self._partition = self._outbox.next_partition()
+        outgoing = compose(job, settled, self._now_ms, self._rules, partition=self._partition)
+        if type(job) not in self._prepared:
+            self._outbox.prepare(declared_type(job).wire)
+            self._prepared.add(type(job))
+        if not self._outbox.send(outgoing, self.ticket):
+            self._producer._send(outgoing, self.ticket, self._serve)  # noqa: SLF001 - the two belong together
+        self.ids.append(outgoing.job_id)
+
+    def finish(self) -> None:
+        """Wait for the acknowledgements of all that was sent."""
+        self.ticket.seal(len(self.ids))
+        while not self.ticket.finished:
+            self._serve(_POLL_S)
+
+    def _settle(self, priority: JobPriority) -> Settled:
+        from dataclasses import replace
+
+        settled = settle(replace(self._options, priority=priority), self._now_ms, self._rules)
+        self._settled[priority] = settled
+        return settled
+
+
+def default_source() -> str:
+    """Host name and process id."""
+    return f"{socket.gethostname()}:{os.getpid()}"

@@ -1,0 +1,132 @@
+"""Read topics from their beginning to an end taken at the call.
+
+In:  topic names. Out: every record in between, one call each, and whether the end was reached in time.
+
+The end is the *high watermark*: under read_committed an open transaction of anybody hides what stands behind it,
+the caller's own acknowledged write included, and the "end" that Kafka reports would lie before it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from confluent_kafka import Consumer, IsolationLevel, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka.admin import AdminClient, OffsetSpec
+
+from schemas.errors import KafkaUnreachable, TopicsMismatch
+from streams.clients import admin_config, reader_config
+from streams.settings import Settings
+
+_BATCH = 500
+Partition = tuple[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class ScanResult:
+    """What became of a scan."""
+
+    #: False: the time was up; partitions in ``behind`` have more, or an open transaction hides it.
+    complete: bool
+    behind: tuple[Partition, ...] = ()
+
+
+def scan(
+    settings: Settings,
+    topics: Sequence[str],
+    each: Callable[[Message], None],
+    *,
+    timeout_s: float,
+    read_committed: bool = True,
+) -> ScanResult:
+    """Call ``each`` for every record of ``topics``, tombstones included; order holds within a partition.
+
+    Blocks: not for an event loop. ``timeout_s`` bounds the reading; finding the ends may take as long again.
+
+    Raises:
+        KafkaUnreachable: no broker answered in time.
+        TopicsMismatch: a topic does not exist.
+    """
+    admin = AdminClient(admin_config(settings))
+    partitions = partitions_of(settings, admin, topics, timeout_s)
+    ends = offsets(settings, admin, partitions, OffsetSpec.latest(), timeout_s)
+    starts = offsets(settings, admin, partitions, OffsetSpec.earliest(), timeout_s)
+    open_ends = {partition: end for partition, end in ends.items() if starts[partition] < end}
+    if not open_ends:
+        return ScanResult(complete=True)
+    deadline = time.monotonic() + timeout_s
+    config = reader_config(settings, read_committed=read_committed)
+    consumer = Consumer({**config, "enable.partition.eof": True})
+    try:
+        consumer.assign([TopicPartition(topic, number, starts[topic, number]) for topic, number in open_ends])
+        while open_ends and (left := deadline - time.monotonic()) > 0:
+            message = consumer.poll(min(left, 0.1))
+            if message is None:
+                continue
+            for got in (message, *consumer.consume(_BATCH, 0)):
+                _take(got, each, open_ends)
+    finally:
+        consumer.close()
+    return ScanResult(complete=not open_ends, behind=tuple(open_ends))
+
+
+def partitions_of(
+    settings: Settings, admin: AdminClient, topics: Iterable[str], timeout_s: float
+) -> list[Partition]:
+    """Every partition of ``topics``.
+
+    Raises:
+        KafkaUnreachable: no broker answered in time.
+        TopicsMismatch: a topic does not exist.
+    """
+    try:
+        known = admin.list_topics(timeout=timeout_s).topics
+    except KafkaException as error:
+        raise KafkaUnreachable(settings.bootstrap_servers(), timeout_s) from error
+    missing = [topic for topic in topics if topic not in known or not known[topic].partitions]
+    if missing:
+        raise TopicsMismatch(
+            f"these topics do not exist: {', '.join(missing)}; create them with `rustfs-workers topics create`"
+        )
+    return [(topic, number) for topic in topics for number in sorted(known[topic].partitions)]
+
+
+def offsets(
+    settings: Settings,
+    admin: AdminClient,
+    partitions: Iterable[Partition],
+    spec: OffsetSpec,
+    timeout_s: float,
+    isolation: IsolationLevel = IsolationLevel.READ_UNCOMMITTED,
+) -> dict[Partition, int]:
+    """Log starts or ends, asked for in one go.
+
+    Raises:
+        KafkaUnreachable: a partition's leader did not answer in time.
+    """
+    request = {TopicPartition(topic, number): spec for topic, number in partitions}
+    if not request:
+        return {}
+    answers = admin.list_offsets(request, isolation_level=isolation, request_timeout=timeout_s)
+    try:
+        return {(asked.topic, asked.partition): answer.result().offset for asked, answer in answers.items()}
+    except KafkaException as error:
+        raise KafkaUnreachable(settings.bootstrap_servers(), timeout_s) from error
+
+
+def _take(message: Message, each: Callable[[Message], None], open_ends: dict[Partition, int]) -> None:
+    topic, number, offset = message.topic(), message.partition(), message.offset()
+    assert topic is not None and number is not None and offset is not None  # noqa: S101, PT018 - it was consumed
+    error = message.error()
+    if error is None:
+        each(message)
+        reached = offset + 1
+    elif error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001 - the library's name for it
+        # Behind the last record there may be markers of transactions, which only this event passes.
+        reached = offset
+    else:
+        raise KafkaException(error)
+    end = open_ends.get((topic, number))
+    if end is not None and reached >= end:
+        del open_ends[topic, number]

@@ -1,0 +1,153 @@
+"""The topic ``schemas``: what the fingerprint in a frame stands for.
+
+In:  the topic's records (key: fingerprint in hexadecimal, value: Avro schema as JSON). Out: a filled ``SchemaStore``.
+The other way round, ``schema_record`` makes the record that a producer publishes before its first job of a type.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+
+import structlog
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+
+from schemas.codec import SchemaStore
+from schemas.errors import BadSchema, KafkaUnreachable, UnknownSchema
+from schemas.wire import WireSchema
+from streams.clients import reader_config, registry_client
+from streams.registry import CONFLUENT_KEY_LENGTH, RegistrySchemas
+from streams.settings import Settings
+
+log = structlog.get_logger("rustfs_workers.schemas_topic")
+
+
+def schema_record(schema: WireSchema) -> tuple[bytes, bytes]:
+    """Key and value of a schema on the topic ``schemas``."""
+    return schema.fingerprint.hex().encode(), schema.json.encode()
+
+
+class SchemaTopicReader:
+    """Follows the topic ``schemas``. Safe from any thread, one at a time; blocks: not for an event loop.
+
+    Close it in the end; the connection stays open between two calls.
+    """
+
+    def __init__(self, settings: Settings, store: SchemaStore) -> None:
+        self._settings = settings
+        self._store = store
+        self._lock = threading.Lock()
+        self._consumer: Consumer | None = None
+        self._partition = TopicPartition(settings.topics.schemas, 0)
+        self._next = 0
+
+    @property
+    def bootstrap_servers(self) -> str:
+        """Where this reads."""
+        return self._settings.bootstrap_servers()
+
+    def catch_up(self, timeout_s: float) -> bool:
+        """Read on to the end as it is now; False if the time was up.
+
+        A record that asked for an unknown schema was written before this call: if its schema is not there after
+        True, nobody has published it.
+
+        Raises:
+            KafkaUnreachable: no broker answered in time.
+        """
+        deadline = time.monotonic() + timeout_s
+        with self._lock:
+            consumer = self._open()
+            try:
+                start, end = consumer.get_watermark_offsets(self._partition, timeout=timeout_s, cached=False)
+            except KafkaException as error:
+                raise KafkaUnreachable(self._settings.bootstrap_servers(), timeout_s) from error
+            self._next = max(self._next, start)
+            while self._next < end and (left := deadline - time.monotonic()) > 0:
+                message = consumer.poll(left)
+                if message is not None:
+                    self._take(message)
+            return self._next >= end
+
+    def close(self) -> None:
+        """Let the connection go. A later ``catch_up`` opens a new one and reads from the beginning."""
+        with self._lock:
+            if self._consumer is not None:
+                self._consumer.close()
+                self._consumer = None
+                self._next = 0
+
+    def _open(self) -> Consumer:
+        if self._consumer is None:
+            # Schemas are not written in transactions: nobody's open transaction may hide one.
+            config = reader_config(self._settings, read_committed=False)
+            self._consumer = Consumer({**config, "enable.partition.eof": True})
+            self._consumer.assign([TopicPartition(self._partition.topic, 0, 0)])
+        return self._consumer
+
+    def _take(self, message: Message) -> None:
+        error, offset = message.error(), message.offset()
+        assert offset is not None  # noqa: S101 - it was consumed
+        if error is None:
+            self._next = offset + 1
+            _add(self._store, message.key(), message.value())
+        elif error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001 - the library's name for it
+            # Compaction may have removed the records before the end.
+            self._next = max(self._next, offset)
+        else:
+            raise KafkaException(error)
+
+
+class SchemaLookup:
+    """Learns what a frame key stands for, wherever that is written down. Blocks: not for an event loop."""
+
+    def __init__(
+        self, store: SchemaStore, reader: SchemaTopicReader, registry: RegistrySchemas | None = None
+    ) -> None:
+        self._store = store
+        self._reader = reader
+        self._registry = registry
+
+    def learn(self, key: bytes, timeout_s: float) -> bool:
+        """Add the schema of ``key`` to the store; False if there is none.
+
+        Raises:
+            KafkaUnreachable: the end of ``schemas`` was not reached in time, so nobody knows yet.
+            RegistryFailed: the registry did not answer.
+            BadSchema: the registry has one that cannot be used.
+        """
+        if self._has(key):
+            return True
+        if len(key) == CONFLUENT_KEY_LENGTH:
+            return self._registry is not None and self._registry.learn(key)
+        if not self._reader.catch_up(timeout_s):
+            raise KafkaUnreachable(self._reader.bootstrap_servers, timeout_s)
+        return self._has(key)
+
+    def _has(self, key: bytes) -> bool:
+        try:
+            self._store.get(key)
+        except UnknownSchema:
+            return False
+        return True
+
+    def close(self) -> None:
+        """Let the connections go."""
+        self._reader.close()
+
+
+def schema_lookup(settings: Settings, store: SchemaStore) -> SchemaLookup:
+    """A lookup that fills ``store`` from the topic, and from the registry if one is set."""
+    registry = RegistrySchemas(registry_client(settings), store) if settings.schema_registry_url else None
+    return SchemaLookup(store, SchemaTopicReader(settings, store), registry)
+
+
+def _add(store: SchemaStore, key: bytes | None, value: bytes | None) -> None:
+    """One record of the topic; what cannot be used is logged and left out, so that jobs of it are dead letters."""
+    if value is None:
+        return
+    try:
+        store.add(bytes.fromhex((key or b"").decode("ascii")), json.loads(value))
+    except (ValueError, RecursionError, BadSchema) as error:
+        log.warning("schema not usable", key=repr(key)[:80], error=f"{type(error).__name__}: {error}"[:300])

@@ -1,0 +1,520 @@
+"""Everything that can be set, in one typed place.
+
+In:  the environment, a file ``rustfs-workers.toml``, values given in code. Out: a frozen ``Settings``, or a
+``SettingsError`` that names the variable. A value given in code wins over the environment, which wins over
+the file.
+
+The environment name of a setting is ``RUSTFS_WORKERS_`` and its name in capitals; parts of a nested one are
+joined by ``__``. The names that Kafka users know (``KAFKA_BOOTSTRAP_SERVERS``, …) work as they are.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import platform
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, NamedTuple
+from urllib.parse import urlsplit, urlunsplit
+
+import platformdirs
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FilePath,
+    PrivateAttr,
+    SecretStr,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import SettingsError as UnreadableValue
+from pydantic_settings.sources import InitSettingsSource
+
+from schemas.errors import KafkaUnreachable, PipelineError, SettingsError
+from schemas.topics import DEFAULT_PARTITIONS, DEFAULT_PREFIX, JobPriority, Topics
+
+APP_NAME: Final = "rustfs-workers"
+ENV_PREFIX: Final = "RUSTFS_WORKERS_"
+FILE_NAME: Final = "rustfs-workers.toml"
+#: Where the embedded broker writes its address, below ``data_dir``.
+ADDRESS_FILE: Final = Path("kafka", "address")
+
+#: Settings that also answer to a name without our prefix.
+CUSTOMARY_NAMES: Final[Mapping[str, str]] = {
+    name.upper(): name
+    for name in (
+        "kafka_bootstrap_servers",
+        "kafka_security_protocol",
+        "kafka_sasl_mechanism",
+        "kafka_sasl_username",
+        "kafka_sasl_password",
+        "kafka_ssl_ca_location",
+        "kafka_ssl_certificate_location",
+        "kafka_ssl_key_location",
+        "kafka_ssl_key_password",
+        "schema_registry_url",
+    )
+}
+
+_DAY_S: Final = 86_400
+_MASK: Final = "******"
+
+NodeName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=64)]
+NodeUrl = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9+.-]*://", max_length=2048)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Weight = Annotated[int, Field(ge=1, le=1000)]
+
+
+class NoKafkaAddress(KafkaUnreachable):
+    """No address is set, and no embedded broker has left one."""
+
+    def __init__(self, address_file: Path) -> None:
+        self.bootstrap_servers = ""
+        self.address_file = address_file
+        PipelineError.__init__(
+            self,
+            f"no Kafka is known: KAFKA_BOOTSTRAP_SERVERS is not set and there is no {address_file}; "
+            "start one with `rustfs-workers up`, or set KAFKA_BOOTSTRAP_SERVERS",
+        )
+
+
+class PriorityWeights(BaseModel):
+    """How often each priority is served while all have jobs waiting."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    critical: Weight = 8
+    high: Weight = 4
+    normal: Weight = 2
+    low: Weight = 1
+
+    def by_priority(self) -> dict[JobPriority, int]:
+        """The weights as a mapping, most urgent first."""
+        return {priority: getattr(self, priority.value) for priority in JobPriority}
+
+
+def default_worker_id() -> str:
+    """The host's short name, in characters that a topic's key and a file name can hold."""
+    host = platform.node().split(".")[0]
+    return re.sub(r"[^A-Za-z0-9_-]", "-", host).strip("-")[:48] or "worker"
+
+
+def _default_data_dir() -> Path:
+    return platformdirs.user_data_path(APP_NAME)
+
+
+class Settings(BaseSettings):
+    """All settings. Frozen: a process reads them once, at its start, and hands them on.
+
+    ``load_settings`` is the way to make one; the constructor itself raises pydantic's errors.
+    """
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        extra="forbid",
+        env_prefix=ENV_PREFIX,
+        env_nested_delimiter="__",
+        # A node's name may hold "__": only the first one separates.
+        env_nested_max_split=1,
+        # `KAFKA_BOOTSTRAP_SERVERS=` in a compose file means "not set".
+        env_ignore_empty=True,
+        hide_input_in_errors=True,
+    )
+
+    kafka_bootstrap_servers: str | None = Field(
+        None,
+        description="Kafka's addresses, host:port joined by commas; none: the embedded broker that is running",
+    )
+    kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
+        "PLAINTEXT", description="how to talk to Kafka: PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL"
+    )
+    kafka_sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field(
+        "PLAIN", description="how to log in: PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512"
+    )
+    kafka_sasl_username: str | None = Field(None, description="name to log in with")
+    kafka_sasl_password: SecretStr | None = Field(None, description="password to log in with")
+    kafka_ssl_ca_location: FilePath | None = Field(
+        None, description="file of the certificates that sign the brokers' ones; none: the system's"
+    )
+    kafka_ssl_certificate_location: FilePath | None = Field(
+        None, description="file of our own certificate (PEM)"
+    )
+    kafka_ssl_key_location: FilePath | None = Field(None, description="file of our own private key (PEM)")
+    kafka_ssl_key_password: SecretStr | None = Field(None, description="password of our own private key")
+    schema_registry_url: str | None = Field(
+        None, description="a Confluent schema registry; none: schemas travel on the topic `schemas`"
+    )
+    topic_prefix: str = Field(
+        DEFAULT_PREFIX,
+        pattern=r"^[A-Za-z0-9._-]*$",
+        max_length=100,
+        description="what all topic names begin with; another prefix is another deployment",
+    )
+    partitions: int = Field(
+        DEFAULT_PARTITIONS,
+        ge=1,
+        le=1000,
+        description="partitions of every job, retry, dead letter and status topic; never changed in place",
+    )
+    replication_factor: int | None = Field(
+        None, ge=1, le=32, description="copies of every topic; none: 3 where there are three brokers, else 1"
+    )
+    data_dir: Path = Field(
+        default_factory=_default_data_dir, description="directory of the embedded Kafka and of local views"
+    )
+    nodes: dict[NodeName, NodeUrl] = Field(
+        default_factory=dict,
+        description="storage nodes, name = URL (file:///dir, s3://bucket?…, memory://); names in lower case",
+    )
+    worker_id: str = Field(
+        default_factory=default_worker_id,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        max_length=64,
+        description="name of a worker, the same after a restart, different from every other worker's",
+    )
+    max_concurrent_jobs: int = Field(64, ge=1, le=10_000, description="jobs that one process runs at a time")
+    thread_pool_size: int = Field(16, ge=1, le=1000, description="threads for plain functions")
+    process_pool_size: int = Field(
+        default_factory=lambda: os.cpu_count() or 1, ge=1, le=1000, description="processes for CPU-bound jobs"
+    )
+    job_timeout_s: Seconds = Field(
+        300.0, description="seconds that one run may take, unless its type says otherwise"
+    )
+    retry_limit: int = Field(
+        3,
+        ge=0,
+        le=1000,
+        description="how often a failed job runs again, unless the job or its type says otherwise",
+    )
+    cleanup_interval_s: Seconds = Field(60.0, description="seconds between two rounds of housekeeping")
+    tick_ms: int = Field(20, ge=1, le=1000, description="milliseconds between two transactions of a worker")
+    session_timeout_s: float = Field(
+        45.0,
+        ge=3,
+        le=1800,
+        description="seconds after which Kafka gives up a silent worker, where the broker does not tell",
+    )
+    drain_timeout_s: Seconds = Field(30.0, description="seconds that running jobs get after SIGTERM")
+    revoke_timeout_s: Seconds = Field(
+        3.0, description="seconds that running jobs get when their partition moves"
+    )
+    buffer_high: int = Field(1000, ge=1, description="waiting jobs of one priority at which fetching pauses")
+    buffer_low: int = Field(250, ge=0, description="waiting jobs of one priority at which fetching goes on")
+    strict_priorities: bool = Field(
+        False, description="serve a priority only while all higher ones are empty"
+    )
+    priority_weights: PriorityWeights = Field(
+        default_factory=PriorityWeights,
+        description="how often each priority is served while all have jobs waiting",
+    )
+    snooze_limit_s: Seconds = Field(
+        7.0 * _DAY_S, description="seconds since its creation for which a job may be snoozed"
+    )
+    max_payload_bytes: int = Field(
+        262_144, ge=1024, le=900_000, description="largest job that is accepted, in bytes as encoded"
+    )
+    max_delay_days: int = Field(400, ge=0, le=3650, description="longest delay that is accepted, in days")
+    metrics_port: int | None = Field(None, ge=1, le=65_535, description="port of /metrics; none: not served")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="least level that is logged: debug, info, warning or error"
+    )
+    log_format: Literal["console", "json"] = Field(
+        "console", description="console for people, json for programs"
+    )
+
+    _sources: dict[str, str] = PrivateAttr(default_factory=dict)
+
+    @property
+    def topics(self) -> Topics:
+        """The topic names of this deployment."""
+        return Topics(self.topic_prefix)
+
+    def bootstrap_servers(self) -> str:
+        """Where Kafka is: the setting, else the address that the embedded broker left.
+
+        Raises:
+            NoKafkaAddress: neither is there.
+        """
+        if self.kafka_bootstrap_servers:
+            return self.kafka_bootstrap_servers
+        address_file = self.data_dir / ADDRESS_FILE
+        try:
+            address = address_file.read_text("utf-8").strip()
+        except OSError:
+            address = ""
+        if not address:
+            raise NoKafkaAddress(address_file)
+        return address
+
+    @field_validator("kafka_bootstrap_servers")
+    @classmethod
+    def _addresses(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        parts = [part.strip() for part in value.split(",")]
+        if not all(re.fullmatch(r"[^\s:/]+(:\d{1,5})?|\[[0-9A-Fa-f:]+\](:\d{1,5})?", part) for part in parts):
+            raise ValueError("should be host:port, or several joined by commas")
+        return ",".join(parts)
+
+    @field_validator("schema_registry_url")
+    @classmethod
+    def _registry(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(("http://", "https://", "mock://")):
+            raise ValueError("should begin with http://, https:// or mock://")
+        return value
+
+    @field_validator("kafka_security_protocol", "kafka_sasl_mechanism", mode="before")
+    @classmethod
+    def _upper(cls, value: object) -> object:
+        return value.upper() if isinstance(value, str) else value
+
+    @field_validator("log_level", "log_format", mode="before")
+    @classmethod
+    def _lower(cls, value: object) -> object:
+        return value.lower() if isinstance(value, str) else value
+
+    @field_validator("data_dir")
+    @classmethod
+    def _whole_path(cls, value: Path) -> Path:
+        return value.expanduser().absolute()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Settings:
+        if self.buffer_low >= self.buffer_high:
+            raise ValueError(
+                f"buffer_low ({self.buffer_low}) should be less than buffer_high ({self.buffer_high})"
+            )
+        if self.kafka_security_protocol.startswith("SASL") and not (
+            self.kafka_sasl_username and self.kafka_sasl_password
+        ):
+            raise ValueError(
+                f"kafka_security_protocol is {self.kafka_security_protocol}: "
+                "kafka_sasl_username and kafka_sasl_password should be set too"
+            )
+        return self
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - a .env file is not ours to read
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Given in code, then the environment, then the file."""
+        assert isinstance(env_settings, EnvSettingsSource)  # noqa: S101 - pydantic-settings makes it one
+        customary = {
+            f"{ENV_PREFIX}{field}".lower(): env_settings.env_vars[name.lower()]
+            for name, field in CUSTOMARY_NAMES.items()
+            if env_settings.env_vars.get(name.lower())
+        }
+        env_settings.env_vars = {**customary, **env_settings.env_vars}
+        return init_settings, env_settings, InitSettingsSource(settings_cls, read_file(settings_file()))
+
+
+def load_settings(**given: Any) -> Settings:
+    """Read everything once. Values given here win; None means "not given".
+
+    Raises:
+        SettingsError: names the variable (or the key and its file), what is wrong, and what it takes.
+    """
+    overrides = {name: value for name, value in given.items() if value is not None}
+    path = settings_file()
+    from_file = read_file(path)
+    refuse_unknown(os.environ, from_file, path)
+    sources = find_sources(overrides, os.environ, from_file, path)
+    try:
+        settings = Settings(**overrides)
+    except ValidationError as error:
+        raise SettingsError(_in_words(error, sources)) from None
+    except UnreadableValue:
+        raise SettingsError(_not_json(os.environ)) from None
+    settings._sources.update(sources)  # noqa: SLF001 - our own
+    return settings
+
+
+class SettingRow(NamedTuple):
+    """One line of ``config show``; secrets are masked."""
+
+    name: str
+    value: str
+    default: str
+    help: str
+    source: str
+
+
+def describe(settings: Settings) -> list[SettingRow]:
+    """Every setting, with its value, default, help, and where the value came from."""
+    rows = []
+    for name, field in Settings.model_fields.items():
+        default = field.get_default(call_default_factory=True, validated_data={})
+        rows.append(
+            SettingRow(
+                name,
+                _shown(getattr(settings, name)),
+                _shown(default),
+                field.description or "",
+                settings._sources.get(name, "default"),  # noqa: SLF001 - our own
+            )
+        )
+    return rows
+
+
+def settings_file() -> Path | None:
+    """The file that is read: in the working directory, else in the user's configuration directory."""
+    for directory in (Path.cwd(), platformdirs.user_config_path(APP_NAME)):
+        path = directory / FILE_NAME
+        if path.is_file():
+            return path
+    return None
+
+
+def read_file(path: Path | None) -> dict[str, Any]:
+    """The file's content; nothing if there is none.
+
+    Raises:
+        SettingsError: it cannot be read, or is not TOML.
+    """
+    if path is None:
+        return {}
+    try:
+        with path.open("rb") as file:
+            return tomllib.load(file)
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise SettingsError(f"{path} cannot be read: {error}") from error
+
+
+def refuse_unknown(environment: Mapping[str, str], from_file: Mapping[str, Any], path: Path | None) -> None:
+    """A misspelt setting would silently do nothing.
+
+    Raises:
+        SettingsError: naming it and its nearest neighbours.
+    """
+    known_names = {f"{ENV_PREFIX}{name}".upper() for name in Settings.model_fields}
+    for variable in environment:
+        name = variable.upper()
+        if not name.startswith(ENV_PREFIX):
+            continue
+        field, _, rest = name.removeprefix(ENV_PREFIX).lower().partition("__")
+        if field not in Settings.model_fields or ("__" in name and not _takes_part(field, rest)):
+            raise SettingsError(f"{variable} is not a setting{_nearest(name, known_names | _nested_names())}")
+    for key, value in from_file.items():
+        if key not in Settings.model_fields:
+            raise SettingsError(f"{key} in {path} is not a setting{_nearest(key, Settings.model_fields)}")
+        if key == "priority_weights" and isinstance(value, dict):
+            for part in value:
+                if not _takes_part(key, part):
+                    nearest = _nearest(part, PriorityWeights.model_fields)
+                    raise SettingsError(f"{key}.{part} in {path} is not a setting{nearest}")
+
+
+def find_sources(
+    overrides: Mapping[str, Any],
+    environment: Mapping[str, str],
+    from_file: Mapping[str, Any],
+    path: Path | None,
+) -> dict[str, str]:
+    """Setting (and part of one, as ``nodes.n1``) to where its value comes from; defaults are left out."""
+    sources = {key: f"{key} in {path}" for key in from_file}
+    present = {name.upper(): name for name, value in environment.items() if value}
+    for name, field in CUSTOMARY_NAMES.items():
+        if name in present:
+            sources[field] = present[name]
+    for name, variable in present.items():
+        if name.startswith(ENV_PREFIX):
+            field, _, part = name.removeprefix(ENV_PREFIX).lower().partition("__")
+            sources[field] = variable
+            if part:
+                sources[f"{field}.{part}"] = variable
+    for name in overrides:
+        sources[name] = "given"
+    return sources
+
+
+def _takes_part(field: str, part: str) -> bool:
+    if field == "priority_weights":
+        return part in PriorityWeights.model_fields
+    return field == "nodes" and part != ""
+
+
+def _nested_names() -> set[str]:
+    return {f"{ENV_PREFIX}PRIORITY_WEIGHTS__{name}".upper() for name in PriorityWeights.model_fields}
+
+
+def _not_json(environment: Mapping[str, str]) -> str:
+    """Which variable it was that pydantic-settings could not read."""
+    for variable, value in environment.items():
+        field = variable.upper().removeprefix(ENV_PREFIX).lower()
+        if field in ("nodes", "priority_weights"):
+            try:
+                json.loads(value)
+            except ValueError:
+                example = f"{ENV_PREFIX}{field}__NAME".upper()
+                return f"{variable} should be a JSON object; or set {example} for each"
+    return "a variable of the environment is not JSON, but should be"
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
+    return f"; did you mean {' or '.join(near)}?" if near else "; `rustfs-workers config show` lists them all"
+
+
+def _in_words(error: ValidationError, sources: Mapping[str, str]) -> str:
+    lines = []
+    for problem in error.errors(include_url=False, include_context=False, include_input=False):
+        message = problem["msg"].removeprefix("Value error, ")
+        message = message.removeprefix("Input ").removeprefix("String ")
+        if not problem["loc"]:
+            lines.append(message)
+            continue
+        name = str(problem["loc"][0])
+        field = Settings.model_fields.get(name)
+        if field is None:
+            lines.append(f"{name} is not a setting{_nearest(name, Settings.model_fields)}")
+            continue
+        inner = ".".join(str(part) for part in problem["loc"] if part != "[key]")
+        where = sources.get(inner) or (inner if inner != name else sources.get(name, name))
+        lines.append(f"{inner if where == 'given' else where} {message} (it takes: {field.description})")
+    return "; ".join(lines)
+
+
+def _shown(value: Any) -> str:  # noqa: PLR0911 - one line per kind of value
+    match value:
+        case None:
+            return ""
+        case SecretStr():
+            return _MASK
+        case BaseModel():
+            return _shown(value.model_dump())
+        case dict():
+            return ", ".join(f"{key}={_shown(item)}" for key, item in value.items())
+        case str() if "://" in value:
+            return _without_secrets(value)
+        case bool():
+            return str(value).lower()
+        case float() if value == int(value):
+            return str(int(value))
+        case _:
+            return str(value)
+
+
+_SECRET_PARAMETER = re.compile(r"(?i)(?<=[?&])([^=&]*(?:secret|password|token|key)[^=&]*)=[^&]*")
+
+
+def _without_secrets(url: str) -> str:
+    """A URL with what looks like a secret masked: the user's part, and parameters by their names."""
+    parts = urlsplit(url)
+    place = parts.netloc
+    if "@" in place:
+        place = f"{_MASK}@{place.rpartition('@')[2]}"
+    query = _SECRET_PARAMETER.sub(rf"\1={_MASK}", f"?{parts.query}")[1:]
+    return urlunsplit((parts.scheme, place, parts.path, query, parts.fragment)) if place or query else url

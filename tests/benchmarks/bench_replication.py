@@ -1,0 +1,202 @@
+"""How fast the replication handler is by itself, without Kafka. Not collected by pytest.
+
+    python tests/benchmarks/bench_replication.py small [--objects 2000] [--bytes 4096] [--durable]
+    python tests/benchmarks/bench_replication.py large [--bytes 2147483648] [--durable]
+
+In:  a directory to work in (``--dir``, on the disk to be measured). Out: one JSON object per line.
+
+``small`` copies many objects from one file node to two through ``process_job``, as the worker calls it.
+``large`` copies one object and compares with a loop that reads, hashes and writes to the same number of files
+(and, with ``--durable``, flushes them), without temporary names, verification or anything else. Each runs in a
+process of its own, in turns; memory is the peak over the process's size before the copy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import hashlib
+import json
+import multiprocessing
+import os
+import resource
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from schemas import JobPriority
+from workers.context import WorkerContext
+from workers.handlers.replication import ReplicationJob, ReplicationWorker
+from workers.results import Success
+from workers.storage import NodeRegistry
+
+TARGETS = ["n2", "n3"]
+CHUNK_BYTES = 1 << 20
+
+
+def registry(base: Path, *, durable: bool) -> NodeRegistry:
+    return NodeRegistry({name: f"file://{base / name}" for name in ("n1", *TARGETS)}, durable=durable)
+
+
+def context(job_id: str) -> WorkerContext:
+    return WorkerContext(job_id=job_id, job_type="replication", priority=JobPriority.NORMAL)
+
+
+@contextmanager
+def fresh(parent: Path | None) -> Iterator[Path]:
+    base = Path(tempfile.mkdtemp(prefix="bench-replication-", dir=parent))
+    try:
+        for name in ("n1", *TARGETS):
+            (base / name / "bench").mkdir(parents=True)
+        yield base
+    finally:
+        shutil.rmtree(base)
+
+
+async def copy_many(worker: ReplicationWorker, keys: list[str], concurrency: int) -> None:
+    waiting = iter(enumerate(keys))
+
+    async def one_after_another() -> None:
+        for number, key in waiting:
+            job = ReplicationJob(source_path=f"bench/{key}", target_nodes=TARGETS)
+            result = await worker.process_job(job, context(f"job-{number}"))
+            assert isinstance(result, Success), result
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(concurrency):
+            group.create_task(one_after_another())
+
+
+def small(options: argparse.Namespace) -> dict[str, Any]:
+    with fresh(options.dir) as base:
+        keys = [f"d{number % 20}/o{number}" for number in range(options.objects)]
+        for key in keys:
+            path = base / "n1" / "bench" / key
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(os.urandom(options.bytes))
+        os.sync()
+        worker = ReplicationWorker(registry(base, durable=options.durable), threads=options.threads)
+        cpu, started = time.process_time(), time.perf_counter()
+        asyncio.run(copy_many(worker, keys, options.concurrency))
+        seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
+        started = time.perf_counter()
+        asyncio.run(copy_many(worker, keys, options.concurrency))
+        again = time.perf_counter() - started
+        worker.close()
+        for key in keys:
+            want = (base / "n1" / "bench" / key).read_bytes()
+            assert all((base / name / "bench" / key).read_bytes() == want for name in TARGETS)
+    return {
+        "objects": len(keys),
+        "bytes": options.bytes,
+        "durable": options.durable,
+        "concurrency": options.concurrency,
+        "threads": options.threads,
+        "objects_per_s": round(len(keys) / seconds),
+        "cpu_us_per_object": round(cpu / len(keys) * 1e6),
+        "already_equal_per_s": round(len(keys) / again),
+    }
+
+
+def plain_loop(base: Path, *, durable: bool) -> None:
+    digest = hashlib.sha256()
+    with (base / "n1/bench/large").open("rb", buffering=0) as source:
+        targets = [(base / name / "bench/large").open("wb", buffering=0) for name in TARGETS]
+        while chunk := source.read(CHUNK_BYTES):
+            digest.update(chunk)
+            for target in targets:
+                target.write(chunk)
+        for target in targets:
+            if durable:
+                os.fsync(target.fileno())
+            target.close()
+
+
+def handler(base: Path, *, durable: bool) -> None:
+    worker = ReplicationWorker(registry(base, durable=durable))
+    job = ReplicationJob(source_path="bench/large", target_nodes=TARGETS)
+    result = asyncio.run(worker.process_job(job, context("large")))
+    assert isinstance(result, Success), result
+
+
+def measure(copy: Callable[..., None], base: Path, durable: bool, report: Any) -> None:  # noqa: FBT001
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    started, cpu = time.perf_counter(), time.process_time()
+    copy(base, durable=durable)
+    seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    report.send((seconds, cpu, grown / 1024))
+
+
+def in_own_process(copy: Callable[..., None], base: Path, *, durable: bool) -> tuple[float, float, float]:
+    for name in TARGETS:
+        (base / name / "bench/large").unlink(missing_ok=True)
+    os.sync()  # what was written before must not be paid for now
+    spawn = multiprocessing.get_context("spawn")
+    receive, send = spawn.Pipe(duplex=False)
+    process = spawn.Process(target=measure, args=(copy, base, durable, send))
+    process.start()
+    send.close()
+    try:
+        seconds, cpu, grown = receive.recv()
+    finally:
+        process.join()
+    return seconds, cpu, grown
+
+
+def large(options: argparse.Namespace) -> dict[str, Any]:
+    with fresh(options.dir) as base:
+        with (base / "n1/bench/large").open("wb") as source:
+            block = os.urandom(16 << 20)
+            for position in range(0, options.bytes, len(block)):
+                source.write(block[: options.bytes - position])
+        loops, copies = [], []
+        for _ in range(options.rounds):
+            loops.append(in_own_process(plain_loop, base, durable=options.durable))
+            copies.append(in_own_process(handler, base, durable=options.durable))
+    loop_s = statistics.median(seconds for seconds, _, _ in loops)
+    copy_s = statistics.median(seconds for seconds, _, _ in copies)
+    return {
+        "bytes": options.bytes,
+        "durable": options.durable,
+        "loop_s": round(loop_s, 2),
+        "handler_s": round(copy_s, 2),
+        "speed_to_loop": round(loop_s / copy_s, 2),
+        "loops_s": [round(seconds, 2) for seconds, _, _ in loops],
+        "handlers_s": [round(seconds, 2) for seconds, _, _ in copies],
+        "handler_cpu_s": round(statistics.median(cpu for _, cpu, _ in copies), 2),
+        "handler_memory_mib": round(max(grown for _, _, grown in copies), 1),
+        "loop_memory_mib": round(max(grown for _, _, grown in loops), 1),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["small", "large"])
+    parser.add_argument("--dir", type=Path, help="where to work; default: the system's directory for such files")
+    parser.add_argument("--objects", type=int, default=2000)
+    parser.add_argument("--bytes", type=int)
+    parser.add_argument("--concurrency", type=int, default=10)
+    parser.add_argument("--threads", type=int, default=16)
+    parser.add_argument("--durable", action="store_true")
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    if options.what == "small":
+        options.bytes = options.bytes or 4096
+        for _ in range(options.rounds):
+            print(json.dumps(small(options)), flush=True)
+    else:
+        options.bytes = options.bytes or 2 << 30
+        print(json.dumps(large(options)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,493 @@
+"""The commit thread: each tick, one Kafka transaction with everything that came to an end.
+
+In:  outcomes. Out: status changes, retries, dead letters, child jobs and offsets, all or nothing.
+
+The order of steps is the fence. Kafka checks the member's epoch in the group metadata, not who owns a
+partition: so the metadata is taken first, then outcomes of partitions that are no longer ours are
+dropped, then exactly that metadata is sent. If a partition is given away in between, the metadata is
+too old, and Kafka refuses.
+
+A commit whose answer we cannot trust is never repeated blindly. It may have succeeded, and then the
+same outcomes would be written twice. A new producer ends whatever is open, the committed offsets and
+maps are read back, and only what they do not show as finished is sent again.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
+
+import structlog
+from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
+
+from schemas.codec import Codec
+from schemas.errors import DeliveryFailed, GroupNotInitialised
+from schemas.lifecycle import JobStatus
+from schemas.offsetmap import MAX_CHARACTERS, OffsetMap
+from schemas.records import StatusWriter, tail_of
+from workers.outcome import Outcome, PlainSuccess
+from workers.offsets import PartitionState
+from workers.router import Router
+
+log = structlog.get_logger("rustfs_workers.commit")
+
+#: A transaction carries at most this many outcomes: bounded memory, and a short wait for whoever comes next.
+MAX_BATCH: Final = 2_000
+_FIRST_PACE: Final = 64
+_MIN_PACE: Final = 2
+_COMMIT_TIMEOUT_S: Final = 10.0
+_INIT_TIMEOUT_S: Final = 15.0
+
+#: The group has moved on since the metadata was taken. Ordinary: fetch newer metadata and filter again.
+_STALE: Final = frozenset(
+    {
+        KafkaError.ILLEGAL_GENERATION,
+        KafkaError.UNKNOWN_MEMBER_ID,
+        KafkaError.REBALANCE_IN_PROGRESS,
+        KafkaError.FENCED_INSTANCE_ID,
+        getattr(KafkaError, "STALE_MEMBER_EPOCH", -9999),
+        getattr(KafkaError, "FENCED_MEMBER_EPOCH", -9998),
+    }
+)
+
+
+class Membership(Protocol):
+    """What the poll thread knows of the group."""
+
+    @property
+    def metadata(self) -> Any:
+        """The newest group metadata; None before the first assignment."""
+        ...
+
+    def refresh(self, timeout_s: float) -> None:
+        """Wait until the poll thread has taken new metadata."""
+        ...
+
+
+class ReadBack(Protocol):
+    """Reads what is committed, waiting for pending transactions."""
+
+    def __call__(self, parts: Iterable[PartitionState]) -> dict[PartitionState, OffsetMap]:
+        """Offset and map of each partition."""
+        ...
+
+
+@dataclass
+class CommitCounters:
+    """Cumulative since the process started; moved when a transaction has committed."""
+
+    jobs: dict[tuple[str, str, str], int] = field(default_factory=dict)
+    events: dict[str, int] = field(default_factory=dict)
+
+    def event(self, name: str, count: int = 1) -> None:
+        """Count something that is not a job's state."""
+        self.events[name] = self.events.get(name, 0) + count
+
+
+class ConnectionWatch(logging.Handler):
+    """Notices, from librdkafka's own log, that a connection was lost while a transaction was open.
+
+    librdkafka retries an EndTxn by itself and then reports success; the straggler can still arrive later, inside the next
+    transaction of the same epoch. This is the only trace that it leaves.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lost = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """One line of librdkafka's log."""
+        text = record.getMessage()
+        if "FAIL" in text or "Disconnected" in text or "REQTMOUT" in text:
+            self.lost = True
+
+
+class Committer:
+    """Owns the transactional producer. ``emit`` may be called from any thread; everything else happens in its own."""
+
+    def __init__(  # noqa: PLR0913 - the parts it stands between
+        self,
+        *,
+        make_producer: Callable[[logging.Logger], Producer],
+        membership: Membership,
+        read_back: ReadBack,
+        codec: Codec,
+        router: Router,
+        status_topic: str,
+        worker_name: str,
+        lock: threading.Lock,
+        tick_ms: int,
+        on_committed: Callable[[], None],
+        on_failure: Callable[[BaseException], None],
+        on_fenced: Callable[[], None] = lambda: None,
+        on_answer: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._make_producer = make_producer
+        self._membership = membership
+        self._read_back = read_back
+        self._status = StatusWriter(codec)
+        self._router = router
+        self._status_topic = status_topic
+        self._worker = worker_name
+        self._lock = lock
+        self._tick_s = tick_ms / 1000
+        self._on_committed = on_committed
+        self._on_failure = on_failure
+        self._on_fenced = on_fenced
+        self._on_answer = on_answer
+        self._watch = ConnectionWatch()
+        self._logger = logging.getLogger(f"rustfs_workers.librdkafka.commit.{worker_name}")
+        self._logger.setLevel(logging.DEBUG)
+        self._logger.addHandler(self._watch)
+        self._logger.propagate = False
+        self._outbox: deque[Outcome] = deque()
+        self._wake = threading.Event()
+        self._stop = False
+        self._releases: list[tuple[frozenset[PartitionState], threading.Event]] = []
+        #: All partitions of ours, kept by the poll thread under the lock.
+        self.parts: set[PartitionState] = set()
+        self.counters = CommitCounters()
+        self._producer: Producer | None = None
+        #: Jobs that end between two commits lately: how many may be started before the next one.
+        self._pace = _FIRST_PACE
+        self._thread = threading.Thread(target=self._run, name="commit", daemon=True)
+
+    def start(self) -> None:
+        """Begin; the producer is made, and its predecessor's transaction ended, in the thread."""
+        self._thread.start()
+
+    def emit(self, outcome: Outcome) -> None:
+        """Something to write with the next tick. Never blocks."""
+        self._outbox.append(outcome)
+        if not self._wake.is_set():
+            self._wake.set()
+
+    def nudge(self) -> None:
+        """Partitions have changed: look for dirty ones."""
+        self._wake.set()
+
+    def release(self, parts: Iterable[PartitionState]) -> threading.Event:
+        """Commit a last time for these partitions, with the clean flag; the event is set when that is done or given up."""
+        done = threading.Event()
+        with self._lock:
+            self._releases.append((frozenset(parts), done))
+        self._wake.set()
+        return done
+
+    def stop(self, timeout_s: float) -> bool:
+        """Write what is left and end. False: it did not end in time."""
+        self._stop = True
+        self._wake.set()
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    @property
+    def pending(self) -> int:
+        """Outcomes that wait for their transaction."""
+        return len(self._outbox)
+
+    def _run(self) -> None:
+        try:
+            self._new_producer()
+            last = 0.0
+            while True:
+                self._wake.wait()
+                if not self._stop:
+                    pause = last + self._tick_s - time.monotonic()
+                    if pause > 0 and len(self._outbox) < MAX_BATCH and not self._releases:
+                        time.sleep(pause)
+                self._wake.clear()
+                last = time.monotonic()
+                worked = self._tick()
+                if self._stop and not worked and not self._outbox and not self._releases:
+                    return
+                if self._outbox or self._stop:
+                    self._wake.set()
+        except BaseException as error:  # noqa: BLE001 - handed to whoever supervises the worker
+            self._on_failure(error)
+        finally:
+            for _, done in self._releases:
+                done.set()
+
+    def _tick(self) -> bool:
+        """One transaction, if there is anything to write. True if there was."""
+        # First the metadata, then the filter, then exactly this metadata: the order is the fence.
+        metadata = self._membership.metadata
+        outcomes: list[Outcome] = []
+        with self._lock:
+            releases, self._releases = self._releases, []
+            for _ in range(min(len(self._outbox), MAX_BATCH)):
+                outcomes.append(self._outbox.popleft())
+        self._pace = max(len(outcomes), _MIN_PACE, self._pace * 7 // 8)
+        released = {part for parts, _ in releases for part in parts}
+        try:
+            if metadata is not None:
+                self._commit(metadata, outcomes, released)
+            elif outcomes:
+                self._outbox.extendleft(reversed(outcomes))
+                self._membership.refresh(1.0)
+        finally:
+            for _, done in releases:
+                done.set()
+        return bool(outcomes)
+
+    def _commit(self, metadata: Any, outcomes: list[Outcome], released: set[PartitionState]) -> None:
+        """Bring these outcomes into Kafka, whatever it takes; drop those whose partition is lost."""
+        failures = 0
+        while True:
+            with self._lock:
+                outcomes, plans = self._plan(outcomes, released)
+            if not outcomes and not plans:
+                return
+            try:
+                self._transact(metadata, outcomes, plans)
+            except _Ambiguous as error:
+                log.warning("commit without a clear answer", error=str(error), outcomes=len(outcomes))
+                self.counters.event("ambiguous_commits")
+                outcomes = self._recover(outcomes)
+                metadata = self._membership.metadata
+            except _Stale as error:
+                log.info("group metadata was stale", error=str(error))
+                self.counters.event("stale_metadata")
+                self._membership.refresh(1.0)
+                metadata = self._membership.metadata
+                if self._stop and failures > 5:  # noqa: PLR2004 - the group is gone, and so are our partitions
+                    return
+                failures += 1
+            except _Refused as error:
+                failures += 1
+                log.warning("transaction refused", error=str(error), outcomes=len(outcomes))
+                if failures > 1:
+                    self._divide(metadata, outcomes, released, str(error))
+                    return
+            else:
+                self._committed(outcomes, plans)
+                return
+
+    def _plan(
+        self, outcomes: list[Outcome], released: set[PartitionState]
+    ) -> tuple[list[Outcome], dict[PartitionState, OffsetMap]]:
+        """What of this is still ours, and the maps that go with it. Under the lock."""
+        kept: list[Outcome] = []
+        finished: dict[PartitionState, list[int]] = {}
+        for outcome in outcomes:
+            message = outcome.message
+            if message is not None:
+                if not message.part.owned:
+                    self.counters.event("fenced_outcomes")
+                    continue
+                offsets = finished.get(message.part)
+                if offsets is None:
+                    offsets = finished[message.part] = []
+                offsets.append(message.offset)
+            elif outcome.owner is None or not outcome.owner.part.owned:
+                continue
+            kept.append(outcome)
+        plans = {
+            part: part.plan(finished.get(part, ()), window=2 * self._pace, clean=part in released)
+            for part in self.parts
+            if part.owned and (part.dirty or part in finished or part in released)
+        }
+        return kept, plans
+
+    def _transact(self, metadata: Any, outcomes: list[Outcome], plans: dict[PartitionState, OffsetMap]) -> None:
+        producer = self._producer
+        assert producer is not None  # noqa: S101 - made before the first tick
+        offsets = [_to_commit(part, plan) for part, plan in plans.items()]
+        producer.poll(0)
+        self._watch.lost = False
+        try:
+            producer.begin_transaction()
+            self._produce(producer, outcomes)
+            if offsets:
+                producer.send_offsets_to_transaction(offsets, metadata, _COMMIT_TIMEOUT_S)
+        except KafkaException as error:
+            self._abort(producer, error)
+        except (ValueError, TypeError, BufferError) as error:
+            self._abort(producer, error)
+        try:
+            producer.commit_transaction(_COMMIT_TIMEOUT_S)
+        except KafkaException as error:
+            if error.args[0].txn_requires_abort():
+                self._abort(producer, error)
+            raise _Ambiguous(str(error)) from error
+        producer.poll(0)
+        self._on_answer()
+        if self._watch.lost:
+            raise _Ambiguous("a connection was lost during the transaction, though it was reported as committed")
+
+    def _produce(self, producer: Producer, outcomes: list[Outcome]) -> None:
+        produce, status_topic, writer, worker = producer.produce, self._status_topic, self._status, self._worker
+        succeeded = JobStatus.SUCCEEDED
+        for outcome in outcomes:
+            status = outcome.status
+            if status is not None:
+                if type(status) is PlainSuccess:
+                    message = outcome.message
+                    assert message is not None  # noqa: S101
+                    delivery = message.delivery
+                    key = message.job_id
+                    value = writer.succeeded(
+                        key,
+                        status.key,
+                        status.at,
+                        status.created_at,
+                        status.started_at,
+                        tail_of(
+                            succeeded,
+                            status.job_type,
+                            status.priority,
+                            delivery.attempt,
+                            delivery.delivery,
+                            delivery.redrives,
+                            worker,
+                        ),
+                    )
+                else:
+                    key = status.job_id.encode()  # type: ignore[union-attr]
+                    value = writer.encode(status)  # type: ignore[arg-type]
+                try:
+                    produce(status_topic, value, key)
+                except BufferError:
+                    _wait_for_room(producer)
+                    produce(status_topic, value, key)
+            for record in outcome.records:
+                while True:
+                    try:
+                        produce(record.topic, record.value, record.key, record.partition, headers=record.headers)
+                        break
+                    except BufferError:
+                        _wait_for_room(producer)
+
+    def _abort(self, producer: Producer, error: Exception) -> None:
+        """End the transaction and say what kind of failure it was. Always raises."""
+        kafka_error = error.args[0] if isinstance(error, KafkaException) else None
+        try:
+            producer.abort_transaction(_COMMIT_TIMEOUT_S)
+        except KafkaException as abort_error:
+            # Nothing of it can become visible: the next producer ends it, but let Kafka say what stands.
+            raise _Ambiguous(f"{error}; and the abort failed: {abort_error}") from error
+        producer.poll(0)
+        if kafka_error is None:
+            raise _Refused(f"{type(error).__name__}: {error}") from error
+        if kafka_error.code() in _STALE:
+            raise _Stale(str(kafka_error)) from error
+        if kafka_error.fatal() or kafka_error.code() in (KafkaError.INVALID_PRODUCER_ID_MAPPING, KafkaError._FENCED):  # noqa: SLF001
+            raise _Ambiguous(str(kafka_error)) from error
+        if kafka_error.retriable() or kafka_error.code() in (KafkaError._TIMED_OUT, KafkaError._TRANSPORT):  # noqa: SLF001
+            raise _Ambiguous(str(kafka_error)) from error
+        raise _Refused(str(kafka_error)) from error
+
+    def _recover(self, outcomes: list[Outcome]) -> list[Outcome]:
+        """After an ambiguous commit: a new producer, then only those that Kafka does not show as finished."""
+        self._new_producer()
+        with self._lock:
+            parts = {o.message.part for o in outcomes if o.message is not None and o.message.part.owned}
+            parts |= {part for part in self.parts if part.owned}
+        read = self._read_back(parts)
+        remaining: list[Outcome] = []
+        with self._lock:
+            for part, committed in read.items():
+                if part.owned:
+                    part.adopt(committed)
+            for outcome in outcomes:
+                message = outcome.message
+                if message is None:
+                    remaining.append(outcome)  # news repeats itself harmlessly
+                elif message.part.owned and message.part in read and not read[message.part].is_finished(message.offset):
+                    remaining.append(outcome)
+                elif message.part.owned:
+                    self._count(outcome)
+        self._on_committed()
+        return remaining
+
+    def _new_producer(self) -> None:
+        """A producer with a new epoch: whatever the old one left open ends, and its stragglers are refused."""
+        self._producer = None
+        waited = 0.05
+        while True:
+            producer = self._make_producer(self._logger)
+            try:
+                producer.init_transactions(_INIT_TIMEOUT_S)
+            except KafkaException as error:
+                kafka_error = error.args[0]
+                if kafka_error.code() in (
+                    KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED,
+                    KafkaError.CLUSTER_AUTHORIZATION_FAILED,
+                    KafkaError.INVALID_TRANSACTION_TIMEOUT,
+                ):
+                    raise
+                log.warning("no transactional producer yet", error=str(kafka_error))
+                if self._stop:
+                    raise
+                threading.Event().wait(waited)
+                waited = min(waited * 2, 2.0)
+            else:
+                self._producer = producer
+                self._on_fenced()
+                return
+
+    def _divide(self, metadata: Any, outcomes: list[Outcome], released: set[PartitionState], error: str) -> None:
+        """The same refusal twice: find the outcome that cannot be written, so that it stops nobody else."""
+        if len(outcomes) > 1:
+            middle = len(outcomes) // 2
+            self._commit(metadata, outcomes[:middle], set())
+            self._commit(self._membership.metadata, outcomes[middle:], released)
+            return
+        if not outcomes:
+            raise GroupNotInitialised(f"Kafka refuses the offsets of this group: {error}")
+        (outcome,) = outcomes
+        if outcome.message is None:
+            log.error("news dropped, since Kafka refuses it", error=error)
+            return
+        if outcome.event == "not_writable":
+            raise DeliveryFailed(f"the dead letter of {outcome.message.where} was refused as well: {error}")
+        log.error("outcome cannot be written", at=outcome.message.where, error=error)
+        bounded = self._router.not_writable(outcome, error, self._worker, time.time_ns() // 1_000_000)
+        self._commit(self._membership.metadata, [bounded], released)
+
+    def _committed(self, outcomes: list[Outcome], plans: dict[PartitionState, OffsetMap]) -> None:
+        with self._lock:
+            for part, plan in plans.items():
+                part.committed(plan)
+        for outcome in outcomes:
+            self._count(outcome)
+        self._on_committed()
+
+    def _count(self, outcome: Outcome) -> None:
+        if outcome.counts_as is not None:
+            jobs = self.counters.jobs
+            jobs[outcome.counts_as] = jobs.get(outcome.counts_as, 0) + 1  # type: ignore[index]
+        if outcome.event is not None:
+            self.counters.event(outcome.event)
+
+
+class _Ambiguous(Exception):  # noqa: N818 - not errors for people: branches of the loop above
+    """Whether the transaction was committed is unknown."""
+
+
+class _Stale(Exception):  # noqa: N818
+    """Refused because the group has moved on."""
+
+
+class _Refused(Exception):  # noqa: N818
+    """Refused because of what it contains."""
+
+
+def _to_commit(part: PartitionState, plan: OffsetMap) -> TopicPartition:
+    metadata = plan.metadata()
+    if len(metadata) > MAX_CHARACTERS:
+        # `full()` stops a partition long before; a map that is cut would run finished jobs again.
+        raise GroupNotInitialised(
+            f"the map of {part.topic}/{part.partition} has {len(metadata)} characters, {MAX_CHARACTERS} fit"
+        )
+    return TopicPartition(part.topic, part.partition, plan.offset, metadata)
+
+
+def _wait_for_room(producer: Producer) -> None:
+    producer.poll(0.1)

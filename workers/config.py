@@ -1,0 +1,99 @@
+"""How one worker process behaves. Given in code, or made from ``Settings``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+from schemas.errors import SettingsError
+from schemas.offsetmap import check_name
+from schemas.topics import JobPriority
+from streams.settings import Settings, default_worker_id
+from workers.scheduler import DEFAULT_WEIGHTS
+
+
+@dataclass(frozen=True)
+class WorkerConfig:
+    """One worker.
+
+    Attributes:
+        worker_id: its name, the same after a restart and different from every other worker's.
+        max_concurrent_jobs: handlers that run at the same time.
+        job_timeout: limit of one run, unless the job or its type says otherwise.
+        retry_limit: runs after the first, unless the job or its type says otherwise.
+        cleanup_interval: between two rounds of housekeeping.
+        process: number of this process among those of one worker.
+        process_pool_size: processes for handlers with ``execution = "process"``.
+        tick_ms: milliseconds between two transactions.
+        drain_timeout: what running jobs get when the worker is asked to stop.
+        revoke_timeout: what they get when their partition moves to another worker.
+        snooze_limit: since a job's creation; after it a snooze counts as a failure.
+        buffer_high: waiting jobs of one priority at which fetching pauses.
+        buffer_low: waiting jobs of one priority at which fetching goes on.
+        priority_weights: turns of each priority while all have jobs waiting.
+        strict_priorities: serve a priority only while all higher ones are empty.
+        session_timeout: how long Kafka waits for a silent worker, where the broker does not tell.
+    """
+
+    worker_id: str = field(default_factory=default_worker_id)
+    max_concurrent_jobs: int = 64
+    job_timeout: timedelta = timedelta(seconds=300)
+    retry_limit: int = 3
+    cleanup_interval: timedelta = timedelta(seconds=60)
+    process: int = 0
+    process_pool_size: int = field(default_factory=lambda: os.cpu_count() or 1)
+    tick_ms: int = 20
+    drain_timeout: timedelta = timedelta(seconds=30)
+    revoke_timeout: timedelta = timedelta(seconds=3)
+    snooze_limit: timedelta = timedelta(days=7)
+    buffer_high: int = 1000
+    buffer_low: int = 250
+    priority_weights: Mapping[JobPriority, int] = field(default_factory=lambda: dict(DEFAULT_WEIGHTS))
+    strict_priorities: bool = False
+    session_timeout: timedelta = timedelta(seconds=45)
+
+    def __post_init__(self) -> None:
+        try:
+            check_name(self.worker_id, "worker_id")
+        except ValueError as error:
+            raise SettingsError(str(error)) from error
+        for name in ("max_concurrent_jobs", "process_pool_size", "tick_ms", "buffer_high"):
+            if getattr(self, name) < 1:
+                raise SettingsError(f"{name} must be at least 1, it is {getattr(self, name)}")
+        for name in ("retry_limit", "process", "buffer_low"):
+            if getattr(self, name) < 0:
+                raise SettingsError(f"{name} must not be negative, it is {getattr(self, name)}")
+        for name in ("job_timeout", "drain_timeout", "revoke_timeout", "snooze_limit", "cleanup_interval"):
+            if getattr(self, name) < timedelta(0):
+                raise SettingsError(f"{name} must not be negative, it is {getattr(self, name)}")
+        if not self.worker_id:
+            raise SettingsError("worker_id must not be empty")
+
+    @property
+    def name(self) -> str:
+        """Worker id and process number: what reports, statuses and transactional ids carry."""
+        return f"{self.worker_id}.{self.process}"
+
+    @classmethod
+    def from_settings(cls, settings: Settings, *, process: int = 0) -> WorkerConfig:
+        """The worker that the settings describe."""
+        return cls(
+            worker_id=settings.worker_id,
+            max_concurrent_jobs=settings.max_concurrent_jobs,
+            job_timeout=timedelta(seconds=settings.job_timeout_s),
+            retry_limit=settings.retry_limit,
+            cleanup_interval=timedelta(seconds=settings.cleanup_interval_s),
+            process=process,
+            process_pool_size=settings.process_pool_size,
+            tick_ms=settings.tick_ms,
+            drain_timeout=timedelta(seconds=settings.drain_timeout_s),
+            revoke_timeout=timedelta(seconds=settings.revoke_timeout_s),
+            snooze_limit=timedelta(seconds=settings.snooze_limit_s),
+            buffer_high=settings.buffer_high,
+            buffer_low=settings.buffer_low,
+            priority_weights=settings.priority_weights.by_priority(),
+            strict_priorities=settings.strict_priorities,
+            session_timeout=timedelta(seconds=settings.session_timeout_s),
+        )

@@ -1,0 +1,135 @@
+"""What a handler can see and say while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from schemas.job import Job
+from schemas.topics import JobPriority
+
+if TYPE_CHECKING:
+    from workers.outcome import OutRecord
+
+#: Plans a child job: (job, priority, options) -> (its id, the record to produce).
+ChildPlanner = Callable[..., "tuple[str, OutRecord]"]
+
+
+class WorkerContext:
+    """Handed to ``process_job`` and ``execute``. Usable from the handler's own thread or task.
+
+    Attributes:
+        job_id: the job's id.
+        job_type: its type name.
+        priority: of the topic it came from.
+        attempt: number of this run, from 1.
+        key: its ordering key, if it has one.
+        worker_id: worker id and process number.
+        fence: rises with every owner of the job's partition; give it to storage that can refuse an older one.
+        created_at: when it was scheduled (UTC).
+        redrives: number of earlier lives.
+        cancelled: True once the run should end (timeout, drain, lost partition); thread handlers must look at it.
+    """
+
+    __slots__ = (
+        "_children",
+        "_metrics",
+        "_planner",
+        "_progress",
+        "attempt",
+        "cancelled",
+        "created_at_ms",
+        "fence",
+        "job_id",
+        "job_type",
+        "key",
+        "priority",
+        "redrives",
+        "traceparent",
+        "worker_id",
+    )
+
+    def __init__(  # noqa: PLR0913 - the facts of a run
+        self,
+        *,
+        job_id: str,
+        job_type: str,
+        priority: JobPriority,
+        attempt: int = 1,
+        key: str | None = None,
+        worker_id: str = "",
+        fence: int = 0,
+        created_at_ms: int = 0,
+        redrives: int = 0,
+        traceparent: str = "",
+        planner: ChildPlanner | None = None,
+    ) -> None:
+        self.job_id = job_id
+        self.job_type = job_type
+        self.priority = priority
+        self.attempt = attempt
+        self.key = key
+        self.worker_id = worker_id
+        self.fence = fence
+        self.created_at_ms = created_at_ms
+        self.redrives = redrives
+        self.traceparent = traceparent
+        self.cancelled = False
+        self._planner = planner
+        self._metrics: dict[str, float] | None = None
+        self._progress: tuple[int, int | None] | None = None
+        self._children: list[OutRecord] | None = None
+
+    @property
+    def created_at(self) -> datetime:
+        """When the job was scheduled."""
+        return datetime.fromtimestamp(self.created_at_ms / 1000, UTC)
+
+    def update_metrics(self, name: str, value: float = 1) -> None:
+        """Add to a number that goes into the job's final status and into the worker's report."""
+        if self._metrics is None:
+            self._metrics = {}
+        self._metrics[name] = self._metrics.get(name, 0) + value
+
+    def progress(self, done: int, total: int | None = None) -> None:
+        """Say how far the run is; published in ``jobs.status`` at most once a second."""
+        self._progress = (done, total)
+
+    async def schedule(
+        self,
+        job: Job,
+        priority: JobPriority | None = None,
+        delay: timedelta | None = None,
+        **options: Any,
+    ) -> str:
+        """Schedule a child job, in the transaction of this run's outcome: it exists if, and only if, this run succeeds.
+
+        Returns:
+            The child's id.
+
+        Raises:
+            JobRefused: as ``JobQueue.schedule_job`` does.
+        """
+        return self.schedule_nowait(job, priority, delay, **options)
+
+    def schedule_nowait(
+        self,
+        job: Job,
+        priority: JobPriority | None = None,
+        delay: timedelta | None = None,
+        **options: Any,
+    ) -> str:
+        """The same for thread handlers. Nothing is sent yet, so there is nothing to wait for."""
+        if self._planner is None:
+            raise RuntimeError("this context cannot schedule jobs; handlers in a process return them instead")
+        child_id, record = self._planner(job, priority or self.priority, delay=delay, parent_id=self.job_id, **options)
+        if self._children is None:
+            self._children = []
+        self._children.append(record)
+        return child_id
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """What ``update_metrics`` has added up so far."""
+        return dict(self._metrics or {})

@@ -1,0 +1,484 @@
+"""Runs handlers: takes messages from the scheduler, calls, and hands outcomes to the commit thread.
+
+In:  messages that may start. Out: outcomes.
+
+Async handlers run in *slots*: long-lived tasks that take one job after another, so a handler that never
+waits costs no task, no future and no trip through the event loop. Plain functions run in threads, CPU-bound
+ones in processes. One sweep each tick looks at what is still running: it publishes ``running``, ends what
+has timed out and notices a lost connection, so a short job pays for none of that.
+
+Everything here happens in the event loop's thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import heapq
+import itertools
+import time
+import traceback
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Final
+
+import structlog
+
+from schemas.errors import HandlerNotFound, PermanentError, UnknownSchema, WireError
+from schemas.lifecycle import JobStatus
+from schemas.records import StatusChange
+from workers.context import WorkerContext
+from workers.decoder import Decoded, Decoder
+from workers.message import Message
+from workers.outcome import Outcome
+from workers.results import Failed, JobResult, Snooze
+from workers.router import Router, Run, as_result, status_of
+
+if TYPE_CHECKING:
+    from workers.config import WorkerConfig
+    from workers.context import ChildPlanner
+    from workers.processes import ProcessPool
+    from workers.scheduler import Scheduler
+    from workers.worker import Handler, Handlers
+
+log = structlog.get_logger("rustfs_workers.executor")
+
+#: A slot that finds more work goes on for this long before it lets the event loop look at anything else.
+_SLICE_NS: Final = 2_000_000
+#: How long a job must survive alone before others may run beside it.
+ALONE_MS: Final = 30_000
+#: A thread handler that ignores its timeout is left to itself after this; its thread cannot be ended.
+ABANDON_AFTER_MS: Final = 10_000
+#: An unknown type may belong to a release that is being rolled out.
+UNKNOWN_TYPE_LIMIT_MS: Final = 15 * 60_000
+UNKNOWN_TYPE_SNOOZE: Final = timedelta(seconds=10)
+_PROGRESS_INTERVAL_MS: Final = 1_000
+
+TIMEOUT: Final = "timeout"
+RELEASED: Final = "released"
+
+
+class Active:
+    """One handler call on its way."""
+
+    __slots__ = (
+        "abandoned",
+        "announced_progress",
+        "cancel_reason",
+        "context",
+        "decoded",
+        "done",
+        "handler",
+        "message",
+        "progress_at_ms",
+        "started_ms",
+        "task",
+        "timeout_ms",
+    )
+
+    def __init__(
+        self, message: Message, decoded: Decoded, handler: Handler, context: WorkerContext, started_ms: int, timeout_ms: int
+    ) -> None:
+        self.message = message
+        self.decoded = decoded
+        self.handler = handler
+        self.context = context
+        self.started_ms = started_ms
+        self.timeout_ms = timeout_ms
+        self.task: asyncio.Task[Any] | None = None
+        self.cancel_reason: str | None = None
+        self.done = False
+        self.abandoned: asyncio.Future[None] | None = None
+        self.announced_progress: tuple[int, int | None] | None = None
+        self.progress_at_ms = 0
+
+    def cancel(self, reason: str) -> None:
+        """Ask the handler to end; the first reason counts."""
+        if self.cancel_reason is None:
+            self.cancel_reason = reason
+            self.context.cancelled = True
+            if self.handler.execution != "thread" and self.task is not None:
+                self.task.cancel()
+
+
+class Executor:
+    """Owns the slots, the thread pool and everything that is running."""
+
+    def __init__(  # noqa: PLR0913 - the parts it stands between
+        self,
+        *,
+        config: WorkerConfig,
+        handlers: Handlers,
+        decoder: Decoder,
+        router: Router,
+        scheduler: Scheduler,
+        emit: Callable[[Outcome], None],
+        planner: ChildPlanner,
+        now_ms: Callable[[], int],
+        worker_name: str,
+        processes: ProcessPool | None = None,
+    ) -> None:
+        self._config = config
+        self._handlers = handlers
+        self._decoder = decoder
+        self._router = router
+        self._scheduler = scheduler
+        self._emit = emit
+        self._planner = planner
+        self._now_ms = now_ms
+        self._worker = worker_name
+        self._processes = processes
+        self._threads = self._new_threads()
+        self._slots: set[asyncio.Task[None]] = set()
+        self._idle: list[asyncio.Future[None]] = []
+        self._waking = False
+        self._clean_context = contextvars.copy_context()
+        self.active: dict[Active, None] = {}
+        self._fresh: list[Active] = []
+        self._aging: list[Active] = []
+        self._deadlines: list[tuple[int, int, Active]] = []
+        self._order = itertools.count()
+        self._sweep_timer: asyncio.TimerHandle | None = None
+        self._finished = asyncio.Event()
+        self._stopping = False
+        #: Set while Kafka has not answered for too long: nothing starts.
+        self.cut_off = False
+        self._failure: Callable[[BaseException], None] = lambda _: None
+
+    def on_failure(self, callback: Callable[[BaseException], None]) -> None:
+        """Called with an error of our own (not a handler's) that must end the worker."""
+        self._failure = callback
+
+    def wake(self) -> None:
+        """Something may be startable."""
+        if self._waking or self._stopping or self.cut_off or not self._scheduler.has_ready:
+            return
+        if self._idle:
+            self._waking = True
+            self._idle.pop().set_result(None)
+        elif len(self._slots) < self._config.max_concurrent_jobs:
+            self._waking = True
+            self._add_slot()
+
+    async def release(self, parts: set[Any], timeout_s: float) -> None:
+        """Let the running jobs of these partitions finish until the deadline, then cancel what is left.
+
+        The partitions are marked ``releasing`` already, so nothing new starts on them. A thread cannot be cancelled: it goes on,
+        and its outcome is dropped.
+        """
+        await self._until_done(parts, timeout_s)
+        left = [active for active in self.active if active.message.part in parts]
+        for active in left:
+            log.info("job cancelled", job_id=active.context.job_id, reason="partition released", at=active.message.where)
+            active.cancel(RELEASED)
+        if any(active.handler.execution != "thread" for active in left):
+            await self._until_done(parts, 0.5, cancellable_only=True)
+
+    def cancel_all(self, reason: str) -> None:
+        """Cancel everything that runs; what remains ours starts again later."""
+        for active in list(self.active):
+            active.cancel(reason)
+
+    async def stop(self) -> None:
+        """End the slots and the pools. Everything that may finish has been waited for by now."""
+        self._stopping = True
+        if self._sweep_timer is not None:
+            self._sweep_timer.cancel()
+        for slot in self._slots:
+            slot.cancel()
+        await asyncio.gather(*self._slots, return_exceptions=True)
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _until_done(self, parts: set[Any], timeout_s: float, *, cancellable_only: bool = False) -> None:
+        deadline = time.monotonic() + timeout_s
+        while any(
+            active.message.part in parts and not (cancellable_only and active.handler.execution == "thread")
+            for active in self.active
+        ):
+            self._finished.clear()
+            remaining = deadline - time.monotonic()
+            if remaining <= 0:
+                return
+            try:
+                await asyncio.wait_for(self._finished.wait(), remaining)
+            except TimeoutError:
+                return
+
+    def _add_slot(self) -> None:
+        slot = asyncio.get_running_loop().create_task(self._slot(), name="slot", context=self._clean_context.copy())
+        self._slots.add(slot)
+        slot.add_done_callback(self._slot_ended)
+
+    def _slot_ended(self, slot: asyncio.Task[None]) -> None:
+        self._slots.discard(slot)
+        if not slot.cancelled() and (error := slot.exception()) is not None:
+            self._failure(error)
+
+    async def _slot(self) -> None:
+        """Take, run, repeat. Ends when a handler left something behind in its context, so that nobody inherits it."""
+        scheduler = self._scheduler
+        now_ns = time.time_ns
+        loop = asyncio.get_running_loop()
+        me = asyncio.current_task()
+        clean = contextvars.copy_context()
+        self._waking = False
+        while not self._stopping:
+            slice_end = now_ns() + _SLICE_NS
+            while not self.cut_off and (message := scheduler.take(now_ns() // 1_000_000)) is not None:
+                if self._idle or len(self._slots) < self._config.max_concurrent_jobs:
+                    self.wake()
+                await self._run(message, me)
+                if now_ns() > slice_end:
+                    await asyncio.sleep(0)
+                    slice_end = now_ns() + _SLICE_NS
+                if contextvars.copy_context() != clean:
+                    self._slots.discard(me)  # type: ignore[arg-type]
+                    self._waking = False
+                    self.wake()
+                    return
+            if scheduler.has_parked:
+                self._emit_nothing()
+            parking = loop.create_future()
+            self._idle.append(parking)
+            try:
+                await parking
+            finally:
+                self._waking = False
+
+    def _emit_nothing(self) -> None:
+        """Start limits must move before what is parked can start: ask for a commit."""
+        self._emit(Outcome(None, None))
+
+    async def _run(self, message: Message, slot: asyncio.Task[Any] | None) -> None:
+        started_ms = self._now_ms()
+        try:
+            decoded = self._decoder.decode(message)
+        except UnknownSchema:
+            try:
+                decoded = await self._decoder.learn_and_decode(message)
+            except WireError as error:
+                self._unreadable(message, error)
+                return
+            except Exception as error:  # noqa: BLE001 - Kafka or the registry did not answer: no reason to lose the job
+                log.warning("schema not to be had now", at=message.where, error=str(error))
+                self._postpone(message)
+                return
+        except WireError as error:
+            self._unreadable(message, error)
+            return
+        handler = decoded.handler
+        delivery = message.delivery
+        record = decoded.record
+        context = WorkerContext(
+            job_id=record["id"],
+            job_type=decoded.job_type,
+            priority=message.priority or decoded.priority,
+            attempt=delivery.attempt,
+            key=record["key"],
+            worker_id=self._worker,
+            fence=message.part.fence,
+            created_at_ms=record["created_at"],
+            redrives=delivery.redrives,
+            traceparent=delivery.traceparent,
+            planner=self._planner,
+        )
+        if handler is None:
+            result: JobResult = self._unknown_type(decoded, message, started_ms)
+            self._finish(message, decoded, context, started_ms, result)
+            return
+        timeout_ms = record["timeout_ms"]
+        if timeout_ms is None:
+            timeout_ms = decoded.timeout_ms
+        active = Active(message, decoded, handler, context, started_ms, timeout_ms)
+        active.task = slot
+        self.active[active] = None
+        self._fresh.append(active)
+        if self._sweep_timer is None:
+            self._arm_sweep()
+        try:
+            if handler.execution == "async":
+                result = as_result(await handler.call(decoded.job, context))
+            elif handler.execution == "thread":
+                result = as_result(await self._in_thread(active))
+            else:
+                result = await self._in_process(active)
+        except asyncio.CancelledError:
+            if active.cancel_reason is None:
+                raise  # the slot itself is being stopped
+            result = _timed_out(active)
+        except PermanentError as error:
+            result = _failed(error, retryable=False)
+        except Exception as error:  # noqa: BLE001 - whatever a handler raises is a failure of its job
+            result = _failed(error, retryable=True)
+        except BaseException as error:
+            # SystemExit from a library, or a panic of native code: the job's failure, not the worker's end
+            if isinstance(error, (KeyboardInterrupt, GeneratorExit)):
+                raise
+            result = _failed(error, retryable=True)
+        finally:
+            active.done = True
+            del self.active[active]
+            self._finished.set()
+        if active.cancel_reason is not None:
+            if slot is not None:
+                while slot.cancelling():
+                    slot.uncancel()
+            if active.cancel_reason == RELEASED and (
+                context.cancelled and isinstance(result, Failed) and result.error_type == "Cancelled"
+            ):
+                self._give_back(message)
+                return
+        self._finish(message, decoded, context, started_ms, result)
+
+    def _finish(
+        self, message: Message, decoded: Decoded, context: WorkerContext, started_ms: int, result: JobResult
+    ) -> None:
+        children = context._children  # noqa: SLF001 - the handler's side of the same thing
+        run = Run(
+            message,
+            decoded.job_type,
+            context.priority,
+            context.key,
+            context.created_at_ms,
+            started_ms,
+            self._now_ms(),
+            self._worker,
+            context._metrics,  # noqa: SLF001
+            tuple(children) if children else (),
+            context._progress,  # noqa: SLF001
+        )
+        self._emit(self._router.settle(run, result, decoded.rules))
+        self._scheduler.done(message)
+
+    def _unreadable(self, message: Message, error: WireError) -> None:
+        log.warning("undecodable record dead-lettered", at=message.where, error=str(error))
+        self._emit(self._router.unreadable(message, error, self._now_ms()))
+        self._scheduler.done(message)
+
+    def _postpone(self, message: Message) -> None:
+        """Try again in a second; the message keeps its key until then."""
+
+        def again() -> None:
+            self._give_back(message)
+            self.wake()
+
+        asyncio.get_running_loop().call_later(1.0, again)
+
+    def _give_back(self, message: Message) -> None:
+        """Cancelled before it finished: ours again after a lost connection, somebody else's after a revocation."""
+        if message.part.owned and not message.part.releasing:
+            self._scheduler.put_back(message)
+        else:
+            self._scheduler.done(message)
+
+    def _unknown_type(self, decoded: Decoded, message: Message, now_ms: int) -> JobResult:
+        seen = message.delivery.first_seen_ms or message.timestamp_ms
+        if now_ms - seen < UNKNOWN_TYPE_LIMIT_MS:
+            return Snooze(UNKNOWN_TYPE_SNOOZE, f"no handler for {decoded.job_type} here yet")
+        return _failed(HandlerNotFound(decoded.job_type), retryable=False)
+
+    async def _in_thread(self, active: Active) -> Any:
+        """A plain function in a thread. Its timeout sets ``context.cancelled``; the thread itself cannot be ended."""
+        loop = asyncio.get_running_loop()
+        active.abandoned = loop.create_future()
+        call = loop.run_in_executor(self._threads, active.handler.call, active.decoded.job, active.context)
+        await asyncio.wait((call, active.abandoned), return_when=asyncio.FIRST_COMPLETED)
+        if call.done():
+            return call.result()
+        # Leave the thread behind, with its pool: its place must not be missing for others.
+        call.add_done_callback(lambda done: done.cancelled() or done.exception())
+        old, self._threads = self._threads, self._new_threads()
+        old.shutdown(wait=False)
+        raise asyncio.CancelledError
+
+    async def _in_process(self, active: Active) -> JobResult:
+        if self._processes is None:
+            raise PermanentError("this worker has no process pool; set process_pool_size")
+        return await self._processes.run(active.handler, active.message.value or b"", active.context)
+
+    def _new_threads(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(self._config.max_concurrent_jobs, thread_name_prefix="handler")
+
+    def _arm_sweep(self) -> None:
+        self._sweep_timer = asyncio.get_running_loop().call_later(self._config.tick_ms / 1000, self._sweep)
+
+    def _sweep(self) -> None:
+        """Look at what is still running, once a tick."""
+        now = self._now_ms()
+        for active in self._aging:
+            if not active.done:
+                self._announce(active)
+                heapq.heappush(self._deadlines, (active.started_ms + active.timeout_ms, next(self._order), active))
+        self._aging, self._fresh = self._fresh, []
+        while self._deadlines and (self._deadlines[0][0] <= now or self._deadlines[0][2].done):
+            _, _, active = heapq.heappop(self._deadlines)
+            if not active.done:
+                self._time_out(active, now)
+        isolated = self._scheduler.isolated
+        if isolated is not None and any(a.message is isolated and now - a.started_ms > ALONE_MS for a in self.active):
+            self._scheduler.survived()
+            self._emit_nothing()
+            self.wake()
+        self._publish_progress(now)
+        if self.active:
+            self._arm_sweep()
+        else:
+            self._sweep_timer = None
+            self._deadlines.clear()
+
+    def _time_out(self, active: Active, now: int) -> None:
+        if active.cancel_reason is None:
+            log.warning(
+                "job timed out", job_id=active.context.job_id, type=active.context.job_type, timeout_ms=active.timeout_ms
+            )
+            active.cancel(TIMEOUT)
+            if active.handler.execution == "thread":
+                heapq.heappush(self._deadlines, (now + ABANDON_AFTER_MS, next(self._order), active))
+        elif active.abandoned is not None and not active.abandoned.done():
+            log.error("thread abandoned", job_id=active.context.job_id, type=active.context.job_type)
+            active.abandoned.set_result(None)
+
+    def _announce(self, active: Active, progress: tuple[int, int | None] | None = None) -> None:
+        active.announced_progress = progress
+        active.progress_at_ms = self._now_ms()
+        change = self._status_of_running(active, progress)
+        self._emit(Outcome(None, change, owner=active.message))
+
+    def _status_of_running(self, active: Active, progress: tuple[int, int | None] | None) -> StatusChange:
+        context = active.context
+        run = Run(
+            active.message,
+            context.job_type,
+            context.priority,
+            context.key,
+            context.created_at_ms,
+            active.started_ms,
+            self._now_ms(),
+            self._worker,
+            context._metrics,  # noqa: SLF001
+            (),
+            progress,
+        )
+        return status_of(run, JobStatus.RUNNING)
+
+    def _publish_progress(self, now: int) -> None:
+        for active in self.active:
+            progress = active.context._progress  # noqa: SLF001
+            if progress is not None and progress != active.announced_progress and now - active.progress_at_ms >= _PROGRESS_INTERVAL_MS:
+                self._announce(active, progress)
+
+
+def _timed_out(active: Active) -> Failed:
+    if active.cancel_reason == TIMEOUT:
+        return Failed(f"the run took longer than {active.timeout_ms} ms", error_type="Timeout")
+    return Failed("cancelled", error_type="Cancelled")
+
+
+def _failed(error: BaseException, *, retryable: bool) -> Failed:
+    return Failed(
+        str(error) or type(error).__name__,
+        retryable=retryable,
+        error_type=type(error).__name__,
+        stacktrace="".join(traceback.format_exception(error)),
+    )

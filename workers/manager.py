@@ -1,0 +1,114 @@
+"""``WorkerManager``: what a program uses to run workers in its own event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from datetime import timedelta
+from types import TracebackType
+from typing import Self
+
+from schemas.errors import PipelineError
+from schemas.job import Job
+from streams.registry import build_codec
+from streams.settings import Settings, load_settings
+from workers.config import WorkerConfig
+from workers.process import WorkerProcess
+from workers.worker import Handlers, Worker
+
+
+class WorkerManager:
+    """Runs one worker process's worth of handlers.
+
+    .. code-block:: python
+
+        manager = WorkerManager(WorkerConfig(worker_id="worker-1"))
+        manager.register(ThumbnailWorker())
+        async with manager:
+            await manager.wait()
+
+    For one event loop; not thread-safe.
+    """
+
+    def __init__(self, config: WorkerConfig | None = None, settings: Settings | None = None) -> None:
+        self._settings = settings if settings is not None else load_settings()
+        self.config = config if config is not None else WorkerConfig.from_settings(self._settings)
+        self.handlers = Handlers()
+        self._process: WorkerProcess | None = None
+
+    def register(self, *what: Worker | type[Worker] | type[Job] | Callable[[], Worker]) -> Self:
+        """Add workers (instances, classes or other factories) and job classes that run themselves.
+
+        Raises:
+            JobTypeError: a type is not declared, or has a handler already.
+            RuntimeError: the manager has been started.
+        """
+        if self._process is not None:
+            raise RuntimeError("register before start")
+        for one in what:
+            self.handlers.register(one)
+        return self
+
+    async def start(self) -> None:
+        """Join the group and begin to work.
+
+        Raises:
+            PipelineError: nothing is registered, or Kafka does not answer.
+        """
+        if self._process is not None:
+            raise RuntimeError("started already")
+        if not len(self.handlers):
+            raise PipelineError("no handler is registered: call register() first")
+        codec = await asyncio.to_thread(build_codec, self._settings)
+        process = WorkerProcess(self.config, self.handlers, self._settings, codec)
+        await process.start()
+        self._process = process
+
+    async def wait(self) -> None:
+        """Until ``shutdown``, or until the worker fails.
+
+        Raises:
+            PipelineError, KafkaException: why it cannot go on.
+        """
+        await asyncio.shield(self._running.failure)
+
+    async def shutdown(self, timeout: timedelta | None = None) -> None:  # noqa: ASYNC109 - a deadline for jobs, not for us
+        """Drain and stop: running jobs get ``timeout`` (default: the config's ``drain_timeout``), then are cancelled.
+
+        What is cancelled is run again by another worker. Calling it twice is harmless.
+        """
+        process, self._process = self._process, None
+        if process is None:
+            return
+        limit = self.config.drain_timeout if timeout is None else timeout
+        try:
+            if not process.failure.done():
+                await process.drain(limit / timedelta(seconds=1))
+        finally:
+            await process.stop()
+            if not process.failure.done():
+                process.failure.set_result(None)
+
+    @property
+    def process(self) -> WorkerProcess:
+        """What runs, for counters and diagnosis.
+
+        Raises:
+            RuntimeError: it is not running.
+        """
+        return self._running
+
+    @property
+    def _running(self) -> WorkerProcess:
+        if self._process is None:
+            raise RuntimeError("not started")
+        return self._process
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.shutdown()

@@ -1,0 +1,84 @@
+"""One record that arrived from a job topic or a retry topic, as the worker handles it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from schemas.codec import peek_id
+from schemas.errors import WireError
+from schemas.headers import Delivery, Origin, RawHeaders, parse
+from schemas.topics import JobPriority, Tier
+
+if TYPE_CHECKING:
+    from workers.offsets import PartitionState
+
+_UNREADABLE = Delivery()
+
+
+class Message:
+    """A record and the partition state it belongs to. The value stays bytes until the job is started."""
+
+    __slots__ = (
+        "copy",
+        "delivery",
+        "job_id",
+        "key",
+        "lost_worker",
+        "offset",
+        "part",
+        "priority",
+        "problem",
+        "raw_headers",
+        "tier",
+        "timestamp_ms",
+        "value",
+    )
+
+    def __init__(  # noqa: PLR0913 - what a record has
+        self,
+        part: PartitionState,
+        offset: int,
+        key: bytes | None,
+        value: bytes | None,
+        raw_headers: RawHeaders | None,
+        timestamp_ms: int,
+        priority: JobPriority | None,
+        tier: Tier | None,
+    ) -> None:
+        self.part = part
+        self.offset = offset
+        self.key = key
+        self.value = value
+        self.raw_headers = raw_headers
+        self.timestamp_ms = timestamp_ms
+        #: Of the job topic it came from; None on a retry topic.
+        self.priority = priority
+        self.tier = tier
+        #: The same delivery of the same job was seen at another place.
+        self.copy = False
+        #: It was running alone when its owner died: it is the one that kills.
+        self.lost_worker = False
+        #: Why it cannot be read, if so; such a record is dead-lettered unchanged.
+        self.problem: WireError | None = None
+        try:
+            self.delivery = parse(raw_headers)
+            self.job_id = peek_id(value)
+        except WireError as error:
+            self.problem = error
+            self.delivery = _UNREADABLE
+            self.job_id = b""
+
+    @property
+    def origin(self) -> Origin:
+        """Where this very record stands."""
+        return Origin(self.part.topic, self.part.partition, self.offset)
+
+    @property
+    def where(self) -> str:
+        """Topic, partition and offset, for logs."""
+        return f"{self.part.topic}/{self.part.partition}/{self.offset}"
+
+    @property
+    def size(self) -> int:
+        """Bytes that it holds in memory, about."""
+        return len(self.value or b"") + len(self.key or b"") + 400

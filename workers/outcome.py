@@ -1,0 +1,67 @@
+"""What shall be written because of one run, in one transaction with everything else of its tick."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from schemas.headers import RawHeaders
+from schemas.lifecycle import JobStatus
+from schemas.records import StatusChange
+from schemas.topics import JobPriority
+from workers.message import Message
+
+
+@dataclass(frozen=True, slots=True)
+class OutRecord:
+    """A record to produce. ``partition`` -1 lets the key decide."""
+
+    topic: str
+    partition: int
+    key: bytes | None
+    value: bytes | None
+    headers: RawHeaders
+
+
+@dataclass(frozen=True, slots=True)
+class PlainSuccess:
+    """The status of a run that succeeded and has nothing else to tell: most of them."""
+
+    key: str | None
+    at: int
+    created_at: int
+    started_at: int
+    job_type: str
+    priority: JobPriority
+
+
+@dataclass(slots=True)
+class Outcome:
+    """Everything that one record's end, or a change on the way, has to write.
+
+    Attributes:
+        message: the record that is finished by it; None for news of a job that goes on (running, progress).
+        status: the state change, if there is one.
+        records: retry, dead letter, child jobs, forwards.
+        counts_as: for the counters, moved when the transaction has committed.
+        owner: the message whose partition must still be ours for the outcome to count.
+    """
+
+    message: Message | None
+    status: StatusChange | PlainSuccess | None
+    records: tuple[OutRecord, ...] = ()
+    counts_as: tuple[str, JobPriority, str] | None = None
+    event: str | None = None
+    owner: Message | None = None
+    #: How often writing it alone failed with the same error.
+    failures: int = field(default=0, compare=False)
+
+    @property
+    def state(self) -> JobStatus | None:
+        """The state that it leads to."""
+        match self.status:
+            case PlainSuccess():
+                return JobStatus.SUCCEEDED
+            case StatusChange(state=state):
+                return state
+            case _:
+                return None

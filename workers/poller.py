@@ -1,0 +1,366 @@
+"""The poll thread: owns the consumer, and makes every call on it.
+
+In:  records from Kafka, assignments, revocations. Out: messages for the event loop, partition states.
+
+It never runs a handler and never waits for one, except on revocation, and then only until a deadline:
+so the longest job costs no membership. What is more than the worker can hold is paused, a whole
+priority at a time, and polling goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Coroutine, Iterable
+from concurrent.futures import TimeoutError as FutureTimeout
+from typing import TYPE_CHECKING, Any, Final
+
+import structlog
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import Message as KafkaMessage
+
+from schemas.topics import PRIORITIES, JobPriority, Topics
+from workers.duplicates import DuplicateWindow
+from workers.message import Message
+from workers.offsets import PartitionState
+
+if TYPE_CHECKING:
+    from workers.commit import Committer
+    from workers.delay import Delays
+    from workers.scheduler import Scheduler
+    from workers.takeover import CommittedOffsets, Place
+
+log = structlog.get_logger("rustfs_workers.poller")
+
+_BATCH: Final = 1_000
+#: Messages taken in one go before flow control looks again.
+_MAX_ROUND: Final = 4_000
+_MAX_BUFFERED_BYTES: Final = 8 * 1024 * 1024
+_IDLE_POLL_S: Final = 0.1
+_BUSY_POLL_S: Final = 0.005
+_METADATA_EVERY_S: Final = 1.0
+_POSITIONS_EVERY_S: Final = 2.0
+
+
+class Poller:
+    """The group member. ``metadata`` and ``refresh`` may be used from any thread."""
+
+    def __init__(  # noqa: PLR0913 - the parts it stands between
+        self,
+        *,
+        make_consumer: Callable[[Callable[[KafkaError], None]], Consumer],
+        topics: Topics,
+        committed: CommittedOffsets,
+        committer: Committer,
+        scheduler: Scheduler,
+        delays: Delays,
+        lock: threading.Lock,
+        loop: asyncio.AbstractEventLoop,
+        incarnation: str,
+        transactional_id: str,
+        buffer_high: int,
+        buffer_low: int,
+        revoke_timeout_s: float,
+        release: Callable[[set[PartitionState], float], Coroutine[Any, Any, None]],
+        purge: Callable[[set[PartitionState]], None],
+        deliver: Callable[[list[Message]], None],
+        on_failure: Callable[[BaseException], None],
+        on_answer: Callable[[], None],
+    ) -> None:
+        self._make_consumer = make_consumer
+        self._topics = topics
+        self._committed = committed
+        self._committer = committer
+        self._scheduler = scheduler
+        self._delays = delays
+        self._lock = lock
+        self._loop = loop
+        self._incarnation = incarnation
+        self._transactional_id = transactional_id
+        self._high = buffer_high
+        self._low = buffer_low
+        self._revoke_timeout_s = revoke_timeout_s
+        self._release = release
+        self._purge = purge
+        self._deliver = deliver
+        self._on_failure = on_failure
+        self._on_answer = on_answer
+        self.metadata: Any = None
+        self._metadata_at = 0.0
+        self._wanted = threading.Event()
+        self._refreshed = threading.Event()
+        self._stop = False
+        self._drain = False
+        self._left = threading.Event()
+        self.parts: dict[Place, PartitionState] = {}
+        self._copies = DuplicateWindow()
+        self._paused: set[Place] = set()
+        self._paused_priorities: set[JobPriority] = set()
+        self._positions_at = 0.0
+        self._consumer: Consumer | None = None
+        self._thread = threading.Thread(target=self._run, name="poll", daemon=True)
+
+    def start(self) -> None:
+        """Join the group."""
+        self._thread.start()
+
+    def drain(self) -> None:
+        """Take no more records; polling goes on, so the membership lasts until ``stop``."""
+        self._drain = True
+
+    def stop(self, timeout_s: float) -> bool:
+        """Leave the group. False: the thread did not end in time."""
+        self._stop = True
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def refresh(self, timeout_s: float) -> None:
+        """Wait until new group metadata has been taken, or for ``timeout_s``."""
+        self._refreshed.clear()
+        self._wanted.set()
+        self._refreshed.wait(timeout_s)
+
+    @property
+    def partitions(self) -> tuple[int, ...]:
+        """Partition numbers that are ours, on any topic."""
+        return tuple(sorted({partition for _, partition in list(self.parts)}))
+
+    def _run(self) -> None:
+        try:
+            self._consumer = consumer = self._make_consumer(self._on_error)
+            consumer.subscribe(
+                list(self._topics.consumed),
+                on_assign=self._on_assign,
+                on_revoke=self._on_revoke,
+                on_lost=self._on_lost,
+            )
+            while not self._stop:
+                self._round(consumer)
+        except BaseException as error:  # noqa: BLE001 - handed to whoever supervises the worker
+            self._on_failure(error)
+        finally:
+            if self._consumer is not None:
+                with contextlib.suppress(RuntimeError):
+                    self._consumer.close()
+
+    def _round(self, consumer: Consumer) -> None:
+        first = consumer.poll(_BUSY_POLL_S if self._paused_priorities or self._wanted.is_set() else _IDLE_POLL_S)
+        now = time.monotonic()
+        if self._wanted.is_set() or now - self._metadata_at > _METADATA_EVERY_S:
+            self._take_metadata(consumer, now)
+        if first is not None:
+            received = [first]
+            while len(received) < _MAX_ROUND:
+                # poll() waits, consume() with no time does not: together they return what there is, at once
+                more = consumer.consume(_BATCH, 0)
+                received += more
+                if len(more) < _BATCH:
+                    break
+            self._receive(received)
+        self._control_flow(consumer)
+        if first is None and now - self._positions_at > _POSITIONS_EVERY_S:
+            self._positions_at = now
+            self._note_positions(consumer)
+
+    def _take_metadata(self, consumer: Consumer, now: float) -> None:
+        self._wanted.clear()
+        self.metadata = consumer.consumer_group_metadata()
+        self._metadata_at = now
+        self._refreshed.set()
+
+    def _receive(self, received: list[KafkaMessage]) -> None:
+        parts, priority_of, tier_of = self.parts, self._topics.priority_of, self._topics.tier_of
+        messages: list[Message] = []
+        place: Place | None = None
+        part: PartitionState | None = None
+        with self._lock:
+            for record in received:
+                error = record.error()
+                if error is not None:
+                    self._raise_if_final(error)
+                    continue
+                topic, partition, offset = record.topic(), record.partition(), record.offset()
+                if place is None or topic != place[0] or partition != place[1]:
+                    place = (topic, partition)
+                    part = parts.get(place)
+                # A partition that was revoked within this call: its new owner reads it from the committed offset.
+                if part is None or not part.owned or not part.note_delivered(offset):
+                    continue
+                message = Message(
+                    part,
+                    offset,
+                    record.key(),
+                    record.value(),
+                    record.headers(),
+                    record.timestamp()[1],
+                    priority_of.get(topic),
+                    tier_of.get(topic),
+                )
+                message.copy = self._copies.is_copy(message)
+                if part.suspects and offset in part.suspects:
+                    message.lost_worker = part.suspects[offset].alone
+                messages.append(message)
+        self._on_answer()
+        if any(message.offset >= message.part.start_limit for message in messages[-1:]):
+            self._committer.nudge()  # more than may start now: the next commit opens the way
+        if messages:
+            arrived, arrived_bytes = self._scheduler.arrived, self._scheduler.arrived_bytes
+            for message in messages:
+                if message.priority is not None:
+                    arrived[message.priority] += 1
+                    arrived_bytes[message.priority] += message.size
+            self._deliver(messages)
+
+    @staticmethod
+    def _raise_if_final(error: KafkaError) -> None:
+        if error.fatal() or error.code() == KafkaError._AUTO_OFFSET_RESET:  # noqa: SLF001
+            raise KafkaException(error)
+        log.warning("error while consuming", error=str(error))
+
+    def _on_error(self, error: KafkaError) -> None:
+        if error.fatal():
+            self._on_failure(KafkaException(error))
+        else:
+            log.info("kafka client", error=str(error))
+
+    def _control_flow(self, consumer: Consumer) -> None:
+        """Pause whole priorities that have more than enough, single partitions that must not go on, and full tiers."""
+        for priority in PRIORITIES:
+            buffered, size = self._scheduler.waiting(priority), self._scheduler.waiting_bytes(priority)
+            if buffered >= self._high or size >= _MAX_BUFFERED_BYTES:
+                self._paused_priorities.add(priority)
+            elif buffered <= self._low and size <= _MAX_BUFFERED_BYTES // 2:
+                self._paused_priorities.discard(priority)
+        wanted: set[Place] = set()
+        for place, part in self.parts.items():
+            priority_paused = self._topics.priority_of.get(place[0]) in self._paused_priorities
+            if self._drain or priority_paused or part.full() or self._delays.holds_enough(part, place in self._paused):
+                wanted.add(place)
+        if wanted == self._paused:
+            return
+        pause, resume = wanted - self._paused, self._paused - wanted
+        if pause:
+            consumer.pause([TopicPartition(*place) for place in pause])
+        if resume:
+            consumer.resume([TopicPartition(*place) for place in resume])
+        self._paused = wanted
+
+    def _note_positions(self, consumer: Consumer) -> None:
+        """Nothing came for a while: what lies between the last record and the position are transaction markers."""
+        idle = [part for part in self.parts.values() if part.base == part.top]
+        if not idle:
+            return
+        positions = consumer.position([TopicPartition(part.topic, part.partition) for part in idle])
+        changed = False
+        with self._lock:
+            for tp in positions:
+                part = self.parts.get((tp.topic, tp.partition))
+                if part is not None and tp.offset > part.top:
+                    part.note_position(tp.offset)
+                    changed = True
+        if changed:
+            self._committer.nudge()
+
+    def _on_assign(self, consumer: Consumer, assigned: list[TopicPartition]) -> None:
+        try:
+            self._assign(consumer, assigned)
+        except BaseException as error:  # noqa: BLE001 - librdkafka would swallow it
+            self._on_failure(error)
+            self._stop = True
+
+    def _assign(self, consumer: Consumer, assigned: list[TopicPartition]) -> None:
+        started = time.monotonic()
+        self._take_metadata(consumer, started)
+        places = [(tp.topic, tp.partition) for tp in assigned]
+        if not places:
+            consumer.incremental_assign([])
+            return
+        maps = self._committed.for_assignment(consumer, places)
+        states = [
+            PartitionState(
+                topic,
+                partition,
+                maps[topic, partition],
+                incarnation=self._incarnation,
+                transactional_id=self._transactional_id,
+                lock=self._lock,
+            )
+            for topic, partition in places
+        ]
+        with self._lock:
+            for state in states:
+                self.parts[state.topic, state.partition] = state
+            self._committer.parts = set(self.parts.values())
+        consumer.incremental_assign(
+            [TopicPartition(state.topic, state.partition, state.base) for state in states]
+        )
+        unclean = sorted({state.prior.incarnation for state in states if state.unclean})
+        log.info(
+            "partitions assigned",
+            partitions=sorted({partition for _, partition in places}),
+            seconds=round(time.monotonic() - started, 3),
+            left_unclean_by=unclean or None,
+        )
+        self._on_answer()
+        # The first commit opens the partitions: before it nothing of them may start.
+        self._committer.nudge()
+
+    def _on_revoke(self, consumer: Consumer, revoked: list[TopicPartition]) -> None:
+        """Let running jobs end, commit them with the metadata that still counts, then let go; bounded by the deadline."""
+        started = time.monotonic()
+        places = [(tp.topic, tp.partition) for tp in revoked]
+        leaving = self._mark_releasing(places)
+        if leaving:
+            self._take_metadata(consumer, started)
+            self._in_loop(self._release(leaving, self._revoke_timeout_s), self._revoke_timeout_s + 1)
+            done = self._committer.release(leaving)
+            remaining = self._revoke_timeout_s + 1 - (time.monotonic() - started)
+            if not done.wait(max(remaining, 0.5)):
+                log.warning("partitions released without a last commit", partitions=_numbers(places))
+        self._forget(places)
+        consumer.incremental_unassign(revoked)
+        log.info(
+            "partitions released", partitions=_numbers(places), seconds=round(time.monotonic() - started, 3)
+        )
+
+    def _on_lost(self, consumer: Consumer, lost: list[TopicPartition]) -> None:
+        """The group has given us up: others own these partitions already. Nothing of ours counts any more."""
+        places = [(tp.topic, tp.partition) for tp in lost]
+        leaving = self._mark_releasing(places)
+        self._forget(places)
+        self._in_loop(self._release(leaving, 0.0), 1.0)
+        consumer.incremental_unassign(lost)
+        self._committer.counters.event("sessions_lost")
+        log.warning("partitions lost", partitions=_numbers(places))
+
+    def _mark_releasing(self, places: Iterable[Place]) -> set[PartitionState]:
+        with self._lock:
+            leaving = {self.parts[place] for place in places if place in self.parts}
+            for part in leaving:
+                part.releasing = True
+        self._loop.call_soon_threadsafe(self._purge, leaving)
+        return leaving
+
+    def _forget(self, places: Iterable[Place]) -> None:
+        with self._lock:
+            for place in places:
+                part = self.parts.pop(place, None)
+                if part is not None:
+                    part.owned = False
+            self._committer.parts = set(self.parts.values())
+        self._paused -= set(places)
+        self._copies.forget({partition for _, partition in places})
+
+    def _in_loop(self, work: Coroutine[Any, Any, None], timeout_s: float) -> None:
+        """Run it in the event loop and wait, but not for ever: a handler may block the loop."""
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            future.result(timeout_s)
+        except (FutureTimeout, asyncio.CancelledError):
+            log.warning("event loop did not answer in time", seconds=timeout_s)
+
+
+def _numbers(places: Iterable[Place]) -> list[int]:
+    return sorted({partition for _, partition in places})

@@ -1,0 +1,381 @@
+"""One worker process, put together: threads, event loop, and the way of a message between them.
+
+    poll thread ──messages──► event loop: delays, scheduler, executor ──outcomes──► commit thread
+
+In:  a configuration, handlers, settings. Out: jobs done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterable
+from datetime import timedelta
+from typing import Any
+
+import structlog
+from confluent_kafka import Consumer, Producer
+from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType
+
+from schemas.codec import Codec
+from schemas.errors import PipelineError
+from schemas.offsetmap import OffsetMap
+from schemas.records import JobCounter, WorkerReport, encode_report
+from schemas.topics import JobPriority
+from streams.clients import admin_config, producer_config, worker_consumer_config
+from streams.outgoing import Rules
+from streams.schemas_topic import SchemaTopicReader
+from streams.settings import Settings
+from workers.children import ChildJobs
+from workers.clock import BrokerClock
+from workers.commit import Committer
+from workers.config import WorkerConfig
+from workers.decoder import Decoder
+from workers.delay import Delays
+from workers.executor import RELEASED, Executor
+from workers.message import Message
+from workers.offsets import PartitionState
+from workers.outcome import Outcome
+from workers.poller import Poller
+from workers.processes import ProcessPool
+from workers.reporter import Reporter
+from workers.router import Router
+from workers.scheduler import Scheduler
+from workers.takeover import CommittedOffsets, Place
+from workers.worker import Handlers
+
+log = structlog.get_logger("rustfs_workers.worker")
+
+class WorkerProcess:
+    """A group member with its handlers. Made, started, drained and stopped in one event loop."""
+
+    def __init__(self, config: WorkerConfig, handlers: Handlers, settings: Settings, codec: Codec) -> None:
+        self.config = config
+        self.incarnation = uuid.uuid4().hex[:12]
+        self.failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._settings = settings
+        self._handlers = handlers
+        self._codec = codec
+        self._loop = asyncio.get_running_loop()
+        self._topics = settings.topics
+        self._transactional_id = f"{self._topics.prefix}worker.{config.name}"
+        self._lock = threading.Lock()
+        self._clock = BrokerClock()
+        self._started_ms = time.time_ns() // 1_000_000
+        self._sequence = 0
+        self._last_answer = time.monotonic()
+        self._lease_s = max(config.session_timeout / timedelta(seconds=1) - 1, 1.0)
+        self._delay_timer: asyncio.TimerHandle | None = None
+        self._lease_timer: asyncio.TimerHandle | None = None
+        self._draining = False
+        self._schemas = SchemaTopicReader(settings, codec.store)
+        self._router = Router(self._topics)
+        self._delays = Delays()
+        self._scheduler = Scheduler(weights=config.priority_weights, strict=config.strict_priorities)
+        self._processes = ProcessPool(config.process_pool_size, handlers)
+        self._committed = CommittedOffsets(
+            self._topics.group,
+            AdminClient(admin_config(settings)),
+            lambda transactional_id: Producer(producer_config(settings, transactional_id=transactional_id)),
+            own_transactional_id=self._transactional_id,
+        )
+        self._committer = Committer(
+            make_producer=self._make_producer,
+            membership=_LateMembership(self),
+            read_back=self._read_back,
+            codec=codec,
+            router=self._router,
+            status_topic=self._topics.status,
+            worker_name=config.name,
+            lock=self._lock,
+            tick_ms=config.tick_ms,
+            on_committed=lambda: self._loop.call_soon_threadsafe(self._after_commit),
+            on_failure=self._fail,
+            on_answer=self._answered,
+        )
+        self._executor = Executor(
+            config=config,
+            handlers=handlers,
+            decoder=Decoder(codec, handlers, config, self._learn_schemas),
+            router=self._router,
+            scheduler=self._scheduler,
+            emit=self._committer.emit,
+            planner=ChildJobs(Rules.of(settings, codec, config.name)),
+            now_ms=self._clock.now_ms,
+            worker_name=config.name,
+            processes=self._processes,
+        )
+        self._executor.on_failure(self._fail)
+        self.poller = Poller(
+            make_consumer=self._make_consumer,
+            topics=self._topics,
+            committed=self._committed,
+            committer=self._committer,
+            scheduler=self._scheduler,
+            delays=self._delays,
+            lock=self._lock,
+            loop=self._loop,
+            incarnation=self.incarnation,
+            transactional_id=self._transactional_id,
+            buffer_high=config.buffer_high,
+            buffer_low=config.buffer_low,
+            revoke_timeout_s=config.revoke_timeout / timedelta(seconds=1),
+            release=self._executor.release,
+            purge=self._purge,
+            deliver=self._deliver,
+            on_failure=self._fail,
+            on_answer=self._answered,
+        )
+        self._reporter = Reporter(
+            producer=Producer(producer_config(settings, linger_ms=0)),
+            topic=self._topics.reports,
+            key=config.name,
+            make=self._report,
+            clock=self._clock,
+            on_answer=self._answered,
+            on_failure=self._fail,
+        )
+
+    async def start(self) -> None:
+        """Join the group and begin to work.
+
+        Raises:
+            PipelineError: Kafka does not answer.
+        """
+        if not await asyncio.to_thread(self._reporter.first, 20.0):
+            raise PipelineError(
+                f"the worker's first report was not acknowledged within 20 s; are the topics there? "
+                f"try `rustfs-workers topics create` ({self._topics.reports})"
+            )
+        self._lease_s = await asyncio.to_thread(self._lease_from_broker)
+        self._reporter.start()
+        self._committer.start()
+        self.poller.start()
+        self._check_lease()
+        log.info(
+            "worker started",
+            worker=self.config.name,
+            incarnation=self.incarnation,
+            types=self._handlers.types,
+            lease_s=self._lease_s,
+        )
+
+    async def drain(self, timeout_s: float) -> None:
+        """Stop taking, let running jobs end until the deadline, cancel the rest, commit, leave the group in order."""
+        if self._draining:
+            return
+        self._draining = True
+        started = time.monotonic()
+        self.poller.drain()
+        with self._lock:
+            parts = set(self.poller.parts.values())
+            for part in parts:
+                part.releasing = True
+        self._purge(parts)
+        running = len(self._executor.active)
+        await self._executor.release(parts, timeout_s)
+        released = self._committer.release(parts)
+        await asyncio.to_thread(released.wait, 10.0)
+        log.info("worker drained", worker=self.config.name, running=running, seconds=round(time.monotonic() - started, 2))
+
+    async def stop(self) -> None:
+        """End every thread. After a drain this takes a moment; without one it is an unclean death for our successor."""
+        for timer in (self._delay_timer, self._lease_timer):
+            if timer is not None:
+                timer.cancel()
+        if not await asyncio.to_thread(self.poller.stop, 10.0):
+            log.error("poll thread did not end", worker=self.config.name)
+        if not await asyncio.to_thread(self._committer.stop, 10.0):
+            log.error("commit thread did not end", worker=self.config.name)
+        await self._executor.stop()
+        await self._processes.close()
+        await asyncio.to_thread(self._reporter.stop)
+        await asyncio.to_thread(self._schemas.close)
+        log.info("worker stopped", worker=self.config.name)
+
+    @property
+    def counters(self) -> dict[tuple[str, str, str], int]:
+        """Jobs by (type, priority, state), as committed."""
+        return dict(self._committer.counters.jobs)
+
+    @property
+    def events(self) -> dict[str, int]:
+        """Other counts: duplicates, stale metadata, ambiguous commits, …"""
+        return dict(self._committer.counters.events)
+
+    # --- from the poll thread -------------------------------------------------------------------
+
+    def _deliver(self, messages: list[Message]) -> None:
+        self._loop.call_soon_threadsafe(self._arrive, messages)
+
+    def _answered(self) -> None:
+        self._last_answer = time.monotonic()
+
+    def _fail(self, error: BaseException) -> None:
+        def set_failure() -> None:
+            if not self.failure.done():
+                self.failure.set_exception(error)
+
+        self._loop.call_soon_threadsafe(set_failure)
+
+    # --- in the event loop ----------------------------------------------------------------------
+
+    def _arrive(self, messages: list[Message]) -> None:
+        now = self._clock.now_ms()
+        ready: list[Message] = []
+        held = False
+        for message in messages:
+            if message.tier is not None:
+                self._delays.hold((message,))
+                held = True
+            elif message.copy:
+                self._drop_copy(message)
+            elif message.lost_worker:
+                self._committer.emit(self._router.worker_lost(message, self.config.name, now))
+                self._scheduler.leave(message)
+            elif message.delivery.not_before_ms > now:
+                self._delays.hold_until(message, message.delivery.not_before_ms)
+                held = True
+            else:
+                ready.append(message)
+        if held:
+            self._arm_delays()
+        if ready:
+            self._scheduler.add(ready)
+            self._executor.wake()
+
+    def _drop_copy(self, message: Message) -> None:
+        log.warning("copy of a record skipped", job_id=message.job_id.decode("ascii", "replace"), at=message.where)
+        self._committer.emit(Outcome(message, None, event="duplicates"))
+        if message.priority is not None:
+            self._scheduler.leave(message)
+
+    def _arm_delays(self) -> None:
+        due = self._delays.next_due_ms()
+        if self._delay_timer is not None:
+            self._delay_timer.cancel()
+            self._delay_timer = None
+        if due is not None:
+            wait_s = max((due - self._clock.now_ms()) / 1000, 0.0)
+            self._delay_timer = self._loop.call_later(min(wait_s, 3600.0), self._on_due)
+
+    def _on_due(self) -> None:
+        self._delay_timer = None
+        now = self._clock.now_ms()
+        ready: list[Message] = []
+        for message in self._delays.take_due(now):
+            if not message.part.owned or message.part.releasing:
+                if message.priority is not None:
+                    self._scheduler.leave(message)
+            elif message.tier is None:
+                ready.append(message)
+            elif message.copy:
+                self._drop_copy(message)
+            elif message.problem is not None:
+                self._committer.emit(self._router.unreadable(message, message.problem, now))
+            else:
+                self._committer.emit(self._router.forward(message, now))
+        if ready:
+            self._scheduler.add(ready)
+            self._executor.wake()
+        self._arm_delays()
+
+    def _purge(self, parts: set[PartitionState]) -> None:
+        for message in self._delays.purge(parts):
+            if message.priority is not None:
+                self._scheduler.leave(message)
+        self._scheduler.purge(parts)
+
+    def _after_commit(self) -> None:
+        self._scheduler.unpark()
+        self._executor.wake()
+
+    def _check_lease(self) -> None:
+        """Kafka may have given us up if it has not answered for this long: then others run our jobs, so we must not."""
+        self._lease_timer = self._loop.call_later(0.25, self._check_lease)
+        silent_s = time.monotonic() - self._last_answer
+        if silent_s > self._lease_s and not self._executor.cut_off:
+            log.error("no answer from Kafka: everything is cancelled", seconds=round(silent_s, 1))
+            self._executor.cut_off = True
+            self._committer.counters.event("cut_off")
+            self._executor.cancel_all(RELEASED)
+        elif silent_s <= self._lease_s and self._executor.cut_off:
+            log.info("Kafka answers again")
+            self._executor.cut_off = False
+            self._executor.wake()
+
+    # --- called from other threads ---------------------------------------------------------------
+
+    def _make_consumer(self, on_error: Any) -> Consumer:
+        return Consumer({**worker_consumer_config(self._settings, self._topics.group), "error_cb": on_error})
+
+    def _make_producer(self, logger: Any) -> Producer:
+        return Producer(
+            {
+                **producer_config(self._settings, transactional_id=self._transactional_id, linger_ms=1, logger=logger),
+                # Success is known from the commit: a report per record would cost a microsecond each.
+                "delivery.report.only.error": True,
+            }
+        )
+
+    def _read_back(self, parts: Iterable[PartitionState]) -> dict[PartitionState, OffsetMap]:
+        by_place: dict[Place, PartitionState] = {(part.topic, part.partition): part for part in parts}
+        read = self._committed.read_back(by_place)
+        return {by_place[place]: committed for place, committed in read.items()}
+
+    def _learn_schemas(self) -> None:
+        self._schemas.catch_up(10.0)
+
+    def _lease_from_broker(self) -> float:
+        """A second less than the session that the group's coordinator grants."""
+        name = "group.consumer.session.timeout.ms"
+        admin = AdminClient(admin_config(self._settings))
+        broker = next(iter(admin.list_topics(timeout=10).brokers))
+        resource = ConfigResource(ResourceType.BROKER, str(broker))
+        try:
+            entry = admin.describe_configs([resource])[resource].result(10)[name]
+            return max(int(entry.value) / 1000 - 1, 1.0)
+        except Exception as error:  # noqa: BLE001 - not allowed to ask, or an old broker: the setting counts
+            log.info("session timeout not to be had from the broker", error=str(error), used_s=self._lease_s + 1)
+            return self._lease_s
+
+    def _report(self, state: str) -> bytes:
+        self._sequence += 1
+        counters = self._committer.counters
+        report = WorkerReport(
+            worker_id=self.config.name,
+            incarnation=self.incarnation,
+            sequence=self._sequence,
+            started_at=self._started_ms,
+            at=time.time_ns() // 1_000_000,
+            host=socket.gethostname(),
+            state="draining" if self._draining and state == "running" else state,
+            job_types=self._handlers.types,
+            partitions=self.poller.partitions,
+            running=self._scheduler.running,
+            buffered=len(self._scheduler),
+            counters=tuple(
+                JobCounter(job_type, JobPriority(priority), job_state, count)
+                for (job_type, priority, job_state), count in sorted(counters.jobs.copy().items())
+            ),
+            events=dict(counters.events),
+        )
+        return encode_report(self._codec, report)
+
+
+class _LateMembership:
+    """The poller's knowledge of the group, for the committer, which is made first."""
+
+    def __init__(self, process: WorkerProcess) -> None:
+        self._process = process
+
+    @property
+    def metadata(self) -> Any:
+        return self._process.poller.metadata
+
+    def refresh(self, timeout_s: float) -> None:
+        self._process.poller.refresh(timeout_s)
+

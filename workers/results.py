@@ -1,0 +1,68 @@
+"""What a handler says about its run. Values, not exceptions: every branch is visible where it is handled."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, ClassVar
+
+
+class JobResult:
+    """Base of the four results. Also reachable as ``JobResult.Success(...)``, ``JobResult.Failed(...)``, …"""
+
+    __slots__ = ()
+
+    Success: ClassVar[type[Success]]
+    Failed: ClassVar[type[Failed]]
+    Skipped: ClassVar[type[Skipped]]
+    Snooze: ClassVar[type[Snooze]]
+
+
+@dataclass(frozen=True, slots=True)
+class Success(JobResult):
+    """The work is done.
+
+    Attributes:
+        output: kept with the job's final status as JSON, at most 16 KiB.
+    """
+
+    output: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Failed(JobResult):
+    """The run failed.
+
+    Attributes:
+        reason: for people; 1 KiB of it is kept.
+        retryable: False dead-letters at once, since no later run could succeed.
+        error_type: a short name to group and filter by.
+        stacktrace: 8 KiB of it are kept with the dead letter.
+    """
+
+    reason: str
+    retryable: bool = True
+    error_type: str = "Failed"
+    stacktrace: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped(JobResult):
+    """There was nothing to do; final, and not a failure."""
+
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Snooze(JobResult):
+    """Not now: run it again after ``delay``. Uses up no attempt."""
+
+    delay: timedelta
+    reason: str = ""
+
+
+JobResult.Success = Success
+JobResult.Failed = Failed
+JobResult.Skipped = Skipped
+JobResult.Snooze = Snooze

@@ -1,0 +1,313 @@
+"""Turn one run's result into the records that Kafka should see next.
+
+In:  a message, what its handler returned, and the rules of its type. Out: an ``Outcome``.
+
+Pure: no clock, no broker, no randomness (jitter is a hash), so the same run always leads to the same records.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import Any
+
+from schemas.backoff import Backoff
+from schemas.codec import peek_priority
+from schemas.errors import WireError
+from schemas.headers import MAX_HISTORY, MAX_MESSAGE_BYTES, Attempt, Delivery, build, clip, dead_letter
+from schemas.lifecycle import JobStatus
+from schemas.records import MAX_OUTPUT_BYTES, StatusChange
+from schemas.topics import JobPriority, Topics, tier_for
+from workers.message import Message
+from workers.outcome import Outcome, OutRecord, PlainSuccess
+from workers.results import Failed, JobResult, Skipped, Snooze, Success
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """The limits that apply to one job: the call's value, else the type's, else the worker's."""
+
+    max_retries: int
+    backoff: Backoff
+    snooze_limit_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """The facts of one run that has ended. Times are milliseconds since the epoch."""
+
+    message: Message
+    job_type: str
+    priority: JobPriority
+    key: str | None
+    created_at: int
+    started_at: int
+    finished_at: int
+    worker: str
+    metrics: Mapping[str, float] | None = None
+    children: tuple[OutRecord, ...] = ()
+    progress: tuple[int, int | None] | None = None
+
+
+class Router:
+    """Decides where a job goes after a run. Immutable; safe from any thread."""
+
+    def __init__(self, topics: Topics) -> None:
+        self.topics = topics
+
+    def settle(self, run: Run, result: JobResult, rules: Rules) -> Outcome:
+        """What a run's result leads to."""
+        match result:
+            case Success(output):
+                if output is None and not run.metrics and not run.children and run.progress is None and not run.message.delivery.history:
+                    return _plain(run)
+                return _final(run, JobStatus.SUCCEEDED, records=run.children, output=_json(output))
+            case Skipped(reason):
+                return _final(run, JobStatus.SKIPPED, records=run.children, error_message=reason or None)
+            case Snooze(delay, reason):
+                return self._snooze(run, delay, reason, rules)
+            case Failed():
+                return self._fail(run, result, rules)
+            case _:
+                raise AssertionError(f"not a result: {result!r}")
+
+    def forward(self, message: Message, now_ms: int) -> Outcome:
+        """A record whose delay has passed goes to its job topic, or to the next retry topic of its way."""
+        delivery = message.delivery
+        try:
+            priority = peek_priority(message.value)
+        except WireError as error:
+            return self.unreadable(message, error, now_ms)
+        topic = self._topic_for(delivery.not_before_ms - now_ms, priority)
+        successor = delivery.next(first_seen_ms=delivery.first_seen_ms or message.timestamp_ms)
+        return Outcome(message, None, (self._onward(message, topic, successor),), event="forwarded")
+
+    def unreadable(self, message: Message, error: WireError, now_ms: int) -> Outcome:
+        """Bytes that cannot be understood go to the dead letters unchanged, with the reason."""
+        delivery = Delivery(
+            job_type=message.delivery.job_type,
+            error_type=type(error).__name__,
+            error_message=clip(str(error), MAX_MESSAGE_BYTES),
+        )
+        headers = dead_letter(
+            delivery,
+            at=message.origin,
+            timestamp_ms=message.timestamp_ms,
+            failed_at_ms=now_ms,
+            stacktrace="",
+            original=message.raw_headers,
+        )
+        record = OutRecord(self.topics.dlq, message.part.partition, message.key, message.value, headers)
+        return Outcome(message, None, (record,), event="undecodable")
+
+    def worker_lost(self, message: Message, worker: str, now_ms: int) -> Outcome:
+        """A job whose owner died while nothing else was running: it kills its process, and is dead-lettered."""
+        reason = "the worker process died each time this job ran, the last time with nothing beside it"
+        delivery = replace(message.delivery, error_type="worker_lost", error_message=reason)
+        return self._dead_unread(message, delivery, worker, now_ms, event="worker_lost")
+
+    def not_writable(self, outcome: Outcome, error: str, worker: str, now_ms: int) -> Outcome:
+        """An outcome that Kafka refuses becomes ``failed``, in a form that is small enough for it to take."""
+        message = outcome.message
+        assert message is not None  # noqa: S101 - news without a message is dropped instead
+        delivery = replace(
+            message.delivery,
+            error_type="OutcomeNotWritable",
+            error_message=clip(error, 300),
+            history=(),
+            traceparent="",
+        )
+        return self._dead_unread(message, delivery, worker, now_ms, event="not_writable")
+
+    def _dead_unread(
+        self, message: Message, delivery: Delivery, worker: str, now_ms: int, *, event: str
+    ) -> Outcome:
+        """A dead letter, and a bounded status, made without decoding the job."""
+        headers = dead_letter(
+            delivery,
+            at=message.origin,
+            timestamp_ms=message.timestamp_ms,
+            failed_at_ms=now_ms,
+            stacktrace="",
+        )
+        record = OutRecord(self.topics.dlq, message.part.partition, message.key, message.value, headers)
+        try:
+            priority = peek_priority(message.value)
+        except WireError:
+            return Outcome(message, None, (record,), event=event)
+        job_id = message.job_id.decode("ascii", "replace")
+        key = (message.key or b"").decode("utf-8", "replace")
+        job_type = delivery.job_type or "unknown"
+        change = StatusChange(
+            job_id=job_id,
+            key=None if key == job_id else key,
+            at=now_ms,
+            created_at=delivery.first_seen_ms or message.timestamp_ms,
+            started_at=None,
+            state=JobStatus.FAILED,
+            type=job_type,
+            priority=priority,
+            attempt=delivery.attempt,
+            delivery=delivery.delivery,
+            redrives=delivery.redrives,
+            worker=worker,
+            error_type=delivery.error_type,
+            error_message=delivery.error_message,
+            attempts=delivery.history,
+        )
+        return Outcome(message, change, (record,), counts_as=(job_type, priority, "failed"), event=event)
+
+    def _snooze(self, run: Run, delay: timedelta, reason: str, rules: Rules) -> Outcome:
+        due = run.finished_at + max(round(delay / timedelta(milliseconds=1)), 0)
+        if due > run.created_at + rules.snooze_limit_ms:
+            failed = Failed(
+                f"snoozed until the limit of {timedelta(milliseconds=rules.snooze_limit_ms)} was reached"
+                + (f": {reason}" if reason else ""),
+                error_type="SnoozeLimitReached",
+            )
+            return self._fail(run, failed, rules)
+        return self._again(run, JobStatus.SCHEDULED, due, run.message.delivery, error_message=reason or None)
+
+    def _fail(self, run: Run, failed: Failed, rules: Rules) -> Outcome:
+        delivery = run.message.delivery
+        message = clip(failed.reason, MAX_MESSAGE_BYTES)
+        if not failed.retryable or delivery.attempt > rules.max_retries:
+            return self._dead(run, failed, message)
+        due = run.finished_at + rules.backoff.delay_ms(run.message.job_id.decode(), delivery.attempt)
+        history = (
+            *delivery.history,
+            Attempt(
+                attempt=delivery.attempt,
+                worker=run.worker,
+                started_at_ms=run.started_at,
+                finished_at_ms=run.finished_at,
+                error_type=failed.error_type,
+                error_message=clip(failed.reason, Attempt.MESSAGE_LIMIT),
+            ),
+        )[-MAX_HISTORY:]
+        following = replace(
+            delivery,
+            attempt=delivery.attempt + 1,
+            error_type=failed.error_type,
+            error_message=message,
+            history=history,
+        )
+        return self._again(
+            run, JobStatus.RETRYING, due, following, error_type=failed.error_type, error_message=message
+        )
+
+    def _again(self, run: Run, state: JobStatus, due_ms: int, following: Delivery, **facts: Any) -> Outcome:
+        message = run.message
+        topic = self._topic_for(due_ms - run.finished_at, run.priority)
+        successor = following.next(
+            job_type=run.job_type,
+            not_before_ms=due_ms,
+            first_seen_ms=following.first_seen_ms or message.timestamp_ms,
+            origin=following.origin or message.origin,
+        )
+        return _final(
+            run, state, records=(self._onward(message, topic, successor),), not_before=due_ms, **facts
+        )
+
+    def _dead(self, run: Run, failed: Failed, message_text: str) -> Outcome:
+        message = run.message
+        headers = dead_letter(
+            replace(
+                message.delivery,
+                job_type=run.job_type,
+                error_type=failed.error_type,
+                error_message=message_text,
+                first_seen_ms=message.delivery.first_seen_ms or message.timestamp_ms,
+            ),
+            at=message.origin,
+            timestamp_ms=message.timestamp_ms,
+            failed_at_ms=run.finished_at,
+            stacktrace=failed.stacktrace,
+        )
+        record = OutRecord(self.topics.dlq, message.part.partition, message.key, message.value, headers)
+        return _final(
+            run,
+            JobStatus.FAILED,
+            records=(record,),
+            error_type=failed.error_type,
+            error_message=message_text,
+        )
+
+    def _topic_for(self, remaining_ms: int, priority: JobPriority) -> str:
+        tier = tier_for(remaining_ms)
+        return self.topics.jobs[priority] if tier is None else self.topics.retry[tier]
+
+    @staticmethod
+    def _onward(message: Message, topic: str, delivery: Delivery) -> OutRecord:
+        # The source's partition number, whatever the key would say: one key, one partition, one owner.
+        return OutRecord(topic, message.part.partition, message.key, message.value, build(delivery))
+
+
+def _plain(run: Run) -> Outcome:
+    return Outcome(
+        run.message,
+        PlainSuccess(run.key, run.finished_at, run.created_at, run.started_at, run.job_type, run.priority),
+        counts_as=(run.job_type, run.priority, "succeeded"),
+    )
+
+
+def _final(run: Run, state: JobStatus, *, records: tuple[OutRecord, ...] = (), **facts: Any) -> Outcome:
+    return Outcome(
+        run.message,
+        status_of(run, state, children=len(run.children) if state.final else 0, **facts),
+        records,
+        counts_as=(run.job_type, run.priority, state.value),
+    )
+
+
+def status_of(run: Run, state: JobStatus, **facts: Any) -> StatusChange:
+    """The state change of a run, with everything that the run has told."""
+    delivery = run.message.delivery
+    done, total = run.progress or (None, None)
+    return StatusChange(
+        job_id=run.message.job_id.decode(),
+        key=run.key,
+        at=run.finished_at,
+        created_at=run.created_at,
+        started_at=run.started_at,
+        state=state,
+        type=run.job_type,
+        priority=run.priority,
+        attempt=delivery.attempt,
+        delivery=delivery.delivery,
+        redrives=delivery.redrives,
+        worker=run.worker,
+        metrics=dict(run.metrics or {}),
+        progress_done=done,
+        progress_total=total,
+        attempts=delivery.history,
+        **facts,
+    )
+
+
+def as_result(value: object) -> JobResult:
+    """What a handler returned, as a result: None is success, a mapping is a success with that output."""
+    match value:
+        case JobResult():
+            return value
+        case None:
+            return Success()
+        case Mapping():
+            return Success(value)
+        case _:
+            return Failed(
+                f"the handler returned {type(value).__qualname__}; return a JobResult, a mapping or None",
+                retryable=False,
+                error_type="BadResult",
+            )
+
+
+def _json(output: Mapping[str, Any] | None) -> str | None:
+    if output is None:
+        return None
+    text = json.dumps(output, separators=(",", ":"), ensure_ascii=False, default=str)
+    if len(text.encode("utf-8", "replace")) > MAX_OUTPUT_BYTES:
+        return json.dumps({"truncated": clip(text, MAX_OUTPUT_BYTES // 2)}, ensure_ascii=False)
+    return text

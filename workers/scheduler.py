@@ -1,0 +1,334 @@
+"""Which job starts next: priorities with a guaranteed share, order within a key, and what must wait.
+
+In:  messages that arrived. Out: the next message to start, or None.
+
+Pure state without I/O, used by the event loop alone; but for ``arrived``, which the poll thread counts
+before it hands messages over: what is on its way to the event loop must count as waiting, too.
+
+A message waits here in one of four places: in its priority's buffer; ``parked`` until its partition has
+committed that it may start; behind its key, while another job with that key runs; or in ``alone``,
+because it was unfinished at two deaths of an owner and must run beside nothing else.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+from schemas.topics import PRIORITIES, JobPriority
+from workers.message import Message
+from workers.offsets import PartitionState
+
+DEFAULT_WEIGHTS: Final[Mapping[JobPriority, int]] = {
+    JobPriority.CRITICAL: 8,
+    JobPriority.HIGH: 4,
+    JobPriority.NORMAL: 2,
+    JobPriority.LOW: 1,
+}
+#: A job that waited longer than this (since its record was written) takes turns with the critical ones.
+DEFAULT_MAX_WAIT_MS: Final[Mapping[JobPriority, int]] = {
+    JobPriority.HIGH: 30_000,
+    JobPriority.NORMAL: 120_000,
+    JobPriority.LOW: 600_000,
+}
+#: Deaths of an owner after which a record runs alone.
+ALONE_AFTER: Final = 2
+
+
+def turns(weights: Mapping[JobPriority, int]) -> tuple[JobPriority, ...]:
+    """The order in which priorities get their turns: each as often as its weight says, spread evenly."""
+    total = sum(weights.values())
+    credit = dict.fromkeys(PRIORITIES, 0)
+    order = []
+    for _ in range(total):  # smooth weighted round robin, as in nginx
+        for priority in PRIORITIES:
+            credit[priority] += weights.get(priority, 0)
+        chosen = max(PRIORITIES, key=lambda p: credit[p])
+        credit[chosen] -= total
+        order.append(chosen)
+    return tuple(order)
+
+
+class _KeyLock:
+    """A key that more than one job wants: who has it, and who waits, in the order of arrival."""
+
+    __slots__ = ("holder", "waiting")
+
+    def __init__(self, holder: Message, first: Message) -> None:
+        self.holder = holder
+        self.waiting = deque([first])
+
+
+class Scheduler:
+    """The messages that wait for a handler."""
+
+    def __init__(
+        self,
+        *,
+        weights: Mapping[JobPriority, int] | None = None,
+        strict: bool = False,
+        max_wait_ms: Mapping[JobPriority, int] | None = None,
+    ) -> None:
+        self._turns = turns(weights or DEFAULT_WEIGHTS)
+        self._turn = 0
+        self._strict = strict
+        self._max_wait_ms = dict(DEFAULT_MAX_WAIT_MS if max_wait_ms is None else max_wait_ms)
+        self._buffers: dict[JobPriority, deque[Message]] = {p: deque() for p in PRIORITIES}
+        self._in_order = tuple(self._buffers.values())
+        self._promote_next = False
+        self._parked: dict[PartitionState, deque[Message]] = {}
+        #: Key to the one message that holds it, or to a lock with a queue.
+        self._keys: dict[bytes, Message | _KeyLock] = {}
+        self._alone: deque[Message] = deque()
+        #: The message that runs beside nothing else, until it ends or has survived long enough.
+        self.isolated: Message | None = None
+        #: Messages taken and not done.
+        self.running = 0
+        # Each number has one writer (poll thread, event loop), so none is lost between them.
+        self.arrived = dict.fromkeys(PRIORITIES, 0)
+        self.arrived_bytes = dict.fromkeys(PRIORITIES, 0)
+        self._departed = dict.fromkeys(PRIORITIES, 0)
+        self._departed_bytes = dict.fromkeys(PRIORITIES, 0)
+
+    def __len__(self) -> int:
+        return sum(self.waiting(priority) for priority in PRIORITIES)
+
+    def waiting(self, priority: JobPriority) -> int:
+        """Messages of this priority that have arrived and not started. Any thread."""
+        return self.arrived[priority] - self._departed[priority]
+
+    def waiting_bytes(self, priority: JobPriority) -> int:
+        """What they hold in memory. Any thread."""
+        return self.arrived_bytes[priority] - self._departed_bytes[priority]
+
+    def add(self, messages: Iterable[Message]) -> None:
+        """Messages from job topics, in the order of their partitions."""
+        for message in messages:
+            priority = message.priority
+            assert priority is not None  # noqa: S101 - retry records do not come here
+            suspects = message.part.suspects
+            if suspects and message.offset in suspects and suspects[message.offset].deaths >= ALONE_AFTER:
+                self._alone.append(message)
+            else:
+                self._buffers[priority].append(message)
+
+    def take(self, now_ms: int) -> Message | None:
+        """The next message to start; its key is locked until ``done``. None: nothing can start now."""
+        if self.isolated is not None:
+            return None
+        if self._alone:
+            return self._take_alone()
+        while True:
+            buffer = self._choose(now_ms)
+            if buffer is None:
+                return None
+            message = buffer.popleft()
+            part = message.part
+            if part.releasing or not part.owned:
+                self._forget(message)
+            elif self._parked and part in self._parked:
+                self._park(message)  # order within the partition
+            elif not self._lock(message):
+                pass  # it waits behind its key
+            elif part.start(message.offset):
+                self._start(message)
+                return message
+            else:
+                self._park(message)  # it keeps its key: no later one of the same key may overtake it
+
+    def done(self, message: Message) -> None:
+        """A taken message is finished or was cancelled: its key is free for the next one in line."""
+        self.running -= 1
+        self._no_longer_alone(message)
+        self._unlock(message)
+
+    def put_back(self, message: Message) -> None:
+        """A taken message that was cancelled while its partition is still ours: it starts again, and keeps its key."""
+        self.running -= 1
+        self._no_longer_alone(message)
+        assert message.priority is not None  # noqa: S101
+        self._departed[message.priority] -= 1
+        self._departed_bytes[message.priority] -= message.size
+        self._buffers[message.priority].appendleft(message)
+
+    def survived(self) -> None:
+        """The isolated message has run long enough without killing the process: others may start again."""
+        if self.isolated is not None:
+            self._no_longer_alone(self.isolated)
+
+    def leave(self, message: Message) -> None:
+        """A message that arrived and will not be added: its partition was lost while it waited elsewhere."""
+        self._count_out(message)
+
+    def unpark(self) -> None:
+        """Start limits have moved: what was parked gets another chance, in its old order."""
+        parked, self._parked = self._parked, {}
+        for messages in parked.values():
+            for message in reversed(messages):
+                assert message.priority is not None  # noqa: S101
+                self._buffers[message.priority].appendleft(message)
+
+    def purge(self, parts: set[PartitionState]) -> int:
+        """Forget everything that waits and belongs to these partitions. Returns how many."""
+        dropped: list[Message] = []
+        for buffer in (*self._in_order, self._alone):
+            dropped += [message for message in buffer if message.part in parts]
+            kept = [message for message in buffer if message.part not in parts]
+            buffer.clear()
+            buffer.extend(kept)
+        for part in parts:
+            dropped += self._parked.pop(part, ())
+        for lock in list(self._keys.values()):
+            if isinstance(lock, _KeyLock):
+                gone = [message for message in lock.waiting if message.part in parts]
+                for message in gone:
+                    lock.waiting.remove(message)
+                dropped += gone
+        for message in dropped:
+            self._forget(message)
+        return len(dropped)
+
+    @property
+    def has_ready(self) -> bool:
+        """Whether ``take`` might give a message."""
+        return self.isolated is None and (any(self._in_order) or (bool(self._alone) and not self.running))
+
+    @property
+    def has_parked(self) -> bool:
+        """Whether messages wait for a commit."""
+        return bool(self._parked) or bool(self._alone)
+
+    def _choose(self, now_ms: int) -> deque[Message] | None:
+        """The buffer whose turn it is."""
+        first = None
+        for buffer in self._in_order:
+            if buffer:
+                if first is not None:
+                    break
+                first = buffer
+        else:
+            return first  # none, or only one priority has work
+        overdue = self._overdue(now_ms)
+        if overdue is not None and (self._promote_next or not self._buffers[JobPriority.CRITICAL]):
+            self._promote_next = False
+            return overdue
+        if self._strict:
+            self._promote_next = overdue is not None
+            return first
+        while True:
+            priority = self._turns[self._turn]
+            self._turn = (self._turn + 1) % len(self._turns)
+            buffer = self._buffers[priority]
+            if buffer:
+                if priority is JobPriority.CRITICAL:
+                    self._promote_next = True
+                return buffer
+
+    def _overdue(self, now_ms: int) -> deque[Message] | None:
+        """The buffer whose head has waited beyond its priority's limit, the one waiting longest first."""
+        worst, found = 0, None
+        for priority, limit in self._max_wait_ms.items():
+            buffer = self._buffers[priority]
+            if buffer:
+                over = now_ms - buffer[0].timestamp_ms - limit
+                if over > worst:
+                    worst, found = over, buffer
+        return found
+
+    def _take_alone(self) -> Message | None:
+        """One of those that were unfinished at two deaths, when nothing else runs and a commit has said so."""
+        if self.running:
+            return None
+        while self._alone:
+            message = self._alone[0]
+            part = message.part
+            if part.releasing or not part.owned:
+                self._alone.popleft()
+                self._forget(message)
+                continue
+            if part.alone != message.offset:
+                part.alone = message.offset
+                part.dirty = True
+            if part.committed_alone != message.offset or not part.start(message.offset):
+                return None
+            self._alone.popleft()
+            self._lock(message)
+            self._start(message)
+            self.isolated = message
+            return message
+        return None
+
+    def _no_longer_alone(self, message: Message) -> None:
+        if message.part.alone == message.offset:
+            message.part.alone = None
+            message.part.dirty = True
+            if self.isolated is message:
+                self.isolated = None
+
+    def _start(self, message: Message) -> None:
+        assert message.priority is not None  # noqa: S101
+        self._departed[message.priority] += 1
+        self._departed_bytes[message.priority] += message.size
+        self.running += 1
+
+    def _park(self, message: Message) -> None:
+        parked = self._parked.get(message.part)
+        if parked is None:
+            parked = self._parked[message.part] = deque()
+        parked.append(message)
+        message.part.dirty = True
+
+    def _lock(self, message: Message) -> bool:
+        key = message.key
+        if key is None:
+            return True
+        lock = self._keys.get(key)
+        if lock is None:
+            self._keys[key] = message
+            return True
+        if lock is message:
+            return True  # handed over by the one before
+        if not isinstance(lock, _KeyLock):
+            self._keys[key] = _KeyLock(lock, message)
+            return False
+        if lock.holder is message:
+            return True
+        lock.waiting.append(message)
+        return False
+
+    def _unlock(self, message: Message) -> None:
+        key = message.key
+        if key is None:
+            return
+        lock = self._keys.get(key)
+        if lock is message:
+            del self._keys[key]
+        elif isinstance(lock, _KeyLock) and lock.holder is message:
+            self._hand_over(key, lock)
+
+    def _hand_over(self, key: bytes, lock: _KeyLock) -> None:
+        """The next in line: the most urgent one, and among equals the first to arrive."""
+        while lock.waiting:
+            following = min(lock.waiting, key=lambda m: PRIORITIES.index(m.priority or JobPriority.LOW))
+            lock.waiting.remove(following)
+            if following.part.releasing or not following.part.owned:
+                self._count_out(following)
+                continue
+            lock.holder = following
+            if not lock.waiting:
+                self._keys[key] = following
+            assert following.priority is not None  # noqa: S101
+            self._buffers[following.priority].appendleft(following)
+            return
+        del self._keys[key]
+
+    def _forget(self, message: Message) -> None:
+        """A waiting message whose partition is lost: another worker will get it."""
+        self._count_out(message)
+        self._unlock(message)  # it may hold its key already, handed over and not started
+
+    def _count_out(self, message: Message) -> None:
+        assert message.priority is not None  # noqa: S101
+        self._departed[message.priority] += 1
+        self._departed_bytes[message.priority] += message.size

@@ -1,0 +1,162 @@
+"""One large object, read once, to several nodes at the same time.
+
+The calling thread reads and hashes; each target writes and verifies in a thread of its own, fed through a short
+queue, so memory stays flat and the slowest target sets the pace. A target that fails stops taking; the others
+go on. A copy is published only after the end of the stream, and the stream ends only if the source was the same
+from its first to its last byte and is what the job expects.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from hashlib import sha256
+from typing import Final
+
+from workers.storage.errors import SourceChanged
+from workers.storage.node import Incoming, OpenObject
+
+#: Chunks on their way to one target. With chunks of 1 to 4 MiB: at most 16 MiB, shared between the targets.
+QUEUE_CHUNKS: Final = 4
+
+#: Writes the content to one node; raises if it could not.
+Write = Callable[[Incoming], None]
+
+
+class _End:
+    """The stream is complete and may be published."""
+
+
+_END: Final = _End()
+
+
+class Lane(Incoming):
+    """The way to one target."""
+
+    def __init__(self, size: int, before_publish: Callable[[], None]) -> None:
+        self.size = size
+        self._before_publish = before_publish
+        self._queue: queue.Queue[bytes | BaseException | _End] = queue.Queue(QUEUE_CHUNKS)
+        self._digest = ""
+        self.closed = False
+
+    def chunks(self) -> Iterator[bytes]:
+        """See ``Incoming.chunks``. Raises what made the reader give up."""
+        while True:
+            match self._queue.get():
+                case bytes() as chunk:
+                    yield chunk
+                case _End():
+                    return
+                case BaseException() as error:
+                    raise error
+
+    def sha256(self) -> str:
+        """See ``Incoming.sha256``."""
+        return self._digest
+
+    def before_publish(self) -> None:
+        """See ``Incoming.before_publish``."""
+        self._before_publish()
+
+    def put(self, chunk: bytes) -> None:
+        """Hand on a piece; waits while the target is behind, returns at once when it has given up."""
+        if not self.closed:
+            self._queue.put(chunk)
+
+    def finish(self, digest: str) -> None:
+        """Tell the target that all has come."""
+        self._digest = digest
+        if not self.closed:
+            self._queue.put(_END)
+
+    def abort(self, error: BaseException) -> None:
+        """Tell the target to give up."""
+        if not self.closed:
+            self._queue.put(error)
+
+    def close(self) -> None:
+        """Called by the target's thread when it takes no more."""
+        self.closed = True
+        # The reader may be waiting for room, in a put that began before it could know.
+        while True:
+            try:
+                self._queue.get_nowait()
+            except queue.Empty:
+                return
+
+
+def fan_out(
+    source: OpenObject,
+    writes: Mapping[str, Write],
+    *,
+    on_chunk: Callable[[int], None],
+    check_digest: Callable[[str], None],
+    before_publish: Callable[[], None],
+) -> tuple[str | None, dict[str, Exception | None]]:
+    """Read the source once and give it to every write.
+
+    Args:
+        source: what to read.
+        writes: target name to the function that stores it there.
+        on_chunk: called with the size of each piece; raises to stop.
+        check_digest: called with the hash of the whole; raises to stop.
+        before_publish: called by each target just before its copy becomes visible; raises to stop.
+
+    Returns:
+        The hash (None if every target had failed before the end) and, for each target, its error or None.
+
+    Raises:
+        Exception: what reading, ``on_chunk``, ``check_digest`` or ``before_publish`` (before the end of the
+            stream) raised. All targets have given up by then, and nothing was published.
+    """
+    lanes = {name: Lane(source.version.size, before_publish) for name in writes}
+    errors: dict[str, Exception | None] = dict.fromkeys(writes)
+    threads = [
+        threading.Thread(target=_serve, args=(name, lanes[name], write, errors), name=f"copy-to-{name}", daemon=True)
+        for name, write in writes.items()
+    ]
+    for thread in threads:
+        thread.start()
+    try:
+        digest = _read(source, lanes, on_chunk)
+        if digest is not None:
+            check_digest(digest)
+            before_publish()
+            for lane in lanes.values():
+                lane.finish(digest)
+    except BaseException as error:
+        for lane in lanes.values():
+            lane.abort(error)
+        raise
+    finally:
+        for thread in threads:
+            thread.join()
+    return digest, errors
+
+
+def _read(source: OpenObject, lanes: Mapping[str, Lane], on_chunk: Callable[[int], None]) -> str | None:
+    hasher = sha256()
+    seen = 0
+    for chunk in source.chunks():
+        on_chunk(len(chunk))
+        seen += len(chunk)
+        # To the targets first: they write while this thread hashes.
+        for lane in lanes.values():
+            lane.put(chunk)
+        hasher.update(chunk)
+        if all(lane.closed for lane in lanes.values()):
+            return None
+    if seen != source.version.size:
+        raise SourceChanged(f"{seen:,} of {source.version.size:,} bytes came: the source changed while it was read")
+    return hasher.hexdigest()
+
+
+def _serve(name: str, lane: Lane, write: Write, errors: dict[str, Exception | None]) -> None:
+    try:
+        write(lane)
+    except Exception as error:  # noqa: BLE001 - reported as this target's result
+        errors[name] = error
+    finally:
+        lane.close()

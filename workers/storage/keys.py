@@ -1,0 +1,74 @@
+"""What an object is called, from a job's ``source_path`` to a place on a node. Pure.
+
+In:  ``bucket/key``, as people and events write it (one leading "/" is tolerated).
+Out: an ``ObjectKey`` whose parts are safe below a node's root, or ``InvalidKey``.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from dataclasses import dataclass
+from typing import Final
+
+from workers.storage.errors import InvalidKey
+
+#: Our own corner of a node: temporary copies, quarantine, probes. No object lives below it.
+RESERVED: Final = ".rfw"
+#: Longest key in bytes of UTF-8, the limit of S3.
+KEY_LIMIT_BYTES: Final = 1024
+
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectKey:
+    """One object, the same on every node.
+
+    Attributes:
+        bucket: first part of its path.
+        key: the rest, with "/" inside.
+    """
+
+    bucket: str
+    key: str
+
+    def __str__(self) -> str:
+        return f"{self.bucket}/{self.key}"
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Directory names and, last, the file's name below a node's root."""
+        return (self.bucket, *self.key.split("/"))
+
+
+def object_key(source_path: str) -> ObjectKey:
+    """The bucket and key that a path names.
+
+    Raises:
+        InvalidKey: it has no key, an empty, "." or ".." part, a control character, more than 1,024 bytes,
+            or lies in the reserved ``.rfw``.
+    """
+    bucket, slash, key = source_path.removeprefix("/").partition("/")
+    if not (slash and bucket and key):
+        raise _invalid(source_path, "is not bucket/key")
+    if _CONTROL.search(source_path):
+        raise _invalid(source_path, "has a control character")
+    parts = (bucket, *key.split("/"))
+    for part in parts:
+        if part in {"", ".", ".."}:
+            raise _invalid(source_path, f"has a part {part!r}; parts between slashes must be names")
+    # Compared as a case-insensitive file system would.
+    if RESERVED in (unicodedata.normalize("NFKC", part).casefold() for part in parts[:2]):
+        raise _invalid(source_path, f"lies in {RESERVED}/, which is reserved for temporary copies")
+    try:
+        size = len(key.encode())
+    except UnicodeEncodeError:
+        raise _invalid(source_path, "is not valid Unicode") from None
+    if size > KEY_LIMIT_BYTES:
+        raise _invalid(source_path, f"has a key of {size:,} bytes; the limit is {KEY_LIMIT_BYTES:,}")
+    return ObjectKey(bucket, key)
+
+
+def _invalid(source_path: str, why: str) -> InvalidKey:
+    return InvalidKey(f"source_path {ascii(source_path[:120])} {why}")

@@ -1,0 +1,180 @@
+"""What every storage node can do, whatever it is made of.
+
+A node stores objects under ``bucket/key``. All calls block: they are made in threads, where they release the
+interpreter during I/O. Nodes are safe from any thread; an ``OpenObject`` belongs to the run that opened it.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from abc import ABC, abstractmethod
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass
+from hashlib import sha256
+from types import TracebackType
+from typing import Final, Literal, Self
+
+from workers.storage.keys import ObjectKey
+
+#: Up to this size an object is read whole, in one call, and compared byte by byte.
+SMALL_BYTES: Final = 1 << 20
+
+#: How a fresh copy is checked. "readback": every byte is read again and compared. "hash": the bytes are hashed on
+#: their way and the copy's size is looked at. "size": only the size is looked at.
+Verify = Literal["readback", "hash", "size"]
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """What an object was when it was opened.
+
+    Attributes:
+        size: in bytes.
+        tag: opaque; another tag means that the object was written since.
+        place: where its bytes lie (device and inode), if the node can tell. Two names at one place are one copy.
+    """
+
+    size: int
+    tag: Hashable
+    place: Hashable | None = None
+
+
+class Ticket:
+    """In whose name a copy is written: it marks the temporary name, so that a rerun finds its leftovers.
+
+    Args:
+        job_id: the job's id.
+        fence: rises with every owner of the job.
+    """
+
+    __slots__ = ("_prefix", "fence")
+
+    def __init__(self, job_id: str, fence: int = 0) -> None:
+        self.fence = fence
+        # Ids are UUIDs; anything else must not reach a file's name as it is.
+        safe = re.fullmatch(r"[A-Za-z0-9_-]{1,80}", job_id)
+        self._prefix = (job_id if safe else sha256(job_id.encode(errors="surrogatepass")).hexdigest()) + "."
+
+    def temporary_name(self) -> str:
+        """A name for one attempt. Never used twice.
+
+        A run that was given up but still lives in its thread must not publish what the next one is writing.
+        """
+        return f"{self._prefix}{self.fence}.{secrets.token_hex(6)}"
+
+    def is_leftover(self, name: str) -> bool:
+        """Whether a temporary name belongs to an earlier run of this job, by this owner or one before it."""
+        if not name.startswith(self._prefix):
+            return False
+        fence = name[len(self._prefix) :].partition(".")[0]
+        return fence.isdecimal() and int(fence) <= self.fence
+
+
+class OpenObject(ABC):
+    """An object that is being read. Close it, or use it in ``with``."""
+
+    version: Version
+
+    @abstractmethod
+    def read(self) -> bytes:
+        """The whole content; for small objects.
+
+        Raises:
+            SourceChanged: it is not the opened version any more.
+        """
+
+    @abstractmethod
+    def chunks(self) -> Iterator[bytes]:
+        """The content from the start, in pieces of at most 4 MiB.
+
+        Raises:
+            SourceChanged: it is not the opened version any more.
+        """
+
+    @abstractmethod
+    def check_unchanged(self) -> None:
+        """Look at the object again, by its name. Safe from several threads at once.
+
+        Raises:
+            SourceChanged: the name holds another version, or nothing.
+        """
+
+    def close(self) -> None:  # noqa: B027 - most objects hold nothing open
+        """Let go of it. Twice is harmless."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Incoming(ABC):
+    """Content on its way to one node.
+
+    Attributes:
+        size: in bytes.
+        whole: all of it, where it is small; else None.
+    """
+
+    size: int
+    whole: bytes | None = None
+
+    @abstractmethod
+    def chunks(self) -> Iterator[bytes]:
+        """The content, once. It ends without an error only if all of it came and may be published."""
+
+    @abstractmethod
+    def sha256(self) -> str:
+        """Hash of all of it, in hex; known after ``chunks`` ended."""
+
+    @abstractmethod
+    def before_publish(self) -> None:
+        """The last look: raises if the copy must not become visible."""
+
+
+class Node(ABC):
+    """A place for objects.
+
+    Attributes:
+        name: as in the settings, lower case.
+        local: calls take microseconds, so that handing a small object to another thread would cost more.
+    """
+
+    name: str
+    local: bool
+
+    @abstractmethod
+    def open(self, key: ObjectKey) -> OpenObject:
+        """Open an object for reading.
+
+        Raises:
+            ObjectMissing: the node answers, and the object is not there.
+            NodeUnreachable: what the node holds is unknown.
+            StorageError: see ``workers.storage.errors``.
+        """
+
+    @abstractmethod
+    def write(
+        self, key: ObjectKey, incoming: Incoming, ticket: Ticket, *, verify: Verify, overwrite: bool
+    ) -> None:
+        """Store an object: all of it becomes visible at once, verified, or nothing does.
+
+        ``overwrite`` False publishes only if the name is still free.
+
+        Raises:
+            CopyCorrupt: what was read back is not what was sent.
+            TargetChanged: the name is taken although ``overwrite`` is False.
+            StorageError: see ``workers.storage.errors``, and whatever ``incoming`` raises.
+        """
+
+    @abstractmethod
+    def check(self) -> None:
+        """Ask the node for a sign of life.
+
+        Raises:
+            NodeUnreachable: there was none.
+        """

@@ -1,0 +1,126 @@
+"""Who handles which job type: ``Worker`` classes, jobs that run themselves, and the table of both.
+
+In:  what the program registered. Out: for a type name, a function to call and the rules around it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, ClassVar
+
+from schemas.backoff import Backoff
+from schemas.errors import JobTypeError
+from schemas.job import Execution, Job, job_class
+from schemas.jobtype import JobType, job_type
+from workers.context import WorkerContext
+
+
+class Worker:
+    """Handles one job type.
+
+    Attributes:
+        worker_type: the job type it handles.
+        execution: where ``process_job`` runs; None means "async" for a coroutine function, else "thread".
+    """
+
+    worker_type: ClassVar[str] = ""
+    execution: ClassVar[Execution | None] = None
+
+    async def process_job(self, job: Any, context: WorkerContext) -> Any:
+        """Do the work; return a ``JobResult``, or None for success. A plain function runs in a thread.
+
+        It can run again after a crash, so its effects must be idempotent.
+        """
+        raise JobTypeError(f"{type(self).__qualname__} has no process_job()")
+
+    async def health_check(self) -> bool:
+        """Whether it could work now."""
+        return True
+
+
+@dataclass(frozen=True)
+class Handler:
+    """How to run one job type."""
+
+    job_type: JobType
+    call: Callable[[Any, WorkerContext], Any]
+    execution: Execution
+    max_retries: int | None
+    timeout: timedelta | None
+    backoff: Backoff
+    worker: Worker | None = None
+
+
+class Handlers:
+    """The table from type name to handler. Filled before the worker starts, read-only after."""
+
+    def __init__(self) -> None:
+        self._by_type: dict[str, Handler] = {}
+
+    def register(self, what: Worker | type[Worker] | type[Job] | Callable[[], Worker]) -> None:
+        """Add a worker (an instance, a class or another factory), or a job class that runs itself.
+
+        Raises:
+            JobTypeError: its type is not declared, or has a handler already.
+        """
+        if isinstance(what, type) and issubclass(what, Job):
+            self._add(self._of_job(what))
+            return
+        worker = what if isinstance(what, Worker) else what()
+        if not isinstance(worker, Worker):
+            raise JobTypeError(f"{what!r} gives {type(worker).__qualname__}, not a Worker")
+        if not worker.worker_type:
+            raise JobTypeError(f"{type(worker).__qualname__} needs a worker_type")
+        self._add(self._of_worker(worker))
+
+    def get(self, name: str) -> Handler | None:
+        """The handler of a type, or None."""
+        return self._by_type.get(name)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._by_type
+
+    def __iter__(self) -> Iterator[Handler]:
+        return iter(self._by_type.values())
+
+    def __len__(self) -> int:
+        return len(self._by_type)
+
+    @property
+    def types(self) -> tuple[str, ...]:
+        """The type names, sorted."""
+        return tuple(sorted(self._by_type))
+
+    def _add(self, handler: Handler) -> None:
+        name = handler.job_type.name
+        if name in self._by_type:
+            raise JobTypeError(f"job type {name!r} has a handler already")
+        self._by_type[name] = handler
+
+    @staticmethod
+    def _of_job(cls: type[Job]) -> Handler:
+        if not cls.runs_itself():
+            raise JobTypeError(
+                f"{cls.__qualname__} has no execute(); give it one, or register a Worker for {cls.job_type!r}"
+            )
+        execution = cls.execution or _execution_of(cls.execute)
+        return Handler(job_type(cls), _call_execute, execution, cls.max_retries, cls.timeout, cls.backoff)
+
+    @staticmethod
+    def _of_worker(worker: Worker) -> Handler:
+        cls = job_class(worker.worker_type)
+        execution = worker.execution or _execution_of(worker.process_job)
+        return Handler(
+            job_type(cls), worker.process_job, execution, cls.max_retries, cls.timeout, cls.backoff, worker
+        )
+
+
+def _call_execute(job: Any, context: WorkerContext) -> Any:
+    return job.execute(context)
+
+
+def _execution_of(function: Callable[..., Any]) -> Execution:
+    return "async" if inspect.iscoroutinefunction(function) else "thread"
