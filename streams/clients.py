@@ -40,8 +40,8 @@ def producer_config(
 ) -> dict[str, Any]:
     """An idempotent producer that waits for all replicas; with ``transactional_id`` a transactional one.
 
-    ``logger`` gets librdkafka's lines from ``poll()``, in the thread that calls it. A lost connection is among
-    them ("FAIL", at level INFO or above): a commit during which one was reported is ambiguous.
+    ``logger`` gets librdkafka's lines from ``poll()``, in the thread that calls it. A lost connection is
+    among them ("FAIL"): a commit during which one was reported is ambiguous.
     """
     config: dict[str, Any] = {
         **_base(settings, logger),

@@ -2,9 +2,9 @@
 
 In:  records from any thread. Out: one ``Ticket`` per call that learns which of its records were acknowledged.
 
-One thread at a time serves the delivery reports and counts on the tickets, so counting needs no lock: usually
-a thread of the outbox, which sleeps while nothing is in flight; during a bulk the one that produces it, since two
-threads that both work in Python halve each other's speed.
+One thread at a time serves the delivery reports and counts on the tickets, so counting needs no lock:
+usually a thread of the outbox, which sleeps while nothing is in flight; during a bulk the one that produces
+it, since two threads that both work in Python halve each other's speed.
 """
 
 from __future__ import annotations
@@ -118,9 +118,7 @@ def delivery_failed(failures: list[Failure], count: int) -> DeliveryFailed | Non
     if surely:
         parts.append(f"certainly not written: {_some(surely)}")
     if perhaps:
-        parts.append(
-            f"perhaps written, so schedule them again only under the same job_id: {_some(perhaps)}"
-        )
+        parts.append(f"perhaps written, so schedule them again only under the same job_id: {_some(perhaps)}")
     return DeliveryFailed("; ".join(parts))
 
 
@@ -160,7 +158,7 @@ class Outbox:
             and time.monotonic() - self._counted_at < _COUNTS_AGE_S
         )
 
-    def prepare(self, schema: WireSchema) -> None:
+    def prepare(self, schema: WireSchema | None = None) -> None:
         """Connect, count partitions, publish the schema; whatever of it is still to do. Blocks.
 
         Raises:
@@ -172,7 +170,9 @@ class Outbox:
             producer = self.producer()
             if time.monotonic() - self._counted_at >= _COUNTS_AGE_S:
                 self._count_partitions(producer)
-            if self._settings.schema_registry_url is None and schema.fingerprint not in self._published:
+            if schema is None or self._settings.schema_registry_url is not None:
+                return
+            if schema.fingerprint not in self._published:
                 self._publish(schema)
 
     def producer(self) -> Producer:
@@ -202,10 +202,16 @@ class Outbox:
         if partition is None:
             partition = -1 if job.ordered else self.next_partition()
         return self.produce(
-            job.topic, job.key, job.value, partition, ticket, headers=job.headers, timestamp_ms=job.timestamp_ms
+            job.topic,
+            job.key,
+            job.value,
+            partition,
+            ticket,
+            headers=job.headers,
+            timestamp_ms=job.timestamp_ms,
         )
 
-    def produce(  # noqa: PLR0913 - a Kafka record has that many parts
+    def produce(
         self,
         topic: str,
         key: bytes,
@@ -220,7 +226,13 @@ class Outbox:
         producer = self._producer or self.producer()
         try:
             producer.produce(
-                topic, value, key, partition, on_delivery=ticket, timestamp=timestamp_ms, headers=headers or []
+                topic,
+                value,
+                key,
+                partition,
+                on_delivery=ticket,
+                timestamp=timestamp_ms,
+                headers=headers or [],  # type: ignore[arg-type]  # list is invariant
             )
         except BufferError:
             return False
@@ -286,7 +298,11 @@ class Outbox:
 
     def _serve(self) -> None:
         while True:
-            busy = [producer for producer in (self._producer, *self._failed) if producer is not None and len(producer)]
+            busy = [
+                producer
+                for producer in (self._producer, *self._failed)
+                if producer is not None and len(producer)
+            ]
             if busy:
                 for producer in busy:
                     if self._closed and time.monotonic() > self._give_up_at:
@@ -303,7 +319,7 @@ class Outbox:
                     self._wake.wait()
 
     def _on_error(self, error: KafkaError) -> None:
-        """librdkafka's global errors; called from ``poll``."""
+        """Errors that belong to no record; called from ``poll``."""
         if not error.fatal():
             return
         # Records in flight still get their reports from the old producer; new records need a new one.

@@ -75,7 +75,7 @@ class OutgoingJob(NamedTuple):
 
     job_id: str
     topic: str
-    #: None: the client places the key (murmur2), or, for a job without an ordering key, any partition will do.
+    #: None: the client places the key (murmur2); without an ordering key any partition will do.
     partition: int | None
     #: The ordering key, else the job id.
     key: bytes
@@ -122,7 +122,7 @@ def settle(options: JobOptions, now_ms: int, rules: Rules) -> Settled:
         InvalidJob: one of them is wrong.
     """
     priority = options.priority
-    if not isinstance(priority, JobPriority):
+    if not _is(priority, JobPriority):
         raise InvalidJob(f"the priority is {priority!r:.80}; use a JobPriority, such as JobPriority.HIGH")
     delay_ms = _delay_ms(options, now_ms, rules.max_delay_days)
     tier = tier_for(delay_ms)
@@ -131,12 +131,12 @@ def settle(options: JobOptions, now_ms: int, rules: Rules) -> Settled:
     if options.parent_id is not None:
         _check_id("parent_id", options.parent_id)
     if options.traceparent is not None and not (
-        isinstance(options.traceparent, str) and _TRACEPARENT.fullmatch(options.traceparent)
+        _is(options.traceparent, str) and _TRACEPARENT.fullmatch(options.traceparent)
     ):
         raise InvalidJob(f"traceparent is {options.traceparent!r:.80}; it takes W3C's form, 00-<32>-<16>-<2>")
     retries = options.max_retries
     if retries is not None and (
-        not isinstance(retries, int) or isinstance(retries, bool) or not 0 <= retries <= MAX_RETRIES
+        not _is(retries, int) or _is(retries, bool) or not 0 <= retries <= MAX_RETRIES
     ):
         raise InvalidJob(f"max_retries is {retries!r:.80}; it takes a number from 0 to {MAX_RETRIES:,}")
     return Settled(
@@ -202,7 +202,7 @@ def declared_type(job: Job) -> JobType:
     known = _declared.get(cls)
     if known is not None:
         return known
-    if not isinstance(job, Job):
+    if not _is(job, Job):
         raise InvalidJob(f"{job!r:.80} is not a Job; jobs are instances of dataclasses that derive from it")
     if not cls.job_type:
         raise UnknownJobType(cls.__qualname__, list(declared_job_types()))
@@ -214,6 +214,11 @@ def declared_type(job: Job) -> JobType:
     return known
 
 
+def is_compiled(job: Job) -> bool:
+    """Whether the job's type has been used before, so that using it takes microseconds."""
+    return type(job) in _declared
+
+
 _declared: dict[type, JobType] = {}
 
 
@@ -222,13 +227,13 @@ def _delay_ms(options: JobOptions, now_ms: int, max_days: int) -> int:
     if delay is not None and at is not None:
         raise InvalidJob("delay and at are both given; give one of them")
     if at is not None:
-        if not isinstance(at, datetime) or at.utcoffset() is None:
+        if not _is(at, datetime) or at.utcoffset() is None:
             raise InvalidJob(f"at is {at!r:.80}; it takes a datetime with a time zone")
         # Rounded up: a job never starts early.
         delay_ms = max(-(-round(at.timestamp() * 1_000_000) // 1000) - now_ms, 0)
     elif delay is None:
         return 0
-    elif not isinstance(delay, timedelta):
+    elif not _is(delay, timedelta):
         raise InvalidJob(f"the delay is {delay!r:.80}; it takes a timedelta")
     elif delay < timedelta(0):
         raise InvalidJob(f"the delay is negative: {delay}")
@@ -242,7 +247,7 @@ def _delay_ms(options: JobOptions, now_ms: int, max_days: int) -> int:
 def _timeout_ms(timeout: timedelta | None) -> int | None:
     if timeout is None:
         return None
-    if not isinstance(timeout, timedelta):
+    if not _is(timeout, timedelta):
         raise InvalidJob(f"the timeout is {timeout!r:.80}; it takes a timedelta")
     milliseconds = timeout // _MILLISECOND
     if not 1 <= milliseconds <= _LONGEST_RUN_MS:
@@ -250,8 +255,13 @@ def _timeout_ms(timeout: timedelta | None) -> int | None:
     return milliseconds
 
 
+def _is(value: object, kind: type) -> bool:
+    """Whether a caller kept to the annotations; nothing else does at run time."""
+    return isinstance(value, kind)
+
+
 def _check_id(name: str, value: str) -> None:
-    if not isinstance(value, str) or not _JOB_ID.fullmatch(value):
+    if not _is(value, str) or not _JOB_ID.fullmatch(value):
         raise InvalidJob(f"{name} is {value!r:.80}; it takes a UUID in its usual form, in lower case")
 
 
@@ -263,7 +273,7 @@ def _own_key(job: Job) -> str | None:
 
 
 def _key_bytes(key: str) -> bytes:
-    if not isinstance(key, str) or not key:
+    if not _is(key, str) or not key:
         raise InvalidJob(f"the key is {key!r:.80}; it takes text that is not empty")
     try:
         raw = key.encode()

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from schemas.codec import Codec
-from schemas.errors import DeliveryFailed, JobRefused
+from schemas.errors import DeliveryFailed
 from schemas.job import Job
 from schemas.topics import JobPriority
 from streams.outbox import Failure, Outbox, Ticket, delivery_failed
@@ -74,7 +74,7 @@ class JobProducer:
         self._unwaited_failed = 0
         self._settled = threading.Condition()
 
-    def schedule_job(  # noqa: PLR0913 - keyword-only, each with a default
+    def schedule_job(
         self,
         job: Job,
         priority: JobPriority = JobPriority.NORMAL,
@@ -110,9 +110,7 @@ class JobProducer:
             TopicsMismatch: the topics are not there, or not as they must be; nothing was sent.
             DeliveryFailed: not acknowledged in time; the message says whether it may have been written.
         """
-        options = JobOptions(
-            priority, delay, at, key, job_id, max_retries, timeout, parent_id, traceparent
-        )
+        options = JobOptions(priority, delay, at, key, job_id, max_retries, timeout, parent_id, traceparent)
         now_ms = time.time_ns() // 1_000_000
         outgoing = compose(job, settle(options, now_ms, self.rules), now_ms, self.rules)
         self.outbox.prepare(declared_type(job).wire)
@@ -129,7 +127,7 @@ class JobProducer:
             raise failure
         return outgoing.job_id
 
-    def schedule_jobs(  # noqa: PLR0913 - keyword-only, each with a default
+    def schedule_jobs(
         self,
         jobs: Iterable[Job | tuple[Job, JobPriority]],
         priority: JobPriority = JobPriority.NORMAL,
@@ -145,12 +143,12 @@ class JobProducer:
     ) -> list[str]:
         """Schedule many jobs; their ids in order, once Kafka has acknowledged all of them.
 
-        ``jobs`` may be endless in principle: it is read as fast as Kafka takes it. Items are jobs, or pairs of a
-        job and its priority. The options hold for all. ``stop`` ends the reading early (the ids so far come back).
+        ``jobs`` is read as fast as Kafka takes it. Items are jobs, or pairs of a job and its priority; the
+        options hold for all. ``stop`` ends the reading early (the ids so far come back).
 
         Raises:
-            UnknownJobType, InvalidJob, PayloadTooLarge: a job was refused. Those before it have been scheduled;
-                a note on the exception says how many.
+            UnknownJobType, InvalidJob, PayloadTooLarge: a job was refused. Those before it have been
+                scheduled; a note on the exception says how many.
             KafkaUnreachable, TopicsMismatch, DeliveryFailed: as ``schedule_job``.
         """
         options = JobOptions(priority, delay, at, key, None, max_retries, timeout, parent_id, traceparent)
@@ -266,9 +264,7 @@ class _Unwaited:
 class _Bulk:
     """One call of ``schedule_jobs``: what is the same for all its jobs, made once."""
 
-    def __init__(
-        self, producer: JobProducer, options: JobOptions, serve: Callable[[float], None]
-    ) -> None:
+    def __init__(self, producer: JobProducer, options: JobOptions, serve: Callable[[float], None]) -> None:
         self._producer = producer
         self._serve = serve
         self._outbox = producer.outbox
@@ -310,8 +306,6 @@ class _Bulk:
             self._serve(_POLL_S)
 
     def _settle(self, priority: JobPriority) -> Settled:
-        from dataclasses import replace
-
         settled = settle(replace(self._options, priority=priority), self._now_ms, self._rules)
         self._settled[priority] = settled
         return settled

@@ -1,7 +1,7 @@
 """Schemas in a Confluent registry, where one is set; otherwise the codec needs nobody.
 
-In:  settings. Out: a ``Codec`` that writes the right frame, and a way to learn the schema behind an id that it met.
-Subjects follow TopicRecordName (``<topic>-<namespace>.<record>``), so a topic can hold many record types.
+In:  settings. Out: a ``Codec`` that writes the right frame, and a way to learn the schema behind an id.
+Subjects follow TopicRecordName (``<topic>-<namespace>.<record>``): a topic can hold many record types.
 """
 
 from __future__ import annotations
@@ -128,5 +128,6 @@ def _registry_errors(subject: str, but_not: type[Exception] | tuple[()] = ()) ->
         raise
     except Exception as error:  # httpx's errors and the client's own have no common ancestor
         raise RegistryFailed(
-            f"{subject}: the schema registry failed: {type(error).__name__}: {error}; look at SCHEMA_REGISTRY_URL"
+            f"{subject}: the schema registry failed: {type(error).__name__}: {error}; "
+            "look at SCHEMA_REGISTRY_URL"
         ) from error

@@ -2,8 +2,8 @@
 
 In:  topic names. Out: every record in between, one call each, and whether the end was reached in time.
 
-The end is the *high watermark*: under read_committed an open transaction of anybody hides what stands behind it,
-the caller's own acknowledged write included, and the "end" that Kafka reports would lie before it.
+The end is the *high watermark*: under read_committed an open transaction of anybody hides what stands behind
+it, the caller's own acknowledged write included, and the "end" that Kafka reports would lie before it.
 """
 
 from __future__ import annotations
@@ -13,11 +13,16 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from confluent_kafka import Consumer, IsolationLevel, KafkaError, KafkaException, Message, TopicPartition
-from confluent_kafka.admin import AdminClient, OffsetSpec
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin._listoffsets import OffsetSpec
 
 from schemas.errors import KafkaUnreachable, TopicsMismatch
 from streams.clients import admin_config, reader_config
 from streams.settings import Settings
+
+#: The two ends of a partition, as ``offsets`` takes them.
+EARLIEST: OffsetSpec = OffsetSpec.earliest()  # type: ignore[no-untyped-call]
+LATEST: OffsetSpec = OffsetSpec.latest()  # type: ignore[no-untyped-call]
 
 _BATCH = 500
 Partition = tuple[str, int]
@@ -50,8 +55,8 @@ def scan(
     """
     admin = AdminClient(admin_config(settings))
     partitions = partitions_of(settings, admin, topics, timeout_s)
-    ends = offsets(settings, admin, partitions, OffsetSpec.latest(), timeout_s)
-    starts = offsets(settings, admin, partitions, OffsetSpec.earliest(), timeout_s)
+    ends = offsets(settings, admin, partitions, LATEST, timeout_s=timeout_s)
+    starts = offsets(settings, admin, partitions, EARLIEST, timeout_s=timeout_s)
     open_ends = {partition: end for partition, end in ends.items() if starts[partition] < end}
     if not open_ends:
         return ScanResult(complete=True)
@@ -87,7 +92,8 @@ def partitions_of(
     missing = [topic for topic in topics if topic not in known or not known[topic].partitions]
     if missing:
         raise TopicsMismatch(
-            f"these topics do not exist: {', '.join(missing)}; create them with `rustfs-workers topics create`"
+            f"these topics do not exist: {', '.join(missing)}; "
+            "create them with `rustfs-workers topics create`"
         )
     return [(topic, number) for topic in topics for number in sorted(known[topic].partitions)]
 
@@ -97,6 +103,7 @@ def offsets(
     admin: AdminClient,
     partitions: Iterable[Partition],
     spec: OffsetSpec,
+    *,
     timeout_s: float,
     isolation: IsolationLevel = IsolationLevel.READ_UNCOMMITTED,
 ) -> dict[Partition, int]:

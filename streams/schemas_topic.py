@@ -1,7 +1,8 @@
 """The topic ``schemas``: what the fingerprint in a frame stands for.
 
-In:  the topic's records (key: fingerprint in hexadecimal, value: Avro schema as JSON). Out: a filled ``SchemaStore``.
-The other way round, ``schema_record`` makes the record that a producer publishes before its first job of a type.
+In:  the topic's records (key: fingerprint in hexadecimal, value: Avro schema as JSON). Out: a filled
+``SchemaStore``. The other way round, ``schema_record`` makes the record that a producer publishes before its
+first job of a type.
 """
 
 from __future__ import annotations
@@ -9,14 +10,15 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections.abc import Iterable
 
 import structlog
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
 from schemas.codec import SchemaStore
-from schemas.errors import BadSchema, KafkaUnreachable, UnknownSchema
+from schemas.errors import BadSchema, DeliveryFailed, KafkaUnreachable, UnknownSchema
 from schemas.wire import WireSchema
-from streams.clients import reader_config, registry_client
+from streams.clients import producer_config, reader_config, registry_client
 from streams.registry import CONFLUENT_KEY_LENGTH, RegistrySchemas
 from streams.settings import Settings
 
@@ -26,6 +28,34 @@ log = structlog.get_logger("rustfs_workers.schemas_topic")
 def schema_record(schema: WireSchema) -> tuple[bytes, bytes]:
     """Key and value of a schema on the topic ``schemas``."""
     return schema.fingerprint.hex().encode(), schema.json.encode()
+
+
+def publish_schemas(settings: Settings, schemas: Iterable[WireSchema], *, timeout_s: float) -> None:
+    """Put schemas on the topic, once more if need be, and wait for the acknowledgement. Blocks.
+
+    For records whose schema no ``JobProducer`` publishes: a worker's statuses and child jobs. With a registry
+    there is nothing to do: the codec registers what it writes.
+
+    Raises:
+        KafkaUnreachable: not acknowledged in time.
+        DeliveryFailed: Kafka refused one.
+    """
+    if settings.schema_registry_url is not None:
+        return
+    refused: list[str] = []
+
+    def reported(error: KafkaError | None, _: Message) -> None:
+        if error is not None:
+            refused.append(error.str())
+
+    producer = Producer(producer_config(settings, linger_ms=0, delivery_timeout_s=timeout_s))
+    for schema in schemas:
+        key, value = schema_record(schema)
+        producer.produce(settings.topics.schemas, value, key, 0, on_delivery=reported)
+    if producer.flush(timeout_s):
+        raise KafkaUnreachable(settings.bootstrap_servers(), timeout_s)
+    if refused:
+        raise DeliveryFailed(f"a schema was not acknowledged: {refused[0]}")
 
 
 class SchemaTopicReader:
@@ -50,8 +80,8 @@ class SchemaTopicReader:
     def catch_up(self, timeout_s: float) -> bool:
         """Read on to the end as it is now; False if the time was up.
 
-        A record that asked for an unknown schema was written before this call: if its schema is not there after
-        True, nobody has published it.
+        A record that asked for an unknown schema was written before this call: if its schema is not there
+        after True, nobody has published it.
 
         Raises:
             KafkaUnreachable: no broker answered in time.
@@ -144,7 +174,7 @@ def schema_lookup(settings: Settings, store: SchemaStore) -> SchemaLookup:
 
 
 def _add(store: SchemaStore, key: bytes | None, value: bytes | None) -> None:
-    """One record of the topic; what cannot be used is logged and left out, so that jobs of it are dead letters."""
+    """One record of the topic; what cannot be used is logged and left out: jobs of it become dead letters."""
     if value is None:
         return
     try:

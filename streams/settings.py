@@ -131,7 +131,7 @@ class Settings(BaseSettings):
 
     kafka_bootstrap_servers: str | None = Field(
         None,
-        description="Kafka's addresses, host:port joined by commas; none: the embedded broker that is running",
+        description="Kafka's addresses, host:port joined by commas; none: the embedded broker that runs",
     )
     kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
         "PLAINTEXT", description="how to talk to Kafka: PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL"

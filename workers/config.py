@@ -48,8 +48,8 @@ class WorkerConfig:
     drain_timeout: timedelta = timedelta(seconds=30)
     revoke_timeout: timedelta = timedelta(seconds=3)
     snooze_limit: timedelta = timedelta(days=7)
-    buffer_high: int = 1000
-    buffer_low: int = 250
+    buffer_high: int = 2000
+    buffer_low: int = 1000
     priority_weights: Mapping[JobPriority, int] = field(default_factory=lambda: dict(DEFAULT_WEIGHTS))
     strict_priorities: bool = False
     session_timeout: timedelta = timedelta(seconds=45)

@@ -395,7 +395,8 @@ class Executor:
     async def _in_process(self, active: Active) -> JobResult:
         if self._processes is None:
             raise PermanentError("this worker has no process pool; set process_pool_size")
-        return await self._processes.run(active.handler, active.message.value or b"", active.context)
+        body = active.handler.job_type.wire.encode(active.decoded.record)
+        return await self._processes.run(active.handler, body, active.context)
 
     def _new_threads(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(self._config.max_concurrent_jobs, thread_name_prefix="handler")

@@ -1,0 +1,263 @@
+"""Dead letters: what they say, and whether they were given a new life. Pure, but for ``read_dead_letters``.
+
+In:  records of ``jobs.dlq`` and ``jobs.status``. Out: ``DeadLetter`` values, oldest first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any, Final
+
+from confluent_kafka import Message
+
+from schemas import headers as h
+from schemas.codec import Codec, peek_id, peek_priority
+from schemas.errors import BadHeaders, KafkaUnreachable, WireError
+from schemas.headers import Delivery, RawHeaders
+from schemas.jobtype import ENVELOPE_NAMES
+from schemas.records import StatusChange
+from schemas.topics import JobPriority
+from streams.jobinfo import JobFold, StatusSeen, iso, jsonable, moment
+from streams.reader import Schemas, place_of, sighting_of
+from streams.registry import build_codec
+from streams.scan import scan
+from streams.schemas_topic import schema_lookup
+from streams.settings import Settings
+
+#: How long looking at dead letters may take.
+LOOK_S: Final = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """One record of the dead letter topic."""
+
+    #: The job's id; ``<topic>/<partition>/<offset>`` where the bytes hold none.
+    id: str
+    type: str
+    error_type: str
+    error_message: str
+    #: The run that failed last, from 1.
+    attempt: int
+    failed_at: datetime | None
+    topic: str
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    headers: RawHeaders
+    delivery: Delivery
+    #: None: the bytes hold no job, so nothing can run it.
+    priority: JobPriority | None
+    #: The job's own fields; None if they cannot be decoded.
+    fields: Mapping[str, Any] | None = None
+    #: A new life began after this, or another letter of this life stands before it.
+    redriven: bool = False
+
+    @property
+    def redrives(self) -> int:
+        """How many lives it had before the one that ended here."""
+        return self.delivery.redrives
+
+    @property
+    def can_run(self) -> bool:
+        """Whether a redrive makes sense: its bytes name a job."""
+        return self.priority is not None
+
+    def to_json(self) -> dict[str, Any]:
+        """What ``dlq list --json`` prints of it."""
+        return {
+            "id": self.id,
+            "type": self.type,
+            "error_type": self.error_type,
+            "error_message": self.error_message,
+            "attempt": self.attempt,
+            "failed_at": iso(self.failed_at),
+        }
+
+    def to_full_json(self) -> dict[str, Any]:
+        """What ``dlq show --json`` prints of it."""
+        return {
+            **self.to_json(),
+            "redrives": self.redrives,
+            "redriven": self.redriven,
+            "topic": self.topic,
+            "partition": self.partition,
+            "offset": self.offset,
+            "key": None if self.key is None else self.key.decode("utf-8", "replace"),
+            "headers": [[name, header_text(name, value)] for name, value in self.headers],
+            "fields": jsonable(self.fields),
+            "value_hex": None if self.value is None else self.value.hex(),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetterFilter:
+    """Which dead letters; None means any. ``ids``: of jobs, or places (``<topic>/<partition>/<offset>``)."""
+
+    ids: frozenset[str] | None = None
+    job_type: str | None = None
+    error_type: str | None = None
+    #: Those that have been given a new life are history; list them too?
+    include_redriven: bool = False
+
+    def matches(self, letter: DeadLetter) -> bool:
+        """Whether it lets a letter through."""
+        return (
+            (self.include_redriven or not letter.redriven)
+            and (self.ids is None or letter.id in self.ids or place_id(letter) in self.ids)
+            and (self.job_type is None or letter.type == self.job_type)
+            and (self.error_type is None or letter.error_type == self.error_type)
+        )
+
+
+@dataclass(frozen=True)
+class DeadLetters:
+    """What a reading found, oldest first, with the newest status of each job."""
+
+    letters: tuple[DeadLetter, ...]
+    statuses: Mapping[str, StatusChange]
+    #: False: the time was up before the end was reached.
+    complete: bool
+
+
+def list_dead_letters(
+    settings: Settings, which: DeadLetterFilter | None = None, *, codec: Codec | None = None
+) -> list[DeadLetter]:
+    """Dead letters, oldest first, with their fields. Blocks: not for an event loop.
+
+    Raises:
+        KafkaUnreachable: the topics could not be read to their end in time.
+        TopicsMismatch: a topic does not exist.
+    """
+    which = which or DeadLetterFilter()
+    found = read_dead_letters(settings, codec or build_codec(settings), decode=True, timeout_s=LOOK_S)
+    if not found.complete:
+        raise KafkaUnreachable(settings.bootstrap_servers(), LOOK_S)
+    return [letter for letter in found.letters if which.matches(letter)]
+
+
+def read_dead_letters(
+    settings: Settings, codec: Codec, *, timeout_s: float, decode: bool = False
+) -> DeadLetters:
+    """Read dead letters and statuses to the ends taken now. Blocks."""
+    topics = settings.topics
+    schemas = Schemas(codec, schema_lookup(settings, codec.store))
+    letters: list[DeadLetter] = []
+    fold = JobFold()
+
+    def take(message: Message) -> None:
+        if message.topic() == topics.dlq:
+            letters.append(dead_letter_of(message, schemas if decode else None))
+            return
+        try:
+            sighting = sighting_of(message, topics, schemas)
+        except WireError:
+            return  # not ours, or of a version to come: it cannot tell about our letters
+        if sighting is not None:
+            fold.see(sighting)
+
+    try:
+        complete = scan(settings, (topics.dlq, topics.status), take, timeout_s=timeout_s).complete
+    finally:
+        schemas.close()
+    statuses = {
+        job_id: seen.change
+        for job_id, state in fold.states.items()
+        if isinstance(seen := state.last_status, StatusSeen)
+    }
+    return DeadLetters(tuple(mark_redriven(letters, statuses)), statuses, complete)
+
+
+def dead_letter_of(message: Message, schemas: Schemas | None) -> DeadLetter:
+    """What a record of the dead letter topic says; never fails, whatever the bytes are."""
+    topic, partition, offset = place_of(message)
+    key, value = message.key(), message.value()
+    raw = [(name, content or b"") for name, content in _header_list(message)]
+    try:
+        delivery = h.parse(raw)
+        bad_headers = ""
+    except BadHeaders as error:
+        delivery, bad_headers = Delivery(), str(error)
+    try:
+        job_id, priority = peek_id(value).decode(), None if bad_headers else peek_priority(value)
+    except WireError:
+        job_id, priority = f"{topic}/{partition}/{offset}", None
+    return DeadLetter(
+        id=job_id,
+        type=delivery.job_type,
+        error_type=delivery.error_type or ("BadHeaders" if bad_headers else ""),
+        error_message=delivery.error_message or bad_headers,
+        attempt=delivery.attempt,
+        failed_at=moment(_failed_at(raw) or message.timestamp()[1]),
+        topic=topic,
+        partition=partition,
+        offset=offset,
+        key=key,
+        value=value,
+        headers=raw,
+        delivery=delivery,
+        priority=priority,
+        fields=_fields(value, schemas) if schemas is not None and priority is not None else None,
+    )
+
+
+def mark_redriven(letters: Iterable[DeadLetter], statuses: Mapping[str, StatusChange]) -> list[DeadLetter]:
+    """The letters, oldest first; those that a later life or an earlier twin has settled are marked."""
+    marked = []
+    newest_life: dict[str, int] = {job_id: change.redrives for job_id, change in statuses.items()}
+    letters = sorted(
+        letters, key=lambda letter: (letter.failed_at or moment(0), letter.partition, letter.offset)
+    )
+    for letter in letters:
+        newest_life[letter.id] = max(newest_life.get(letter.id, 0), letter.redrives)
+    taken: set[tuple[str, int]] = set()
+    for letter in letters:
+        life = (letter.id, letter.redrives)
+        over = letter.redrives < newest_life[letter.id] or _lives_on(letter, statuses.get(letter.id))
+        # A torn transaction may leave one death twice: only the first may have a new life.
+        marked.append(replace(letter, redriven=letter.can_run and (over or life in taken)))
+        taken.add(life)
+    return marked
+
+
+def _lives_on(letter: DeadLetter, change: StatusChange | None) -> bool:
+    """Whether the job was published again after this letter, within the same life."""
+    return (
+        change is not None
+        and change.redrives == letter.redrives
+        and change.delivery > letter.delivery.delivery
+    )
+
+
+def place_id(letter: DeadLetter) -> str:
+    """Where it stands, as an id."""
+    return f"{letter.topic}/{letter.partition}/{letter.offset}"
+
+
+def header_text(name: str, value: bytes) -> str:
+    """A header for people: Spring's numbers are big-endian, everything else is text."""
+    if name in ("kafka_dlt-original-partition", "kafka_dlt-original-offset", "kafka_dlt-original-timestamp"):
+        return str(int.from_bytes(value, "big"))
+    return value.decode("utf-8", "replace")
+
+
+def _failed_at(raw: RawHeaders) -> int | None:
+    for name, value in reversed(raw):
+        if name == h.FAILED_AT and value.isdigit() and len(value) <= 15:  # noqa: PLR2004 - the year 33658
+            return int(value)
+    return None
+
+
+def _fields(value: bytes | None, schemas: Schemas) -> Mapping[str, Any] | None:
+    try:
+        record = schemas.decode_job(value or b"")
+    except WireError:
+        return None
+    return {name: item for name, item in record.items() if name not in ENVELOPE_NAMES}
+
+
+def _header_list(message: Message) -> list[tuple[str, bytes | None]]:
+    return message.headers() or []  # type: ignore[return-value]  # a list of bytes it is

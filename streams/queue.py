@@ -1,0 +1,316 @@
+"""Schedule and look at jobs from asyncio code.
+
+In:  job objects. Out: ids, once Kafka has acknowledged them; and where each job stands.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import deque
+from collections.abc import Generator, Iterable
+from datetime import datetime, timedelta
+from types import TracebackType
+from typing import Final
+
+from schemas.errors import DeliveryFailed
+from schemas.job import Job
+from schemas.topics import JobPriority
+from streams.jobinfo import JobInfo, StatusSeen, status_now
+from streams.outbox import Ticket
+from streams.outgoing import JobOptions, compose, declared_type, is_compiled, settle
+from streams.producer import JobProducer
+from streams.reader import JobFilter, JobListing, JobReader, JobStatistics
+from streams.settings import Settings, load_settings
+from streams.watch import StatusWatch
+
+_FULL_WAIT_S: Final = 0.005
+
+
+class JobQueue:
+    """The queue, as asyncio code sees it. Belongs to the event loop that it was connected in.
+
+    .. code-block:: python
+
+        async with JobQueue.connect() as queue:
+            job_id = await queue.schedule_job(ThumbnailJob(source_path="bucket/a.jpg"), JobPriority.HIGH)
+            info = await queue.wait(job_id, timedelta(minutes=1))
+
+    ``queue = await JobQueue.connect()`` works too; then ``await queue.close()`` in the end.
+    """
+
+    def __init__(self, producer: JobProducer, delivery_timeout: timedelta) -> None:
+        self._producer = producer
+        self._outbox = producer.outbox
+        self._delivery_timeout_s = delivery_timeout.total_seconds()
+        self._loop = asyncio.get_running_loop()
+        self._reports = _Reports(self._loop)
+        self._reader = JobReader(producer.settings, producer.codec)
+        self._watch = StatusWatch(producer.settings, producer.codec)
+
+    @classmethod
+    def connect(
+        cls,
+        settings: Settings | None = None,
+        *,
+        source: str | None = None,
+        unreachable_after: timedelta = timedelta(seconds=10),
+        delivery_timeout: timedelta = timedelta(seconds=30),
+    ) -> Connecting:
+        """Connect; ``async with`` or ``await`` the result. The arguments are those of ``JobProducer``.
+
+        Raises (when entered or awaited):
+            SettingsError: a setting is wrong.
+            KafkaUnreachable: no broker answered in time.
+            TopicsMismatch: the topics are not there, or not as they must be.
+        """
+        return Connecting(cls, settings, source, unreachable_after, delivery_timeout)
+
+    @property
+    def settings(self) -> Settings:
+        """What it was connected with."""
+        return self._producer.settings
+
+    async def schedule_job(
+        self,
+        job: Job,
+        priority: JobPriority = JobPriority.NORMAL,
+        delay: timedelta | None = None,
+        *,
+        at: datetime | None = None,
+        key: str | None = None,
+        job_id: str | None = None,
+        max_retries: int | None = None,
+        timeout: timedelta | None = None,  # noqa: ASYNC109 - of the job's runs
+        parent_id: str | None = None,
+        traceparent: str | None = None,
+    ) -> str:
+        """Schedule one job; its id, once Kafka has acknowledged it.
+
+        The arguments are those of ``JobProducer.schedule_job``. If the call is cancelled, the job may be
+        scheduled all the same.
+
+        Raises:
+            UnknownJobType, InvalidJob, PayloadTooLarge: refused, nothing was sent.
+            KafkaUnreachable: no broker answered; nothing was sent.
+            TopicsMismatch: the topics are not there, or not as they must be; nothing was sent.
+            DeliveryFailed: not acknowledged in time; the message says whether it may have been written.
+        """
+        options = JobOptions(priority, delay, at, key, job_id, max_retries, timeout, parent_id, traceparent)
+        rules = self._producer.rules
+        now_ms = time.time_ns() // 1_000_000
+        settled = settle(options, now_ms, rules)
+        if not is_compiled(job):
+            # Deriving a schema takes tens of milliseconds, a registry even longer: once for each type.
+            await asyncio.to_thread(lambda: rules.codec.prefix(declared_type(job).wire))
+        outgoing = compose(job, settled, now_ms, rules)
+        schema = declared_type(job).wire
+        if not self._outbox.ready_for(schema):
+            await asyncio.to_thread(self._outbox.prepare, schema)
+        future: asyncio.Future[None] = self._loop.create_future()
+        ticket = Ticket(lambda: self._reports.put(future, ticket))
+        if not self._outbox.send(outgoing, ticket):
+            give_up_at = time.monotonic() + self._delivery_timeout_s
+            self._outbox.serve()
+            while not self._outbox.send(outgoing, ticket):
+                if time.monotonic() > give_up_at:
+                    raise DeliveryFailed("nothing was sent: the queue to Kafka stayed full")
+                await asyncio.sleep(_FULL_WAIT_S)
+        ticket.seal(1)
+        self._outbox.serve()
+        await future
+        return outgoing.job_id
+
+    async def schedule_jobs(
+        self,
+        jobs: Iterable[Job | tuple[Job, JobPriority]],
+        priority: JobPriority = JobPriority.NORMAL,
+        delay: timedelta | None = None,
+        *,
+        at: datetime | None = None,
+        key: str | None = None,
+        max_retries: int | None = None,
+        timeout: timedelta | None = None,  # noqa: ASYNC109 - of the job's runs
+        parent_id: str | None = None,
+        traceparent: str | None = None,
+    ) -> list[str]:
+        """Schedule many jobs; the arguments are those of ``JobProducer.schedule_jobs``.
+
+        ``jobs`` is iterated in a thread. If the call is cancelled, the jobs read so far are scheduled.
+
+        Raises:
+            As ``JobProducer.schedule_jobs``.
+        """
+        stop = threading.Event()
+        try:
+            return await asyncio.to_thread(
+                self._producer.schedule_jobs,
+                jobs,
+                priority,
+                delay,
+                at=at,
+                key=key,
+                max_retries=max_retries,
+                timeout=timeout,
+                parent_id=parent_id,
+                traceparent=traceparent,
+                stop=stop,
+            )
+        finally:
+            stop.set()
+
+    async def list_jobs(self, which: JobFilter | None = None) -> JobListing:
+        """Jobs, newest first; ``stale`` says that the answer may miss what is newest.
+
+        Raises:
+            KafkaUnreachable: no broker answered in time.
+            TopicsMismatch: a topic does not exist.
+        """
+        return await asyncio.to_thread(self._reader.list_jobs, which)
+
+    async def get_job(self, job_id: str) -> JobInfo:
+        """One job.
+
+        Raises:
+            JobNotFound: there is nothing of it.
+            KafkaUnreachable, TopicsMismatch: as ``list_jobs``.
+        """
+        return await asyncio.to_thread(self._reader.get_job, job_id)
+
+    async def get_statistics(self) -> JobStatistics:
+        """Counts of all jobs, by state, type and priority.
+
+        Raises:
+            KafkaUnreachable, TopicsMismatch: as ``list_jobs``.
+        """
+        return await asyncio.to_thread(self._reader.statistics)
+
+    async def wait(self, job_id: str, timeout: timedelta | None = None) -> JobInfo:  # noqa: ASYNC109 - public name
+        """The job, once it is in a final state. A redriven job is waited for again.
+
+        Raises:
+            TimeoutError: it was not in time; it goes on all the same.
+            JobNotFound: there is nothing of it.
+            KafkaUnreachable, TopicsMismatch: as ``list_jobs``.
+        """
+        async with asyncio.timeout(timeout.total_seconds() if timeout is not None else None):
+            changes: asyncio.Queue[StatusSeen | Exception] = asyncio.Queue()
+            async with self._watch.listening(job_id, changes.put_nowait):
+                # Listening began first: nothing can happen between this reading and what is heard.
+                state = await asyncio.to_thread(self._reader.state_of, job_id)
+                while state.gone or not status_now(state).final:
+                    if state.gone:
+                        self._reader.info(job_id, state)
+                    change = await changes.get()
+                    if isinstance(change, Exception):
+                        raise change
+                    state.see(change)
+                return await asyncio.to_thread(self._reader.info, job_id, state)
+
+    async def retry_job(self, job_id: str) -> None:
+        """Start a new life of a finished job: the same id and bytes, ``redrives`` one higher.
+
+        Raises:
+            JobNotFound: its record is gone.
+            IllegalTransition: it is not finished.
+            RedriveTakenOver: a redrive began meanwhile; nothing has changed.
+            KafkaUnreachable, TopicsMismatch: as ``list_jobs``.
+            DeliveryFailed: Kafka did not take it; nothing has changed.
+        """
+        from streams.redrive import retry_job
+
+        await asyncio.to_thread(retry_job, self.settings, job_id, codec=self._producer.codec)
+
+    async def close(self) -> None:
+        """Wait for what is in flight, then let the connections go.
+
+        Raises:
+            DeliveryFailed: something was not acknowledged.
+        """
+        await self._watch.close()
+        await asyncio.to_thread(self._reader.close)
+        await asyncio.to_thread(self._producer.close)
+
+
+class Connecting:
+    """A queue that is about to be connected: ``async with`` it, or ``await`` it."""
+
+    def __init__(
+        self,
+        cls: type[JobQueue],
+        settings: Settings | None,
+        source: str | None,
+        unreachable_after: timedelta,
+        delivery_timeout: timedelta,
+    ) -> None:
+        self._cls = cls
+        self._settings = settings
+        self._source = source
+        self._unreachable_after = unreachable_after
+        self._delivery_timeout = delivery_timeout
+        self._queue: JobQueue | None = None
+
+    def __await__(self) -> Generator[object, None, JobQueue]:
+        return self._connect().__await__()
+
+    async def __aenter__(self) -> JobQueue:
+        self._queue = await self._connect()
+        return self._queue
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._queue is not None  # noqa: S101 - set on entry
+        await self._queue.close()
+
+    async def _connect(self) -> JobQueue:
+        producer = await asyncio.to_thread(self._make)
+        return self._cls(producer, self._delivery_timeout)
+
+    def _make(self) -> JobProducer:
+        producer = JobProducer(
+            self._settings or load_settings(),
+            source=self._source,
+            unreachable_after=self._unreachable_after,
+            delivery_timeout=self._delivery_timeout,
+        )
+        try:
+            producer.outbox.prepare()
+        except BaseException:
+            producer.close()
+            raise
+        return producer
+
+
+class _Reports:
+    """Brings news from the serving thread to the event loop: many at a time, with one wake-up."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._news: deque[tuple[asyncio.Future[None], Ticket]] = deque()
+        self._woken = False
+
+    def put(self, future: asyncio.Future[None], ticket: Ticket) -> None:
+        """Called in the serving thread (or, at the latest, by ``seal`` in the loop's own)."""
+        self._news.append((future, ticket))
+        if not self._woken:
+            self._woken = True
+            try:
+                self._loop.call_soon_threadsafe(self._hand_out)
+            except RuntimeError:
+                # The loop is closed: nobody waits any more.
+                self._news.clear()
+
+    def _hand_out(self) -> None:
+        # Before looking: news that comes in now wakes the loop again.
+        self._woken = False
+        while self._news:
+            future, ticket = self._news.popleft()
+            if future.done():
+                continue
+            failure = ticket.failure()
+            if failure is None:
+                future.set_result(None)
+            else:
+                future.set_exception(failure)

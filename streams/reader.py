@@ -1,0 +1,345 @@
+"""Look at jobs: read the job, retry and status topics, and tell where each job stands.
+
+In:  a ``JobFilter`` or an id. Out: ``JobInfo`` values, read from the topics at each call; nothing is kept.
+A call reads to the ends taken at its start, so a client sees its own writes; what takes longer than the limit
+is answered with what is there, marked stale.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar, overload
+
+from confluent_kafka import Message
+
+from schemas.codec import Codec, peek_id, peek_priority
+from schemas.errors import PipelineError, UnknownSchema, WireError
+from schemas.headers import parse
+from schemas.job import declared_job_types
+from schemas.jobtype import job_type
+from schemas.lifecycle import JobStatus
+from schemas.records import decode_status
+from schemas.topics import JobPriority, Topics
+from schemas.wire import WireSchema
+from streams.jobinfo import (
+    JobEvent,
+    JobFold,
+    JobInfo,
+    JobState,
+    Sighting,
+    StatusSeen,
+    Tombstone,
+    created_ms,
+    job_info,
+    status_now,
+)
+from streams.registry import build_codec
+from streams.scan import scan
+from streams.schemas_topic import SchemaLookup, schema_lookup
+from streams.settings import Settings
+
+#: A call answers after this long, complete or not.
+TIME_LIMIT_S: Final = 3.0
+#: How many unreadable records a listing names; all are counted.
+_NAMED: Final = 100
+_LOOKUP_S: Final = 2.0
+
+_T = TypeVar("_T")
+
+
+class JobNotFound(PipelineError):
+    """No topic holds anything of this job (any more)."""
+
+    def __init__(self, job_id: str) -> None:
+        self.job_id = job_id
+        super().__init__(f"job {job_id} is not known: never scheduled here, or finished and cleaned up")
+
+
+@dataclass(frozen=True, slots=True)
+class JobFilter:
+    """Which jobs to list, newest first; None means any.
+
+    Raises:
+        ValueError: the limit is negative.
+    """
+
+    status: JobStatus | None = None
+    job_type: str | None = None
+    priority: JobPriority | None = None
+    key: str | None = None
+    limit: int | None = 100
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 0:
+            raise ValueError(f"limit is {self.limit}; it takes a number from 0 up, or None")
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """A record that cannot be understood; a worker sends such a one to the dead letters."""
+
+    topic: str
+    partition: int
+    offset: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class JobListing(Sequence[JobInfo]):
+    """The jobs that a filter lets through, newest first."""
+
+    jobs: tuple[JobInfo, ...]
+    #: Jobs that the filter lets through, before the limit.
+    total: int
+    #: The time was up before the end was reached: newer facts may be missing.
+    stale: bool
+    unreadable_count: int = 0
+    unreadable: tuple[Unreadable, ...] = ()
+
+    @overload
+    def __getitem__(self, index: int) -> JobInfo: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[JobInfo, ...]: ...
+    def __getitem__(self, index: int | slice) -> JobInfo | tuple[JobInfo, ...]:
+        return self.jobs[index]
+
+    def __len__(self) -> int:
+        return len(self.jobs)
+
+
+@dataclass(frozen=True, slots=True)
+class JobStatistics:
+    """How many jobs there are."""
+
+    total: int
+    by_status: Mapping[JobStatus, int]
+    by_type: Mapping[str, int]
+    by_priority: Mapping[JobPriority, int]
+    stale: bool
+    unreadable: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON."""
+        return {
+            "total": self.total,
+            "by_status": {status.value: count for status, count in self.by_status.items()},
+            "by_type": dict(self.by_type),
+            "by_priority": {priority.value: count for priority, count in self.by_priority.items()},
+            "stale": self.stale,
+            "unreadable": self.unreadable,
+        }
+
+
+@dataclass(slots=True)
+class Seen:
+    """What one reading of the topics found."""
+
+    fold: JobFold
+    unreadable: list[Unreadable]
+    unreadable_count: int = 0
+    complete: bool = True
+
+    def living(self) -> Iterator[tuple[str, JobState]]:
+        """Every job of which something is left."""
+        return ((job_id, state) for job_id, state in self.fold.states.items() if not state.gone)
+
+
+class JobReader:
+    """Reads the topics anew at each call. Blocks: not for an event loop; safe from any thread. Close it."""
+
+    def __init__(self, settings: Settings, codec: Codec | None = None) -> None:
+        self._settings = settings
+        self._topics = settings.topics
+        self.codec = codec or build_codec(settings)
+        self._schemas = Schemas(self.codec, schema_lookup(settings, self.codec.store))
+
+    def list_jobs(self, which: JobFilter | None = None) -> JobListing:
+        """Jobs, newest first.
+
+        Raises:
+            KafkaUnreachable: no broker answered in time.
+            TopicsMismatch: a topic does not exist.
+        """
+        which = which or JobFilter()
+        seen = self.read()
+        chosen = [(job_id, state) for job_id, state in seen.living() if matches(which, state)]
+        chosen.sort(key=lambda item: (created_ms(item[1]), item[0]), reverse=True)
+        jobs = tuple(
+            job_info(job_id, state, self._schemas.decode_job) for job_id, state in chosen[: which.limit]
+        )
+        return JobListing(jobs, len(chosen), not seen.complete, seen.unreadable_count, tuple(seen.unreadable))
+
+    def get_job(self, job_id: str) -> JobInfo:
+        """One job.
+
+        Raises:
+            JobNotFound: there is nothing of it.
+            KafkaUnreachable, TopicsMismatch: as ``list_jobs``.
+        """
+        return self.info(job_id, self.state_of(job_id))
+
+    def state_of(self, job_id: str) -> JobState:
+        """What is known of one job."""
+        return self.read(job_id).fold.states.get(job_id) or JobState()
+
+    def info(self, job_id: str, state: JobState) -> JobInfo:
+        """The story of one job.
+
+        Raises:
+            JobNotFound: there is nothing of it.
+        """
+        if state.gone:
+            raise JobNotFound(job_id)
+        return job_info(job_id, state, self._schemas.decode_job)
+
+    def statistics(self) -> JobStatistics:
+        """Counts of all jobs.
+
+        Raises:
+            KafkaUnreachable, TopicsMismatch: as ``list_jobs``.
+        """
+        seen = self.read()
+        statuses: Counter[JobStatus] = Counter()
+        types: Counter[str] = Counter()
+        priorities: Counter[JobPriority] = Counter()
+        for _, state in seen.living():
+            statuses[status_now(state)] += 1
+            types[_type_of(state)] += 1
+            priorities[_priority_of(state)] += 1
+        return JobStatistics(
+            statuses.total(), statuses, types, priorities, not seen.complete, seen.unreadable_count
+        )
+
+    def read(self, job_id: str | None = None, *, timeout_s: float = TIME_LIMIT_S) -> Seen:
+        """Everything of all jobs, or of one."""
+        topics = (*self._topics.consumed, self._topics.status)
+        seen = Seen(JobFold(), [])
+        wanted = None if job_id is None else job_id.encode()
+
+        def take(message: Message) -> None:
+            try:
+                sighting = sighting_of(message, self._topics, self._schemas, wanted)
+            except WireError as error:
+                seen.unreadable_count += 1
+                if len(seen.unreadable) < _NAMED:
+                    seen.unreadable.append(Unreadable(*place_of(message), reason=str(error)))
+            else:
+                if sighting is not None:
+                    seen.fold.see(sighting)
+
+        seen.complete = scan(self._settings, topics, take, timeout_s=timeout_s).complete
+        return seen
+
+    def close(self) -> None:
+        """Let the connections go."""
+        self._schemas.close()
+
+
+class Schemas:
+    """Decodes what anyone may have written; asks for a schema it does not know, once each."""
+
+    def __init__(self, codec: Codec, lookup: SchemaLookup) -> None:
+        self.codec = codec
+        self._lookup = lookup
+        self._asked: set[bytes] = set()
+        self._declared: dict[bytes, WireSchema] = {}
+
+    def decode_job(self, value: bytes) -> Mapping[str, Any]:
+        """A job's record, of any type, through the schema that wrote it.
+
+        Raises:
+            WireError: it cannot be understood.
+        """
+        if not self._declared:
+            for cls in declared_job_types().values():
+                wire = job_type(cls).wire
+                self._declared[wire.fingerprint] = wire
+        return self.with_lookup(lambda: self.codec.decode_any(value, self._declared))
+
+    def with_lookup(self, decode: Callable[[], _T]) -> _T:
+        """``decode()``; once more if a schema was missing and is there now."""
+        try:
+            return decode()
+        except UnknownSchema as error:
+            if error.schema_key in self._asked:
+                raise
+            self._asked.add(error.schema_key)
+            if not self._lookup.learn(error.schema_key, _LOOKUP_S):
+                raise
+            return decode()
+
+    def close(self) -> None:
+        """Let the connections go."""
+        self._lookup.close()
+
+
+def sighting_of(
+    message: Message, topics: Topics, schemas: Schemas, wanted: bytes | None = None
+) -> Sighting | None:
+    """What a record says of a job; None if it is not about ``wanted``.
+
+    Raises:
+        WireError: it cannot be understood.
+    """
+    place = place_of(message)
+    key, value = message.key(), message.value()
+    if place[0] == topics.status:
+        if wanted is not None and key != wanted:
+            return None
+        if value is None:
+            return Tombstone((key or b"").decode("utf-8", "replace"), place)
+        raw = value
+        return StatusSeen(schemas.with_lookup(lambda: decode_status(schemas.codec, raw)), place)
+    job_id = peek_id(value)
+    if wanted is not None and job_id != wanted:
+        return None
+    assert value is not None  # noqa: S101 - peek_id() refuses None
+    priority = topics.priority_of.get(place[0])
+    return JobEvent(
+        job_id=job_id.decode(),
+        delivery=parse(message.headers()),  # type: ignore[arg-type]
+        priority=peek_priority(value) if priority is None else priority,
+        waiting=priority is None,
+        key=None if key is None or key == job_id else key.decode("utf-8", "replace"),
+        value=value,
+        timestamp_ms=message.timestamp()[1],
+        place=place,
+    )
+
+
+def place_of(message: Message) -> tuple[str, int, int]:
+    """Topic, partition and offset of a record that was read."""
+    topic, partition, offset = message.topic(), message.partition(), message.offset()
+    assert topic is not None and partition is not None and offset is not None  # noqa: S101, PT018
+    return topic, partition, offset
+
+
+def matches(which: JobFilter, state: JobState) -> bool:
+    """Whether the filter lets a job through."""
+    return (
+        (which.status is None or status_now(state) is which.status)
+        and (which.job_type is None or _type_of(state) == which.job_type)
+        and (which.priority is None or _priority_of(state) is which.priority)
+        and (which.key is None or _key_of(state) == which.key)
+    )
+
+
+def _type_of(state: JobState) -> str:
+    if state.event is not None and state.event.delivery.job_type:
+        return state.event.delivery.job_type
+    return state.status.change.type if state.status is not None else ""
+
+
+def _priority_of(state: JobState) -> JobPriority:
+    if state.event is not None:
+        return state.event.priority
+    assert state.status is not None  # noqa: S101 - ``gone`` states have been left out
+    return state.status.change.priority
+
+
+def _key_of(state: JobState) -> str | None:
+    if state.event is not None:
+        return state.event.key
+    return state.status.change.key if state.status is not None else None

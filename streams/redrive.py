@@ -1,0 +1,443 @@
+"""Give dead letters, and other finished jobs, a new life.
+
+In:  which ones. Out: for each a job record (the same bytes, on the job topic of its priority and the same
+partition number) and a ``pending`` status with ``redrives`` one higher, in one transaction.
+
+Two operators at once must not fork a job: all of them use one transactional id. Taking it fences whoever had
+it and ends what he had open; only then are the topics read to their end, and what they show as alive again is
+left alone. A run that breaks off leaves each job either as it was or redriven.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+import structlog
+from confluent_kafka import KafkaError, KafkaException, Producer
+
+from schemas import headers as h
+from schemas.codec import Codec
+from schemas.errors import DeliveryFailed, KafkaUnreachable, PipelineError
+from schemas.headers import MAX_HISTORY, Attempt, Delivery, RawHeaders, clip
+from schemas.lifecycle import JobStatus, actor_of
+from schemas.records import STATUS, StatusChange, StatusWriter
+from schemas.topics import JobPriority, Topics
+from streams.clients import TRANSACTION_TIMEOUT_MS, producer_config
+from streams.dead_letters import DeadLetter, DeadLetterFilter, DeadLetters, read_dead_letters
+from streams.jobinfo import JobState, status_now
+from streams.reader import JobNotFound, JobReader
+from streams.registry import build_codec
+from streams.schemas_topic import publish_schemas
+from streams.settings import Settings
+
+log = structlog.get_logger("rustfs_workers.redrive")
+
+#: Letters of one transaction.
+_BATCH: Final = 200
+#: How long reading both topics to their end may take; nothing is redriven on half a picture.
+_READ_S: Final = 60.0
+_KAFKA_S: Final = 15.0
+#: How often a run starts over after an answer that cannot be trusted.
+_STARTS: Final = 5
+#: Somebody else has the id now. (A transaction that took too long looks the same.)
+_FENCED: Final = frozenset(
+    {
+        KafkaError._FENCED,  # noqa: SLF001 - the library's name for it
+        KafkaError.PRODUCER_FENCED,
+        KafkaError.INVALID_PRODUCER_EPOCH,
+    }
+)
+
+
+class RedriveTakenOver(PipelineError):
+    """Another redrive of this deployment began: it goes on where this one was stopped."""
+
+    def __init__(self, done: int) -> None:
+        self.done = done
+        super().__init__(
+            f"another redrive of this deployment has begun, so this one stopped after {done:,} job(s); "
+            "run one at a time, and this one again for what is left"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RedriveReport:
+    """What a redrive did, or would do (dry run)."""
+
+    #: Ids, in the order in which they were given a new life.
+    redriven: tuple[str, ...]
+    #: Letters that match but hold no job: nothing can run them.
+    refused: tuple[DeadLetter, ...]
+    #: Ids asked for of which no letter is waiting: unknown, or redriven before.
+    not_waiting: tuple[str, ...]
+    dry_run: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class NewLife:
+    """What is written for one job."""
+
+    job_id: str
+    topic: str
+    partition: int
+    key: bytes | None
+    value: bytes
+    headers: RawHeaders
+    status: StatusChange
+
+
+@dataclass(slots=True)
+class _Progress:
+    done: list[str] = field(default_factory=list)
+    #: Job id to life, of the transaction whose fate is not known.
+    doubtful: dict[str, int] = field(default_factory=dict)
+    began: float = field(default_factory=time.monotonic)
+
+    def clear_doubt(self, life_of: Callable[[str], int]) -> None:
+        """Nobody else can have written since: what has the new life now got it from that transaction."""
+        self.done += [job_id for job_id, life in self.doubtful.items() if life_of(job_id) >= life]
+        self.doubtful.clear()
+
+
+def redrive(
+    settings: Settings,
+    which: DeadLetterFilter,
+    *,
+    dry_run: bool = False,
+    rate: float | None = None,
+    codec: Codec | None = None,
+    after_batch: Callable[[int], None] | None = None,
+) -> RedriveReport:
+    """Give the matching dead letters a new life. Blocks: not for an event loop.
+
+    Args:
+        settings: which deployment.
+        which: which letters; those redriven before are never taken again.
+        dry_run: only tell.
+        rate: at most so many per second; None: as fast as it goes.
+        codec: one to share.
+        after_batch: called after each transaction with the number of jobs so far.
+
+    Raises:
+        KafkaUnreachable: the topics could not be read to their end; nothing was redriven.
+        TopicsMismatch: a topic does not exist.
+        RedriveTakenOver: another redrive began.
+        DeliveryFailed: Kafka failed time and again; each job is either as it was or redriven.
+    """
+    codec = codec or build_codec(settings)
+    which = replace(which, include_redriven=False)
+    progress = _Progress()
+    if dry_run:
+        found = _read(settings, codec)
+        return _report(found, which, progress, dry_run=True)
+    publish_schemas(settings, [STATUS], timeout_s=_KAFKA_S)
+    reports: list[RedriveReport] = []
+
+    def run(session: _Session) -> None:
+        found = _read(settings, codec)
+        progress.clear_doubt(
+            lambda job_id: change.redrives if (change := found.statuses.get(job_id)) is not None else 0
+        )
+        reports.append(_report(found, which, progress))
+        batch = _BATCH if rate is None else max(1, min(_BATCH, int(rate / 4)))
+        waiting = [letter for letter in found.letters if letter.can_run and which.matches(letter)]
+        for start in range(0, len(waiting), batch):
+            letters = waiting[start : start + batch]
+            now_ms = time.time_ns() // 1_000_000
+            session.commit(
+                [
+                    life_after(letter, found.statuses.get(letter.id), now_ms, settings.topics)
+                    for letter in letters
+                ]
+            )
+            if after_batch is not None:
+                after_batch(len(progress.done))
+            if rate is not None and start + batch < len(waiting):
+                _keep_pace(progress, rate)
+
+    _in_sessions(settings, codec, run, progress)
+    first = reports[0]
+    return replace(first, redriven=tuple(progress.done))
+
+
+def retry_job(settings: Settings, job_id: str, *, codec: Codec | None = None) -> None:
+    """Start a new life of one finished job, whatever its end was. Blocks: not for an event loop.
+
+    Raises:
+        JobNotFound: its record is gone.
+        IllegalTransition: it is not finished.
+        KafkaUnreachable: the topics could not be read to their end; nothing was changed.
+        TopicsMismatch: a topic does not exist.
+        RedriveTakenOver: a redrive began meanwhile; nothing was changed.
+        DeliveryFailed: Kafka failed time and again; the job is either as it was or pending.
+    """
+    codec = codec or build_codec(settings)
+    publish_schemas(settings, [STATUS], timeout_s=_KAFKA_S)
+    reader = JobReader(settings, codec)
+    progress = _Progress()
+
+    def run(session: _Session) -> None:
+        seen = reader.read(job_id, timeout_s=_READ_S)
+        if not seen.complete:
+            raise KafkaUnreachable(settings.bootstrap_servers(), _READ_S)
+        state = seen.fold.states.get(job_id) or JobState()
+        if state.gone:
+            raise JobNotFound(job_id)
+        progress.clear_doubt(lambda _: _life_of(state))
+        if progress.done:
+            return  # the commit whose answer was lost did succeed
+        actor_of(status_now(state), JobStatus.PENDING)
+        session.commit([life_again(job_id, state, time.time_ns() // 1_000_000, settings.topics)])
+
+    try:
+        _in_sessions(settings, codec, run, progress)
+    finally:
+        reader.close()
+
+
+def life_after(letter: DeadLetter, last: StatusChange | None, now_ms: int, topics: Topics) -> NewLife:
+    """The new life of a dead letter. ``last``: the newest status of its job, if there is one."""
+    assert letter.priority is not None and letter.value is not None  # noqa: S101, PT018 - it can run
+    delivery = letter.delivery
+    if last is not None and (last.redrives, last.delivery) != (delivery.redrives, delivery.delivery):
+        last = None  # it tells of something else
+    failed_at = now_ms if letter.failed_at is None else round(letter.failed_at.timestamp() * 1000)
+    ended = Attempt(
+        attempt=delivery.attempt,
+        worker=last.worker if last is not None else "",
+        started_at_ms=last.started_at if last is not None and last.started_at else failed_at,
+        finished_at_ms=failed_at,
+        error_type=delivery.error_type,
+        error_message=clip(delivery.error_message, Attempt.MESSAGE_LIMIT),
+    )
+    return _new_life(
+        letter.id,
+        letter.priority,
+        delivery,
+        letter.partition,
+        letter.key,
+        letter.value,
+        now_ms,
+        topics,
+        created_at=last.created_at if last is not None else delivery.first_seen_ms or failed_at,
+        history=(*delivery.history, ended),
+    )
+
+
+def life_again(job_id: str, state: JobState, now_ms: int, topics: Topics) -> NewLife:
+    """The new life of a job that is finished and whose record is still there.
+
+    Raises:
+        JobNotFound: the record is gone.
+    """
+    event, seen = state.event, state.last_status
+    if event is None:
+        raise JobNotFound(job_id)
+    delivery = event.delivery
+    history = delivery.history
+    created_at = delivery.first_seen_ms or event.timestamp_ms
+    if seen is not None:
+        # The newest of everything: the copy that follows must be newer than all of it.
+        redrives, number = max(
+            (seen.change.redrives, seen.change.delivery), (delivery.redrives, delivery.delivery)
+        )
+        delivery = replace(delivery, redrives=redrives, delivery=number)
+        history = seen.change.attempts or history
+        created_at = seen.change.created_at
+    return _new_life(
+        job_id,
+        event.priority,
+        delivery,
+        event.place[1],
+        job_id.encode() if event.key is None else event.key.encode(),
+        event.value,
+        now_ms,
+        topics,
+        created_at=created_at,
+        history=history,
+    )
+
+
+def _new_life(  # noqa: PLR0917 - the parts of a record, in their usual order
+    job_id: str,
+    priority: JobPriority,
+    delivery: Delivery,
+    partition: int,
+    key: bytes | None,
+    value: bytes,
+    now_ms: int,
+    topics: Topics,
+    *,
+    created_at: int,
+    history: Sequence[Attempt],
+) -> NewLife:
+    again = delivery.next(
+        attempt=1,
+        redrives=delivery.redrives + 1,
+        not_before_ms=0,
+        error_type="",
+        error_message="",
+        history=tuple(history)[-MAX_HISTORY:],
+    )
+    text_key = (key or b"").decode("utf-8", "replace")
+    return NewLife(
+        job_id=job_id,
+        topic=topics.jobs[priority],
+        partition=partition,
+        key=key,
+        value=value,
+        headers=h.build(again),
+        status=StatusChange(
+            job_id=job_id,
+            key=None if text_key in ("", job_id) else text_key,
+            at=now_ms,
+            created_at=created_at,
+            started_at=None,
+            state=JobStatus.PENDING,
+            type=delivery.job_type,
+            priority=priority,
+            attempt=1,
+            delivery=again.delivery,
+            redrives=again.redrives,
+            attempts=again.history,
+        ),
+    )
+
+
+class _Doubt(Exception):
+    """Whether the transaction was committed is not known: start over, and read what is there."""
+
+
+class _Session:
+    """One producer that holds the deployment's redrive id, from taking it to the first doubt."""
+
+    def __init__(self, settings: Settings, codec: Codec, progress: _Progress) -> None:
+        self._progress = progress
+        self._connection = _ConnectionLog()
+        self._statuses = StatusWriter(codec)
+        self._topics = settings.topics
+        self._producer = Producer(
+            producer_config(
+                settings,
+                transactional_id=f"{settings.topic_prefix}dlq-redrive",
+                linger_ms=5,
+                logger=self._connection.logger,
+            )
+        )
+        try:
+            self._producer.init_transactions(_KAFKA_S)
+        except KafkaException as error:
+            raise KafkaUnreachable(settings.bootstrap_servers(), _KAFKA_S) from error
+
+    def commit(self, lives: Sequence[NewLife]) -> None:
+        """Write these, all or none, and note them as done.
+
+        Raises:
+            _Doubt: perhaps they were written.
+            RedriveTakenOver: another process took the id; they were not written.
+        """
+        self._connection.lost = False
+        self._progress.doubtful = {life.job_id: life.status.redrives for life in lives}
+        try:
+            self._producer.begin_transaction()
+            for life in lives:
+                self._produce(life.topic, life.value, life.key, life.partition, life.headers)
+                self._produce(self._topics.status, self._statuses.encode(life.status), life.job_id.encode())
+            self._producer.commit_transaction(TRANSACTION_TIMEOUT_MS / 1000)
+        except KafkaException as error:
+            if error.args[0].code() in _FENCED:
+                raise RedriveTakenOver(len(self._progress.done)) from error
+            raise _Doubt(error.args[0].str()) from error
+        # librdkafka repeats a commit whose connection broke by itself, and a late first one may then end up in
+        # the next transaction: only a new producer is safe.
+        self._producer.poll(0)
+        if self._connection.lost:
+            raise _Doubt("the connection broke during a commit")
+        self._progress.done += self._progress.doubtful
+        self._progress.doubtful.clear()
+
+    def _produce(
+        self,
+        topic: str,
+        value: bytes,
+        key: bytes | None,
+        partition: int = -1,
+        headers: RawHeaders | None = None,
+    ) -> None:
+        while True:
+            try:
+                self._producer.produce(topic, value, key, partition, headers=headers or [])  # type: ignore[arg-type]
+            except BufferError:
+                self._producer.poll(0.05)
+            else:
+                return
+
+
+class _ConnectionLog:
+    """Listens to librdkafka's own lines: they alone tell of a connection that broke and was made again."""
+
+    def __init__(self) -> None:
+        self.lost = False
+        # Not from getLogger(): one of its own per producer, whatever levels are set.
+        self.logger = logging.Logger("rustfs_workers.redrive.librdkafka")  # noqa: LOG001
+        self.logger.addFilter(self._note)
+
+    def _note(self, record: logging.LogRecord) -> bool:
+        if "FAIL" in record.getMessage():
+            self.lost = True
+        return False
+
+
+def _in_sessions(
+    settings: Settings, codec: Codec, run: Callable[[_Session], None], progress: _Progress
+) -> None:
+    doubt: _Doubt | None = None
+    for _ in range(_STARTS):
+        session = _Session(settings, codec, progress)
+        try:
+            run(session)
+        except _Doubt as error:
+            log.warning("redrive starts over", reason=str(error), done=len(progress.done))
+            doubt = error
+        else:
+            return
+    raise DeliveryFailed(
+        f"Kafka's answers could not be trusted {_STARTS} times ({doubt}); {len(progress.done):,} job(s) "
+        "were certainly given a new life. Run it again for what is left"
+    ) from doubt
+
+
+def _read(settings: Settings, codec: Codec) -> DeadLetters:
+    found = read_dead_letters(settings, codec, timeout_s=_READ_S)
+    if not found.complete:
+        raise KafkaUnreachable(settings.bootstrap_servers(), _READ_S)
+    return found
+
+
+def _report(
+    found: DeadLetters, which: DeadLetterFilter, progress: _Progress, *, dry_run: bool = False
+) -> RedriveReport:
+    chosen = [letter for letter in found.letters if which.matches(letter)]
+    known = {letter.id for letter in chosen} | {f"{x.topic}/{x.partition}/{x.offset}" for x in chosen}
+    missing = sorted((which.ids or frozenset()) - known - set(progress.done))
+    return RedriveReport(
+        redriven=tuple(letter.id for letter in chosen if letter.can_run) if dry_run else (),
+        refused=tuple(letter for letter in chosen if not letter.can_run),
+        not_waiting=tuple(missing),
+        dry_run=dry_run,
+    )
+
+
+def _life_of(state: JobState) -> int:
+    event, seen = state.event, state.last_status
+    return max(event.delivery.redrives if event else 0, seen.change.redrives if seen else 0)
+
+
+def _keep_pace(progress: _Progress, rate: float) -> None:
+    ahead_s = len(progress.done) / rate - (time.monotonic() - progress.began)
+    if ahead_s > 0:
+        time.sleep(ahead_s)

@@ -1,0 +1,161 @@
+"""Follow ``jobs.status`` from asyncio code while somebody waits for a job.
+
+In:  state changes as they are committed. Out: each handed to those who wait for that job.
+
+The reading starts with the first one who waits and ends a little after the last one has gone: idle costs
+nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+
+import structlog
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import KafkaError
+from confluent_kafka import IsolationLevel
+from confluent_kafka.admin import AdminClient
+
+from schemas.codec import Codec
+from schemas.errors import KafkaUnreachable, WireError
+from schemas.records import decode_status
+from streams.clients import admin_config, aiokafka_config
+from streams.jobinfo import StatusSeen
+from streams.scan import LATEST, offsets, partitions_of
+from streams.settings import Settings
+
+log = structlog.get_logger("rustfs_workers.watch")
+
+Listener = Callable[[StatusSeen | Exception], None]
+
+_ANSWER_S = 10.0
+
+
+class StatusWatch:
+    """Hands state changes to listeners. Belongs to one event loop."""
+
+    def __init__(self, settings: Settings, codec: Codec, *, linger_s: float = 5.0) -> None:
+        self._settings = settings
+        self._codec = codec
+        self._linger_s = linger_s
+        self._listeners: dict[str, list[Listener]] = {}
+        self._task: asyncio.Task[None] | None = None
+        self._started: asyncio.Future[None] | None = None
+        self._stop_later: asyncio.TimerHandle | None = None
+
+    @contextlib.asynccontextmanager
+    async def listening(self, job_id: str, listener: Listener) -> AsyncIterator[None]:
+        """Call ``listener`` with every change of ``job_id`` committed from now on, until the block ends.
+
+        If the reading fails, each listener gets the error, once.
+
+        Raises:
+            KafkaUnreachable: no broker answered.
+            TopicsMismatch: the topic does not exist.
+        """
+        self._listeners.setdefault(job_id, []).append(listener)
+        try:
+            await self._ensure_running()
+            yield
+        finally:
+            listeners = self._listeners[job_id]
+            listeners.remove(listener)
+            if not listeners:
+                del self._listeners[job_id]
+            if not self._listeners and self._task is not None:
+                loop = asyncio.get_running_loop()
+                self._stop_later = loop.call_later(self._linger_s, self._task.cancel)
+
+    async def close(self) -> None:
+        """Stop reading."""
+        if self._stop_later is not None:
+            self._stop_later.cancel()
+        task = self._task
+        if task is not None:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    async def _ensure_running(self) -> None:
+        if self._stop_later is not None:
+            self._stop_later.cancel()
+            self._stop_later = None
+        if self._task is None or self._task.done() or self._task.cancelling():
+            self._started = asyncio.get_running_loop().create_future()
+            self._task = asyncio.create_task(self._run(self._started), name="rustfs-workers-status-watch")
+        assert self._started is not None  # noqa: S101 - made with the task
+        await asyncio.shield(self._started)
+
+    async def _run(self, started: asyncio.Future[None]) -> None:
+        consumer = None
+        try:
+            starts = await asyncio.to_thread(self._stable_ends)
+            consumer = AIOKafkaConsumer(
+                **aiokafka_config(self._settings),
+                enable_auto_commit=False,
+                isolation_level="read_committed",
+                fetch_max_wait_ms=500,
+                auto_offset_reset="earliest",
+            )
+            await consumer.start()
+            consumer.assign([TopicPartition(topic, number) for topic, number in starts])
+            for (topic, number), offset in starts.items():
+                consumer.seek(TopicPartition(topic, number), offset)
+            if not started.done():
+                started.set_result(None)
+            while True:
+                batches = await consumer.getmany(timeout_ms=60_000)
+                for batch in batches.values():
+                    for record in batch:
+                        self._hand_out(record)
+        except Exception as error:  # noqa: BLE001 - handed to all who wait
+            self._fail(started, error)
+        finally:
+            if not started.done():
+                started.cancel()
+            if consumer is not None:
+                await consumer.stop()
+
+    def _fail(self, started: asyncio.Future[None], error: Exception) -> None:
+        if isinstance(error, KafkaError):
+            unreachable = KafkaUnreachable(self._settings.bootstrap_servers(), _ANSWER_S)
+            unreachable.__cause__ = error
+            error = unreachable
+        if not started.done():
+            started.set_exception(error)
+            return
+        log.warning("status watch failed", error=str(error))
+        for listeners in list(self._listeners.values()):
+            for listener in list(listeners):
+                listener(error)
+
+    def _stable_ends(self) -> dict[tuple[str, int], int]:
+        """Where the first open transaction begins: a scan made after this sees all that lies before."""
+        admin = AdminClient(admin_config(self._settings))
+        partitions = partitions_of(self._settings, admin, [self._settings.topics.status], _ANSWER_S)
+        return offsets(
+            self._settings,
+            admin,
+            partitions,
+            LATEST,
+            timeout_s=_ANSWER_S,
+            isolation=IsolationLevel.READ_COMMITTED,
+        )
+
+    def _hand_out(self, record: object) -> None:
+        key, value = record.key, record.value  # type: ignore[attr-defined]
+        if value is None or key is None:
+            return
+        listeners = self._listeners.get(key.decode("utf-8", "replace"))
+        if not listeners:
+            return
+        try:
+            change = decode_status(self._codec, value)
+        except WireError as error:
+            log.warning("status not readable", job_id=repr(key)[:60], error=str(error))
+            return
+        seen = StatusSeen(change, (record.topic, record.partition, record.offset))  # type: ignore[attr-defined]
+        for listener in list(listeners):
+            listener(seen)

@@ -1,0 +1,1 @@
+"""The commands of ``rustfs-workers``, one group a module."""

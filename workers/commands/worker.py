@@ -1,0 +1,75 @@
+"""``rustfs-workers worker``: run jobs until told to stop."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from workers.console import configure_logging, errors_in_one_line
+
+
+def worker(  # noqa: PLR0913 - one parameter per option
+    worker_id: Annotated[
+        str | None, typer.Option(help="Name of this worker; the same after a restart, different from all others.")
+    ] = None,
+    processes: Annotated[int, typer.Option(min=1, max=64, help="Processes to run; a dead one is started again.")] = 1,
+    max_concurrent_jobs: Annotated[
+        int | None, typer.Option(min=1, help="Jobs that one process runs at a time.")
+    ] = None,
+    imports: Annotated[
+        list[str] | None, typer.Option("--import", help="Module with job types and workers of your own; repeatable.")
+    ] = None,
+    process_index: Annotated[int | None, typer.Option(hidden=True)] = None,
+) -> None:
+    """Run jobs until SIGTERM or Ctrl-C, then drain: running jobs may end, what does not is run again elsewhere.
+
+    \b
+    Examples:
+      rustfs-workers worker
+      rustfs-workers worker --worker-id rack4 --processes 4
+      rustfs-workers worker --import my_package.jobs --max-concurrent-jobs 200
+    """
+    with errors_in_one_line():
+        from streams.settings import load_settings
+
+        overrides = {
+            name: value
+            for name, value in (("worker_id", worker_id), ("max_concurrent_jobs", max_concurrent_jobs))
+            if value is not None
+        }
+        settings = load_settings(**overrides)
+        configure_logging(settings.log_level, settings.log_format)
+        if processes > 1:
+            from workers.supervisor import supervise
+
+            raise SystemExit(supervise(processes, lambda index: _child_command(index, settings.worker_id, max_concurrent_jobs, imports or [])))
+
+        import asyncio
+
+        from streams.clients import check_reachable
+        from workers.builtin import builtin_workers
+        from workers.config import WorkerConfig
+        from workers.imports import import_modules
+        from workers.manager import WorkerManager
+        from workers.running import run_until_signal
+
+        check_reachable(settings)
+        config = WorkerConfig.from_settings(settings, process=process_index or 0)
+
+        async def main() -> int:
+            manager = WorkerManager(config, settings)
+            manager.register(*builtin_workers(settings), *import_modules(imports or []))
+            return await run_until_signal(manager)
+
+        raise SystemExit(asyncio.run(main()))
+
+
+def _child_command(index: int, worker_id: str, max_concurrent_jobs: int | None, imports: list[str]) -> list[str]:
+    command = [sys.executable, "-m", "workers", "worker", "--process-index", str(index), "--worker-id", worker_id]
+    if max_concurrent_jobs is not None:
+        command += ["--max-concurrent-jobs", str(max_concurrent_jobs)]
+    for name in imports:
+        command += ["--import", name]
+    return command

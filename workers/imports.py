@@ -1,0 +1,62 @@
+"""``--import my_package.jobs``: bring a user's job types and workers into this process.
+
+In:  module names from the command line. Out: what can be registered. A message never gets a module imported.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+from pathlib import Path
+from types import ModuleType
+
+from schemas.errors import SettingsError
+from schemas.job import Job
+from workers.worker import Worker
+
+Registrable = type[Job] | type[Worker]
+
+
+def import_modules(names: list[str]) -> list[Registrable]:
+    """Import modules, the working directory included in the search, and return what they define.
+
+    Raises:
+        SettingsError: a module cannot be imported; the message has the reason.
+    """
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    found: list[Registrable] = []
+    for name in names:
+        try:
+            module = importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            raise SettingsError(f"--import {name}: {error}; is it installed, or in {here}?") from error
+        except Exception as error:  # an import runs the user's code: it may raise anything
+            raise SettingsError(f"--import {name}: {type(error).__name__}: {error}") from error
+        found += registrable(module)
+    return found
+
+
+def registrable(module: ModuleType) -> list[Registrable]:
+    """Job classes that run themselves and worker classes, as far as the module itself defines them."""
+    found: list[Registrable] = []
+    handled = set()
+    for cls in vars(module).values():
+        if not inspect.isclass(cls) or cls.__module__ != module.__name__:
+            continue
+        if issubclass(cls, Worker) and cls.worker_type:
+            found.append(cls)
+            handled.add(cls.worker_type)
+    for cls in vars(module).values():
+        if (
+            inspect.isclass(cls)
+            and cls.__module__ == module.__name__
+            and issubclass(cls, Job)
+            and cls.job_type
+            and cls.job_type not in handled
+            and cls.runs_itself()
+        ):
+            found.append(cls)
+    return found

@@ -1,0 +1,58 @@
+"""Run a worker until a signal says stop: what the commands ``worker`` and ``up`` share.
+
+In:  a manager. Out: an exit code. SIGTERM and the first Ctrl-C drain; a second one ends at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable
+from typing import Final
+
+import structlog
+
+from workers.console import INTERRUPTED, OK
+from workers.manager import WorkerManager
+
+log = structlog.get_logger("rustfs_workers.running")
+
+_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+
+
+async def run_until_signal(manager: WorkerManager, ready: Callable[[], None] = lambda: None) -> int:
+    """Start, wait, drain. 0 after SIGTERM, 130 after Ctrl-C.
+
+    Raises:
+        PipelineError, KafkaException: why the worker could not start, or not go on.
+    """
+    stop = asyncio.Event()
+    received: list[signal.Signals] = []
+
+    def on_signal(number: signal.Signals) -> None:
+        received.append(number)
+        if len(received) > 1:
+            log.warning("stopped at once; what was running will be run again")
+            os._exit(INTERRUPTED if number is signal.SIGINT else 128 + number)
+        log.info("draining; once more to stop at once", signal=number.name)
+        stop.set()
+
+    loop = asyncio.get_running_loop()
+    for number in _SIGNALS:
+        loop.add_signal_handler(number, on_signal, number)
+    try:
+        await manager.start()
+        ready()
+        stopping = asyncio.create_task(stop.wait(), name="signal")
+        failing = asyncio.create_task(manager.wait(), name="failure")
+        await asyncio.wait((stopping, failing), return_when=asyncio.FIRST_COMPLETED)
+        if not stopping.done():
+            failing.result()
+        for task in (stopping, failing):
+            task.cancel()
+    finally:
+        await manager.shutdown()
+        for number in _SIGNALS:
+            loop.remove_signal_handler(number)
+    return INTERRUPTED if received and received[0] is signal.SIGINT else OK

@@ -1,0 +1,125 @@
+"""``--processes N``: a parent that keeps N worker processes running.
+
+In:  a command line for child i. Out: an exit code. A child that dies is started again, soon at first and
+more slowly if it keeps dying; signals are passed on; children do not outlive the parent.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import structlog
+
+from workers.console import INTERRUPTED, OK
+
+log = structlog.get_logger("rustfs_workers.supervisor")
+
+_FIRST_PAUSE_S: Final = 1.0
+_LONGEST_PAUSE_S: Final = 30.0
+#: A child that lived this long starts again as if for the first time.
+_STABLE_S: Final = 60.0
+#: Wrong usage does not get better by trying again.
+_HOPELESS: Final = frozenset({2})
+
+
+def pause_before_restart(deaths_in_a_row: int) -> float:
+    """Seconds to wait: 1, 2, 4, … 30."""
+    return min(_FIRST_PAUSE_S * 2 ** min(deaths_in_a_row - 1, 10), _LONGEST_PAUSE_S)
+
+
+@dataclass
+class _Slot:
+    index: int
+    process: subprocess.Popen[bytes] | None = None
+    started_at: float = 0.0
+    deaths: int = 0
+    restart_at: float = field(default=0.0)
+
+
+def supervise(count: int, command: Callable[[int], Sequence[str]]) -> int:
+    """Run ``count`` children until a signal; the exit code is 0 after SIGTERM, 130 after Ctrl-C, else a child's own.
+
+    Raises:
+        OSError: a child cannot be started at all.
+    """
+    slots = [_Slot(index) for index in range(count)]
+    stopping: list[int] = []
+    changed = threading.Event()
+
+    def on_signal(number: int, _frame: object) -> None:
+        stopping.append(number)
+        for slot in slots:
+            if slot.process is not None and slot.process.poll() is None:
+                slot.process.send_signal(signal.SIGTERM if len(stopping) == 1 else signal.SIGKILL)
+        changed.set()
+
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+    before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, lambda *_: changed.set())
+    try:
+        while True:
+            now = time.monotonic()
+            for slot in slots:
+                code = _look_after(slot, command, now, stopping=bool(stopping))
+                if code in _HOPELESS and not stopping:
+                    on_signal(signal.SIGTERM, None)
+                    stopping.clear()
+                    stopping.extend((-code, -code))
+            if stopping and all(slot.process is None or slot.process.poll() is not None for slot in slots):
+                return _exit_code(stopping[0])
+            waits = [slot.restart_at - now for slot in slots if slot.process is None]
+            changed.wait(max(min([*waits, 1.0]), 0.01))
+            changed.clear()
+    finally:
+        for slot in slots:
+            if slot.process is not None and slot.process.poll() is None:
+                slot.process.kill()
+                slot.process.wait()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _look_after(slot: _Slot, command: Callable[[int], Sequence[str]], now: float, *, stopping: bool) -> int | None:
+    """Start what should run and does not; the exit code of a child that has just ended."""
+    code = None
+    if slot.process is not None and (code := slot.process.poll()) is not None:
+        slot.process = None
+        if not stopping:
+            slot.deaths = 1 if now - slot.started_at > _STABLE_S else slot.deaths + 1
+            pause = pause_before_restart(slot.deaths)
+            slot.restart_at = now + pause
+            log.error("worker process ended", process=slot.index, exit_code=code, restart_in_s=pause)
+    if slot.process is None and not stopping and now >= slot.restart_at and code not in _HOPELESS:
+        slot.process = subprocess.Popen(
+            command(slot.index),
+            # Ctrl-C reaches the parent alone, which then tells its children.
+            start_new_session=True,
+            preexec_fn=_die_with(os.getpid()) if sys.platform == "linux" else None,
+        )
+        slot.started_at = now
+    return code
+
+
+def _die_with(parent: int) -> Callable[[], None]:
+    prctl = ctypes.CDLL(None).prctl
+
+    def in_child() -> None:
+        prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+        if os.getppid() != parent:
+            os._exit(OK)
+
+    return in_child
+
+
+def _exit_code(first: int) -> int:
+    if first < 0:
+        return -first
+    return INTERRUPTED if first == signal.SIGINT else OK
