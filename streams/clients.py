@@ -11,7 +11,7 @@ import socket
 from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
-from confluent_kafka import KafkaException
+from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
 
 from schemas.errors import KafkaUnreachable, SettingsError
@@ -21,6 +21,15 @@ from streams.settings import Settings
 if TYPE_CHECKING:
     from confluent_kafka.schema_registry import SchemaRegistryClient
 
+#: Errors that say: another producer has taken this transactional id. (A transaction that took too long looks
+#: the same.)
+FENCED: Final = frozenset(
+    {
+        KafkaError._FENCED,  # noqa: SLF001 - the library's name for it
+        KafkaError.PRODUCER_FENCED,
+        KafkaError.INVALID_PRODUCER_EPOCH,
+    }
+)
 #: How long an open transaction of a dead worker may hold back readers.
 TRANSACTION_TIMEOUT_MS: Final = 5_000
 #: Largest request that a producer sends; Kafka's own limit for a batch is a little higher.

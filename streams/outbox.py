@@ -357,8 +357,9 @@ class Outbox:
         ticket = Ticket(finished.set)
         self.produce(self._topics.schemas, key, value, 0, ticket)
         ticket.seal(1)
-        self.serve()
-        finished.wait()
+        # Served right here: a bulk in this thread keeps the serving thread waiting until it ends.
+        while not finished.is_set():
+            self._poll(_POLL_S)
         if ticket.failed:
             raise DeliveryFailed(
                 f"the schema of {schema.full_name} was not acknowledged, so no job was sent: "

@@ -156,6 +156,7 @@ class JobQueue:
                 parent_id=parent_id,
                 traceparent=traceparent,
                 stop=stop,
+                yielding=True,
             )
         finally:
             stop.set()

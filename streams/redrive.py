@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 import structlog
-from confluent_kafka import KafkaError, KafkaException, Producer
+from confluent_kafka import KafkaException, Producer
 
 from schemas import headers as h
 from schemas.codec import Codec
@@ -26,7 +26,7 @@ from schemas.headers import MAX_HISTORY, Attempt, Delivery, RawHeaders, clip
 from schemas.lifecycle import JobStatus, actor_of
 from schemas.records import STATUS, StatusChange, StatusWriter
 from schemas.topics import JobPriority, Topics
-from streams.clients import TRANSACTION_TIMEOUT_MS, producer_config
+from streams.clients import FENCED, TRANSACTION_TIMEOUT_MS, producer_config
 from streams.dead_letters import DeadLetter, DeadLetterFilter, DeadLetters, read_dead_letters
 from streams.jobinfo import JobState, status_now
 from streams.reader import JobNotFound, JobReader
@@ -43,14 +43,6 @@ _READ_S: Final = 60.0
 _KAFKA_S: Final = 15.0
 #: How often a run starts over after an answer that cannot be trusted.
 _STARTS: Final = 5
-#: Somebody else has the id now. (A transaction that took too long looks the same.)
-_FENCED: Final = frozenset(
-    {
-        KafkaError._FENCED,  # noqa: SLF001 - the library's name for it
-        KafkaError.PRODUCER_FENCED,
-        KafkaError.INVALID_PRODUCER_EPOCH,
-    }
-)
 
 
 class RedriveTakenOver(PipelineError):
@@ -349,11 +341,11 @@ class _Session:
                 self._produce(self._topics.status, self._statuses.encode(life.status), life.job_id.encode())
             self._producer.commit_transaction(TRANSACTION_TIMEOUT_MS / 1000)
         except KafkaException as error:
-            if error.args[0].code() in _FENCED:
+            if error.args[0].code() in FENCED:
                 raise RedriveTakenOver(len(self._progress.done)) from error
             raise _Doubt(error.args[0].str()) from error
-        # librdkafka repeats a commit whose connection broke by itself, and a late first one may then end up in
-        # the next transaction: only a new producer is safe.
+        # librdkafka repeats a commit whose connection broke by itself, and the late first one may then end up
+        # in the next transaction: only a new producer is safe.
         self._producer.poll(0)
         if self._connection.lost:
             raise _Doubt("the connection broke during a commit")
@@ -437,7 +429,10 @@ def _life_of(state: JobState) -> int:
     return max(event.delivery.redrives if event else 0, seen.change.redrives if seen else 0)
 
 
+def pause_s(done: int, elapsed_s: float, rate: float) -> float:
+    """How long to wait so that ``done`` jobs do not exceed ``rate`` per second."""
+    return max(done / rate - elapsed_s, 0)
+
+
 def _keep_pace(progress: _Progress, rate: float) -> None:
-    ahead_s = len(progress.done) / rate - (time.monotonic() - progress.began)
-    if ahead_s > 0:
-        time.sleep(ahead_s)
+    time.sleep(pause_s(len(progress.done), time.monotonic() - progress.began, rate))

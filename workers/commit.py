@@ -41,6 +41,7 @@ MAX_BATCH: Final = 2_000
 _FIRST_PACE: Final = 64
 _MIN_PACE: Final = 2
 _COMMIT_TIMEOUT_S: Final = 10.0
+_PATIENCE_AT_STOP: Final = 5
 _INIT_TIMEOUT_S: Final = 15.0
 
 #: The group has moved on since the metadata was taken. Ordinary: fetch newer metadata and filter again.
@@ -238,7 +239,7 @@ class Committer:
 
     def _commit(self, metadata: Any, outcomes: list[Outcome], released: set[PartitionState]) -> None:
         """Bring these outcomes into Kafka, whatever it takes; drop those whose partition is lost."""
-        failures = 0
+        failures = refusals = 0
         while True:
             with self._lock:
                 outcomes, plans = self._plan(outcomes, released)
@@ -246,28 +247,33 @@ class Committer:
                 return
             try:
                 self._transact(metadata, outcomes, plans)
-            except _Ambiguous as error:
-                log.warning("commit without a clear answer", error=str(error), outcomes=len(outcomes))
-                self.counters.event("ambiguous_commits")
-                outcomes = self._recover(outcomes)
-                metadata = self._membership.metadata
-            except _Stale as error:
-                log.info("group metadata was stale", error=str(error))
-                self.counters.event("stale_metadata")
-                self._membership.refresh(1.0)
-                metadata = self._membership.metadata
-                if self._stop and failures > 5:  # noqa: PLR2004 - the group is gone, and so are our partitions
-                    return
-                failures += 1
-            except _Refused as error:
-                failures += 1
-                log.warning("transaction refused", error=str(error), outcomes=len(outcomes))
-                if failures > 1:
-                    self._divide(metadata, outcomes, released, str(error))
-                    return
+            except _NotCommitted as reason:
+                with self._lock:
+                    for part in plans:
+                        part.dirty = True
+                error = reason
             else:
                 self._committed(outcomes, plans)
                 return
+            failures += 1
+            match error:
+                case _Ambiguous():
+                    log.warning("commit without a clear answer", error=str(error), outcomes=len(outcomes))
+                    self.counters.event("ambiguous_commits")
+                    outcomes = self._recover(outcomes)
+                case _Stale():
+                    log.info("group metadata was stale", error=str(error))
+                    self.counters.event("stale_metadata")
+                    self._membership.refresh(1.0)
+                    if self._stop and failures > _PATIENCE_AT_STOP:
+                        return  # the group is gone, and so are our partitions
+                case _Refused():
+                    refusals += 1
+                    log.warning("transaction refused", error=str(error), outcomes=len(outcomes))
+                    if refusals > 1:
+                        self._divide(self._membership.metadata, outcomes, released, str(error))
+                        return
+            metadata = self._membership.metadata
 
     def _plan(
         self, outcomes: list[Outcome], released: set[PartitionState]
@@ -467,15 +473,19 @@ class Committer:
             self.counters.event(outcome.event)
 
 
-class _Ambiguous(Exception):  # noqa: N818 - not errors for people: branches of the loop above
+class _NotCommitted(Exception):  # noqa: N818 - not errors for people: branches of the loop above
+    """The transaction did not end with a clear success."""
+
+
+class _Ambiguous(_NotCommitted):
     """Whether the transaction was committed is unknown."""
 
 
-class _Stale(Exception):  # noqa: N818
+class _Stale(_NotCommitted):
     """Refused because the group has moved on."""
 
 
-class _Refused(Exception):  # noqa: N818
+class _Refused(_NotCommitted):
     """Refused because of what it contains."""
 
 

@@ -150,6 +150,8 @@ class PartitionState:
 
         ``window``: how many more records may start before the next commit; what a successor must suspect if we die.
         """
+        # What changes from here on is for the next plan; if this one is not committed, its maker says so.
+        self.dirty = False
         done = self.done.union(finished, self.gaps)
         base = self.base
         while base in done:
@@ -171,7 +173,8 @@ class PartitionState:
         self._remember_suspects(plan)
         for offset in [o for o in self.suspects if plan.is_finished(o)]:
             del self.suspects[offset]
-        self.dirty = bool(self.gaps) or self.top > self.start_limit
+        if self.gaps or self.top > self.start_limit:
+            self.dirty = True
 
     def adopt(self, read: OffsetMap) -> None:
         """After an ambiguous commit: what Kafka says was committed is what was."""

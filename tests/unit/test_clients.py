@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+from confluent_kafka import Consumer, Producer
+from confluent_kafka.admin import AdminClient
+
+from schemas.errors import KafkaUnreachable
+from streams import clients
+from streams.settings import Settings, load_settings
+
+pytestmark = pytest.mark.job_processing
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    # Port 1 of this machine: nobody answers there.
+    return load_settings(kafka_bootstrap_servers="127.0.0.1:1", data_dir=tmp_path)
+
+
+def test_every_configuration_is_one_that_librdkafka_takes(settings: Settings) -> None:
+    Producer(clients.producer_config(settings))
+    Producer(clients.producer_config(settings, transactional_id="t"))
+    Consumer(clients.worker_consumer_config(settings, "g")).close()
+    Consumer(clients.reader_config(settings)).close()
+    AdminClient(clients.admin_config(settings))
+
+
+def test_every_producer_places_keys_as_java_does(settings: Settings) -> None:
+    for config in (
+        clients.producer_config(settings),
+        clients.producer_config(settings, transactional_id="t"),
+    ):
+        assert config["partitioner"] == "murmur2_random"
+        assert config["enable.idempotence"] is True
+        assert config["acks"] == "all"
+
+
+def test_workers_never_jump_to_an_end_of_a_log(settings: Settings) -> None:
+    config = clients.worker_consumer_config(settings, "g")
+    assert config["auto.offset.reset"] == "error"
+    assert config["enable.auto.commit"] is False
+    assert config["group.protocol"] == "consumer"
+    assert config["group.remote.assignor"] == "range"
+    assert "session.timeout.ms" not in config
+
+
+def test_a_reader_joins_no_known_group(settings: Settings) -> None:
+    first, second = clients.reader_config(settings), clients.reader_config(settings)
+    assert first["group.id"] != second["group.id"]
+    assert first["group.id"] != settings.topics.group
+
+
+def test_security_reaches_every_client(tmp_path: Path) -> None:
+    ca = tmp_path / "ca.pem"
+    ca.write_text("", "utf-8")
+    settings = load_settings(
+        kafka_bootstrap_servers="127.0.0.1:1",
+        kafka_security_protocol="SASL_PLAINTEXT",
+        kafka_sasl_mechanism="SCRAM-SHA-512",
+        kafka_sasl_username="me",
+        kafka_sasl_password="hunter2",
+        kafka_ssl_ca_location=ca,
+    )
+    for config in (
+        clients.producer_config(settings),
+        clients.worker_consumer_config(settings, "g"),
+        clients.reader_config(settings),
+        clients.admin_config(settings),
+    ):
+        assert config["security.protocol"] == "SASL_PLAINTEXT"
+        assert config["sasl.mechanism"] == "SCRAM-SHA-512"
+        assert config["sasl.password"] == "hunter2"
+    kwargs = clients.aiokafka_config(settings)
+    assert kwargs["security_protocol"] == "SASL_PLAINTEXT"
+    assert kwargs["sasl_plain_password"] == "hunter2"
+
+
+def test_nobody_there_is_said_in_time(settings: Settings) -> None:
+    began = time.monotonic()
+    with pytest.raises(KafkaUnreachable, match=r"127\.0\.0\.1:1 within 1 s"):
+        clients.check_reachable(settings, timeout_s=1)
+    assert time.monotonic() - began < 5

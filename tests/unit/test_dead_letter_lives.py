@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from schemas import JobPriority, JobStatus, Topics
+from schemas.headers import MAX_HISTORY, Attempt, Delivery, Origin, build, parse
+from schemas.records import StatusChange
+from streams.dead_letters import DeadLetter, DeadLetterFilter, header_text, mark_redriven
+from streams.jobinfo import JobEvent, JobState, StatusSeen, moment
+from streams.redrive import life_after, life_again, pause_s
+
+pytestmark = pytest.mark.job_processing
+
+ID = "01a20bd1-1946-743e-922d-c32f1fd9b001"
+T0 = 1_700_000_000_000
+DIED = Delivery(
+    job_type="t",
+    attempt=4,
+    delivery=9,
+    first_seen_ms=T0,
+    not_before_ms=T0 + 1,
+    origin=Origin("p.jobs.high", 2, 77),
+    error_type="ValueError",
+    error_message="no",
+    history=(Attempt(3, "w.0", T0, T0 + 1, "KeyError", "k"),),
+    traceparent="00-a-b-01",
+)
+
+
+def letter(delivery: Delivery = DIED, *, offset: int = 0, job_id: str = ID, **changes: Any) -> DeadLetter:
+    return replace(
+        DeadLetter(
+            id=job_id,
+            type=delivery.job_type,
+            error_type=delivery.error_type,
+            error_message=delivery.error_message,
+            attempt=delivery.attempt,
+            failed_at=moment(T0 + 60_000),
+            topic="p.jobs.dlq",
+            partition=2,
+            offset=offset,
+            key=b"b/k",
+            value=b"bytes",
+            headers=[],
+            delivery=delivery,
+            priority=JobPriority.HIGH,
+        ),
+        **changes,
+    )
+
+
+def status(state: JobStatus, delivery: int, redrives: int = 0, **facts: Any) -> StatusChange:
+    return StatusChange(
+        job_id=ID,
+        key="b/k",
+        at=T0 + 60_000,
+        created_at=T0 - 5,
+        started_at=T0 + 59_000,
+        state=state,
+        type="t",
+        priority=JobPriority.HIGH,
+        attempt=4,
+        delivery=delivery,
+        redrives=redrives,
+        worker="w.1",
+        **facts,
+    )
+
+
+def marks(letters: list[DeadLetter], *changes: StatusChange) -> list[bool]:
+    return [x.redriven for x in mark_redriven(letters, {change.job_id: change for change in changes})]
+
+
+def test_a_letter_waits_while_its_death_is_the_newest_thing_known() -> None:
+    assert marks([letter()], status(JobStatus.FAILED, 9)) == [False]
+    assert marks([letter()]) == [False]
+
+
+def test_a_letter_is_over_once_a_later_life_is_known() -> None:
+    assert marks([letter()], status(JobStatus.PENDING, 10, 1)) == [True]
+    assert marks([letter()], status(JobStatus.RUNNING, 10)) == [True]
+
+
+def test_of_two_deaths_the_later_life_waits() -> None:
+    second = letter(replace(DIED, redrives=1, delivery=14), offset=1)
+    assert marks([letter(), second]) == [True, False]
+    assert marks([letter(), second], status(JobStatus.FAILED, 14, 1)) == [True, False]
+
+
+def test_one_death_written_twice_is_redriven_once() -> None:
+    assert marks([letter(), letter(offset=1)], status(JobStatus.FAILED, 9)) == [False, True]
+
+
+def test_what_holds_no_job_is_never_redriven() -> None:
+    strange = letter(Delivery(), job_id="p.jobs.dlq/2/0", priority=None)
+    assert marks([strange]) == [False]
+    assert not strange.can_run
+
+
+def test_a_new_life_is_the_same_bytes_at_the_same_partition() -> None:
+    life = life_after(letter(), status(JobStatus.FAILED, 9), T0 + 90_000, Topics("p."))
+    assert (life.topic, life.partition, life.key, life.value) == ("p.jobs.high", 2, b"b/k", b"bytes")
+    delivery = parse(life.headers)
+    assert (delivery.attempt, delivery.delivery, delivery.redrives) == (1, 10, 1)
+    assert (delivery.error_type, delivery.error_message, delivery.not_before_ms) == ("", "", 0)
+    assert (delivery.origin, delivery.first_seen_ms, delivery.traceparent) == (DIED.origin, T0, "00-a-b-01")
+    # The run that ended the last life is remembered with those before it.
+    assert delivery.history == (
+        *DIED.history,
+        Attempt(4, "w.1", T0 + 59_000, T0 + 60_000, "ValueError", "no"),
+    )
+    assert life.status.state is JobStatus.PENDING
+    assert (life.status.attempt, life.status.delivery, life.status.redrives) == (1, 10, 1)
+    assert (life.status.key, life.status.created_at, life.status.attempts) == (
+        "b/k",
+        T0 - 5,
+        delivery.history,
+    )
+
+
+def test_history_stays_bounded_over_many_lives() -> None:
+    long = replace(DIED, history=DIED.history * MAX_HISTORY)
+    life = life_after(letter(long), None, T0, Topics("p."))
+    assert len(parse(life.headers).history) == MAX_HISTORY
+    assert parse(life.headers).history[-1].attempt == 4
+
+
+def test_a_finished_job_can_live_again_beyond_all_that_is_known_of_it() -> None:
+    event = JobEvent(
+        ID,
+        Delivery(job_type="t"),
+        JobPriority.LOW,
+        False,
+        None,
+        b"v",
+        T0,
+        ("p.jobs.low", 1, 5),  # noqa: FBT003
+    )
+    state = JobState(event, StatusSeen(status(JobStatus.SUCCEEDED, 3), ("p.jobs.status", 0, 1)))
+    life = life_again(ID, state, T0 + 9, Topics("p."))
+    assert (life.topic, life.partition, life.key) == ("p.jobs.low", 1, ID.encode())
+    delivery = parse(life.headers)
+    assert (delivery.delivery, delivery.redrives, delivery.attempt) == (4, 1, 1)
+
+
+def test_filters() -> None:
+    one = letter()
+    assert DeadLetterFilter().matches(one)
+    assert DeadLetterFilter(ids=frozenset({ID}), job_type="t", error_type="ValueError").matches(one)
+    assert DeadLetterFilter(ids=frozenset({"p.jobs.dlq/2/0"})).matches(one)
+    for other in (
+        DeadLetterFilter(ids=frozenset({"x"})),
+        DeadLetterFilter(job_type="u"),
+        DeadLetterFilter(error_type="KeyError"),
+    ):
+        assert not other.matches(one)
+    assert not DeadLetterFilter().matches(replace(one, redriven=True))
+    assert DeadLetterFilter(include_redriven=True).matches(replace(one, redriven=True))
+
+
+def test_springs_numbers_are_shown_as_numbers() -> None:
+    assert header_text("kafka_dlt-original-offset", (77).to_bytes(8, "big")) == "77"
+    assert header_text("rfw-error-message", "nö".encode()) == "nö"
+
+
+def test_the_pace_makes_up_for_what_was_too_fast() -> None:
+    assert pause_s(done=8, elapsed_s=0.25, rate=8) == 0.75
+    assert pause_s(done=8, elapsed_s=1.0, rate=8) == 0
+    assert pause_s(done=8, elapsed_s=9.0, rate=8) == 0
+
+
+@given(st.integers(0, 5), st.integers(0, 50), st.integers(1, 9))
+def test_a_redriven_letter_is_over(redrives: int, number: int, attempt: int) -> None:
+    """Whatever died, once its new life is written no redrive takes it again."""
+    dead = letter(replace(DIED, redrives=redrives, delivery=number, attempt=attempt))
+    life = life_after(dead, None, T0, Topics("p."))
+    assert marks([dead], life.status) == [True]
+    assert parse(build(parse(life.headers))) == parse(life.headers)

@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import pytest
+from confluent_kafka.schema_registry import Schema, SchemaRegistryClient
+
+from schemas import JobPriority, JobStatus
+from schemas.codec import Codec
+from schemas.errors import SettingsError, UnknownSchema
+from schemas.jobtype import job_type
+from schemas.records import STATUS, StatusChange, StatusWriter, decode_status
+from streams.clients import registry_client
+from streams.outgoing import JobOptions, Rules, plan
+from streams.registry import RegistryFailed, RegistrySchemas, build_codec
+from streams.settings import Settings, load_settings
+from tests.support.deployments import Sample
+
+pytestmark = pytest.mark.job_processing
+
+
+@pytest.fixture
+def settings() -> Settings:
+    return load_settings(
+        kafka_bootstrap_servers="127.0.0.1:1", schema_registry_url="mock://test", topic_prefix="p."
+    )
+
+
+def test_with_a_registry_jobs_have_confluents_frame_and_subjects(settings: Settings) -> None:
+    client = registry_client(settings)
+    codec = build_codec(settings, client=client)
+    outgoing = plan(Sample(path="x"), JobOptions(), 0, Rules(codec, settings.topics))
+    assert outgoing.value[0] == 0
+    number = int.from_bytes(outgoing.value[1:5], "big")
+    assert client.get_schema(number).schema_str == job_type(Sample).wire.json
+    name = job_type(Sample).wire.full_name
+    # Its bytes are forwarded between priorities as they are.
+    assert {f"p.jobs.{priority.value}-{name}" for priority in JobPriority} <= set(client.get_subjects())
+
+
+def test_statuses_are_registered_for_their_topic(settings: Settings) -> None:
+    client = registry_client(settings)
+    build_codec(settings, client=client).prefix(STATUS)
+    assert client.get_subjects() == ["p.jobs.status-rustfs.status.StatusChange"]
+
+
+def test_a_reader_learns_a_number_that_somebody_else_registered(settings: Settings) -> None:
+    client = registry_client(settings)
+    written = build_codec(settings, client=client).encode_job(
+        job_type(Sample),
+        Sample(path="y"),
+        {
+            "id": "01a20bd1-1946-743e-922d-c32f1fd9b001",
+            "type": "test_sample",
+            "priority": "low",
+            "key": None,
+            "created_at": 1,
+            "max_retries": None,
+            "timeout_ms": None,
+            "source": "",
+            "parent_id": None,
+        },
+    )
+    reader = Codec()
+    with pytest.raises(UnknownSchema) as unknown:
+        reader.decode(job_type(Sample).wire, written)
+    schemas = RegistrySchemas(client, reader.store)
+    assert schemas.learn(unknown.value.schema_key)
+    assert reader.decode(job_type(Sample).wire, written)["path"] == "y"
+
+
+def test_both_frames_are_read_whatever_is_written(settings: Settings) -> None:
+    """A deployment that gets a registry still has jobs without one in its topics, and the other way round."""
+    change = StatusChange(
+        job_id="01a20bd1-1946-743e-922d-c32f1fd9b001",
+        key=None,
+        at=1,
+        created_at=1,
+        started_at=None,
+        state=JobStatus.FAILED,
+        type="t",
+        priority=JobPriority.LOW,
+        attempt=1,
+        delivery=0,
+    )
+    registry = build_codec(settings, client=registry_client(settings))
+    plain = StatusWriter(Codec()).encode(change)
+    framed = StatusWriter(registry).encode(change)
+    assert plain[:2] == b"\xc3\x01"
+    assert framed[:1] == b"\x00"
+    assert decode_status(registry, plain) == decode_status(registry, framed) == change
+
+
+def test_a_number_that_the_registry_does_not_know_is_not_there(settings: Settings) -> None:
+    codec = Codec()
+    assert not RegistrySchemas(registry_client(settings), codec.store).learn((999).to_bytes(5, "big"))
+
+
+def test_a_schema_of_another_kind_is_not_ours(settings: Settings) -> None:
+    client = registry_client(settings)
+    number = client.register_schema("s", Schema('{"type":"object"}', "JSON"))
+    codec = Codec()
+    assert not RegistrySchemas(client, codec.store).learn(number.to_bytes(5, "big"))
+
+
+def test_a_registry_that_does_not_answer_is_named() -> None:
+    settings = load_settings(kafka_bootstrap_servers="127.0.0.1:1", schema_registry_url="http://127.0.0.1:1")
+    client = SchemaRegistryClient({"url": "http://127.0.0.1:1", "max.retries": 0})
+    with pytest.raises(RegistryFailed, match="SCHEMA_REGISTRY_URL"):
+        build_codec(settings, client=client).prefix(STATUS)
+    with pytest.raises(RegistryFailed, match="SCHEMA_REGISTRY_URL"):
+        RegistrySchemas(client, Codec().store).learn((1).to_bytes(5, "big"))
+
+
+def test_without_a_registry_nobody_is_asked() -> None:
+    settings = load_settings(kafka_bootstrap_servers="127.0.0.1:1")
+    assert build_codec(settings).prefix(STATUS)[:2] == b"\xc3\x01"
+    with pytest.raises(SettingsError, match="SCHEMA_REGISTRY_URL"):
+        registry_client(settings)

@@ -1,0 +1,218 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from schemas.errors import KafkaUnreachable, SettingsError
+from schemas.topics import JobPriority
+from streams.settings import NoKafkaAddress, Settings, describe, load_settings
+
+pytestmark = pytest.mark.job_processing
+
+
+@pytest.fixture(autouse=True)
+def clean_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """No variable and no file of the person who runs the tests has a say."""
+    import os
+
+    for name in list(os.environ):
+        if name.upper().startswith(("RUSTFS_WORKERS_", "KAFKA_", "SCHEMA_REGISTRY")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    return tmp_path
+
+
+def test_every_setting_has_a_default_and_a_help() -> None:
+    settings = load_settings()
+    assert settings.partitions == 12
+    assert settings.topic_prefix == "rustfs."
+    for row in describe(settings):
+        assert row.help, row.name
+        assert row.source == "default", row
+
+
+def test_environment_names_are_prefix_and_capitals(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RUSTFS_WORKERS_MAX_CONCURRENT_JOBS", "7")
+    monkeypatch.setenv("RUSTFS_WORKERS_STRICT_PRIORITIES", "true")
+    monkeypatch.setenv("RUSTFS_WORKERS_PRIORITY_WEIGHTS__HIGH", "5")
+    settings = load_settings()
+    assert settings.max_concurrent_jobs == 7
+    assert settings.strict_priorities is True
+    assert settings.priority_weights.by_priority() == {
+        JobPriority.CRITICAL: 8,
+        JobPriority.HIGH: 5,
+        JobPriority.NORMAL: 2,
+        JobPriority.LOW: 1,
+    }
+
+
+def test_customary_kafka_names_work_and_the_prefixed_one_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", "a:9092, b:9093")
+    monkeypatch.setenv("SCHEMA_REGISTRY_URL", "http://registry:8081")
+    settings = load_settings()
+    assert settings.bootstrap_servers() == "a:9092,b:9093"
+    assert settings.schema_registry_url == "http://registry:8081"
+    monkeypatch.setenv("RUSTFS_WORKERS_KAFKA_BOOTSTRAP_SERVERS", "c:9092")
+    assert load_settings().bootstrap_servers() == "c:9092"
+
+
+def test_empty_variable_means_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", "")
+    assert load_settings().kafka_bootstrap_servers is None
+
+
+def test_node_names_from_the_environment_are_lower_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RUSTFS_WORKERS_NODES__N1", "file:///srv/n1")
+    monkeypatch.setenv("RUSTFS_WORKERS_NODES__Cold__Store", "memory://")
+    assert load_settings().nodes == {"n1": "file:///srv/n1", "cold__store": "memory://"}
+
+
+def test_file_says_the_same_and_the_environment_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("rustfs-workers.toml").write_text(
+        'partitions = 4\ntick_ms = 30\n[nodes]\nnode-1 = "file:///srv/1"\n[priority_weights]\nlow = 3\n',
+        "utf-8",
+    )
+    monkeypatch.setenv("RUSTFS_WORKERS_TICK_MS", "40")
+    settings = load_settings(retry_limit=9, job_timeout_s=None)
+    assert (settings.partitions, settings.tick_ms, settings.retry_limit) == (4, 40, 9)
+    assert settings.job_timeout_s == 300
+    assert settings.nodes == {"node-1": "file:///srv/1"}
+    assert settings.priority_weights.low == 3
+    sources = {row.name: row.source for row in describe(settings)}
+    assert sources["partitions"] == f"partitions in {Path.cwd() / 'rustfs-workers.toml'}"
+    assert sources["tick_ms"] == "RUSTFS_WORKERS_TICK_MS"
+    assert sources["retry_limit"] == "given"
+
+
+def test_file_of_the_user_is_read_where_the_directory_has_none(clean_place: Path) -> None:
+    directory = clean_place / "config" / "rustfs-workers"
+    directory.mkdir(parents=True)
+    (directory / "rustfs-workers.toml").write_text("partitions = 5\n", "utf-8")
+    assert load_settings().partitions == 5
+    Path("rustfs-workers.toml").write_text("partitions = 6\n", "utf-8")
+    assert load_settings().partitions == 6
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "says"),
+    [
+        (
+            "RUSTFS_WORKERS_PARTITION",
+            "6",
+            ["RUSTFS_WORKERS_PARTITION is not a setting", "RUSTFS_WORKERS_PARTITIONS"],
+        ),
+        (
+            "RUSTFS_WORKERS_ALERTS__FAILED_JOB_THRESHOLD",
+            "1",
+            ["RUSTFS_WORKERS_ALERTS__FAILED_JOB_THRESHOLD is not"],
+        ),
+        ("RUSTFS_WORKERS_PARTITIONS__X", "3", ["RUSTFS_WORKERS_PARTITIONS__X is not a setting"]),
+        ("RUSTFS_WORKERS_NODES__", "memory://", ["RUSTFS_WORKERS_NODES__ is not a setting"]),
+        ("RUSTFS_WORKERS_PRIORITY_WEIGHTS__HIG", "3", ["did you mean RUSTFS_WORKERS_PRIORITY_WEIGHTS__HIGH"]),
+        (
+            "RUSTFS_WORKERS_PARTITIONS",
+            "abc",
+            ["RUSTFS_WORKERS_PARTITIONS should be a valid integer", "it takes"],
+        ),
+        ("RUSTFS_WORKERS_PARTITIONS", "0", ["RUSTFS_WORKERS_PARTITIONS should be greater"]),
+        (
+            "RUSTFS_WORKERS_NODES",
+            "n1",
+            ["RUSTFS_WORKERS_NODES should be a JSON object", "RUSTFS_WORKERS_NODES__NAME"],
+        ),
+        ("RUSTFS_WORKERS_NODES__N1", "/srv/n1", ["RUSTFS_WORKERS_NODES__N1 should match", "file:///dir"]),
+        ("RUSTFS_WORKERS_NODES__.N1", "memory://", ["RUSTFS_WORKERS_NODES__.N1 should match"]),
+        ("RUSTFS_WORKERS_BUFFER_LOW", "5000", ["buffer_low (5000)", "buffer_high (1000)"]),
+        ("RUSTFS_WORKERS_TOPIC_PREFIX", "a b", ["RUSTFS_WORKERS_TOPIC_PREFIX should match"]),
+        ("KAFKA_BOOTSTRAP_SERVERS", "a,,b", ["KAFKA_BOOTSTRAP_SERVERS should be host:port"]),
+        ("KAFKA_SECURITY_PROTOCOL", "sasl_ssl", ["SASL_SSL", "kafka_sasl_password"]),
+        ("KAFKA_SSL_CA_LOCATION", "/nowhere/ca.pem", ["KAFKA_SSL_CA_LOCATION Path does not point to a file"]),
+        ("SCHEMA_REGISTRY_URL", "registry:8081", ["SCHEMA_REGISTRY_URL should begin with http://"]),
+    ],
+)
+def test_wrong_value_is_refused_by_name(
+    variable: str, value: str, says: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(SettingsError) as refused:
+        load_settings()
+    for part in says:
+        assert part in str(refused.value)
+    assert refused.value.__cause__ is None, "no traceback of pydantic"
+    assert not isinstance(refused.value, ValidationError)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("partitons = 3\n", "partitons in"),
+        ("[priority_weights]\nhigher = 3\n", "priority_weights.higher in"),
+        ("partitions = 0\n", "partitions in"),
+        ("partitions = \n", "cannot be read"),
+        ('[nodes]\nN1 = "memory://"\n', "nodes.N1 in"),
+    ],
+)
+def test_wrong_file_is_refused_by_name_and_place(text: str, says: str) -> None:
+    Path("rustfs-workers.toml").write_text(text, "utf-8")
+    with pytest.raises(SettingsError) as refused:
+        load_settings()
+    assert says in str(refused.value)
+    assert "rustfs-workers.toml" in str(refused.value)
+
+
+def test_misspelt_value_in_code_is_refused() -> None:
+    with pytest.raises(SettingsError, match="partitons is not a setting; did you mean partitions"):
+        load_settings(partitons=3)
+
+
+def test_secrets_are_shown_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KAFKA_SASL_USERNAME", "me")
+    monkeypatch.setenv("KAFKA_SASL_PASSWORD", "hunter2")
+    monkeypatch.setenv("SCHEMA_REGISTRY_URL", "https://me:hunter2@registry/")
+    monkeypatch.setenv("RUSTFS_WORKERS_NODES__N1", "s3://bucket?secret_access_key=hunter2&region=eu")
+    settings = load_settings()
+    shown = {row.name: row.value for row in describe(settings)}
+    assert "hunter2" not in str(shown)
+    assert shown["kafka_sasl_password"] == "******"
+    assert shown["schema_registry_url"] == "https://******@registry/"
+    assert shown["nodes"] == "n1=s3://bucket?secret_access_key=******&region=eu"
+    assert settings.kafka_sasl_password is not None
+    assert settings.kafka_sasl_password.get_secret_value() == "hunter2"
+
+
+def test_a_wrong_secret_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RUSTFS_WORKERS_NODES__N1", "bucket?key=hunter2")
+    with pytest.raises(SettingsError) as refused:
+        load_settings()
+    assert "hunter2" not in str(refused.value)
+
+
+def test_settings_do_not_change() -> None:
+    settings = load_settings()
+    with pytest.raises(ValidationError):
+        settings.partitions = 3  # type: ignore[misc]
+
+
+def test_address_of_the_embedded_broker_is_used(tmp_path: Path) -> None:
+    settings = load_settings(data_dir=tmp_path)
+    (tmp_path / "kafka").mkdir()
+    (tmp_path / "kafka" / "address").write_text("127.0.0.1:9999\n", "utf-8")
+    assert settings.bootstrap_servers() == "127.0.0.1:9999"
+
+
+def test_no_address_names_the_command_that_starts_a_broker(tmp_path: Path) -> None:
+    with pytest.raises(NoKafkaAddress, match="rustfs-workers up") as refused:
+        load_settings(data_dir=tmp_path).bootstrap_servers()
+    assert isinstance(refused.value, KafkaUnreachable)
+    assert str(tmp_path / "kafka" / "address") in str(refused.value)
+
+
+def test_default_worker_id_fits_where_it_is_used() -> None:
+    settings = Settings()
+    assert settings.worker_id
+    assert load_settings(worker_id=settings.worker_id).worker_id == settings.worker_id
