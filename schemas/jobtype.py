@@ -13,7 +13,6 @@ import re
 import threading
 import typing
 from datetime import timedelta
-from functools import lru_cache
 from io import BytesIO
 from typing import Any, Final
 
@@ -35,8 +34,9 @@ _CLASS_ATTRIBUTES: Final = frozenset(typing.get_type_hints(Job))
 _METHODS: Final = frozenset(name for name in vars(Job) if not name.startswith("_")) - _CLASS_ATTRIBUTES
 _AVRO_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
+_compiled: dict[type[Job], JobType] = {}
 # The library keeps a schema's state on the user's own nested classes while it derives one.
-_deriving = threading.Lock()
+_compiling = threading.RLock()
 
 
 def record_name(job_type: str) -> str:
@@ -145,14 +145,18 @@ class JobType:
             raise BadRecord(f"{self.name}: {type(error).__name__}: {error}"[:500]) from error
 
 
-@lru_cache(maxsize=1024)
 def job_type(cls: type[Job]) -> JobType:
-    """The compiled form of a job class, made once.
+    """The compiled form of a job class, made once. Safe from any thread.
 
     Raises:
         JobTypeError: the class is declared in a way that cannot work.
     """
-    return JobType(cls)
+    known = _compiled.get(cls)
+    if known is None:
+        with _compiling:
+            known = _compiled.get(cls) or JobType(cls)
+            _compiled[cls] = known
+    return known
 
 
 def derive_schema(cls: type[Job]) -> Schema:
@@ -167,7 +171,7 @@ def derive_schema(cls: type[Job]) -> Schema:
 def _derive(cls: type[Job]) -> tuple[Schema, Any]:
     """The schema, and the library's model of the class that it comes from."""
     try:
-        with _deriving:
+        with _compiling:
             model = _avro_model(cls)
             own = model.avro_schema_to_python()["fields"]
     except Exception as error:  # the library raises its own and the typing module's errors

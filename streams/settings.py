@@ -130,42 +130,49 @@ class Settings(BaseSettings):
     )
 
     kafka_bootstrap_servers: str | None = Field(
-        None,
+        default=None,
         description="Kafka's addresses, host:port joined by commas; none: the embedded broker that runs",
     )
     kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
-        "PLAINTEXT", description="how to talk to Kafka: PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL"
+        default="PLAINTEXT", description="how to talk to Kafka: PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL"
     )
     kafka_sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field(
-        "PLAIN", description="how to log in: PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512"
+        default="PLAIN", description="how to log in: PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512"
     )
-    kafka_sasl_username: str | None = Field(None, description="name to log in with")
-    kafka_sasl_password: SecretStr | None = Field(None, description="password to log in with")
+    kafka_sasl_username: str | None = Field(default=None, description="name to log in with")
+    kafka_sasl_password: SecretStr | None = Field(default=None, description="password to log in with")
     kafka_ssl_ca_location: FilePath | None = Field(
-        None, description="file of the certificates that sign the brokers' ones; none: the system's"
+        default=None, description="file of the certificates that sign the brokers' ones; none: the system's"
     )
     kafka_ssl_certificate_location: FilePath | None = Field(
-        None, description="file of our own certificate (PEM)"
+        default=None, description="file of our own certificate (PEM)"
     )
-    kafka_ssl_key_location: FilePath | None = Field(None, description="file of our own private key (PEM)")
-    kafka_ssl_key_password: SecretStr | None = Field(None, description="password of our own private key")
+    kafka_ssl_key_location: FilePath | None = Field(
+        default=None, description="file of our own private key (PEM)"
+    )
+    kafka_ssl_key_password: SecretStr | None = Field(
+        default=None, description="password of our own private key"
+    )
     schema_registry_url: str | None = Field(
-        None, description="a Confluent schema registry; none: schemas travel on the topic `schemas`"
+        default=None, description="a Confluent schema registry; none: schemas travel on the topic `schemas`"
     )
     topic_prefix: str = Field(
-        DEFAULT_PREFIX,
+        default=DEFAULT_PREFIX,
         pattern=r"^[A-Za-z0-9._-]*$",
         max_length=100,
         description="what all topic names begin with; another prefix is another deployment",
     )
     partitions: int = Field(
-        DEFAULT_PARTITIONS,
+        default=DEFAULT_PARTITIONS,
         ge=1,
         le=1000,
         description="partitions of every job, retry, dead letter and status topic; never changed in place",
     )
     replication_factor: int | None = Field(
-        None, ge=1, le=32, description="copies of every topic; none: 3 where there are three brokers, else 1"
+        default=None,
+        ge=1,
+        le=32,
+        description="copies of every topic; none: 3 where there are three brokers, else 1",
     )
     data_dir: Path = Field(
         default_factory=_default_data_dir, description="directory of the embedded Kafka and of local views"
@@ -180,54 +187,68 @@ class Settings(BaseSettings):
         max_length=64,
         description="name of a worker, the same after a restart, different from every other worker's",
     )
-    max_concurrent_jobs: int = Field(64, ge=1, le=10_000, description="jobs that one process runs at a time")
-    thread_pool_size: int = Field(16, ge=1, le=1000, description="threads for plain functions")
+    max_concurrent_jobs: int = Field(
+        default=64, ge=1, le=10_000, description="jobs that one process runs at a time"
+    )
+    thread_pool_size: int = Field(default=16, ge=1, le=1000, description="threads for plain functions")
     process_pool_size: int = Field(
         default_factory=lambda: os.cpu_count() or 1, ge=1, le=1000, description="processes for CPU-bound jobs"
     )
     job_timeout_s: Seconds = Field(
-        300.0, description="seconds that one run may take, unless its type says otherwise"
+        default=300.0, description="seconds that one run may take, unless its type says otherwise"
     )
     retry_limit: int = Field(
-        3,
+        default=3,
         ge=0,
         le=1000,
         description="how often a failed job runs again, unless the job or its type says otherwise",
     )
-    cleanup_interval_s: Seconds = Field(60.0, description="seconds between two rounds of housekeeping")
-    tick_ms: int = Field(20, ge=1, le=1000, description="milliseconds between two transactions of a worker")
+    cleanup_interval_s: Seconds = Field(
+        default=60.0, description="seconds between two rounds of housekeeping"
+    )
+    tick_ms: int = Field(
+        default=20, ge=1, le=1000, description="milliseconds between two transactions of a worker"
+    )
     session_timeout_s: float = Field(
-        45.0,
+        default=45.0,
         ge=3,
         le=1800,
         description="seconds after which Kafka gives up a silent worker, where the broker does not tell",
     )
-    drain_timeout_s: Seconds = Field(30.0, description="seconds that running jobs get after SIGTERM")
+    drain_timeout_s: Seconds = Field(default=30.0, description="seconds that running jobs get after SIGTERM")
     revoke_timeout_s: Seconds = Field(
-        3.0, description="seconds that running jobs get when their partition moves"
+        default=3.0, description="seconds that running jobs get when their partition moves"
     )
-    buffer_high: int = Field(1000, ge=1, description="waiting jobs of one priority at which fetching pauses")
-    buffer_low: int = Field(250, ge=0, description="waiting jobs of one priority at which fetching goes on")
+    buffer_high: int = Field(
+        default=2000, ge=1, description="waiting jobs of one priority at which fetching pauses"
+    )
+    buffer_low: int = Field(
+        default=1000, ge=0, description="waiting jobs of one priority at which fetching goes on"
+    )
     strict_priorities: bool = Field(
-        False, description="serve a priority only while all higher ones are empty"
+        default=False, description="serve a priority only while all higher ones are empty"
     )
     priority_weights: PriorityWeights = Field(
         default_factory=PriorityWeights,
         description="how often each priority is served while all have jobs waiting",
     )
     snooze_limit_s: Seconds = Field(
-        7.0 * _DAY_S, description="seconds since its creation for which a job may be snoozed"
+        default=7.0 * _DAY_S, description="seconds since its creation for which a job may be snoozed"
     )
     max_payload_bytes: int = Field(
-        262_144, ge=1024, le=900_000, description="largest job that is accepted, in bytes as encoded"
+        default=262_144, ge=1024, le=900_000, description="largest job that is accepted, in bytes as encoded"
     )
-    max_delay_days: int = Field(400, ge=0, le=3650, description="longest delay that is accepted, in days")
-    metrics_port: int | None = Field(None, ge=1, le=65_535, description="port of /metrics; none: not served")
+    max_delay_days: int = Field(
+        default=400, ge=0, le=3650, description="longest delay that is accepted, in days"
+    )
+    metrics_port: int | None = Field(
+        default=None, ge=1, le=65_535, description="port of /metrics; none: not served"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="least level that is logged: debug, info, warning or error"
+        default="info", description="least level that is logged: debug, info, warning or error"
     )
     log_format: Literal["console", "json"] = Field(
-        "console", description="console for people, json for programs"
+        default="console", description="console for people, json for programs"
     )
 
     _sources: dict[str, str] = PrivateAttr(default_factory=dict)

@@ -4,7 +4,7 @@ import asyncio
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -36,6 +36,7 @@ from schemas.jobtype import job_type
 from schemas.partitions import partition_of
 from streams import outbox as outbox_module
 from streams.clients import admin_config, producer_config
+from streams.jobinfo import JobState
 from streams.producer import JobProducer
 from streams.provision import provision
 from streams.queue import JobQueue
@@ -143,13 +144,14 @@ def test_nothing_is_sent_of_what_is_refused(settings: Settings, producer: JobPro
     class Undeclared(Job):
         x: int = 0
 
-    for error, call in (
+    refused: list[tuple[type[Exception], Callable[[], str]]] = [
         (UnknownJobType, lambda: producer.schedule_job(Undeclared())),
         (InvalidJob, lambda: producer.schedule_job(Sample(), delay=timedelta(seconds=-1))),
         (InvalidJob, lambda: producer.schedule_job(Sample(), delay=timedelta(days=401))),
         (InvalidJob, lambda: producer.schedule_job(Sample(size="x"))),  # type: ignore[arg-type]
         (PayloadTooLarge, lambda: producer.schedule_job(Sample(path="x" * 300_000))),
-    ):
+    ]
+    for error, call in refused:
         with pytest.raises(error):
             call()
     assert count_all(settings) == 0
@@ -334,15 +336,26 @@ async def test_no_broker_from_asyncio(tmp_path: Path) -> None:
         await JobQueue.connect(settings, unreachable_after=timedelta(seconds=1))
 
 
-async def test_waiting_ends_with_the_final_state(settings: Settings, queue: JobQueue) -> None:
+async def test_waiting_ends_with_the_final_state(
+    settings: Settings, queue: JobQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop, looked = asyncio.get_running_loop(), asyncio.Event()
+    state_of = queue._reader.state_of
+
+    def watched(job_id: str) -> JobState:
+        state = state_of(job_id)
+        loop.call_soon_threadsafe(looked.set)
+        return state
+
+    monkeypatch.setattr(queue._reader, "state_of", watched)
     job_id = await queue.schedule_job(Sample(path="b/w"))
     writer = Writer(settings)
     writer.status(job_id, JobStatus.RUNNING, Delivery(job_type="test_sample"))
     writer.flush()
     waiting = asyncio.create_task(queue.wait(job_id, timedelta(seconds=30)))
     other = asyncio.create_task(queue.wait(job_id, timedelta(seconds=30)))
-    while queue._watch._task is None:
-        await asyncio.sleep(0)
+    # It is not final yet: from here on only what is heard can end the waiting.
+    await looked.wait()
     writer.status(job_id, JobStatus.SUCCEEDED, Delivery(job_type="test_sample"), output='{"n":3}')
     await asyncio.to_thread(writer.flush)
     info = await waiting

@@ -54,7 +54,7 @@ def test_everything_is_created_once_and_then_found(settings: Settings, admin: Ad
 
 
 def test_two_at_once_agree(settings: Settings, admin: AdminClient) -> None:
-    """Three processes start on an empty cluster: all succeed, one sets up the group, one marker is written."""
+    """Three start on an empty cluster: all succeed, one sets up the group, one marker is written."""
     reports: list[Any] = []
     gate = threading.Barrier(3)
 
@@ -153,7 +153,7 @@ def test_a_topic_that_changed_later_is_refused(settings: Settings, admin: AdminC
     )
     for altered in admin.incremental_alter_configs([resource]).values():
         altered.result()
-    with pytest.raises(TopicsMismatch, match="retention.ms is 60000, not -1"):
+    with pytest.raises(TopicsMismatch, match=r"retention\.ms is 60000, not -1"):
         provision(settings)
 
 

@@ -1,4 +1,4 @@
-"""A deployment of its own for one test: settings with the test's prefix, three partitions, provisioned topics."""
+"""A deployment for one test: settings with its prefix and few partitions, and records as others write."""
 
 from __future__ import annotations
 

@@ -139,7 +139,7 @@ def test_a_finished_job_can_live_again_beyond_all_that_is_known_of_it() -> None:
         None,
         b"v",
         T0,
-        ("p.jobs.low", 1, 5),  # noqa: FBT003
+        ("p.jobs.low", 1, 5),
     )
     state = JobState(event, StatusSeen(status(JobStatus.SUCCEEDED, 3), ("p.jobs.status", 0, 1)))
     life = life_again(ID, state, T0 + 9, Topics("p."))

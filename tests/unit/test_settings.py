@@ -127,7 +127,7 @@ def test_file_of_the_user_is_read_where_the_directory_has_none(clean_place: Path
         ),
         ("RUSTFS_WORKERS_NODES__N1", "/srv/n1", ["RUSTFS_WORKERS_NODES__N1 should match", "file:///dir"]),
         ("RUSTFS_WORKERS_NODES__.N1", "memory://", ["RUSTFS_WORKERS_NODES__.N1 should match"]),
-        ("RUSTFS_WORKERS_BUFFER_LOW", "5000", ["buffer_low (5000)", "buffer_high (1000)"]),
+        ("RUSTFS_WORKERS_BUFFER_LOW", "5000", ["buffer_low (5000)", "buffer_high (2000)"]),
         ("RUSTFS_WORKERS_TOPIC_PREFIX", "a b", ["RUSTFS_WORKERS_TOPIC_PREFIX should match"]),
         ("KAFKA_BOOTSTRAP_SERVERS", "a,,b", ["KAFKA_BOOTSTRAP_SERVERS should be host:port"]),
         ("KAFKA_SECURITY_PROTOCOL", "sasl_ssl", ["SASL_SSL", "kafka_sasl_password"]),
@@ -195,7 +195,7 @@ def test_a_wrong_secret_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None
 def test_settings_do_not_change() -> None:
     settings = load_settings()
     with pytest.raises(ValidationError):
-        settings.partitions = 3  # type: ignore[misc]
+        settings.partitions = 3
 
 
 def test_address_of_the_embedded_broker_is_used(tmp_path: Path) -> None:

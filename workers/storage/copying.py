@@ -25,7 +25,6 @@ from typing import Final, Literal
 
 from schemas.errors import PermanentError
 from workers.storage.errors import (
-    ObjectMissing,
     SourceChanged,
     SourceCorrupt,
     Stopped,
@@ -36,7 +35,7 @@ from workers.storage.errors import (
 )
 from workers.storage.fanout import fan_out
 from workers.storage.keys import ObjectKey
-from workers.storage.node import SMALL_BYTES, Incoming, Node, OpenObject, Ticket, Verify
+from workers.storage.node import SMALL_BYTES, Incoming, Node, OpenObject, Place, Ticket, Verify
 
 #: When a target that holds something is replaced.
 Overwrite = Literal["if_different", "never", "always"]
@@ -185,6 +184,7 @@ class _Run:
         self.targets = targets
         # Small objects between local nodes: a thread per target costs more than it gains.
         self.one_by_one = one_by_one and source.version.size <= SMALL_BYTES
+        self.places: dict[str, Place] = {}
         self.found: dict[str, OpenObject] = {}
         self.results: dict[str, TargetResult] = {}
         self.digest: str | None = None
@@ -192,19 +192,17 @@ class _Run:
         self._told = 0
 
     def close(self) -> None:
-        for found in self.found.values():
-            found.close()
+        for place in self.places.values():
+            place.close()
 
     def look_at_targets(self) -> None:
         """Open what the targets hold now; ``results`` has those that cannot be asked."""
 
         def look(name: str) -> None:
-            try:
-                self.found[name] = self.targets[name].open(self.order.key)
-            except ObjectMissing:
-                pass  # that is what this job is for
+            self.places[name] = self.targets[name].place(self.order.key)
 
         self._settle(self._each(look, self.targets))
+        self.found = {name: place.found for name, place in self.places.items() if place.found is not None}
 
     def copy_small(self) -> None:
         """Read the source whole, compare it with each target, write where it differs."""
@@ -212,10 +210,10 @@ class _Run:
         self.digest = sha256(content).hexdigest()
         self._check_digest(self.digest)
         incoming = _Small(content, self.digest, self._before_publish)
-        places = self._places()
+        own = self._at_own_places()
 
         def bring(name: str) -> None:
-            if self._may_be_same(name, places) and _holds(self.found[name], content):
+            if self._may_be_same(name, own) and _holds(self.found[name], content):
                 self.results[name] = TargetResult("ALREADY_OK")
                 return
             self._write(name, incoming)
@@ -224,8 +222,8 @@ class _Run:
 
     def copy_large(self) -> None:
         """Hash both sides where sizes agree; then read the source once for all that need it."""
-        places = self._places()
-        same_size = [name for name in self._open_targets() if self._may_be_same(name, places)]
+        own = self._at_own_places()
+        same_size = [name for name in self._open_targets() if self._may_be_same(name, own)]
         if same_size:
             self._compare(same_size)
         writes: dict[str, Callable[[Incoming], None]] = {}
@@ -276,29 +274,23 @@ class _Run:
 
     def _write(self, name: str, incoming: Incoming) -> None:
         self._check_overwrite(name)
-        self.targets[name].write(
-            self.order.key,
-            incoming,
-            self.order.ticket,
-            verify=self.order.verify,
-            overwrite=name in self.found,
-        )
+        self.places[name].write(incoming, self.order.ticket, self.order.verify)
         self.results[name] = TargetResult("COMPLETED")
 
     def _check_overwrite(self, name: str) -> None:
         if name in self.found and self.order.overwrite == "never":
             raise TargetExists(f"node {name} holds something else under {self.order.key}; overwrite is 'never'")
 
-    def _may_be_same(self, name: str, places: Mapping[str, bool]) -> bool:
+    def _may_be_same(self, name: str, own: Mapping[str, bool]) -> bool:
         found = self.found.get(name)
         return (
             found is not None
             and self.order.overwrite != "always"
             and found.version.size == self.source.version.size
-            and places[name]
+            and own[name]
         )
 
-    def _places(self) -> dict[str, bool]:
+    def _at_own_places(self) -> dict[str, bool]:
         """For each target that holds something: whether its bytes lie at a place of their own."""
         taken = {self.source.version.place}
         own = {}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final
 
 from workers.storage.errors import InvalidKey
@@ -21,7 +22,7 @@ KEY_LIMIT_BYTES: Final = 1024
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ObjectKey:
     """One object, the same on every node.
 
@@ -36,7 +37,7 @@ class ObjectKey:
     def __str__(self) -> str:
         return f"{self.bucket}/{self.key}"
 
-    @property
+    @cached_property
     def parts(self) -> tuple[str, ...]:
         """Directory names and, last, the file's name below a node's root."""
         return (self.bucket, *self.key.split("/"))

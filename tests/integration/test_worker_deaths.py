@@ -1,0 +1,146 @@
+"""What happens to jobs when their worker dies, freezes or is told to stop. Real processes, really killed."""
+
+from __future__ import annotations
+
+import signal
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from schemas import JobStatus
+from streams.producer import JobProducer
+from streams.reader import JobReader
+from streams.settings import Settings
+from tests.support.audit import audit, statuses
+from tests.support.jobs import Fails, Kills, Note, Waits
+from tests.support.workers import WorkerUnderTest, eventually, runs, workers
+
+pytestmark = [pytest.mark.distributed, pytest.mark.integration]
+
+Start = Callable[..., WorkerUnderTest]
+
+
+@pytest.fixture
+def start(provisioned: Settings, tmp_path: Path) -> Iterator[Start]:
+    with workers(provisioned, tmp_path) as start:
+        yield start
+
+
+@pytest.fixture
+def producer(provisioned: Settings) -> Iterator[JobProducer]:
+    with JobProducer(provisioned) as producer:
+        yield producer
+
+
+def all_final(settings: Settings, ids: list[str], timeout_s: float) -> dict[str, JobStatus]:
+    reader = JobReader(settings)
+
+    def look() -> dict[str, JobStatus] | None:
+        known = {info.id: info.status for info in reader.list_jobs() if info.status.final}
+        return known if all(job_id in known for job_id in ids) else None
+
+    try:
+        found = eventually(look, timeout_s, f"{len(ids)} jobs final")
+        assert isinstance(found, dict)
+        return found
+    finally:
+        reader.close()
+
+
+def test_kill_9_with_jobs_in_flight_loses_none_and_forks_none(
+    start: Start, producer: JobProducer, provisioned: Settings, tmp_path: Path
+) -> None:
+    go = tmp_path / "go"
+    victim = start("victim")
+    long = producer.schedule_jobs(Waits(until=str(go)) for _ in range(20))
+    eventually(lambda: len(runs(tmp_path)) == 20, 30, "twenty jobs run")
+    others = producer.schedule_jobs([*(Note(text=str(n)) for n in range(200)), *(Fails(times=1) for _ in range(20))])
+    victim.kill()
+    start("heir")
+    go.touch()
+    final = all_final(provisioned, [*long, *others], 60)
+    assert set(final.values()) == {JobStatus.SUCCEEDED}
+    found = audit(provisioned, [*long, *others])
+    assert (found.lost, found.forked) == ([], [])
+    started = Counter(run["id"] for run in runs(tmp_path) if run["what"] == "started")
+    assert all(started[job_id] == 2 for job_id in long), "each ran once at the victim and once at the heir"
+
+
+def test_a_job_that_kills_its_process_is_dead_lettered_alone_at_its_third_death(
+    start: Start, producer: JobProducer, provisioned: Settings, tmp_path: Path
+) -> None:
+    worker = start("w", "--processes", "2")
+    killer, *innocent = producer.schedule_jobs([Kills(), *(Note(text=str(n)) for n in range(9))])
+    final = all_final(provisioned, [killer, *innocent], 100)
+    assert final.pop(killer) is JobStatus.FAILED
+    assert set(final.values()) == {JobStatus.SUCCEEDED}
+    last = statuses(provisioned)[killer][-1]
+    assert last.error_type == "worker_lost"
+    assert sum(run["id"] == killer for run in runs(tmp_path)) == 3
+    assert audit(provisioned, [killer, *innocent]).forked == []
+    assert worker.terminate() == 0
+
+
+def test_a_frozen_worker_that_wakes_after_losing_its_partitions_is_fenced(
+    start: Start, producer: JobProducer, provisioned: Settings, tmp_path: Path
+) -> None:
+    """SIGSTOP for longer than the session: the heir runs the jobs, and the sleeper's outcomes do not count."""
+    go = tmp_path / "go"
+    sleeper = start("sleeper")
+    ids = producer.schedule_jobs(Waits(until=str(go)) for _ in range(10))
+    eventually(lambda: len(runs(tmp_path)) == 10, 30, "ten jobs run")
+    sleeper.send(signal.SIGSTOP)
+    heir = start("heir")
+    eventually(lambda: heir.said("partitions assigned"), 40, "the heir has the partitions")
+    eventually(
+        lambda: sum(run["worker"] == "heir.0" and run["what"] == "started" for run in runs(tmp_path)) == 10,
+        30,
+        "the heir runs the ten jobs",
+    )
+    go.touch()
+    sleeper.send(signal.SIGCONT)
+    all_final(provisioned, ids, 60)
+    eventually(lambda: sleeper.said("partitions lost") or sleeper.said("partitions released"), 40, "the sleeper knows")
+    found = audit(provisioned, ids)
+    assert (found.lost, found.forked) == ([], [])
+    assert {change.worker for job_id in ids for change in statuses(provisioned)[job_id] if change.state.final} == {"heir.0"}
+    assert sleeper.terminate() == 0
+
+
+def test_sigterm_lets_running_jobs_end_and_starts_no_others(
+    start: Start, producer: JobProducer, provisioned: Settings, tmp_path: Path
+) -> None:
+    go = tmp_path / "go"
+    worker = start("w", "--max-concurrent-jobs", "5")
+    ids = producer.schedule_jobs(Waits(until=str(go)) for _ in range(8))
+    eventually(lambda: len(runs(tmp_path)) == 5, 30, "five of eight jobs run")
+    worker.send(signal.SIGTERM)
+    eventually(lambda: worker.said("draining; once more to stop at once"), 10, "the worker drains")
+    go.touch()
+    assert worker.wait(30) == 0
+    ended = {run["id"] for run in runs(tmp_path) if run["what"] == "ended"}
+    assert len(ended) == 5
+    heir = start("heir")
+    all_final(provisioned, ids, 40)
+    assert audit(provisioned, ids).forked == []
+    started = Counter(run["id"] for run in runs(tmp_path) if run["what"] == "started")
+    assert set(started.values()) == {1}, "a drain runs nothing twice"
+    assigned = [event for event in heir.events() if event["event"] == "partitions assigned"]
+    assert all(event["left_unclean_by"] is None for event in assigned)
+
+
+def test_a_member_that_joins_takes_partitions_over_without_running_a_job_twice(
+    start: Start, producer: JobProducer, provisioned: Settings, tmp_path: Path
+) -> None:
+    start("one")
+    ids = producer.schedule_jobs(Note(text=str(n)) for n in range(500))
+    two = start("two")
+    eventually(lambda: two.said("partitions assigned"), 40, "the second member works")
+    ids += producer.schedule_jobs(Note(text=str(n)) for n in range(500))
+    all_final(provisioned, ids, 60)
+    found = audit(provisioned, ids)
+    assert (found.lost, found.forked) == ([], [])
+    assert set(Counter(run["id"] for run in runs(tmp_path)).values()) == {1}
+    assert {run["worker"] for run in runs(tmp_path)} == {"one.0", "two.0"}

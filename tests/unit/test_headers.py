@@ -1,0 +1,342 @@
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from schemas import headers
+from schemas.errors import BadHeaders
+from schemas.headers import (
+    ATTEMPT,
+    HISTORY,
+    MAX_HISTORY,
+    ORIGIN_OFFSET,
+    ORIGIN_PARTITION,
+    ORIGIN_TOPIC,
+    TYPE,
+    Attempt,
+    Delivery,
+    Origin,
+    RawHeaders,
+    build,
+    clip,
+    dead_letter,
+    parse,
+)
+
+pytestmark = pytest.mark.job_processing
+
+GOLDEN = Path(__file__).parent.parent / "golden" / "headers.json"
+LATEST_MS = 253_402_300_799_999
+
+short_texts = st.text(max_size=60)
+times = st.integers(0, LATEST_MS)
+counts = st.integers(0, 2**31 - 1)
+attempts = st.builds(
+    Attempt,
+    attempt=st.integers(1, 2**31 - 1),
+    worker=short_texts,
+    started_at_ms=times,
+    finished_at_ms=times,
+    error_type=short_texts,
+    error_message=st.text(max_size=50),
+)
+deliveries = st.builds(
+    Delivery,
+    job_type=short_texts,
+    attempt=st.integers(1, 2**31 - 1),
+    delivery=counts,
+    not_before_ms=times,
+    first_seen_ms=times,
+    redrives=counts,
+    origin=st.none() | st.builds(Origin, st.text(max_size=249), counts, st.integers(0, 2**63 - 1)),
+    error_type=short_texts,
+    error_message=st.text(max_size=250),
+    history=st.lists(attempts, max_size=MAX_HISTORY).map(tuple),
+    traceparent=short_texts,
+)
+SAMPLE = Delivery(
+    job_type="replication",
+    attempt=3,
+    delivery=5,
+    not_before_ms=1_760_000_005_000,
+    first_seen_ms=1_760_000_000_000,
+    redrives=1,
+    origin=Origin("rustfs.jobs.high", 7, 123_456),
+    error_type="NodeUnreachable",
+    error_message="node-3 antwortet nicht: größer als 60 s",
+    history=(Attempt(1, "w.0", 1_760_000_000_100, 1_760_000_000_200, "TimeoutError", "after 60 s"),),
+    traceparent="00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+)
+FAILED = Origin("rustfs.jobs.retry.5s", 7, 99)
+
+
+def sizes(raw: RawHeaders) -> dict[str, int]:
+    return {name: len(value) for name, value in raw}
+
+
+# Round trips
+
+
+@given(deliveries)
+def test_what_is_built_is_what_is_parsed(delivery: Delivery) -> None:
+    assert parse(build(delivery)) == delivery
+
+
+def test_a_first_run_carries_its_type_alone() -> None:
+    assert build(Delivery("replication")) == [(TYPE, b"replication")]
+    assert parse([(TYPE, b"replication")]) == Delivery("replication")
+    assert parse([]) == parse(None) == Delivery()
+
+
+def test_headers_of_others_are_ignored_and_the_last_of_two_counts() -> None:
+    raw = [("rfw-unheard-of", b"\xff"), ("x", b"\xff"), (ATTEMPT, b"2"), (TYPE, b"a"), (ATTEMPT, b"3")]
+    assert parse(raw) == Delivery("a", attempt=3)
+
+
+@pytest.mark.parametrize("delivery", [Delivery("x"), SAMPLE])
+def test_the_next_delivery_differs_by_one_and_what_is_asked_for(delivery: Delivery) -> None:
+    following = delivery.next(attempt=9)
+    assert (following.delivery, following.attempt) == (delivery.delivery + 1, 9)
+    unchanged = {field.name for field in fields(Delivery)} - {"delivery", "attempt"}
+    assert all(getattr(following, name) == getattr(delivery, name) for name in unchanged)
+
+
+# Anything may come in
+
+
+NAMES = [value for name, value in vars(headers).items() if name.isupper() and str(value).startswith("rfw-")]
+names = st.sampled_from([*NAMES, "traceparent", "x", "rfw-"]) | st.text(max_size=5)
+digits = st.text("0123456789", max_size=25).map(str.encode)
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=7) | st.dictionaries(st.text(max_size=3), inner, max_size=6),
+    max_leaves=12,
+).map(lambda value: json.dumps(value).encode())
+values = st.binary(max_size=30) | digits | json_values | st.none()
+
+
+@given(st.lists(st.tuples(names, values), max_size=12))
+@settings(max_examples=500)
+@example([(HISTORY, b"[" * 200_000)])
+@example([(HISTORY, b'[["1","2","3","4","5","6"]]')])
+@example([(HISTORY, b"[" + b"9" * 5_000 + b"]")])
+@example([(HISTORY, b'[[1e999,"w",1,1,"e","m"]]')])
+@example([(HISTORY, b'[[1,"w",-1,1,"e","m"]]')])
+def test_any_headers_are_a_delivery_or_bad_headers(raw: list[tuple[str, Any]]) -> None:
+    try:
+        delivery = parse(raw)
+    except BadHeaders:
+        return
+    again = parse(build(delivery))
+    assert again.history == delivery.history
+    assert (again.attempt, again.delivery, again.not_before_ms) == (
+        delivery.attempt,
+        delivery.delivery,
+        delivery.not_before_ms,
+    )
+
+
+def test_mutated_headers_are_a_delivery_or_bad_headers() -> None:
+    """20,000 damaged copies of real headers."""
+    rng = random.Random(1)
+    original = build(SAMPLE)
+    refused = 0
+    for _ in range(20_000):
+        raw = list(original)
+        place = rng.randrange(len(raw))
+        name, value = raw[place]
+        damaged = bytearray(value)
+        for _ in range(rng.randint(1, 3)):
+            damaged[rng.randrange(len(damaged))] = rng.randrange(256)
+        raw[place] = (name, bytes(damaged))
+        try:
+            parse(raw)
+        except BadHeaders:
+            refused += 1
+    assert 1_000 < refused < 19_000
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        (ATTEMPT, b"0"),
+        (ATTEMPT, b"-1"),
+        (ATTEMPT, b"+1"),
+        (ATTEMPT, b"1_0"),
+        (ATTEMPT, b" 1"),
+        (ATTEMPT, b"1.0"),
+        (ATTEMPT, b""),
+        (ATTEMPT, "\N{ARABIC-INDIC DIGIT ONE}".encode()),
+        (ATTEMPT, b"2147483648"),
+        (ATTEMPT, b"1" * 10_000),
+        (headers.DELIVERY, b"2147483648"),
+        (headers.NOT_BEFORE, str(LATEST_MS + 1).encode()),
+        (TYPE, b"\xff"),
+        (headers.ERROR_MESSAGE, b"\xed\xa0\x80"),
+        (HISTORY, b"{}"),
+        (HISTORY, b'"abcdef"'),
+        (HISTORY, b'[[1,"w",1,2,"e"]]'),
+        (HISTORY, b'[[0,"w",1,2,"e","m"]]'),
+        (HISTORY, b'[[true,"w",1,2,"e","m"]]'),
+        (HISTORY, b'[[1.0,"w",1,2,"e","m"]]'),
+        (HISTORY, b'[[1,"w",1,253402300800000,"e","m"]]'),
+        (HISTORY, b'[[1,"w",1,2,"e",null]]'),
+    ],
+)
+def test_a_header_of_ours_that_cannot_be_is_refused_by_name(name: str, value: bytes) -> None:
+    with pytest.raises(BadHeaders, match=name):
+        parse([("other", b""), (name, value)])
+
+
+@pytest.mark.parametrize("name", [ORIGIN_PARTITION, ORIGIN_OFFSET])
+def test_an_origin_of_nonsense_is_refused(name: str) -> None:
+    with pytest.raises(BadHeaders, match=name):
+        parse([(ORIGIN_TOPIC, b"t"), (name, b"x")])
+
+
+def test_type_names_from_messages_do_not_fill_the_memory() -> None:
+    remembered = headers._FRESH
+    before = len(remembered)
+    for number in range(2_000):
+        parse([(TYPE, b"junk-%d" % number)])
+    parse([(TYPE, b"x" * 1_000_000)])
+    assert len(remembered) <= max(1_000, before)
+    assert max(map(len, remembered)) <= 64
+    remembered.clear()
+
+
+# Bounds
+
+
+def test_what_travels_is_bounded_in_size() -> None:
+    huge = "\0ü😀" * 100_000
+    run = Attempt(1, huge, 1, 2, huge, huge)
+    raw = build(Delivery("t", error_type=huge, error_message=huge, history=(run,) * 50))
+    assert sizes(raw)["rfw-error-message"] <= 1024
+    assert sizes(raw)["rfw-error-type"] <= 256
+    assert sizes(raw)[HISTORY] <= 20_000
+    assert len(parse(raw).history) == MAX_HISTORY
+    letters = dead_letter(
+        Delivery("t", error_type=huge, error_message=huge),
+        at=FAILED,
+        timestamp_ms=1,
+        failed_at_ms=2,
+        stacktrace=huge,
+    )
+    assert sizes(letters)["kafka_dlt-exception-message"] <= 1024
+    assert sizes(letters)["kafka_dlt-exception-fqcn"] <= 256
+    assert sizes(letters)["kafka_dlt-exception-stacktrace"] <= 8192
+
+
+def test_a_history_from_elsewhere_is_cut_like_ours() -> None:
+    row = [1, "w" * 5_000, 1, 2, "e" * 5_000, "m" * 5_000]
+    run = parse([(HISTORY, json.dumps([row]).encode())]).history[0]
+    assert (len(run.worker), len(run.error_type)) == (254, 254)
+    assert len(run.error_message.encode()) == Attempt.MESSAGE_LIMIT
+
+
+def test_the_newest_attempts_are_kept() -> None:
+    runs = tuple(Attempt(number, "w", 1, 2, "e", "m") for number in range(1, 16))
+    assert [run.attempt for run in parse(build(Delivery("t", history=runs))).history] == list(range(6, 16))
+
+
+@given(st.text(st.characters(exclude_categories=()), max_size=40), st.integers(3, 60))
+@example("\ud800", 3)
+def test_clipped_text_fits_and_is_utf8(text: str, limit: int) -> None:
+    clipped = clip(text, limit)
+    assert len(clipped.encode()) <= limit
+    whole = text.encode("utf-8", "replace").decode()
+    assert clipped == whole or (clipped.endswith("…") and whole.startswith(clipped[:-1]))
+
+
+def test_lone_surrogates_become_question_marks() -> None:
+    """They stand in file names that are not UTF-8, and so in error messages."""
+    run = Attempt(1, "\udcff", 1, 2, "e", "no \udcff")
+    delivery = parse(build(Delivery("t", error_type="\udcff", error_message="a\udcff", history=(run,))))
+    assert (delivery.error_type, delivery.error_message) == ("?", "a?")
+    assert (delivery.history[0].worker, delivery.history[0].error_message) == ("?", "no ?")
+
+
+# Dead letters
+
+
+def test_a_dead_letter_carries_both_families() -> None:
+    raw = dead_letter(
+        SAMPLE,
+        at=FAILED,
+        timestamp_ms=1_760_000_000_000,
+        failed_at_ms=1_760_000_009_000,
+        stacktrace="Traceback",
+    )
+    found = dict(raw)
+    assert found["kafka_dlt-original-topic"] == b"rustfs.jobs.retry.5s"
+    assert found["kafka_dlt-original-partition"] == b"\0\0\0\7"
+    assert found["kafka_dlt-original-offset"] == b"\0\0\0\0\0\0\0\x63"
+    assert int.from_bytes(found["kafka_dlt-original-timestamp"], "big") == 1_760_000_000_000
+    assert found["kafka_dlt-exception-fqcn"] == b"NodeUnreachable"
+    assert found["kafka_dlt-exception-message"].decode() == SAMPLE.error_message
+    assert found["kafka_dlt-exception-stacktrace"] == b"Traceback"
+    assert found["rfw-failed-at"] == b"1760000009000"
+    assert parse(raw).origin == FAILED
+    assert parse(raw).history == SAMPLE.history
+    assert len(found) == len(raw), "no header stands twice"
+
+
+def test_an_unreadable_record_keeps_what_is_not_ours() -> None:
+    """What we could not read may not speak for us: our own names come from the reason alone."""
+    original = [
+        ("x-tenant", b"7"),
+        (TYPE, b"\xff"),
+        ("kafka_dlt-original-topic", b"lie"),
+        ("traceparent", b"t"),
+    ]
+    raw = dead_letter(
+        Delivery(error_type="BadHeaders", error_message="why"),
+        at=FAILED,
+        timestamp_ms=-1,
+        failed_at_ms=2,
+        stacktrace="",
+        original=original,
+    )
+    assert ("x-tenant", b"7") in raw
+    assert [value for name, value in raw if name in (TYPE, "kafka_dlt-original-topic", "traceparent")] == [
+        b"",
+        b"rustfs.jobs.retry.5s",
+    ]
+    assert dict(raw)["kafka_dlt-original-timestamp"] == bytes(8)
+    assert parse(raw).error_type == "BadHeaders"
+
+
+# Frozen bytes
+
+
+def golden_samples() -> dict[str, RawHeaders]:
+    return {
+        "first run": build(Delivery("replication")),
+        "retry": build(SAMPLE),
+        "dead letter": dead_letter(
+            SAMPLE,
+            at=FAILED,
+            timestamp_ms=1_760_000_000_000,
+            failed_at_ms=1_760_000_009_000,
+            stacktrace="Traceback",
+            original=[("x-tenant", b"7")],
+        ),
+    }
+
+
+def test_headers_are_written_as_frozen_and_frozen_ones_are_read() -> None:
+    frozen = json.loads(GOLDEN.read_text())
+    raw = {
+        case: [(name, bytes.fromhex(value)) for name, value in rows] for case, rows in frozen["cases"].items()
+    }
+    assert golden_samples() == raw
+    assert parse(raw["retry"]) == SAMPLE
+    assert parse(raw["dead letter"]).origin == FAILED
