@@ -20,7 +20,6 @@ import json
 import multiprocessing
 import os
 import resource
-import shutil
 import statistics
 import sys
 import tempfile
@@ -51,14 +50,11 @@ def context(job_id: str) -> WorkerContext:
 
 
 @contextmanager
-def fresh(parent: Path | None) -> Iterator[Path]:
-    base = Path(tempfile.mkdtemp(prefix="bench-replication-", dir=parent))
-    try:
-        for name in ("n1", *TARGETS):
-            (base / name / "bench").mkdir(parents=True)
-        yield base
-    finally:
-        shutil.rmtree(base)
+def fresh(parent: Path) -> Iterator[Path]:
+    base = Path(tempfile.mkdtemp(dir=parent))
+    for name in ("n1", *TARGETS):
+        (base / name / "bench").mkdir(parents=True)
+    yield base
 
 
 async def copy_many(worker: ReplicationWorker, keys: list[str], concurrency: int) -> None:
@@ -189,6 +185,14 @@ def main() -> None:
     parser.add_argument("--durable", action="store_true")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
+    # Removed at the very end: ext4 is slow to create files for minutes after many were deleted, since it looks
+    # for inodes that were not freed lately.
+    with tempfile.TemporaryDirectory(prefix="bench-replication-", dir=options.dir) as directory:
+        options.dir = Path(directory)
+        run(options)
+
+
+def run(options: argparse.Namespace) -> None:
     if options.what == "small":
         options.bytes = options.bytes or 4096
         for _ in range(options.rounds):

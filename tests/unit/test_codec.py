@@ -97,8 +97,7 @@ PUBLISHED = [
         7843277075252814651,
     ),
     (
-        '{"fields":[{"type":"boolean", "name":"f1"}, {"order":"descending", "name":"f2", "type":"int"}],'
-        '"type":"record", "name":"foo"}',
+        '{"fields":[{"type":"boolean","name":"f1"},{"name":"f2","type":"int"}],"type":"record","name":"foo"}',
         -4860222112080293046,
     ),
 ]
@@ -169,7 +168,7 @@ def test_what_has_no_frame_is_refused(value: bytes | None) -> None:
 
 
 def test_a_value_larger_than_any_of_ours_is_not_even_looked_at() -> None:
-    """A compressed batch of a megabyte can hold a record of hundreds, each byte of which becomes an object."""
+    """A compressed batch of a megabyte can hold a record of hundreds, and each byte becomes an object."""
     value = SINGLE_OBJECT + STATUS.fingerprint + bytes(MAX_VALUE_BYTES)
     with pytest.raises(BadFrame, match="1,048,576"):
         Codec().decode(STATUS, value)
@@ -264,11 +263,11 @@ def damaged(value: bytes, rng: random.Random) -> bytes:
 
 @pytest.mark.parametrize("number", range(8))
 def test_damaged_bytes_raise_wire_errors_and_nothing_else(number: int) -> None:
-    """10,000 damaged copies for each reader."""
+    """15,000 damaged copies for each reader."""
     value, read = readers()[number]
     rng = random.Random(number)
     refused = 0
-    for _ in range(10_000):
+    for _ in range(15_000):
         copy = damaged(value, rng)
         try:
             read(copy)
@@ -408,7 +407,7 @@ def test_what_is_no_record_schema_is_a_named_error(schema: Any) -> None:
         SchemaStore().add(b"\0\0\0\0\1", schema)
 
 
-@pytest.mark.parametrize("levels", [300, 1_000, 5_000])
+@pytest.mark.parametrize("levels", [1_000, 5_000])
 def test_a_schema_of_many_levels_is_a_named_error(levels: int) -> None:
     kind: Any = "long"
     for _ in range(levels):

@@ -1,0 +1,186 @@
+"""The jars that Kafka runs from: found in the cache or downloaded, and checked before they are run.
+
+In:  the pinned list `jars.sha256` beside this file, a cache directory. Out: a class path whose every jar has
+the pinned sha256, or an error that says what to do.
+
+jgo downloads them: it reads the proxies of the environment and the repositories of the user's jgo.conf. The
+list of jars is pinned, so nothing is resolved at run time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Final
+
+import platformdirs
+
+from streams.embedded import progress
+from streams.embedded.errors import DataDirUnusable, JarMismatch, JarsUnavailable
+
+KAFKA_VERSION: Final = "4.3.1"
+#: Small files, mostly: waiting for answers takes longer than the bytes.
+_DOWNLOADS_AT_ONCE: Final = 8
+_READ_TIMEOUT_S: Final = 30
+
+
+@dataclass(frozen=True, slots=True)
+class Jar:
+    """One pinned file of Maven Central."""
+
+    group: str
+    artifact: str
+    version: str
+    sha256: str
+    size_bytes: int
+
+    @property
+    def file_name(self) -> str:
+        """Its name, there and in the cache."""
+        return f"{self.artifact}-{self.version}.jar"
+
+    @property
+    def coordinate(self) -> str:
+        """Its name in Maven Central."""
+        return f"{self.group}:{self.artifact}:{self.version}"
+
+
+def pinned_jars() -> tuple[Jar, ...]:
+    """The list that this version was tested with."""
+    return parse_pins(files("streams.embedded").joinpath("jars.sha256").read_text("utf-8"))
+
+
+def parse_pins(text: str) -> tuple[Jar, ...]:
+    """Lines of sha256, bytes and group:artifact:version; `#` begins a comment."""
+    jars = []
+    for line in text.splitlines():
+        if line.strip() and not line.startswith("#"):
+            sha256, size, coordinate = line.split()
+            group, artifact, version = coordinate.split(":")
+            jars.append(Jar(group, artifact, version, sha256, int(size)))
+    return tuple(jars)
+
+
+def default_cache() -> Path:
+    """Where the jars are kept, for all data directories of this user."""
+    return platformdirs.user_cache_path("rustfs-workers") / f"kafka-{KAFKA_VERSION}"
+
+
+def class_path(cache: Path | None = None, jars: Sequence[Jar] | None = None) -> list[Path]:
+    """The checked jars, in a fixed order; what is missing is downloaded first. Blocks.
+
+    Safe to call in several processes at once: each writes files under names of its own and renames them.
+
+    Raises:
+        JarsUnavailable: a jar is missing and cannot be downloaded.
+        JarMismatch: a jar's bytes are not the pinned ones.
+        DataDirUnusable: the cache directory cannot be written.
+    """
+    cache = default_cache() if cache is None else cache
+    jars = pinned_jars() if jars is None else jars
+    missing = [jar for jar in jars if not (cache / jar.file_name).is_file()]
+    if missing:
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+            _fetch(missing, cache)
+        except OSError as error:
+            raise DataDirUnusable(f"cannot write Kafka's jars to {cache}: {error}") from error
+    # Every time, not only after the download: the files are run, and hashing all of them takes 0.1 s.
+    for jar in jars:
+        path = cache / jar.file_name
+        _check(jar, path, where=str(path), remedy=f"delete {path} and start again to download it anew")
+    return [cache / jar.file_name for jar in jars]
+
+
+def _check(jar: Jar, path: Path, *, where: str, remedy: str) -> None:
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != jar.sha256:
+        raise JarMismatch(jar.file_name, jar.sha256, found, where, remedy)
+
+
+def _fetch(missing: Sequence[Jar], cache: Path) -> None:
+    """Download, check, and only then move into the cache: what lies there is whole."""
+    total = sum(jar.size_bytes for jar in missing)
+    with (
+        tempfile.TemporaryDirectory(dir=cache, prefix=".download-") as scratch,
+        progress.shown(f"Downloading Apache Kafka {KAFKA_VERSION}", total) as show,
+        ThreadPoolExecutor(_DOWNLOADS_AT_ONCE, thread_name_prefix="kafka-jars") as pool,
+    ):
+        download = _downloader(Path(scratch), show)
+
+        def fetch(jar: Jar) -> None:
+            try:
+                path = download(jar)
+            except (OSError, RuntimeError) as error:  # requests' errors are OSErrors, jgo's own RuntimeErrors
+                raise JarsUnavailable(jar.file_name, _in_short(error), len(missing), cache) from error
+            _check(
+                jar,
+                path,
+                where="the download",
+                remedy="something between here and Maven Central changes files: try another network or mirror",
+            )
+            path.replace(cache / jar.file_name)
+
+        tasks = [pool.submit(fetch, jar) for jar in missing]
+        try:
+            for task in tasks:
+                task.result()
+        except BaseException:
+            for task in tasks:
+                task.cancel()
+            raise
+
+
+def _downloader(scratch: Path, show: progress.Progress) -> Callable[[Jar], Path]:
+    # 0.2 s, and only needed when something is missing.
+    from jgo.config import GlobalSettings
+    from jgo.constants import MAVEN_CENTRAL_URL
+    from jgo.maven import MavenContext, PythonResolver
+
+    @contextmanager
+    def progress_of_one_file(_name: str, _total: int) -> Iterator[progress.Progress]:
+        yield show
+
+    users = GlobalSettings.load()
+    maven = MavenContext(
+        resolver=PythonResolver(progress_callback=progress_of_one_file),
+        repo_cache=scratch,
+        # A mirror that the user has configured comes first.
+        remote_repos={**users.repositories, "central": users.repositories.get("central", MAVEN_CENTRAL_URL)},
+        timeout=_READ_TIMEOUT_S,
+    )
+
+    # What Maven has on this machine already; its bytes are checked like downloaded ones.
+    local = users.repo_cache
+
+    def download(jar: Jar) -> Path:
+        artifact = maven.project(jar.group, jar.artifact).at_version(jar.version).artifact()
+        target = scratch / jar.file_name
+        have = local / artifact.component.path_prefix / jar.file_name
+        if have.is_file() and have.stat().st_size == jar.size_bytes:
+            target.write_bytes(have.read_bytes())
+            show(jar.size_bytes)
+            return target
+        return artifact.resolve()
+
+    return download
+
+
+def _in_short(error: BaseException) -> str:
+    """The innermost reason: requests wraps urllib3's, which wraps the system's."""
+    text = str(error).split("\n", 1)[0]
+    return text if len(text) <= 200 else f"{text[:200]}…"  # noqa: PLR2004 - a line that can be read
+
+
+def cache_key(paths: Sequence[Path]) -> str:
+    """A short name that changes with the class path, for what is derived from it."""
+    text = os.pathsep.join(map(str, paths))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

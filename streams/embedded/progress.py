@@ -1,0 +1,77 @@
+"""How a download is shown: bars on a terminal, plain lines elsewhere. Always on stderr.
+
+In:  sizes and received bytes, from several threads. Out: what a person reads.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol, TextIO
+
+#: A plain line each time this share of the whole has arrived.
+_STEP = 0.25
+
+
+class Progress(Protocol):
+    """Takes the bytes that arrived. Safe to call from several threads."""
+
+    def __call__(self, received_bytes: int) -> None:
+        """Count these bytes."""
+
+
+@contextmanager
+def shown(what: str, total_bytes: int, stream: TextIO | None = None) -> Iterator[Progress]:
+    """Show the progress of one download of several files."""
+    out = sys.stderr if stream is None else stream
+    shower = _bar(what, total_bytes, out) if out.isatty() else _lines(what, total_bytes, out)
+    with shower as progress:
+        yield progress
+
+
+@contextmanager
+def _bar(what: str, total_bytes: int, out: TextIO) -> Iterator[Progress]:
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import Progress as Bars
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Bars(*columns, console=Console(file=out)) as bars:
+        task = bars.add_task(what, total=total_bytes)
+
+        def progress(received_bytes: int) -> None:
+            bars.advance(task, received_bytes)
+
+        yield progress
+
+
+@contextmanager
+def _lines(what: str, total_bytes: int, out: TextIO) -> Iterator[Progress]:
+    lock = threading.Lock()
+    received = 0
+    told = 0
+
+    def progress(received_bytes: int) -> None:
+        nonlocal received, told
+        with lock:
+            received += received_bytes
+            quarter = int(received / total_bytes / _STEP) if total_bytes else 0
+            if quarter > told:
+                told = quarter
+                print(f"{what}: {megabytes(received)} of {megabytes(total_bytes)}", file=out, flush=True)
+
+    print(f"{what}: {megabytes(total_bytes)}, once", file=out, flush=True)
+    yield progress
+
+
+def megabytes(size_bytes: int) -> str:
+    """A size as people read it."""
+    return f"{size_bytes / 1_000_000:.1f} MB"

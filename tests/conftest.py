@@ -1,0 +1,62 @@
+"""Fixtures: one embedded Kafka for the whole run, a prefix and settings of its own for each test."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from confluent_kafka.admin import AdminClient
+
+from streams.embedded import BrokerConfig, EmbeddedBroker
+from streams.provision import provision
+from streams.settings import Settings, load_settings
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _clean_environment() -> Iterator[None]:
+    """The developer's own settings must not reach the tests."""
+    patch = pytest.MonkeyPatch()
+    for name in list(os.environ):
+        if name.startswith(("RUSTFS_WORKERS_", "KAFKA_", "SCHEMA_REGISTRY_")):
+            patch.delenv(name)
+    yield
+    patch.undo()
+
+
+@pytest.fixture(scope="session")
+def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real Kafka; a run without one fails."""
+    broker = EmbeddedBroker(BrokerConfig(tmp_path_factory.mktemp("kafka"), heap_mb=768))
+    broker.start(90)
+    yield broker.bootstrap_servers
+    broker.stop()
+
+
+@pytest.fixture
+def topic_prefix(kafka: str) -> Iterator[str]:
+    """A prefix that no other test uses; its topics are deleted afterwards."""
+    prefix = f"t-{uuid.uuid4().hex[:10]}."
+    yield prefix
+    admin = AdminClient({"bootstrap.servers": kafka})
+    topics = [name for name in admin.list_topics(timeout=10).topics if name.startswith(prefix)]
+    if topics:
+        for deleted in admin.delete_topics(topics).values():
+            deleted.result(30)
+
+
+@pytest.fixture
+def settings(kafka: str, topic_prefix: str, tmp_path: Path) -> Settings:
+    """Settings that point at the test's broker and prefix."""
+    return load_settings(
+        kafka_bootstrap_servers=kafka, topic_prefix=topic_prefix, partitions=3, data_dir=tmp_path / "data"
+    )
+
+
+@pytest.fixture
+def provisioned(settings: Settings) -> Settings:
+    """The same, with its topics and its group."""
+    provision(settings)
+    return settings
