@@ -182,7 +182,8 @@ def _primitive_fields(schema: Any) -> frozenset[str]:
         case {"fields": [{"name": "id"}, *_]}:
             return frozenset(ENVELOPE_NAMES)
         case {"fields": list(fields)}:
-            return frozenset(field["name"] for field in fields if isinstance(field, dict) and "name" in field)
+            names = (field.get("name") for field in fields if isinstance(field, dict))
+            return frozenset(name for name in names if isinstance(name, str))
         case _:
             return frozenset()  # WireSchema says what is wrong with it
 

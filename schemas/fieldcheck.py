@@ -55,7 +55,7 @@ _LOGICAL: Final[dict[str, Check]] = {
     "date": _is_date,
     "time-millis": lambda value: isinstance(value, dt.time),
     "time-micros": lambda value: isinstance(value, dt.time),
-    "uuid": lambda value: isinstance(value, uuid.UUID | str),
+    "uuid": lambda value: isinstance(value, uuid.UUID),
     "decimal": lambda value: isinstance(value, Decimal),
 }
 

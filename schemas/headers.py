@@ -237,7 +237,7 @@ def _history(value: bytes | None) -> tuple[Attempt, ...]:
     try:
         rows = json.loads(value)
         if not isinstance(rows, list):
-            raise TypeError("not a list")  # noqa: TRY301
+            raise TypeError("not a list")
         return tuple(map(_attempt, rows[-MAX_HISTORY:]))
     except (ValueError, TypeError, RecursionError) as error:
         raise BadHeaders(f"header {HISTORY} is not a list of attempts: {value!r:.80}") from error

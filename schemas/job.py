@@ -47,6 +47,8 @@ class Job:
         execution: where ``execute`` runs; None means "async" for a coroutine function, else "thread".
     """
 
+    __slots__ = ()
+
     job_type: ClassVar[str] = ""
     max_retries: ClassVar[int | None] = None
     timeout: ClassVar[timedelta | None] = None
@@ -81,7 +83,7 @@ class Job:
         """
         return None
 
-    async def execute(self, context: Any) -> Any:  # noqa: ARG002 - for those who override it
+    async def execute(self, context: Any) -> Any:
         """Do the work; return a ``JobResult``, or None for success. A plain function runs in a thread."""
         raise JobTypeError(
             f"{type(self).__qualname__} has no execute(); "

@@ -114,17 +114,18 @@ class JobType:
 
     def refusal(self, record: Record, error: Exception) -> InvalidJob:
         """Why ``record`` could not be encoded, with the name of the field."""
-        for field in self.wire.schema["fields"]:
-            name = field["name"]
+        schema = self.wire.schema
+        for count, field in enumerate(schema["fields"], 1):
+            # Up to this field and no further: later ones may use a type that an earlier one defines.
+            part = fastavro.parse_schema({**schema, "fields": schema["fields"][:count]})
             try:
-                alone = fastavro.parse_schema({"type": "record", "name": "Alone", "fields": [field]})
-            except Exception:  # noqa: BLE001, S112 - it uses a type that another field defines; that one is looked at
-                continue
-            try:
-                fastavro.schemaless_writer(BytesIO(), alone, {name: record[name]})
+                fastavro.schemaless_writer(BytesIO(), part, record)
             except Exception as reason:  # noqa: BLE001 - fastavro raises nearly anything
-                return InvalidJob(f"{self.name}.{name}: {record.get(name)!r:.100} does not fit: {reason}")
-        return InvalidJob(f"{self.name}: {type(error).__name__}: {error}"[:500])
+                value = record.get(field["name"])
+                return InvalidJob(
+                    f"{self.name}.{field['name']}: {value!r:.100} does not fit: {reason!s:.300}"
+                )
+        return InvalidJob(f"{self.name}: {type(error).__name__}: {error!s:.300}")
 
     def from_record(self, record: Record) -> Job:
         """The job object in a decoded record. Fields that its writer did not know have the class's defaults.

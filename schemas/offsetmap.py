@@ -100,10 +100,10 @@ def parse(offset: int, metadata: str | None, *, where: str = "") -> OffsetMap:
     parts = (metadata or "").split(";")
     try:
         if parts[0] != VERSION or len(parts) != 8:  # noqa: PLR2004 - the format's own count
-            raise ValueError(f"it begins with {parts[0]!r:.20}")  # noqa: TRY301
+            raise ValueError(f"it begins with {parts[0]!r:.20}")
         _, flag, fence, incarnation, transactional_id, limit, finished, suspects = parts
         if flag not in ("c", "-"):
-            raise ValueError(f"flag {flag!r:.20}")  # noqa: TRY301
+            raise ValueError(f"flag {flag!r:.20}")
         return OffsetMap(
             offset=offset,
             finished=_decode_finished(offset, finished),

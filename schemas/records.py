@@ -101,7 +101,7 @@ class StatusWriter:
         self._prefix = codec.prefix(STATUS)
         self._front = self._prefix + b"\x48"  # 0x48: an id has 36 characters
 
-    def succeeded(  # noqa: PLR0917 - once per job
+    def succeeded(
         self,
         job_id: bytes,
         key: str | None,
@@ -128,7 +128,7 @@ class StatusWriter:
         """Any status. What UTF-8 cannot hold (lone surrogates, as in undecodable file names) becomes "?".
 
         Raises:
-            OverflowError: a number that does not fit into 64 bits.
+            OverflowError, ValueError: a number that does not fit into 64 bits, or a value of another type.
         """
         record = _status_record(change)
         try:
@@ -149,7 +149,7 @@ class StatusWriter:
 
 
 @lru_cache(maxsize=4096)
-def tail_of(  # noqa: PLR0917 - these are the fields that make a tail; keywords would slow lru_cache down
+def tail_of(
     state: JobStatus,
     job_type: str,
     priority: JobPriority,

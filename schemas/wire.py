@@ -86,7 +86,7 @@ class WireSchema:
         """
         reader = None if as_schema is None or as_schema is self else as_schema
         try:
-            wanted = None if reader is None else reader._parsed  # noqa: SLF001 - of our own class
+            wanted = None if reader is None else reader._parsed
             record = fastavro.schemaless_reader(body, self._parsed, wanted)
             left_over = body.read(1)
         except Exception as error:  # hostile bytes make fastavro raise nearly anything
@@ -136,7 +136,7 @@ def _without_logical_types(schema: Any) -> Any:  # noqa: PLR0911 - one for each 
             return schema
 
 
-def _least_bytes(schema: Any, defined: dict[str, int]) -> int:  # noqa: C901, PLR0911 - one for each type
+def _least_bytes(schema: Any, defined: dict[str, int]) -> int:  # noqa: PLR0911 - one for each type
     """The fewest bytes that a value takes; refuses schemas that let a short value take the process down.
 
     An array of items without bytes may claim 2**62 of them, and fastavro would make them all; a type that

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 #: the same.)
 FENCED: Final = frozenset(
     {
-        KafkaError._FENCED,  # noqa: SLF001 - the library's name for it
+        KafkaError._FENCED,
         KafkaError.PRODUCER_FENCED,
         KafkaError.INVALID_PRODUCER_EPOCH,
     }

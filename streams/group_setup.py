@@ -12,26 +12,19 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
 import structlog
-from confluent_kafka import (
-    Consumer,
-    ConsumerGroupTopicPartitions,
-    KafkaError,
-    KafkaException,
-    Message,
-    Producer,
-    TopicPartition,
-)
+from confluent_kafka import Consumer, KafkaException, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from schemas.errors import GroupNotInitialised, KafkaUnreachable
 from schemas.offsetmap import EMPTY_MAP
 from streams.clients import FENCED, producer_config, reader_config
+from streams.committed import committed_offsets
 from streams.scan import EARLIEST, Partition, offsets, partitions_of, scan
 from streams.settings import Settings
 
@@ -40,14 +33,6 @@ log = structlog.get_logger("rustfs_workers.group_setup")
 _KAFKA_S: Final = 30.0
 _STABLE_PAUSE_S: Final = 0.02
 _RIVAL_S: Final = 2.0
-_NOT_THERE_YET: Final = frozenset(
-    {
-        KafkaError.UNSTABLE_OFFSET_COMMIT,
-        KafkaError.NOT_COORDINATOR,
-        KafkaError.COORDINATOR_NOT_AVAILABLE,
-        KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
-    }
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,41 +116,8 @@ def group_state(settings: Settings, admin: AdminClient) -> GroupState:
         TopicsMismatch: a topic does not exist.
     """
     partitions = partitions_of(settings, admin, settings.topics.consumed, _KAFKA_S)
-    return GroupState(
-        _read_marker(settings), tuple(partitions), committed_offsets(settings, admin, partitions)
-    )
-
-
-def committed_offsets(
-    settings: Settings, admin: AdminClient, partitions: Sequence[Partition]
-) -> dict[Partition, tuple[int, str]]:
-    """Offset and metadata of the workers' group, once no transaction is pending on them. Blocks.
-
-    Raises:
-        KafkaUnreachable: no answer in time, or a transaction stayed open.
-    """
-    asked = ConsumerGroupTopicPartitions(
-        settings.topics.group, [TopicPartition(topic, number) for topic, number in partitions]
-    )
-    deadline = time.monotonic() + _KAFKA_S
-    while True:
-        futures = admin.list_consumer_group_offsets([asked], require_stable=True, request_timeout=_KAFKA_S)
-        try:
-            answers: list[TopicPartition] = futures[settings.topics.group].result().topic_partitions
-        except KafkaException as error:
-            if error.args[0].code() not in _NOT_THERE_YET or time.monotonic() > deadline:
-                raise KafkaUnreachable(settings.bootstrap_servers(), _KAFKA_S) from error
-            answers = []
-        pending = [answer for answer in answers if answer.error is not None]
-        if answers and not pending:
-            return {
-                (answer.topic, answer.partition): (answer.offset, answer.metadata or "")
-                for answer in answers
-                if answer.offset >= 0
-            }
-        if time.monotonic() > deadline:
-            raise KafkaUnreachable(settings.bootstrap_servers(), _KAFKA_S)
-        time.sleep(_STABLE_PAUSE_S)
+    committed = committed_offsets(settings, settings.topics.group, partitions, timeout_s=_KAFKA_S)
+    return GroupState(_read_marker(settings), tuple(partitions), committed)
 
 
 def marker_key(group: str) -> bytes:

@@ -261,7 +261,7 @@ class _Unwaited:
         self.ticket = Ticket(self._done)
 
     def _done(self) -> None:
-        self._producer._forget(self)  # noqa: SLF001 - the two belong together
+        self._producer._forget(self)
 
 
 class _Bulk:
@@ -310,7 +310,7 @@ class _Bulk:
             self._outbox.prepare(declared_type(job).wire)
             self._prepared.add(type(job))
         if not self._outbox.send(outgoing, self.ticket):
-            self._producer._send(outgoing, self.ticket, self._serve)  # noqa: SLF001 - the two belong together
+            self._producer._send(outgoing, self.ticket, self._serve)
         self.ids.append(outgoing.job_id)
 
     def finish(self) -> None:

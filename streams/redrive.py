@@ -254,7 +254,7 @@ def life_again(job_id: str, state: JobState, now_ms: int, topics: Topics) -> New
     )
 
 
-def _new_life(  # noqa: PLR0917 - the parts of a record, in their usual order
+def _new_life(
     job_id: str,
     priority: JobPriority,
     delivery: Delivery,

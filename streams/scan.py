@@ -149,7 +149,7 @@ def _take(message: Message, each: Callable[[Message], None], open_ends: dict[Par
     if error is None:
         each(message)
         reached = offset + 1
-    elif error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001 - the library's name for it
+    elif error.code() == KafkaError._PARTITION_EOF:
         # Behind the last record there may be markers of transactions, which only this event passes.
         reached = offset
     else:

@@ -122,7 +122,7 @@ class SchemaTopicReader:
         if error is None:
             self._next = offset + 1
             _add(self._store, message.key(), message.value())
-        elif error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001 - the library's name for it
+        elif error.code() == KafkaError._PARTITION_EOF:
             # Compaction may have removed the records before the end.
             self._next = max(self._next, offset)
         else:

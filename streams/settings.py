@@ -359,7 +359,7 @@ def load_settings(**given: Any) -> Settings:
         raise SettingsError(_in_words(error, sources)) from None
     except UnreadableValue:
         raise SettingsError(_not_json(os.environ)) from None
-    settings._sources.update(sources)  # noqa: SLF001 - our own
+    settings._sources.update(sources)
     return settings
 
 
@@ -384,7 +384,7 @@ def describe(settings: Settings) -> list[SettingRow]:
                 _shown(getattr(settings, name)),
                 _shown(default),
                 field.description or "",
-                settings._sources.get(name, "default"),  # noqa: SLF001 - our own
+                settings._sources.get(name, "default"),
             )
         )
     return rows

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable
 
 import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaConnectionError, KafkaTimeoutError, RequestTimedOutError
 from confluent_kafka import IsolationLevel
 from confluent_kafka.admin import AdminClient
 
@@ -119,14 +119,14 @@ class StatusWatch:
                 await consumer.stop()
 
     def _fail(self, started: asyncio.Future[None], error: Exception) -> None:
-        if isinstance(error, KafkaError):
+        if isinstance(error, KafkaConnectionError | KafkaTimeoutError | RequestTimedOutError):
             unreachable = KafkaUnreachable(self._settings.bootstrap_servers(), _ANSWER_S)
             unreachable.__cause__ = error
             error = unreachable
         if not started.done():
             started.set_exception(error)
             return
-        log.warning("status watch failed", error=str(error))
+        log.warning("status watch failed", error=f"{type(error).__name__}: {error}")
         for listeners in list(self._listeners.values()):
             for listener in list(listeners):
                 listener(error)

@@ -23,6 +23,10 @@ class ChildJobs:
         Raises:
             JobRefused: as scheduling it directly would.
         """
-        outgoing = plan(job, JobOptions(priority=priority, **options), time.time_ns() // 1_000_000, self._rules)
+        outgoing = plan(
+            job, JobOptions(priority=priority, **options), time.time_ns() // 1_000_000, self._rules
+        )
         partition = -1 if outgoing.partition is None else outgoing.partition
-        return outgoing.job_id, OutRecord(outgoing.topic, partition, outgoing.key, outgoing.value, outgoing.headers)
+        return outgoing.job_id, OutRecord(
+            outgoing.topic, partition, outgoing.key, outgoing.value, outgoing.headers
+        )

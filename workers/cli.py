@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import typer
 
+from workers.commands import about, demo, dlq, jobs, kafka, topics
+from workers.commands.up import up
 from workers.commands.worker import worker
 
 app = typer.Typer(
@@ -11,14 +13,18 @@ app = typer.Typer(
     help="Background jobs for an object store, on Apache Kafka.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
 )
+app.command()(demo.demo)
+app.command()(up)
 app.command()(worker)
-
-
-@app.callback()
-def _root() -> None:
-    """Background jobs for an object store, on Apache Kafka."""
+app.command()(jobs.submit)
+app.add_typer(jobs.app, name="jobs")
+app.add_typer(dlq.app, name="dlq")
+app.add_typer(topics.app, name="topics")
+app.add_typer(kafka.app, name="kafka")
+app.add_typer(about.schemas_app, name="schemas")
+app.add_typer(about.config_app, name="config")
+app.command()(about.version)
 
 
 def main() -> None:

@@ -30,8 +30,8 @@ from schemas.errors import DeliveryFailed, GroupNotInitialised
 from schemas.lifecycle import JobStatus
 from schemas.offsetmap import MAX_CHARACTERS, OffsetMap
 from schemas.records import StatusWriter, tail_of
-from workers.outcome import Outcome, PlainSuccess
 from workers.offsets import PartitionState
+from workers.outcome import Outcome, PlainSuccess
 from workers.router import Router
 
 log = structlog.get_logger("rustfs_workers.commit")
@@ -111,7 +111,7 @@ class ConnectionWatch(logging.Handler):
 class Committer:
     """Owns the transactional producer. ``emit`` may be called from any thread; everything else happens in its own."""
 
-    def __init__(  # noqa: PLR0913 - the parts it stands between
+    def __init__(
         self,
         *,
         make_producer: Callable[[logging.Logger], Producer],
@@ -301,7 +301,9 @@ class Committer:
         }
         return kept, plans
 
-    def _transact(self, metadata: Any, outcomes: list[Outcome], plans: dict[PartitionState, OffsetMap]) -> None:
+    def _transact(
+        self, metadata: Any, outcomes: list[Outcome], plans: dict[PartitionState, OffsetMap]
+    ) -> None:
         producer = self._producer
         assert producer is not None  # noqa: S101 - made before the first tick
         offsets = [_to_commit(part, plan) for part, plan in plans.items()]
@@ -325,10 +327,17 @@ class Committer:
         producer.poll(0)
         self._on_answer()
         if self._watch.lost:
-            raise _Ambiguous("a connection was lost during the transaction, though it was reported as committed")
+            raise _Ambiguous(
+                "a connection was lost during the transaction, though it was reported as committed"
+            )
 
     def _produce(self, producer: Producer, outcomes: list[Outcome]) -> None:
-        produce, status_topic, writer, worker = producer.produce, self._status_topic, self._status, self._worker
+        produce, status_topic, writer, worker = (
+            producer.produce,
+            self._status_topic,
+            self._status,
+            self._worker,
+        )
         succeeded = JobStatus.SUCCEEDED
         for outcome in outcomes:
             status = outcome.status
@@ -365,7 +374,8 @@ class Committer:
             for record in outcome.records:
                 while True:
                     try:
-                        produce(record.topic, record.value, record.key, record.partition, headers=record.headers)
+                        headers: Any = record.headers  # a list of another element type to the checker
+                        produce(record.topic, record.value, record.key, record.partition, headers=headers)
                         break
                     except BufferError:
                         _wait_for_room(producer)
@@ -383,9 +393,12 @@ class Committer:
             raise _Refused(f"{type(error).__name__}: {error}") from error
         if kafka_error.code() in _STALE:
             raise _Stale(str(kafka_error)) from error
-        if kafka_error.fatal() or kafka_error.code() in (KafkaError.INVALID_PRODUCER_ID_MAPPING, KafkaError._FENCED):  # noqa: SLF001
+        if kafka_error.fatal() or kafka_error.code() in (
+            KafkaError.INVALID_PRODUCER_ID_MAPPING,
+            KafkaError._FENCED,
+        ):
             raise _Ambiguous(str(kafka_error)) from error
-        if kafka_error.retriable() or kafka_error.code() in (KafkaError._TIMED_OUT, KafkaError._TRANSPORT):  # noqa: SLF001
+        if kafka_error.retriable() or kafka_error.code() in (KafkaError._TIMED_OUT, KafkaError._TRANSPORT):
             raise _Ambiguous(str(kafka_error)) from error
         raise _Refused(str(kafka_error)) from error
 
@@ -405,7 +418,11 @@ class Committer:
                 message = outcome.message
                 if message is None:
                     remaining.append(outcome)  # news repeats itself harmlessly
-                elif message.part.owned and message.part in read and not read[message.part].is_finished(message.offset):
+                elif (
+                    message.part.owned
+                    and message.part in read
+                    and not read[message.part].is_finished(message.offset)
+                ):
                     remaining.append(outcome)
                 elif message.part.owned:
                     self._count(outcome)
@@ -438,7 +455,9 @@ class Committer:
                 self._on_fenced()
                 return
 
-    def _divide(self, metadata: Any, outcomes: list[Outcome], released: set[PartitionState], error: str) -> None:
+    def _divide(
+        self, metadata: Any, outcomes: list[Outcome], released: set[PartitionState], error: str
+    ) -> None:
         """The same refusal twice: find the outcome that cannot be written, so that it stops nobody else."""
         if len(outcomes) > 1:
             middle = len(outcomes) // 2
@@ -468,12 +487,12 @@ class Committer:
     def _count(self, outcome: Outcome) -> None:
         if outcome.counts_as is not None:
             jobs = self.counters.jobs
-            jobs[outcome.counts_as] = jobs.get(outcome.counts_as, 0) + 1  # type: ignore[index]
+            jobs[outcome.counts_as] = jobs.get(outcome.counts_as, 0) + 1
         if outcome.event is not None:
             self.counters.event(outcome.event)
 
 
-class _NotCommitted(Exception):  # noqa: N818 - not errors for people: branches of the loop above
+class _NotCommitted(Exception):
     """The transaction did not end with a clear success."""
 
 

@@ -1,6 +1,6 @@
 """What every command does alike: data on stdout, everything else on stderr, errors in one line, exit codes.
 
-    0 ok · 1 failed · 2 wrong usage · 3 Kafka cannot be reached · 130 ended by Ctrl-C
+0 ok · 1 failed · 2 wrong usage · 3 Kafka cannot be reached · 130 ended by Ctrl-C
 """
 
 from __future__ import annotations
@@ -8,13 +8,20 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
 import structlog
 
-from schemas.errors import InvalidJob, JobTypeError, KafkaUnreachable, PipelineError, SettingsError, UnknownJobType
+from schemas.errors import (
+    InvalidJob,
+    JobTypeError,
+    KafkaUnreachable,
+    PipelineError,
+    SettingsError,
+    UnknownJobType,
+)
 
 OK: Final = 0
 FAILED: Final = 1
@@ -42,7 +49,9 @@ def configure_logging(level: str = "info", form: str = "console") -> None:
         cache_logger_on_first_use=True,
     )
     # librdkafka's own lines: what it retries by itself is no news.
-    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s %(message)s", force=True)
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s %(message)s", force=True
+    )
     logging.getLogger("rustfs_workers.librdkafka").setLevel(logging.ERROR)
 
 
@@ -98,7 +107,7 @@ def errors_in_one_line() -> Iterator[None]:
         raise SystemExit(OK) from error
 
 
-def table(rows: list[Mapping[str, Any]], columns: Mapping[str, Callable[[Any], str]] | list[str]) -> None:
+def table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, Callable[[Any], str]] | list[str]) -> None:
     """A table for people, on stdout, as wide as the terminal."""
     from rich.console import Console
     from rich.table import Table

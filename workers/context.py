@@ -50,7 +50,7 @@ class WorkerContext:
         "worker_id",
     )
 
-    def __init__(  # noqa: PLR0913 - the facts of a run
+    def __init__(
         self,
         *,
         job_id: str,
@@ -123,7 +123,9 @@ class WorkerContext:
         """The same for thread handlers. Nothing is sent yet, so there is nothing to wait for."""
         if self._planner is None:
             raise RuntimeError("this context cannot schedule jobs; handlers in a process return them instead")
-        child_id, record = self._planner(job, priority or self.priority, delay=delay, parent_id=self.job_id, **options)
+        child_id, record = self._planner(
+            job, priority or self.priority, delay=delay, parent_id=self.job_id, **options
+        )
         if self._children is None:
             self._children = []
         self._children.append(record)

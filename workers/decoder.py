@@ -30,7 +30,7 @@ class Decoded:
 
     __slots__ = ("handler", "job", "job_type", "record", "rules", "timeout_ms")
 
-    def __init__(  # noqa: PLR0913
+    def __init__(
         self, record: Record, job_type: str, job: Any, handler: Handler | None, rules: Rules, timeout_ms: int
     ) -> None:
         self.record = record
@@ -69,12 +69,12 @@ class Decoder:
             for handler in handlers
         }
         self._timeouts = {
-            handler.job_type.name: self._default_timeout_ms if handler.timeout is None else round(handler.timeout / ms)
+            handler.job_type.name: self._default_timeout_ms
+            if handler.timeout is None
+            else round(handler.timeout / ms)
             for handler in handlers
         }
-        self._own = {
-            codec.prefix(handler.job_type.wire): handler for handler in handlers
-        }
+        self._own = {codec.prefix(handler.job_type.wire): handler for handler in handlers}
 
     def decode(self, message: Message) -> Decoded:
         """Decode with what is known now.
@@ -107,9 +107,13 @@ class Decoder:
                 body.seek(start)
                 record = writer.decode(body, as_schema=handler.job_type.wire)
         if handler is None:
-            return Decoded(record, job_type, None, None, self._rules_of(job_type, record), self._default_timeout_ms)
+            return Decoded(
+                record, job_type, None, None, self._rules_of(job_type, record), self._default_timeout_ms
+            )
         job = handler.job_type.from_record(record)
-        return Decoded(record, job_type, job, handler, self._rules_of(job_type, record), self._timeouts[job_type])
+        return Decoded(
+            record, job_type, job, handler, self._rules_of(job_type, record), self._timeouts[job_type]
+        )
 
     async def learn_and_decode(self, message: Message) -> Decoded:
         """Read the ``schemas`` topic to an end taken now, then decode.

@@ -78,7 +78,13 @@ class Active:
     )
 
     def __init__(
-        self, message: Message, decoded: Decoded, handler: Handler, context: WorkerContext, started_ms: int, timeout_ms: int
+        self,
+        message: Message,
+        decoded: Decoded,
+        handler: Handler,
+        context: WorkerContext,
+        started_ms: int,
+        timeout_ms: int,
     ) -> None:
         self.message = message
         self.decoded = decoded
@@ -105,7 +111,7 @@ class Active:
 class Executor:
     """Owns the slots, the thread pool and everything that is running."""
 
-    def __init__(  # noqa: PLR0913 - the parts it stands between
+    def __init__(
         self,
         *,
         config: WorkerConfig,
@@ -170,7 +176,12 @@ class Executor:
         await self._until_done(parts, timeout_s)
         left = [active for active in self.active if active.message.part in parts]
         for active in left:
-            log.info("job cancelled", job_id=active.context.job_id, reason="partition released", at=active.message.where)
+            log.info(
+                "job cancelled",
+                job_id=active.context.job_id,
+                reason="partition released",
+                at=active.message.where,
+            )
             active.cancel(RELEASED)
         if any(active.handler.execution != "thread" for active in left):
             await self._until_done(parts, 0.5, cancellable_only=True)
@@ -206,7 +217,9 @@ class Executor:
                 return
 
     def _add_slot(self) -> None:
-        slot = asyncio.get_running_loop().create_task(self._slot(), name="slot", context=self._clean_context.copy())
+        slot = asyncio.get_running_loop().create_task(
+            self._slot(), name="slot", context=self._clean_context.copy()
+        )
         self._slots.add(slot)
         slot.add_done_callback(self._slot_ended)
 
@@ -233,7 +246,7 @@ class Executor:
                     await asyncio.sleep(0)
                     slice_end = now_ns() + _SLICE_NS
                 if contextvars.copy_context() != clean:
-                    self._slots.discard(me)  # type: ignore[arg-type]
+                    self._slots.discard(me)
                     self._waking = False
                     self.wake()
                     return
@@ -334,7 +347,7 @@ class Executor:
     def _finish(
         self, message: Message, decoded: Decoded, context: WorkerContext, started_ms: int, result: JobResult
     ) -> None:
-        children = context._children  # noqa: SLF001 - the handler's side of the same thing
+        children = context._children
         run = Run(
             message,
             decoded.job_type,
@@ -344,9 +357,9 @@ class Executor:
             started_ms,
             self._now_ms(),
             self._worker,
-            context._metrics,  # noqa: SLF001
+            context._metrics,
             tuple(children) if children else (),
-            context._progress,  # noqa: SLF001
+            context._progress,
         )
         self._emit(self._router.settle(run, result, decoded.rules))
         self._scheduler.done(message)
@@ -410,14 +423,18 @@ class Executor:
         for active in self._aging:
             if not active.done:
                 self._announce(active)
-                heapq.heappush(self._deadlines, (active.started_ms + active.timeout_ms, next(self._order), active))
+                heapq.heappush(
+                    self._deadlines, (active.started_ms + active.timeout_ms, next(self._order), active)
+                )
         self._aging, self._fresh = self._fresh, []
         while self._deadlines and (self._deadlines[0][0] <= now or self._deadlines[0][2].done):
             _, _, active = heapq.heappop(self._deadlines)
             if not active.done:
                 self._time_out(active, now)
         isolated = self._scheduler.isolated
-        if isolated is not None and any(a.message is isolated and now - a.started_ms > ALONE_MS for a in self.active):
+        if isolated is not None and any(
+            a.message is isolated and now - a.started_ms > ALONE_MS for a in self.active
+        ):
             self._scheduler.survived()
             self._emit_nothing()
             self.wake()
@@ -431,7 +448,10 @@ class Executor:
     def _time_out(self, active: Active, now: int) -> None:
         if active.cancel_reason is None:
             log.warning(
-                "job timed out", job_id=active.context.job_id, type=active.context.job_type, timeout_ms=active.timeout_ms
+                "job timed out",
+                job_id=active.context.job_id,
+                type=active.context.job_type,
+                timeout_ms=active.timeout_ms,
             )
             active.cancel(TIMEOUT)
             if active.handler.execution == "thread":
@@ -457,7 +477,7 @@ class Executor:
             active.started_ms,
             self._now_ms(),
             self._worker,
-            context._metrics,  # noqa: SLF001
+            context._metrics,
             (),
             progress,
         )
@@ -465,8 +485,12 @@ class Executor:
 
     def _publish_progress(self, now: int) -> None:
         for active in self.active:
-            progress = active.context._progress  # noqa: SLF001
-            if progress is not None and progress != active.announced_progress and now - active.progress_at_ms >= _PROGRESS_INTERVAL_MS:
+            progress = active.context._progress
+            if (
+                progress is not None
+                and progress != active.announced_progress
+                and now - active.progress_at_ms >= _PROGRESS_INTERVAL_MS
+            ):
                 self._announce(active, progress)
 
 

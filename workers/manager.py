@@ -36,7 +36,7 @@ class WorkerManager:
         self.handlers = Handlers()
         self._process: WorkerProcess | None = None
 
-    def register(self, *what: Worker | type[Worker] | type[Job] | Callable[[], Worker]) -> Self:
+    def register(self, *what: type[Worker | Job] | Worker | Callable[[], Worker]) -> Self:
         """Add workers (instances, classes or other factories) and job classes that run themselves.
 
         Raises:

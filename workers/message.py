@@ -34,7 +34,7 @@ class Message:
         "value",
     )
 
-    def __init__(  # noqa: PLR0913 - what a record has
+    def __init__(
         self,
         part: PartitionState,
         offset: int,

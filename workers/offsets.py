@@ -143,9 +143,14 @@ class PartitionState:
         """Whether nothing more may be taken: the map would grow beyond what a commit can carry."""
         if self.top - self.base < 1000 and len(self.suspects) < 100:  # noqa: PLR2004 - cannot be near the limit
             return False
-        return self.spread >= MAX_SPREAD or len(self._map(self.base, self.done, self.start_limit).metadata()) > TAKE_LIMIT
+        return (
+            self.spread >= MAX_SPREAD
+            or len(self._map(self.base, self.done, self.start_limit).metadata()) > TAKE_LIMIT
+        )
 
-    def plan(self, finished: Iterable[int], *, window: int = MIN_START_WINDOW, clean: bool = False) -> OffsetMap:
+    def plan(
+        self, finished: Iterable[int], *, window: int = MIN_START_WINDOW, clean: bool = False
+    ) -> OffsetMap:
         """The map to commit if the records in ``finished`` are finished by the same transaction.
 
         ``window``: how many more records may start before the next commit; what a successor must suspect if we die.

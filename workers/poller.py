@@ -15,12 +15,13 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import TimeoutError as FutureTimeout
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka import Message as KafkaMessage
 
+from schemas.headers import RawHeaders
 from schemas.topics import PRIORITIES, JobPriority, Topics
 from workers.duplicates import DuplicateWindow
 from workers.message import Message
@@ -47,7 +48,7 @@ _POSITIONS_EVERY_S: Final = 2.0
 class Poller:
     """The group member. ``metadata`` and ``refresh`` may be used from any thread."""
 
-    def __init__(  # noqa: PLR0913 - the parts it stands between
+    def __init__(
         self,
         *,
         make_consumer: Callable[[Callable[[KafkaError], None]], Consumer],
@@ -146,7 +147,9 @@ class Poller:
                     self._consumer.close()
 
     def _round(self, consumer: Consumer) -> None:
-        first = consumer.poll(_BUSY_POLL_S if self._paused_priorities or self._wanted.is_set() else _IDLE_POLL_S)
+        first = consumer.poll(
+            _BUSY_POLL_S if self._paused_priorities or self._wanted.is_set() else _IDLE_POLL_S
+        )
         now = time.monotonic()
         if self._wanted.is_set() or now - self._metadata_at > _METADATA_EVERY_S:
             self._take_metadata(consumer, now)
@@ -182,9 +185,12 @@ class Poller:
                     self._raise_if_final(error)
                     continue
                 topic, partition, offset = record.topic(), record.partition(), record.offset()
+                assert topic is not None  # noqa: S101 - a record that was consumed has a place
+                assert partition is not None  # noqa: S101
+                assert offset is not None  # noqa: S101
                 if place is None or topic != place[0] or partition != place[1]:
-                    place = (topic, partition)
-                    part = parts.get(place)
+                    place = here = (topic, partition)
+                    part = parts.get(here)
                 # A partition that was revoked within this call: its new owner reads it from the committed offset.
                 if part is None or not part.owned or not part.note_delivered(offset):
                     continue
@@ -193,7 +199,7 @@ class Poller:
                     offset,
                     record.key(),
                     record.value(),
-                    record.headers(),
+                    cast("RawHeaders | None", record.headers()),
                     record.timestamp()[1],
                     priority_of.get(topic),
                     tier_of.get(topic),
@@ -215,7 +221,7 @@ class Poller:
 
     @staticmethod
     def _raise_if_final(error: KafkaError) -> None:
-        if error.fatal() or error.code() == KafkaError._AUTO_OFFSET_RESET:  # noqa: SLF001
+        if error.fatal() or error.code() == KafkaError._AUTO_OFFSET_RESET:
             raise KafkaException(error)
         log.warning("error while consuming", error=str(error))
 
@@ -236,7 +242,12 @@ class Poller:
         wanted: set[Place] = set()
         for place, part in self.parts.items():
             priority_paused = self._topics.priority_of.get(place[0]) in self._paused_priorities
-            if self._drain or priority_paused or part.full() or self._delays.holds_enough(part, place in self._paused):
+            if (
+                self._drain
+                or priority_paused
+                or part.full()
+                or self._delays.holds_enough(part, place in self._paused)
+            ):
                 wanted.add(place)
         if wanted == self._paused:
             return

@@ -18,7 +18,7 @@ from typing import Any
 
 import structlog
 from confluent_kafka import Consumer, Producer
-from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType
+from confluent_kafka.admin import AdminClient
 
 from schemas.codec import Codec
 from schemas.errors import PipelineError
@@ -27,6 +27,7 @@ from schemas.records import JobCounter, WorkerReport, encode_report
 from schemas.topics import JobPriority
 from streams.clients import admin_config, producer_config, worker_consumer_config
 from streams.outgoing import Rules
+from streams.provision import group_session_timeout_ms
 from streams.schemas_topic import SchemaTopicReader
 from streams.settings import Settings
 from workers.children import ChildJobs
@@ -48,6 +49,7 @@ from workers.takeover import CommittedOffsets, Place
 from workers.worker import Handlers
 
 log = structlog.get_logger("rustfs_workers.worker")
+
 
 class WorkerProcess:
     """A group member with its handlers. Made, started, drained and stopped in one event loop."""
@@ -77,8 +79,7 @@ class WorkerProcess:
         self._scheduler = Scheduler(weights=config.priority_weights, strict=config.strict_priorities)
         self._processes = ProcessPool(config.process_pool_size, handlers)
         self._committed = CommittedOffsets(
-            self._topics.group,
-            AdminClient(admin_config(settings)),
+            settings,
             lambda transactional_id: Producer(producer_config(settings, transactional_id=transactional_id)),
             own_transactional_id=self._transactional_id,
         )
@@ -92,7 +93,7 @@ class WorkerProcess:
             worker_name=config.name,
             lock=self._lock,
             tick_ms=config.tick_ms,
-            on_committed=lambda: self._loop.call_soon_threadsafe(self._after_commit),
+            on_committed=self._committed_one,
             on_failure=self._fail,
             on_answer=self._answered,
         )
@@ -179,7 +180,12 @@ class WorkerProcess:
         await self._executor.release(parts, timeout_s)
         released = self._committer.release(parts)
         await asyncio.to_thread(released.wait, 10.0)
-        log.info("worker drained", worker=self.config.name, running=running, seconds=round(time.monotonic() - started, 2))
+        log.info(
+            "worker drained",
+            worker=self.config.name,
+            running=running,
+            seconds=round(time.monotonic() - started, 2),
+        )
 
     async def stop(self) -> None:
         """End every thread. After a drain this takes a moment; without one it is an unclean death for our successor."""
@@ -203,13 +209,16 @@ class WorkerProcess:
 
     @property
     def events(self) -> dict[str, int]:
-        """Other counts: duplicates, stale metadata, ambiguous commits, …"""
+        """Other counts, such as duplicates, stale metadata and ambiguous commits."""
         return dict(self._committer.counters.events)
 
     # --- from the poll thread -------------------------------------------------------------------
 
     def _deliver(self, messages: list[Message]) -> None:
         self._loop.call_soon_threadsafe(self._arrive, messages)
+
+    def _committed_one(self) -> None:
+        self._loop.call_soon_threadsafe(self._after_commit)
 
     def _answered(self) -> None:
         self._last_answer = time.monotonic()
@@ -248,7 +257,9 @@ class WorkerProcess:
             self._executor.wake()
 
     def _drop_copy(self, message: Message) -> None:
-        log.warning("copy of a record skipped", job_id=message.job_id.decode("ascii", "replace"), at=message.where)
+        log.warning(
+            "copy of a record skipped", job_id=message.job_id.decode("ascii", "replace"), at=message.where
+        )
         self._committer.emit(Outcome(message, None, event="duplicates"))
         if message.priority is not None:
             self._scheduler.leave(message)
@@ -315,7 +326,9 @@ class WorkerProcess:
     def _make_producer(self, logger: Any) -> Producer:
         return Producer(
             {
-                **producer_config(self._settings, transactional_id=self._transactional_id, linger_ms=1, logger=logger),
+                **producer_config(
+                    self._settings, transactional_id=self._transactional_id, linger_ms=1, logger=logger
+                ),
                 # Success is known from the commit: a report per record would cost a microsecond each.
                 "delivery.report.only.error": True,
             }
@@ -331,16 +344,8 @@ class WorkerProcess:
 
     def _lease_from_broker(self) -> float:
         """A second less than the session that the group's coordinator grants."""
-        name = "group.consumer.session.timeout.ms"
-        admin = AdminClient(admin_config(self._settings))
-        broker = next(iter(admin.list_topics(timeout=10).brokers))
-        resource = ConfigResource(ResourceType.BROKER, str(broker))
-        try:
-            entry = admin.describe_configs([resource])[resource].result(10)[name]
-            return max(int(entry.value) / 1000 - 1, 1.0)
-        except Exception as error:  # noqa: BLE001 - not allowed to ask, or an old broker: the setting counts
-            log.info("session timeout not to be had from the broker", error=str(error), used_s=self._lease_s + 1)
-            return self._lease_s
+        session_ms = group_session_timeout_ms(self._settings, AdminClient(admin_config(self._settings)))
+        return self._lease_s if session_ms is None else max(session_ms / 1000 - 1, 1.0)
 
     def _report(self, state: str) -> bytes:
         self._sequence += 1
@@ -378,4 +383,3 @@ class _LateMembership:
 
     def refresh(self, timeout_s: float) -> None:
         self._process.poller.refresh(timeout_s)
-

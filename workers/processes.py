@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
+import json
 import socket
 import sys
 from datetime import timedelta
@@ -42,7 +43,9 @@ class ProcessPool:
 
     def __init__(self, size: int, handlers: Handlers) -> None:
         self._names = {
-            handler.job_type.name: _importable(handler) for handler in handlers if handler.execution == "process"
+            handler.job_type.name: _importable(handler)
+            for handler in handlers
+            if handler.execution == "process"
         }
         self._free = asyncio.Semaphore(size)
         self._idle: list[_Child] = []
@@ -167,7 +170,7 @@ class _Child:
 
     async def _receive(self) -> tuple[frames.Header, bytes]:
         text, body = frames.lengths(await self._reader.readexactly(frames.HEADER_BYTES))
-        header = frames.json.loads(await self._reader.readexactly(text))
+        header = json.loads(await self._reader.readexactly(text))
         return header, await self._reader.readexactly(body)
 
 
@@ -206,12 +209,15 @@ def _importable(handler: Handler) -> dict[str, str]:
     cls: type = handler.job_type.cls if handler.worker is None else type(handler.worker)
     where = f"{cls.__module__}.{cls.__qualname__}"
     if cls.__module__ == "__main__" or "<locals>" in cls.__qualname__:
-        raise JobTypeError(f"{where} runs in a process, which has to import it: put it into a module of its own")
+        raise JobTypeError(
+            f"{where} runs in a process, which has to import it: put it into a module of its own"
+        )
     if handler.worker is not None:
         needed = [
             name
             for name, parameter in inspect.signature(cls).parameters.items()
-            if parameter.default is parameter.empty and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+            if parameter.default is parameter.empty
+            and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
         ]
         if needed:
             raise JobTypeError(

@@ -50,7 +50,7 @@ class Reporter:
     def first(self, timeout_s: float) -> bool:
         """Send one report and wait for its answer: nothing that waits for a time starts before this. Blocks."""
         answered = threading.Event()
-        self._send("starting", lambda: answered.set())
+        self._send("starting", answered.set)
         deadline = time.monotonic() + timeout_s
         while not answered.is_set() and time.monotonic() < deadline:
             self._producer.poll(0.05)

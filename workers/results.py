@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 
 class JobResult:
-    """Base of the four results. Also reachable as ``JobResult.Success(...)``, ``JobResult.Failed(...)``, …"""
+    """Base of the four results, which are also reachable as ``JobResult.Success(...)`` and so on."""
 
     __slots__ = ()
 

@@ -61,7 +61,13 @@ class Router:
         """What a run's result leads to."""
         match result:
             case Success(output):
-                if output is None and not run.metrics and not run.children and run.progress is None and not run.message.delivery.history:
+                if (
+                    output is None
+                    and not run.metrics
+                    and not run.children
+                    and run.progress is None
+                    and not run.message.delivery.history
+                ):
                     return _plain(run)
                 return _final(run, JobStatus.SUCCEEDED, records=run.children, output=_json(output))
             case Skipped(reason):

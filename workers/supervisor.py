@@ -33,7 +33,7 @@ _HOPELESS: Final = frozenset({2})
 
 def pause_before_restart(deaths_in_a_row: int) -> float:
     """Seconds to wait: 1, 2, 4, … 30."""
-    return min(_FIRST_PAUSE_S * 2 ** min(deaths_in_a_row - 1, 10), _LONGEST_PAUSE_S)
+    return min(_FIRST_PAUSE_S * float(2 ** min(deaths_in_a_row - 1, 10)), _LONGEST_PAUSE_S)
 
 
 @dataclass
@@ -87,7 +87,9 @@ def supervise(count: int, command: Callable[[int], Sequence[str]]) -> int:
             signal.signal(number, handler)
 
 
-def _look_after(slot: _Slot, command: Callable[[int], Sequence[str]], now: float, *, stopping: bool) -> int | None:
+def _look_after(
+    slot: _Slot, command: Callable[[int], Sequence[str]], now: float, *, stopping: bool
+) -> int | None:
     """Start what should run and does not; the exit code of a child that has just ended."""
     code = None
     if slot.process is not None and (code := slot.process.poll()) is not None:

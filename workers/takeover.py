@@ -11,21 +11,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import TimeoutError as FutureTimeout
 
 import structlog
 from confluent_kafka import (
     Consumer,
-    ConsumerGroupTopicPartitions,
     KafkaError,
     KafkaException,
     Producer,
     TopicPartition,
 )
-from confluent_kafka.admin import AdminClient
 
 from schemas.errors import KafkaUnreachable
 from schemas.offsetmap import OffsetMap, parse
+from streams.committed import committed_offsets
+from streams.settings import Settings
 
 log = structlog.get_logger("rustfs_workers.takeover")
 
@@ -41,10 +40,14 @@ class CommittedOffsets:
     """Reads offsets and maps of one group. Blocks; for threads, not for the event loop."""
 
     def __init__(
-        self, group: str, admin: AdminClient, make_producer: Callable[[str], Producer], *, own_transactional_id: str
+        self,
+        settings: Settings,
+        make_producer: Callable[[str], Producer],
+        *,
+        own_transactional_id: str,
     ) -> None:
-        self._group = group
-        self._admin = admin
+        self._settings = settings
+        self._group = settings.topics.group
         self._make_producer = make_producer
         self._own = own_transactional_id
 
@@ -66,7 +69,10 @@ class CommittedOffsets:
                 kafka_error = error.args[0]
                 if time.monotonic() > deadline:
                     raise KafkaUnreachable("the group's coordinator", _LIMIT_S) from error
-                if not (kafka_error.retriable() or kafka_error.code() in (KafkaError._TIMED_OUT, KafkaError._TRANSPORT)):  # noqa: SLF001
+                if not (
+                    kafka_error.retriable()
+                    or kafka_error.code() in (KafkaError._TIMED_OUT, KafkaError._TRANSPORT)
+                ):
                     raise
                 self._end_open_transactions(wanted, ended)
                 patience = _READ_TIMEOUT_S
@@ -74,51 +80,35 @@ class CommittedOffsets:
                 return {(tp.topic, tp.partition): _map_of(tp) for tp in read}
 
     def read_back(self, places: Iterable[Place], *, stable: bool = True) -> dict[Place, OffsetMap]:
-        """The same from any thread, through the admin client; waits for pending transactions if ``stable``.
+        """The same from any thread, without the worker's consumer; waits for pending transactions if ``stable``.
 
         Raises:
             GroupNotInitialised, KafkaUnreachable.
         """
-        wanted = [TopicPartition(topic, partition) for topic, partition in places]
-        deadline = time.monotonic() + _LIMIT_S
-        while wanted:
-            try:
-                read = self._list(wanted, stable=stable)
-            except (KafkaException, FutureTimeout) as error:
-                if time.monotonic() > deadline:
-                    raise KafkaUnreachable("the group's coordinator", _LIMIT_S) from error
-                log.info("committed offsets not to be had yet", error=str(error))
-                time.sleep(0.1)
-            else:
-                return {(tp.topic, tp.partition): _map_of(tp) for tp in read}
-        return {}
-
-    def _list(self, wanted: list[TopicPartition], *, stable: bool) -> list[TopicPartition]:
-        request = [ConsumerGroupTopicPartitions(self._group, wanted)]
-        futures = self._admin.list_consumer_group_offsets(
-            request, require_stable=stable, request_timeout=_READ_TIMEOUT_S
-        )
-        answer = futures[self._group].result(_READ_TIMEOUT_S + 1)
-        for tp in answer.topic_partitions:
-            if tp.error is not None:
-                raise KafkaException(tp.error)
-        return list(answer.topic_partitions)
+        wanted = list(places)
+        timeout_s = _LIMIT_S if stable else _READ_TIMEOUT_S
+        found = committed_offsets(self._settings, self._group, wanted, timeout_s=timeout_s, stable=stable)
+        return {place: parse(*found.get(place, (-1, "")), where=f"{place[0]}/{place[1]}") for place in wanted}
 
     def _end_open_transactions(self, wanted: list[TopicPartition], ended: set[str]) -> None:
         """Take the id of each predecessor once. If one was alive after all, that costs it a new producer, no more."""
         try:
-            unstable = self._list(wanted, stable=False)
-        except (KafkaException, FutureTimeout) as error:
+            unstable = self.read_back(((tp.topic, tp.partition) for tp in wanted), stable=False)
+        except (KafkaException, KafkaUnreachable) as error:
             log.info("maps of the predecessors not to be had yet", error=str(error))
             return
-        for transactional_id in {_map_of(tp).transactional_id for tp in unstable} - ended - {"", self._own}:
+        for transactional_id in (
+            {found.transactional_id for found in unstable.values()} - ended - {"", self._own}
+        ):
             ended.add(transactional_id)
             started = time.monotonic()
             try:
                 self._make_producer(transactional_id).init_transactions(_READ_TIMEOUT_S)
             except KafkaException as error:
                 # Two heirs take the same id at once: one is fenced, and the transaction is ended all the same.
-                log.info("open transaction not ended by us", transactional_id=transactional_id, error=str(error))
+                log.info(
+                    "open transaction not ended by us", transactional_id=transactional_id, error=str(error)
+                )
             else:
                 log.info(
                     "ended the open transaction of a dead worker",
@@ -129,4 +119,3 @@ class CommittedOffsets:
 
 def _map_of(tp: TopicPartition) -> OffsetMap:
     return parse(tp.offset, tp.metadata, where=f"{tp.topic}/{tp.partition}")
-

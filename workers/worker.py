@@ -60,7 +60,7 @@ class Handlers:
     def __init__(self) -> None:
         self._by_type: dict[str, Handler] = {}
 
-    def register(self, what: Worker | type[Worker] | type[Job] | Callable[[], Worker]) -> None:
+    def register(self, what: type[Worker | Job] | Worker | Callable[[], Worker]) -> None:
         """Add a worker (an instance, a class or another factory), or a job class that runs itself.
 
         Raises:
@@ -101,13 +101,13 @@ class Handlers:
         self._by_type[name] = handler
 
     @staticmethod
-    def _of_job(cls: type[Job]) -> Handler:
-        if not cls.runs_itself():
+    def _of_job(kind: type[Job]) -> Handler:
+        if not kind.runs_itself():
             raise JobTypeError(
-                f"{cls.__qualname__} has no execute(); give it one, or register a Worker for {cls.job_type!r}"
+                f"{kind.__qualname__} has no execute(); give it one, or register a Worker for {kind.job_type!r}"
             )
-        execution = cls.execution or _execution_of(cls.execute)
-        return Handler(job_type(cls), _call_execute, execution, cls.max_retries, cls.timeout, cls.backoff)
+        execution = kind.execution or _execution_of(kind.execute)
+        return Handler(job_type(kind), _call_execute, execution, kind.max_retries, kind.timeout, kind.backoff)
 
     @staticmethod
     def _of_worker(worker: Worker) -> Handler:

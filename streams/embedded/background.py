@@ -14,7 +14,7 @@ from typing import Final
 import psutil
 
 from schemas.errors import PipelineError
-from streams.embedded.broker import BrokerConfig, EmbeddedBroker, _listens
+from streams.embedded.broker import BrokerConfig, EmbeddedBroker, listens
 
 _STATE_FILE: Final = "broker.json"
 _ADDRESS_FILE: Final = "address"
@@ -38,7 +38,7 @@ def start_background(config: BrokerConfig, timeout_s: float = 60.0) -> RunningBr
     """Start a broker that outlives us; the one that runs already, if there is one.
 
     Raises:
-        KafkaNotAvailable, BrokerStartError, DataDirInUse.
+        EmbeddedKafkaError: it cannot be started; the message says why.
     """
     found = running_broker(config.data_dir)
     if found is not None:
@@ -60,7 +60,7 @@ def running_broker(data_dir: Path) -> RunningBroker | None:
             return None
     except (OSError, ValueError, TypeError, psutil.NoSuchProcess):
         return None
-    return state if _listens(state.port) else None
+    return state if listens(state.port) else None
 
 
 def stop_background(data_dir: Path, timeout_s: float = 20.0) -> bool:

@@ -5,6 +5,7 @@ In:  a data directory. Out: a broker that answers, or the end of its log and why
 
 from __future__ import annotations
 
+import base64
 import ctypes
 import fcntl
 import os
@@ -18,11 +19,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Final, Self
+from uuid import uuid4
 
 import structlog
 
-from schemas.errors import PipelineError
-from streams.embedded.jars import class_path, java
+from streams.embedded.errors import BrokerStartError, BrokerStartTimeout, DataDirInUse
+from streams.embedded.jars import class_path
+from streams.embedded.java import find_java
 
 log = structlog.get_logger("rustfs_workers.embedded")
 
@@ -69,14 +72,6 @@ logger.server.level = INFO
 """
 
 
-class BrokerStartError(PipelineError):
-    """The broker did not come up; the message has the end of its log."""
-
-
-class DataDirInUse(PipelineError):
-    """Another broker has this data directory."""
-
-
 @dataclass(frozen=True)
 class BrokerConfig:
     """Where a broker lives.
@@ -119,6 +114,11 @@ class EmbeddedBroker:
         return self._process.pid if self._process is not None else 0
 
     @property
+    def alive(self) -> bool:
+        """Whether its process runs."""
+        return self._process is not None and self._process.poll() is None
+
+    @property
     def log_path(self) -> Path:
         """Its log."""
         return self.config.data_dir / "broker.log"
@@ -127,13 +127,13 @@ class EmbeddedBroker:
         """Start, and wait until it answers.
 
         Raises:
-            KafkaNotAvailable: the jars or a Java cannot be had.
+            JarsUnavailable, JarMismatch, JavaMissing: what it needs cannot be had.
             DataDirInUse: another broker runs on the directory.
-            BrokerStartError: it died, or did not answer in time.
+            BrokerStartError: it died, or (BrokerStartTimeout) did not answer in time.
         """
         directory = self.config.data_dir
         directory.mkdir(parents=True, exist_ok=True)
-        jars, runtime = class_path(), java()
+        jars, runtime = os.pathsep.join(map(str, class_path())), str(find_java())
         self._lock = _lock(directory)
         try:
             self.port = self.config.port or _free_port()
@@ -184,12 +184,12 @@ class EmbeddedBroker:
     ) -> None:
         self.stop()
 
-    def log_end(self) -> str:
+    def log_end(self) -> list[str]:
         """The last lines of its log."""
         try:
-            return "\n".join(self.log_path.read_text("utf-8", "replace").splitlines()[-_LOG_LINES:])
+            return self.log_path.read_text("utf-8", "replace").splitlines()[-_LOG_LINES:]
         except OSError as error:
-            return f"(no log: {error})"
+            return [f"(no log: {error})"]
 
     def _write_properties(self, controller_port: int) -> Path:
         settings = {
@@ -221,10 +221,6 @@ class EmbeddedBroker:
         ]
 
     def _format(self, command: list[str], properties: Path) -> None:
-        from uuid import uuid4
-
-        import base64
-
         cluster_id = base64.urlsafe_b64encode(uuid4().bytes).decode().rstrip("=")
         done = subprocess.run(
             [
@@ -243,24 +239,28 @@ class EmbeddedBroker:
             timeout=60,
         )
         if done.returncode:
-            raise BrokerStartError(f"the data directory cannot be formatted:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+            said = f"{done.stdout}{done.stderr}".splitlines()
+            raise BrokerStartError(
+                "the data directory cannot be formatted", self.log_path, said[-_LOG_LINES:]
+            )
 
     def _wait_until_it_answers(self, timeout_s: float) -> None:
         process = self._process
         assert process is not None  # noqa: S101 - just started
         deadline = time.monotonic() + timeout_s
-        while not _listens(self.port):
+        while not listens(self.port):
             code = process.poll()
             if code is not None:
-                raise BrokerStartError(f"Kafka ended with exit code {code}; the end of {self.log_path}:\n{self.log_end()}")
+                raise BrokerStartError(f"Kafka ended with exit code {code}", self.log_path, self.log_end())
             if time.monotonic() > deadline:
-                raise BrokerStartError(
-                    f"Kafka did not answer within {timeout_s:.0f} s; the end of {self.log_path}:\n{self.log_end()}"
+                raise BrokerStartTimeout(
+                    f"Kafka did not answer within {timeout_s:.0f} s", self.log_path, self.log_end()
                 )
             time.sleep(0.05)  # another process: there is nothing to wait on but its port
 
 
-def _listens(port: int) -> bool:
+def listens(port: int) -> bool:
+    """Whether something answers on this port of ours."""
     try:
         with socket.create_connection((_HOST, port), 0.5):
             return True
@@ -283,10 +283,7 @@ def _lock(directory: Path) -> IO[str]:
         lock.seek(0)
         holder = lock.read().strip()
         lock.close()
-        raise DataDirInUse(
-            f"{directory} is in use by process {holder or 'unknown'}; stop it (`rustfs-workers kafka stop`), "
-            "or use another --data-dir"
-        ) from error
+        raise DataDirInUse(directory, f"process {holder or 'unknown'}") from error
     lock.truncate(0)
     lock.write(str(os.getpid()))
     lock.flush()

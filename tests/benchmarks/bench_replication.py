@@ -175,9 +175,13 @@ def large(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=["small", "large"])
-    parser.add_argument("--dir", type=Path, help="where to work; default: the system's directory for such files")
+    parser.add_argument(
+        "--dir", type=Path, help="where to work; default: the system's directory for such files"
+    )
     parser.add_argument("--objects", type=int, default=2000)
     parser.add_argument("--bytes", type=int)
     parser.add_argument("--concurrency", type=int, default=10)

@@ -56,7 +56,9 @@ def test_kill_9_with_jobs_in_flight_loses_none_and_forks_none(
     victim = start("victim")
     long = producer.schedule_jobs(Waits(until=str(go)) for _ in range(20))
     eventually(lambda: len(runs(tmp_path)) == 20, 30, "twenty jobs run")
-    others = producer.schedule_jobs([*(Note(text=str(n)) for n in range(200)), *(Fails(times=1) for _ in range(20))])
+    others = producer.schedule_jobs(
+        [*(Note(text=str(n)) for n in range(200)), *(Fails(times=1) for _ in range(20))]
+    )
     victim.kill()
     start("heir")
     go.touch()
@@ -102,10 +104,16 @@ def test_a_frozen_worker_that_wakes_after_losing_its_partitions_is_fenced(
     go.touch()
     sleeper.send(signal.SIGCONT)
     all_final(provisioned, ids, 60)
-    eventually(lambda: sleeper.said("partitions lost") or sleeper.said("partitions released"), 40, "the sleeper knows")
+    eventually(
+        lambda: sleeper.said("partitions lost") or sleeper.said("partitions released"),
+        40,
+        "the sleeper knows",
+    )
     found = audit(provisioned, ids)
     assert (found.lost, found.forked) == ([], [])
-    assert {change.worker for job_id in ids for change in statuses(provisioned)[job_id] if change.state.final} == {"heir.0"}
+    assert {
+        change.worker for job_id in ids for change in statuses(provisioned)[job_id] if change.state.final
+    } == {"heir.0"}
     assert sleeper.terminate() == 0
 
 

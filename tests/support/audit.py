@@ -51,9 +51,16 @@ def statuses(settings: Settings) -> dict[str, list[StatusChange]]:
     codec = Codec()
     found: dict[str, list[StatusChange]] = defaultdict(list)
     for message in read_all(settings, settings.topics.status):
-        change = decode_status(codec, message.value())
+        change = decode_status(codec, message.value() or b"")
         found[change.job_id].append(change)
     return found
+
+
+def raw_headers(message: Message) -> list[tuple[str, bytes]]:
+    """The headers as they are on the wire."""
+    headers = message.headers() or []
+    assert isinstance(headers, list)
+    return [(name, value if isinstance(value, bytes) else b"") for name, value in headers]
 
 
 @dataclass
@@ -77,12 +84,14 @@ def audit(settings: Settings, accepted: list[str]) -> Audit:
     for message in read_all(settings, *settings.topics.consumed):
         try:
             name = peek_id(message.value()).decode()
-            published[name, parse(message.headers()).delivery] += 1
+            published[name, parse(raw_headers(message)).delivery] += 1
         except WireError:
             continue
     forked += [name for (name, _), count in published.items() if count > 1]
     final = {
-        job_id: history[-1].state for job_id, history in changes.items() if history and history[-1].state.final
+        job_id: history[-1].state
+        for job_id, history in changes.items()
+        if history and history[-1].state.final
     }
     return Audit(
         lost=[job_id for job_id in accepted if job_id not in final],

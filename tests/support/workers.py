@@ -21,7 +21,9 @@ ROOT = Path(__file__).resolve().parents[2]
 class WorkerUnderTest:
     """One ``rustfs-workers worker`` process."""
 
-    def __init__(self, settings: Settings, directory: Path, worker_id: str, *arguments: str, **environment: str) -> None:
+    def __init__(
+        self, settings: Settings, directory: Path, worker_id: str, *arguments: str, **environment: str
+    ) -> None:
         self.log_file = directory / "runs.jsonl"
         self.stderr_file = directory / f"{worker_id}.stderr"
         self._arguments = arguments
@@ -42,7 +44,15 @@ class WorkerUnderTest:
     def start(self) -> WorkerUnderTest:
         with self.stderr_file.open("ab") as stderr:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "workers", "worker", "--import", "tests.support.jobs", *self._arguments],
+                [
+                    sys.executable,
+                    "-m",
+                    "workers",
+                    "worker",
+                    "--import",
+                    "tests.support.jobs",
+                    *self._arguments,
+                ],
                 env=self._environment,
                 cwd=ROOT,
                 stdout=subprocess.DEVNULL,

@@ -394,6 +394,7 @@ def test_schemas_that_contain_themselves_are_refused(kind: Any) -> None:
         {"type": "record", "name": "R", "fields": 5},
         {"type": "record", "name": "R", "fields": [5]},
         {"type": "record", "name": "R", "fields": [{"name": "a"}]},
+        {"type": "record", "name": "R", "fields": [{"name": ["a"], "type": "int"}]},
         {"type": "record", "name": "R", "fields": [field_of("a", "nonsense")]},
         {"type": "record", "name": "R", "fields": [field_of("a", "int", default="x")]},
         {"type": "array", "items": "long", "fields": []},

@@ -99,6 +99,12 @@ def test_a_final_state_stays_though_a_second_worker_still_runs_it() -> None:
     assert now(status(JobStatus.SUCCEEDED, at=T0 + 10), late) is JobStatus.SUCCEEDED
 
 
+def test_two_ends_of_the_same_moment_are_told_apart_by_their_place() -> None:
+    """After a takeover two members may have written an end each: every reader must choose the same one."""
+    one, other = status(JobStatus.FAILED, offset=1), status(JobStatus.SUCCEEDED, offset=2)
+    assert now(one, other) is now(other, one) is JobStatus.SUCCEEDED
+
+
 def test_a_new_life_is_newer_than_a_final_state() -> None:
     again = status(JobStatus.PENDING, 5, redrives=1)
     assert now(status(JobStatus.FAILED, 4), again) is JobStatus.PENDING
@@ -213,21 +219,22 @@ def test_filters() -> None:
 IDS = st.sampled_from([ID, ID[:-1] + "2"])
 EVENTS = st.builds(
     event,
-    st.integers(0, 4),
+    st.integers(0, 2),
     waiting=st.booleans(),
     offset=st.integers(0, 50),
     job_id=IDS,
     attempt=st.integers(1, 3),
-    redrives=st.integers(0, 2),
+    redrives=st.integers(0, 1),
 )
 STATUSES = st.builds(
     status,
     st.sampled_from(JobStatus),
-    st.integers(0, 4),
-    at=st.integers(T0, T0 + 5),
+    st.integers(0, 2),
+    # Few values: what decides between equals has to be met.
+    at=st.integers(T0, T0 + 1),
     offset=st.integers(0, 50),
     job_id=IDS,
-    redrives=st.integers(0, 2),
+    redrives=st.integers(0, 1),
     attempt=st.integers(1, 3),
 )
 TOMBSTONES = st.builds(lambda job_id, offset: Tombstone(job_id, (STATUS, 0, offset)), IDS, st.integers(0, 50))

@@ -10,16 +10,20 @@ import typer
 from workers.console import configure_logging, errors_in_one_line
 
 
-def worker(  # noqa: PLR0913 - one parameter per option
+def worker(
     worker_id: Annotated[
-        str | None, typer.Option(help="Name of this worker; the same after a restart, different from all others.")
+        str | None,
+        typer.Option(help="Name of this worker; the same after a restart, different from all others."),
     ] = None,
-    processes: Annotated[int, typer.Option(min=1, max=64, help="Processes to run; a dead one is started again.")] = 1,
+    processes: Annotated[
+        int, typer.Option(min=1, max=64, help="Processes to run; a dead one is started again.")
+    ] = 1,
     max_concurrent_jobs: Annotated[
         int | None, typer.Option(min=1, help="Jobs that one process runs at a time.")
     ] = None,
     imports: Annotated[
-        list[str] | None, typer.Option("--import", help="Module with job types and workers of your own; repeatable.")
+        list[str] | None,
+        typer.Option("--import", help="Module with job types and workers of your own; repeatable."),
     ] = None,
     process_index: Annotated[int | None, typer.Option(hidden=True)] = None,
 ) -> None:
@@ -44,7 +48,14 @@ def worker(  # noqa: PLR0913 - one parameter per option
         if processes > 1:
             from workers.supervisor import supervise
 
-            raise SystemExit(supervise(processes, lambda index: _child_command(index, settings.worker_id, max_concurrent_jobs, imports or [])))
+            raise SystemExit(
+                supervise(
+                    processes,
+                    lambda index: _child_command(
+                        index, settings.worker_id, max_concurrent_jobs, imports or []
+                    ),
+                )
+            )
 
         import asyncio
 
@@ -66,8 +77,19 @@ def worker(  # noqa: PLR0913 - one parameter per option
         raise SystemExit(asyncio.run(main()))
 
 
-def _child_command(index: int, worker_id: str, max_concurrent_jobs: int | None, imports: list[str]) -> list[str]:
-    command = [sys.executable, "-m", "workers", "worker", "--process-index", str(index), "--worker-id", worker_id]
+def _child_command(
+    index: int, worker_id: str, max_concurrent_jobs: int | None, imports: list[str]
+) -> list[str]:
+    command = [
+        sys.executable,
+        "-m",
+        "workers",
+        "worker",
+        "--process-index",
+        str(index),
+        "--worker-id",
+        worker_id,
+    ]
     if max_concurrent_jobs is not None:
         command += ["--max-concurrent-jobs", str(max_concurrent_jobs)]
     for name in imports:

@@ -17,7 +17,7 @@ import asyncio
 import contextlib
 import re
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -40,8 +40,7 @@ from workers.storage.errors import (
     public_message,
 )
 from workers.storage.keys import ObjectKey, object_key
-from workers.storage.lane import Lane
-from workers.storage.node import SMALL_BYTES, Node, OpenObject, Ticket, Verify
+from workers.storage.node import Node, OpenObject, Ticket, Verify
 from workers.storage.nodes import NodeRegistry
 from workers.worker import Worker
 
@@ -140,7 +139,9 @@ def plan_of(job: ReplicationJob) -> Plan:
         raise InvalidReplication("expected_size must not be negative")
     overwrite, verify = job.overwrite, job.verify
     if overwrite not in get_args(Overwrite):
-        raise InvalidReplication(f"overwrite is {overwrite[:40]!r}; use one of {', '.join(get_args(Overwrite))}")
+        raise InvalidReplication(
+            f"overwrite is {overwrite[:40]!r}; use one of {', '.join(get_args(Overwrite))}"
+        )
     if verify not in get_args(Verify):
         raise InvalidReplication(f"verify is {verify[:40]!r}; use one of {', '.join(get_args(Verify))}")
     return Plan(
@@ -192,14 +193,14 @@ def _reason(name: str, target: TargetResult, limit: int) -> str:
 
 
 class ReplicationWorker(Worker):
-    """Runs replication jobs in threads of its own.
+    """Runs replication jobs, each in one thread of a small pool of its own.
 
-    A small object between local nodes takes a tenth of a millisecond; such jobs share one thread while that is so
-    (``workers.storage.lane``). Everything else gets a thread of a pool, and large objects one more per target.
+    Files of a few KiB take well under a millisecond; what costs is handing them from thread to thread, so a small
+    object between local nodes makes one hop and no more.
 
     Args:
         nodes: where objects live.
-        threads: how many of the slower jobs copy at the same time; more wait.
+        threads: how many jobs copy at the same time.
     """
 
     worker_type = "replication"
@@ -207,30 +208,20 @@ class ReplicationWorker(Worker):
     def __init__(self, nodes: NodeRegistry, *, threads: int = DEFAULT_THREADS) -> None:
         self._nodes = nodes
         self._threads = threads
-        self._lane: Lane | None = None
+
+    @cached_property
+    def _pool(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(self._threads, thread_name_prefix="replication")
 
     async def process_job(self, job: ReplicationJob, context: WorkerContext) -> JobResult:
-        """Copy the object. Failures are results, not exceptions.
+        """Copy the object.
 
-        If this call is cancelled, its thread stops at the next step and publishes nothing more.
+        If this call is cancelled, the thread stops at its next step and publishes nothing more.
         """
         given_up = threading.Event()
-
-        def stopped() -> bool:
-            return context.cancelled or given_up.is_set()
-
+        loop = asyncio.get_running_loop()
         try:
-            plan = plan_of(job)
-            if self._is_local(plan):
-                with contextlib.suppress(_TooLarge):
-                    return await self._quick_lane().submit(
-                        lambda: self._replicate(plan, context, stopped, limit=SMALL_BYTES)
-                    )
-            return await asyncio.get_running_loop().run_in_executor(
-                self._pool, self._replicate, plan, context, stopped
-            )
-        except StorageError as error:
-            return Failed(str(error), retryable=error.retryable, error_type=error.name)
+            return await loop.run_in_executor(self._pool, self.replicate, job, context, given_up)
         except asyncio.CancelledError:
             given_up.set()
             raise
@@ -243,33 +234,23 @@ class ReplicationWorker(Worker):
         return len(silent) < len(self._nodes) or not self._nodes
 
     def close(self) -> None:
-        """Let the threads end; running copies finish."""
-        if self._lane is not None:
-            self._lane.close()
-            self._lane = None
+        """Let the pool's threads end; running copies finish."""
         self._pool.shutdown(wait=False)
         del self._pool
 
-    @cached_property
-    def _pool(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(self._threads, thread_name_prefix="replication")
-
-    def _quick_lane(self) -> Lane:
-        if self._lane is None or self._lane.loop is not asyncio.get_running_loop():
-            if self._lane is not None:
-                self._lane.close()
-            self._lane = Lane(self._pool)
-        return self._lane
-
-    def _is_local(self, plan: Plan) -> bool:
-        """Whether every node that may be asked is a local one."""
-        sources = (plan.source_node,) if plan.source_node is not None else self._nodes.names
-        return all(name not in self._nodes or self._nodes.node(name).local for name in (*sources, *plan.targets))
-
-    def _replicate(
-        self, plan: Plan, context: WorkerContext, stopped: Callable[[], bool], limit: int | None = None
+    def replicate(
+        self, job: ReplicationJob, context: WorkerContext, given_up: threading.Event | None = None
     ) -> JobResult:
-        report = self._copy(plan, context, stopped, limit)
+        """The same, blocking, in the calling thread. Failures are results, not exceptions."""
+
+        def stopped() -> bool:
+            return context.cancelled or (given_up is not None and given_up.is_set())
+
+        try:
+            plan = plan_of(job)
+            report = self._copy(plan, context, stopped)
+        except StorageError as error:
+            return Failed(str(error), retryable=error.retryable, error_type=error.name)
         copied = report.count("COMPLETED")
         if copied:
             context.update_metrics("bytes_copied", copied * report.size)
@@ -285,9 +266,7 @@ class ReplicationWorker(Worker):
                 )
         return result_of(report, plan.wanted)
 
-    def _copy(
-        self, plan: Plan, context: WorkerContext, stopped: Callable[[], bool], limit: int | None
-    ) -> CopyReport:
+    def _copy(self, plan: Plan, context: WorkerContext, stopped: Any) -> CopyReport:
         targets: dict[str, Node] = {}
         refused: dict[str, TargetResult] = {}
         for name in plan.targets:
@@ -305,19 +284,18 @@ class ReplicationWorker(Worker):
             stopped=stopped,
             progress=context.progress,
         )
-        node, source = find_source(self._nodes, plan)
-        with source:
-            if limit is not None and source.version.size > limit:
-                raise _TooLarge
+        with self._source(plan) as (node, source):
             report = copy_opened(order, source, targets, local=node.local)
         if refused:
             results = {name: refused.get(name) or report.targets[name] for name in plan.targets}
             report = CopyReport(report.size, report.sha256, results)
         return report
 
-
-class _TooLarge(Exception):  # noqa: N818 - not an error: the job goes to the pool instead
-    """The object is too large for the quick lane."""
+    @contextlib.contextmanager
+    def _source(self, plan: Plan) -> Iterator[tuple[Node, OpenObject]]:
+        node, source = find_source(self._nodes, plan)
+        with source:
+            yield node, source
 
 
 def find_source(nodes: NodeRegistry, plan: Plan) -> tuple[Node, OpenObject]:

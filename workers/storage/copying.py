@@ -25,6 +25,7 @@ from typing import Final, Literal
 
 from schemas.errors import PermanentError
 from workers.storage.errors import (
+    ObjectMissing,
     SourceChanged,
     SourceCorrupt,
     Stopped,
@@ -35,7 +36,7 @@ from workers.storage.errors import (
 )
 from workers.storage.fanout import fan_out
 from workers.storage.keys import ObjectKey
-from workers.storage.node import SMALL_BYTES, Incoming, Node, OpenObject, Place, Ticket, Verify
+from workers.storage.node import SMALL_BYTES, Incoming, Node, OpenObject, Ticket, Verify
 
 #: When a target that holds something is replaced.
 Overwrite = Literal["if_different", "never", "always"]
@@ -158,11 +159,15 @@ def copy_object(order: CopyOrder, source_node: Node, targets: Mapping[str, Node]
         return copy_opened(order, source, targets, local=source_node.local)
 
 
-def copy_opened(order: CopyOrder, source: OpenObject, targets: Mapping[str, Node], *, local: bool) -> CopyReport:
+def copy_opened(
+    order: CopyOrder, source: OpenObject, targets: Mapping[str, Node], *, local: bool
+) -> CopyReport:
     """The same for a source that is open already. ``local``: it is on a local node."""
     size = source.version.size
     if order.expected_size is not None and size != order.expected_size:
-        raise SourceCorrupt(f"the source of {order.key} has {size:,} bytes, the job expects {order.expected_size:,}")
+        raise SourceCorrupt(
+            f"the source of {order.key} has {size:,} bytes, the job expects {order.expected_size:,}"
+        )
     run = _Run(order, source, targets, one_by_one=local and all(node.local for node in targets.values()))
     try:
         run.look_at_targets()
@@ -184,7 +189,6 @@ class _Run:
         self.targets = targets
         # Small objects between local nodes: a thread per target costs more than it gains.
         self.one_by_one = one_by_one and source.version.size <= SMALL_BYTES
-        self.places: dict[str, Place] = {}
         self.found: dict[str, OpenObject] = {}
         self.results: dict[str, TargetResult] = {}
         self.digest: str | None = None
@@ -192,17 +196,19 @@ class _Run:
         self._told = 0
 
     def close(self) -> None:
-        for place in self.places.values():
-            place.close()
+        for found in self.found.values():
+            found.close()
 
     def look_at_targets(self) -> None:
         """Open what the targets hold now; ``results`` has those that cannot be asked."""
 
         def look(name: str) -> None:
-            self.places[name] = self.targets[name].place(self.order.key)
+            try:
+                self.found[name] = self.targets[name].open(self.order.key)
+            except ObjectMissing:
+                pass  # that is what this job is for
 
         self._settle(self._each(look, self.targets))
-        self.found = {name: place.found for name, place in self.places.items() if place.found is not None}
 
     def copy_small(self) -> None:
         """Read the source whole, compare it with each target, write where it differs."""
@@ -210,10 +216,10 @@ class _Run:
         self.digest = sha256(content).hexdigest()
         self._check_digest(self.digest)
         incoming = _Small(content, self.digest, self._before_publish)
-        own = self._at_own_places()
+        places = self._places()
 
         def bring(name: str) -> None:
-            if self._may_be_same(name, own) and _holds(self.found[name], content):
+            if self._may_be_same(name, places) and _holds(self.found[name], content):
                 self.results[name] = TargetResult("ALREADY_OK")
                 return
             self._write(name, incoming)
@@ -222,8 +228,8 @@ class _Run:
 
     def copy_large(self) -> None:
         """Hash both sides where sizes agree; then read the source once for all that need it."""
-        own = self._at_own_places()
-        same_size = [name for name in self._open_targets() if self._may_be_same(name, own)]
+        places = self._places()
+        same_size = [name for name in self._open_targets() if self._may_be_same(name, places)]
         if same_size:
             self._compare(same_size)
         writes: dict[str, Callable[[Incoming], None]] = {}
@@ -274,23 +280,31 @@ class _Run:
 
     def _write(self, name: str, incoming: Incoming) -> None:
         self._check_overwrite(name)
-        self.places[name].write(incoming, self.order.ticket, self.order.verify)
+        self.targets[name].write(
+            self.order.key,
+            incoming,
+            self.order.ticket,
+            verify=self.order.verify,
+            overwrite=name in self.found,
+        )
         self.results[name] = TargetResult("COMPLETED")
 
     def _check_overwrite(self, name: str) -> None:
         if name in self.found and self.order.overwrite == "never":
-            raise TargetExists(f"node {name} holds something else under {self.order.key}; overwrite is 'never'")
+            raise TargetExists(
+                f"node {name} holds something else under {self.order.key}; overwrite is 'never'"
+            )
 
-    def _may_be_same(self, name: str, own: Mapping[str, bool]) -> bool:
+    def _may_be_same(self, name: str, places: Mapping[str, bool]) -> bool:
         found = self.found.get(name)
         return (
             found is not None
             and self.order.overwrite != "always"
             and found.version.size == self.source.version.size
-            and own[name]
+            and places[name]
         )
 
-    def _at_own_places(self) -> dict[str, bool]:
+    def _places(self) -> dict[str, bool]:
         """For each target that holds something: whether its bytes lie at a place of their own."""
         taken = {self.source.version.place}
         own = {}
@@ -335,7 +349,9 @@ class _Run:
                 raise error
             self.results[name] = TargetResult.failed(error)
 
-    def _each(self, function: Callable[[str], None], names: Mapping[str, Node] | list[str]) -> dict[str, Exception | None]:
+    def _each(
+        self, function: Callable[[str], None], names: Mapping[str, Node] | list[str]
+    ) -> dict[str, Exception | None]:
         """Call the function for every name, side by side unless that costs more than it gains."""
         errors: dict[str, Exception | None] = {}
 
@@ -351,7 +367,9 @@ class _Run:
             for name in names:
                 call(name)
             return errors
-        threads = [threading.Thread(target=call, args=(name,), name=f"copy-{name}", daemon=True) for name in names]
+        threads = [
+            threading.Thread(target=call, args=(name,), name=f"copy-{name}", daemon=True) for name in names
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:

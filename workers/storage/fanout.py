@@ -114,7 +114,9 @@ def fan_out(
     lanes = {name: Lane(source.version.size, before_publish) for name in writes}
     errors: dict[str, Exception | None] = dict.fromkeys(writes)
     threads = [
-        threading.Thread(target=_serve, args=(name, lanes[name], write, errors), name=f"copy-to-{name}", daemon=True)
+        threading.Thread(
+            target=_serve, args=(name, lanes[name], write, errors), name=f"copy-to-{name}", daemon=True
+        )
         for name, write in writes.items()
     ]
     for thread in threads:
@@ -149,7 +151,9 @@ def _read(source: OpenObject, lanes: Mapping[str, Lane], on_chunk: Callable[[int
         if all(lane.closed for lane in lanes.values()):
             return None
     if seen != source.version.size:
-        raise SourceChanged(f"{seen:,} of {source.version.size:,} bytes came: the source changed while it was read")
+        raise SourceChanged(
+            f"{seen:,} of {source.version.size:,} bytes came: the source changed while it was read"
+        )
     return hasher.hexdigest()
 
 

@@ -44,10 +44,11 @@ from workers.storage.errors import (
     TargetChanged,
 )
 from workers.storage.keys import RESERVED, ObjectKey
-from workers.storage.node import SMALL_BYTES, Incoming, Node, OpenObject, Place, Ticket, Verify, Version
+from workers.storage.node import SMALL_BYTES, Incoming, Node, OpenObject, Ticket, Verify, Version
 
 CHUNK_BYTES: Final = 1 << 20
 
+_TEMPORARY: Final = (RESERVED, "tmp")
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # Without O_NONBLOCK opening a FIFO would wait for its writer.
 _READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -62,60 +63,54 @@ class FileNode(Node):
 
     def __init__(self, name: str, root: Path, *, durable: bool = False) -> None:
         self.name = name
-        self._root = os.fspath(root)
+        self.root = root
         self.durable = durable
 
-    def place(self, key: ObjectKey) -> FilePlace:
-        """Look at an object's place; see ``Node.place``."""
+    def open(self, key: ObjectKey) -> FileObject:
+        """Open an object; see ``Node.open``."""
         directory = -1
+        file = -1
         try:
             directory = self._enter(key.parts[:-1])
             file = os.open(key.parts[-1], _READ, dir_fd=directory)
-        except (FileNotFoundError, NotADirectoryError):
-            # A file where a directory should be: nothing can be below it. Writing will say so.
-            return FilePlace(self, key, directory, None)
-        except OSError as error:
-            _close(directory)
-            self._reading_failed(error, key)
-        try:
             status = os.fstat(file)
             if not stat.S_ISREG(status.st_mode):
                 raise NotAnObject(f"{key} on node {self.name} is {_kind(status.st_mode)}, not an object")
-        except (OSError, StorageError):
+        except OSError as error:
+            _close(file, directory)
+            self._reading_failed(error, key)
+        except StorageError:
             _close(file, directory)
             raise
-        return FilePlace(self, key, directory, FileObject(self, key, directory, file, version_of(status)))
+        return FileObject(self, key, directory, file, version_of(status))
+
+    def write(
+        self, key: ObjectKey, incoming: Incoming, ticket: Ticket, *, verify: Verify, overwrite: bool
+    ) -> None:
+        """Store an object; see ``Node.write``."""
+        with contextlib.ExitStack() as cleanup:
+            try:
+                temporary = self._enter(_TEMPORARY, create=True)
+                cleanup.callback(os.close, temporary)
+                self._remove_leftovers(temporary, ticket)
+                name = ticket.temporary_name()
+                file = os.open(name, _CREATE, 0o666, dir_fd=temporary)
+                cleanup.callback(_unlink_if_there, name, temporary)
+                cleanup.callback(os.close, file)
+                for chunk in incoming.chunks():
+                    _write_all(file, chunk)
+                self._flush(file, incoming.size)
+                self._verify(file, key, incoming, verify)
+                directory = self._enter(key.parts[:-1], create=True)
+                cleanup.callback(os.close, directory)
+                incoming.before_publish()
+                self._publish(name, temporary, key, directory, overwrite=overwrite)
+            except OSError as error:
+                self._writing_failed(error, key)
 
     def check(self) -> None:
-        """Look at the root; see ``Node.check``."""
-        self._check_root()
-
-    def store(
-        self, key: ObjectKey, directory: int, incoming: Incoming, ticket: Ticket, verify: Verify, *, replace: bool
-    ) -> None:
-        """Write an object into its directory (-1: it is missing); see ``Place.write``."""
-        temporary = file = made = -1
-        name = ""
-        try:
-            temporary = self._enter_temporary()
-            self._remove_leftovers(temporary, ticket)
-            unique = ticket.temporary_name()
-            file = os.open(unique, _CREATE, 0o666, dir_fd=temporary)
-            name = unique
-            for chunk in incoming.chunks():
-                _write_all(file, chunk)
-            self._flush(file, incoming.size)
-            self._verify(file, key, incoming, verify)
-            if directory < 0:
-                directory = made = self._enter(key.parts[:-1], create=True)
-            incoming.before_publish()
-            self._publish(name, temporary, key, directory, replace=replace)
-        except OSError as error:
-            self._writing_failed(error, key)
-        finally:
-            if name:
-                _unlink_if_there(name, temporary)
-            _close(file, temporary, made)
+        """Open the root; see ``Node.check``."""
+        os.close(self._open_root())
 
     def _flush(self, file: int, size: int) -> None:
         if self.durable:
@@ -125,22 +120,26 @@ class FileNode(Node):
                 os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def _verify(self, file: int, key: ObjectKey, incoming: Incoming, verify: Verify) -> None:
-        if verify == "readback" and incoming.whole is not None:
-            # One byte more than expected would show a file that grew.
-            same = _read_exactly(file, incoming.size + 1) == incoming.whole
+        size = os.fstat(file).st_size
+        if size != incoming.size:
+            raise CopyCorrupt(
+                f"the copy of {key} on node {self.name} has {size:,} of {incoming.size:,} bytes"
+            )
+        if verify != "readback":
+            return
+        if incoming.whole is not None:
+            same = _read_exactly(file, size) == incoming.whole
         else:
-            same = os.fstat(file).st_size == incoming.size
-            if same and verify == "readback":
-                digest = sha256()
-                for chunk in _chunks_of(file, incoming.size):
-                    digest.update(chunk)
-                same = digest.hexdigest() == incoming.sha256()
+            digest = sha256()
+            for chunk in _chunks_of(file, size):
+                digest.update(chunk)
+            same = digest.hexdigest() == incoming.sha256()
         if not same:
             raise CopyCorrupt(f"the copy of {key} on node {self.name} differs from what was written to it")
 
-    def _publish(self, name: str, temporary: int, key: ObjectKey, directory: int, *, replace: bool) -> None:
+    def _publish(self, name: str, temporary: int, key: ObjectKey, directory: int, *, overwrite: bool) -> None:
         final = key.parts[-1]
-        if replace:
+        if overwrite:
             os.rename(name, final, src_dir_fd=temporary, dst_dir_fd=directory)
         else:
             try:
@@ -170,69 +169,44 @@ class FileNode(Node):
                 # Only this name: a run killed right after publishing leaves a second link to the published file.
                 _unlink_if_there(name, temporary)
 
-    def _check_root(self) -> None:
+    def _open_root(self) -> int:
         try:
-            if not stat.S_ISDIR(os.stat(self._root).st_mode):
-                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+            return os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
             raise NodeUnreachable(
-                f"node {self.name}: {self._root} cannot be used ({error.strerror}); is its disk mounted? "
+                f"node {self.name}: {self.root} cannot be opened ({error.strerror}); is its disk mounted? "
                 "A node's directory is never created by a job"
             ) from error
 
     def _enter(self, parts: tuple[str, ...], *, create: bool = False) -> int:
         """Open a directory below the root, step by step, following no links. The caller closes it."""
-        current: int | None = None
+        current = self._open_root()
         try:
             for part in parts:
-                # The root itself may be a link; everything below is opened by its own name.
-                path = f"{self._root}/{part}" if current is None else part
                 try:
-                    below = os.open(path, _DIRECTORY, dir_fd=current)
-                except (FileNotFoundError, NotADirectoryError) as error:
-                    if current is None:
-                        self._check_root()
-                    below = self._stopped_at(path, current, error, create=create)
-                if current is not None:
-                    os.close(current)
+                    below = os.open(part, _DIRECTORY, dir_fd=current)
+                except FileNotFoundError:
+                    if not create:
+                        raise
+                    below = self._make(part, current)
+                except NotADirectoryError:
+                    # The answer for a file, and on Linux for a symbolic link as well.
+                    if stat.S_ISLNK(os.stat(part, dir_fd=current, follow_symlinks=False).st_mode):
+                        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), part) from None
+                    raise
+                os.close(current)
                 current = below
         except BaseException:
-            if current is not None:
-                os.close(current)
+            os.close(current)
             raise
-        assert current is not None  # noqa: S101 - a key has two parts or more
         return current
 
-    def _stopped_at(self, path: str, current: int | None, error: OSError, *, create: bool) -> int:
-        """Make the directory that is missing, or name what stands in its place."""
-        if isinstance(error, NotADirectoryError):
-            # The answer for a file, and on Linux for a symbolic link as well.
-            if stat.S_ISLNK(os.stat(path, dir_fd=current, follow_symlinks=False).st_mode):
-                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path) from None
-            raise error
-        if not create:
-            raise error
+    def _make(self, part: str, current: int) -> int:
         with contextlib.suppress(FileExistsError):  # another job made it
-            os.mkdir(path, dir_fd=current)
+            os.mkdir(part, dir_fd=current)
         if self.durable:
-            self._flush_directory(current)
-        return os.open(path, _DIRECTORY, dir_fd=current)
-
-    def _flush_directory(self, directory: int | None) -> None:
-        if directory is not None:
-            os.fsync(directory)
-            return
-        root = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(root)
-        finally:
-            os.close(root)
-
-    def _enter_temporary(self) -> int:
-        try:
-            return os.open(f"{self._root}/{RESERVED}/tmp", _DIRECTORY)
-        except FileNotFoundError:
-            return self._enter((RESERVED, "tmp"), create=True)
+            os.fsync(current)
+        return os.open(part, _DIRECTORY, dir_fd=current)
 
     def _reading_failed(self, error: OSError, key: ObjectKey) -> NoReturn:
         match error.errno:
@@ -240,7 +214,9 @@ class FileNode(Node):
             case errno.ENOENT | errno.ENOTDIR:
                 raise ObjectMissing(f"{key} is not on node {self.name}") from error
             case errno.ENXIO:
-                raise NotAnObject(f"{key} on node {self.name} is a socket or device, not an object") from error
+                raise NotAnObject(
+                    f"{key} on node {self.name} is a socket or device, not an object"
+                ) from error
             case _:
                 self._failed(error, key)
 
@@ -250,7 +226,9 @@ class FileNode(Node):
             case errno.EEXIST:
                 raise TargetChanged(f"{where} was written by somebody else meanwhile") from error
             case errno.ENOENT:
-                raise TargetChanged(f"{where}: a directory or the temporary copy was removed meanwhile") from error
+                raise TargetChanged(
+                    f"{where}: a directory or the temporary copy was removed meanwhile"
+                ) from error
             case errno.ENOTDIR:
                 raise NotAnObject(f"{where}: a file stands where a directory is needed") from error
             case errno.EISDIR:
@@ -281,30 +259,6 @@ class FileNode(Node):
                 raise NodeUnreachable(f"{where}: {error.strerror or error}") from error
 
 
-class FilePlace(Place):
-    """An object's directory, and the open file if there is one."""
-
-    def __init__(self, node: FileNode, key: ObjectKey, directory: int, found: FileObject | None) -> None:
-        self._node = node
-        self._key = key
-        self._directory = directory
-        self.found: FileObject | None = found
-
-    def write(self, incoming: Incoming, ticket: Ticket, verify: Verify) -> None:
-        """Store an object here; see ``Place.write``."""
-        self._node.store(
-            self._key, self._directory, incoming, ticket, verify, replace=self.found is not None
-        )
-
-    def close(self) -> None:
-        """Close directory and file."""
-        if self.found is None:
-            _close(self._directory)
-        else:
-            self.found.close()
-        self._directory = -1
-
-
 class FileObject(OpenObject):
     """An open file of a node."""
 
@@ -321,7 +275,7 @@ class FileObject(OpenObject):
             # One byte more than expected shows a file that grew.
             content = _read_exactly(self._file, self.version.size + 1)
         except OSError as error:
-            self._node._reading_failed(error, self._key)  # noqa: SLF001 - one module
+            self._node._reading_failed(error, self._key)
         if len(content) != self.version.size:
             raise self._changed()
         return content
@@ -336,7 +290,7 @@ class FileObject(OpenObject):
                     break
                 yield chunk
         except OSError as error:
-            self._node._reading_failed(error, self._key)  # noqa: SLF001 - one module
+            self._node._reading_failed(error, self._key)
         if seen != self.version.size:
             raise self._changed()
 
@@ -347,7 +301,7 @@ class FileObject(OpenObject):
         except FileNotFoundError:
             raise self._changed() from None
         except OSError as error:
-            self._node._reading_failed(error, self._key)  # noqa: SLF001 - one module
+            self._node._reading_failed(error, self._key)
         if version_of(status) != self.version:
             raise self._changed()
 

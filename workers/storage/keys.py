@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 import unicodedata
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Final
 
 from workers.storage.errors import InvalidKey
@@ -22,7 +21,7 @@ KEY_LIMIT_BYTES: Final = 1024
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ObjectKey:
     """One object, the same on every node.
 
@@ -37,7 +36,7 @@ class ObjectKey:
     def __str__(self) -> str:
         return f"{self.bucket}/{self.key}"
 
-    @cached_property
+    @property
     def parts(self) -> tuple[str, ...]:
         """Directory names and, last, the file's name below a node's root."""
         return (self.bucket, *self.key.split("/"))
@@ -72,4 +71,4 @@ def object_key(source_path: str) -> ObjectKey:
 
 
 def _invalid(source_path: str, why: str) -> InvalidKey:
-    return InvalidKey(f"source_path {ascii(source_path[:120])} {why}")
+    return InvalidKey(f"source_path {source_path[:120]!a} {why}")

@@ -6,7 +6,6 @@ interpreter during I/O. Nodes are safe from any thread; an ``OpenObject`` belong
 
 from __future__ import annotations
 
-import itertools
 import re
 import secrets
 from abc import ABC, abstractmethod
@@ -16,7 +15,6 @@ from hashlib import sha256
 from types import TracebackType
 from typing import Final, Literal, Self
 
-from workers.storage.errors import ObjectMissing
 from workers.storage.keys import ObjectKey
 
 #: Up to this size an object is read whole, in one call, and compared byte by byte.
@@ -25,10 +23,6 @@ SMALL_BYTES: Final = 1 << 20
 #: How a fresh copy is checked. "readback": every byte is read again and compared. "hash": the bytes are hashed on
 #: their way and the copy's size is looked at. "size": only the size is looked at.
 Verify = Literal["readback", "hash", "size"]
-
-# Together they make a temporary name unique. A forked child would share both: workers are started, not forked.
-_PROCESS: Final = secrets.token_hex(6)
-_attempts = itertools.count()
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +61,7 @@ class Ticket:
 
         A run that was given up but still lives in its thread must not publish what the next one is writing.
         """
-        return f"{self._prefix}{self.fence}.{_PROCESS}-{next(_attempts):x}"
+        return f"{self._prefix}{self.fence}.{secrets.token_hex(6)}"
 
     def is_leftover(self, name: str) -> bool:
         """Whether a temporary name belongs to an earlier run of this job, by this owner or one before it."""
@@ -142,42 +136,6 @@ class Incoming(ABC):
         """The last look: raises if the copy must not become visible."""
 
 
-class Place(ABC):
-    """Where an object is, or could be, on one node. Close it, or use it in ``with``.
-
-    Attributes:
-        found: what is there; None if nothing is.
-    """
-
-    found: OpenObject | None = None
-
-    @abstractmethod
-    def write(self, incoming: Incoming, ticket: Ticket, verify: Verify) -> None:
-        """Store an object here: all of it becomes visible at once, verified, or nothing does.
-
-        What was found is replaced. Where nothing was found, an object that somebody else has written
-        meanwhile is not replaced.
-
-        Raises:
-            CopyCorrupt: what was read back is not what was sent.
-            TargetChanged: the name is not free any more.
-            StorageError: see ``workers.storage.errors``, and whatever ``incoming`` raises.
-        """
-
-    def close(self) -> None:
-        """Let go of it. Twice is harmless."""
-        if self.found is not None:
-            self.found.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
 class Node(ABC):
     """A place for objects.
 
@@ -190,26 +148,28 @@ class Node(ABC):
     local: bool
 
     @abstractmethod
-    def place(self, key: ObjectKey) -> Place:
-        """Look at the place of an object, and open what is there.
-
-        Raises:
-            NodeUnreachable: what the node holds is unknown.
-            StorageError: see ``workers.storage.errors``.
-        """
-
     def open(self, key: ObjectKey) -> OpenObject:
         """Open an object for reading.
 
         Raises:
             ObjectMissing: the node answers, and the object is not there.
-            StorageError: as ``place``.
+            NodeUnreachable: what the node holds is unknown.
+            StorageError: see ``workers.storage.errors``.
         """
-        place = self.place(key)
-        if place.found is None:
-            place.close()
-            raise ObjectMissing(f"{key} is not on node {self.name}")
-        return place.found
+
+    @abstractmethod
+    def write(
+        self, key: ObjectKey, incoming: Incoming, ticket: Ticket, *, verify: Verify, overwrite: bool
+    ) -> None:
+        """Store an object: all of it becomes visible at once, verified, or nothing does.
+
+        ``overwrite`` False publishes only if the name is still free.
+
+        Raises:
+            CopyCorrupt: what was read back is not what was sent.
+            TargetChanged: the name is taken although ``overwrite`` is False.
+            StorageError: see ``workers.storage.errors``, and whatever ``incoming`` raises.
+        """
 
     @abstractmethod
     def check(self) -> None:

@@ -172,7 +172,9 @@ class NodeRegistry:
 
 def _file_url(name: str, url: str, parts: SplitResult, options: dict[str, str]) -> NodeUrl:
     if parts.netloc not in {"", "localhost"}:
-        raise _wrong(name, url, f"names the host {parts.netloc!r}; write three slashes: file:///absolute/path")
+        raise _wrong(
+            name, url, f"names the host {parts.netloc!r}; write three slashes: file:///absolute/path"
+        )
     root = unquote(parts.path)
     if "\0" in root or not root.startswith("/") or os.path.normpath(root) == "/":
         raise _wrong(name, url, "needs the absolute path of a directory other than /")
@@ -245,7 +247,9 @@ def _refuse_shared_places(urls: Mapping[str, NodeUrl]) -> None:
             siblings = buckets.setdefault((url.endpoint, url.bucket), [])
             for other, prefix in siblings:
                 if _overlap("/" + url.prefix, "/" + prefix):
-                    raise NodeConfigError(f"nodes {other} and {name} share a bucket: one copy would count as two")
+                    raise NodeConfigError(
+                        f"nodes {other} and {name} share a bucket: one copy would count as two"
+                    )
             siblings.append((name, url.prefix))
 
 
@@ -265,5 +269,5 @@ def _only(name: str, url: str, options: Mapping[str, str], allowed: set[str]) ->
 
 def _wrong(name: str, url: str, why: str) -> NodeConfigError:
     # Without the query: it may hold what somebody took for the place of a password.
-    shown = redact(url.split("?")[0])[:200]
+    shown = redact(url.split("?", maxsplit=1)[0])[:200]
     return NodeConfigError(f"node {name}: {shown} {why}")

@@ -35,7 +35,7 @@ from workers.storage.errors import (
     TargetChanged,
 )
 from workers.storage.keys import ObjectKey
-from workers.storage.node import Incoming, Node, OpenObject, Place, Ticket, Verify, Version
+from workers.storage.node import Incoming, Node, OpenObject, Ticket, Verify, Version
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
@@ -65,12 +65,9 @@ class ObjectNode(Node):
         self.name = name
         self._store = store
 
-    def place(self, key: ObjectKey) -> RemotePlace:
-        """Look at an object's place; see ``Node.place``. One request."""
-        try:
-            return RemotePlace(self, key, RemoteObject(self, key, self.stat(key)))
-        except ObjectMissing:
-            return RemotePlace(self, key, None)
+    def open(self, key: ObjectKey) -> RemoteObject:
+        """Open an object; see ``Node.open``. One request."""
+        return RemoteObject(self, key, self.stat(key))
 
     def stat(self, key: ObjectKey) -> Stat:
         """Ask for size and tag.
@@ -107,12 +104,20 @@ class ObjectNode(Node):
         except Exception as error:  # noqa: BLE001 - every kind of refusal gets its name
             self._failed(error, key)
 
-    def store(self, key: ObjectKey, incoming: Incoming, verify: Verify, *, replace: bool) -> None:
-        """Upload an object; see ``Place.write``."""
+    def write(
+        self,
+        key: ObjectKey,
+        incoming: Incoming,
+        ticket: Ticket,
+        *,
+        verify: Verify,
+        overwrite: bool,
+    ) -> None:
+        """Store an object; see ``Node.write``."""
         if incoming.size <= SINGLE_PUT_BYTES:
-            e_tag = self._put(key, incoming, replace=replace)
+            e_tag = self._put(key, incoming, overwrite=overwrite)
         else:
-            e_tag = self._upload(key, incoming, replace=replace)
+            e_tag = self._upload(key, incoming, overwrite=overwrite)
         self._verify(key, incoming, verify, e_tag)
 
     def check(self) -> None:
@@ -122,18 +127,22 @@ class ObjectNode(Node):
         except Exception as error:  # noqa: BLE001 - every kind of refusal gets its name
             self._failed(error, None)
 
-    def _put(self, key: ObjectKey, incoming: Incoming, *, replace: bool) -> str | None:
+    def _put(self, key: ObjectKey, incoming: Incoming, *, overwrite: bool) -> str | None:
         content = incoming.whole if incoming.whole is not None else b"".join(incoming.chunks())
         incoming.before_publish()
         try:
             done = obstore.put(
-                self._store, str(key), content, mode="overwrite" if replace else "create", use_multipart=False
+                self._store,
+                str(key),
+                content,
+                mode="overwrite" if overwrite else "create",
+                use_multipart=False,
             )
         except Exception as error:  # noqa: BLE001 - every kind of refusal gets its name
             self._failed(error, key)
         return done["e_tag"]
 
-    def _upload(self, key: ObjectKey, incoming: Incoming, *, replace: bool) -> str | None:
+    def _upload(self, key: ObjectKey, incoming: Incoming, *, overwrite: bool) -> str | None:
         reason: list[BaseException] = []
 
         def parts() -> Iterator[bytes]:
@@ -141,7 +150,7 @@ class ObjectNode(Node):
             try:
                 yield from incoming.chunks()
                 incoming.before_publish()
-                if not replace and self._is_taken(key):
+                if not overwrite and self._is_taken(key):
                     raise TargetChanged(f"{key} on node {self.name} was written by somebody else meanwhile")
             except BaseException as error:
                 reason.append(error)
@@ -156,7 +165,7 @@ class ObjectNode(Node):
                 chunk_size=max(_PART_BYTES, incoming.size // _MAX_PARTS),
                 max_concurrency=_PARTS_IN_FLIGHT,
             )
-        except Exception as error:  # noqa: BLE001 - every kind of refusal gets its name
+        except Exception as error:
             if reason:
                 raise reason[0] from error
             self._failed(error, key)
@@ -171,8 +180,7 @@ class ObjectNode(Node):
 
     def _verify(self, key: ObjectKey, incoming: Incoming, verify: Verify, e_tag: str | None) -> None:
         try:
-            copy = RemoteObject(self, key, self.stat(key))
-            if True:
+            with self.open(key) as copy:
                 if e_tag is not None and copy.e_tag is not None and copy.e_tag != e_tag:
                     raise SourceChanged("")
                 same = copy.version.size == incoming.size
@@ -186,7 +194,9 @@ class ObjectNode(Node):
                     copy.check_unchanged()
                     obstore.delete(self._store, str(key))
         except (SourceChanged, ObjectMissing) as error:
-            raise TargetChanged(f"{key} on node {self.name} was written by somebody else meanwhile") from error
+            raise TargetChanged(
+                f"{key} on node {self.name} was written by somebody else meanwhile"
+            ) from error
         except StorageError:
             raise
         except Exception as error:  # noqa: BLE001 - every kind of refusal gets its name
@@ -207,19 +217,6 @@ class ObjectNode(Node):
                 # Also for refused credentials: S3 says "forbidden" instead of "not found" to some, and a
                 # wrong key stops every job of the node, which is an outage and no property of this object.
                 raise NodeUnreachable(f"{where}: {text or type(error).__name__}") from error
-
-
-class RemotePlace(Place):
-    """A name in the store, and what it holds."""
-
-    def __init__(self, node: ObjectNode, key: ObjectKey, found: RemoteObject | None) -> None:
-        self._node = node
-        self._key = key
-        self.found: RemoteObject | None = found
-
-    def write(self, incoming: Incoming, ticket: Ticket, verify: Verify) -> None:  # noqa: ARG002 - no temporary names
-        """Store an object here; see ``Place.write``."""
-        self._node.store(self._key, incoming, verify, replace=self.found is not None)
 
 
 class RemoteObject(OpenObject):

@@ -1,0 +1,669 @@
+from __future__ import annotations
+
+import dataclasses
+import enum
+import threading
+import uuid
+from dataclasses import InitVar, dataclass, field
+from datetime import UTC, date, datetime, time, timedelta
+from typing import Any, ClassVar
+
+import pytest
+from dataclasses_avroschema import AvroModel
+from hypothesis import given
+from hypothesis import strategies as st
+
+import schemas.job as job_module
+from schemas.backoff import Backoff
+from schemas.codec import Codec
+from schemas.errors import BadRecord, InvalidJob, JobTypeError, UnknownJobType
+from schemas.job import Job, declared_job_types, job_class
+from schemas.jobtype import ENVELOPE_FIELDS, ENVELOPE_NAMES, JobType, derive_schema, job_type, record_name
+
+pytestmark = pytest.mark.job_processing
+
+
+class Shade(enum.Enum):
+    LIGHT = "light"
+    DARK = "dark"
+
+
+class Mode(enum.StrEnum):
+    FAST = "fast"
+    SAFE = "safe"
+
+
+@dataclass
+class Point(AvroModel):
+    x: int
+    y: float = 0.5
+
+
+@dataclass
+class Line(AvroModel):
+    ends: list[Point]
+    shade: Shade = Shade.LIGHT
+
+
+@dataclass
+class Tree(AvroModel):
+    value: int
+    children: list[Tree] = field(default_factory=list)
+
+
+@dataclass
+class Nothing(AvroModel):
+    pass
+
+
+@dataclass
+class Simple(Job):
+    job_type = "jt_simple"
+    path: str
+    count: int = 3
+    ratio: float = 0.5
+    flag: bool = False
+    raw: bytes = b""
+    note: str | None = None
+    tags: list[str] = field(default_factory=list)
+    sizes: dict[str, int] = field(default_factory=dict)
+    matrix: list[list[int]] = field(default_factory=list)
+    either: int | str = 0
+
+
+@dataclass
+class Shaded(Job):
+    job_type = "jt_shaded"
+    shade: Shade
+    maybe: Shade | None = None
+    many: list[Shade] = field(default_factory=list)
+    named: dict[str, Shade] = field(default_factory=dict)
+    mode: Mode = Mode.SAFE
+
+
+@dataclass
+class Nested(Job):
+    job_type = "jt_nested"
+    point: Point
+    line: Line | None = None
+    points: list[Point] = field(default_factory=list)
+    named: dict[str, Point] = field(default_factory=dict)
+
+
+@dataclass
+class Timed(Job):
+    job_type = "jt_timed"
+    wait: timedelta
+    at: datetime
+    pause: timedelta | None = None
+    until: datetime | None = None
+    waits: list[timedelta] = field(default_factory=list)
+    usual: timedelta = timedelta(seconds=5)
+    first: datetime = datetime(2025, 1, 1, tzinfo=UTC)
+
+
+@dataclass
+class Dated(Job):
+    job_type = "jt_dated"
+    day: date
+    hour: time
+    tag: uuid.UUID
+
+
+@dataclass(slots=True)
+class Slotted(Job):
+    job_type = "jt_slotted"
+    path: str
+    many: list[int] = field(default_factory=list)
+    shade: Shade = Shade.LIGHT
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Frozen(Job):
+    job_type = "jt_frozen"
+    path: str
+    shade: Shade
+    pair: tuple[int, ...] = ()
+
+
+@dataclass
+class Base(Job):
+    path: str
+    count: int = 1
+
+
+@dataclass
+class Child(Base):
+    job_type = "jt_child"
+    extra: str = "e"
+
+
+@dataclass
+class Grandchild(Child):
+    job_type = "jt_grandchild"
+    more: int = 0
+
+
+class Renamed(Child):
+    job_type = "jt_renamed"
+
+
+@dataclass
+class Empty(Job):
+    job_type = "jt_empty"
+
+
+AT = datetime(2025, 10, 9, 8, 7, 6, 543_000, UTC)
+SAMPLES: list[Job] = [
+    Simple("a"),
+    Simple("ä", -1, 2.0, True, b"\x00\xff", "n", ["x", ""], {"k": 2**40}, [[1], []], "text"),
+    Simple("a", either=7),
+    Shaded(Shade.DARK),
+    Shaded(Shade.DARK, Shade.LIGHT, [Shade.DARK, Shade.LIGHT], {"k": Shade.DARK}, Mode.FAST),
+    Nested(Point(1)),
+    Nested(Point(1, 2.5), Line([Point(3)], Shade.DARK), [Point(4), Point(5)], {"k": Point(6)}),
+    Timed(timedelta(seconds=1.5), AT),
+    Timed(timedelta(-1, 1), AT, timedelta(microseconds=1), AT, [timedelta(days=400)], timedelta(0), AT),
+    Dated(date(2025, 10, 9), time(8, 7, 6), uuid.UUID("01970c4e-8c00-7abc-8def-0123456789ab")),
+    Slotted("a", [1, 2], Shade.DARK),
+    Frozen(path="a", shade=Shade.DARK, pair=(1, 2)),
+    Frozen(path="a", shade=Shade.DARK),
+    Child("a", 2, "f"),
+    Grandchild("a", 2, "f", 9),
+    Renamed("a", 2, "f"),
+    Empty(),
+]
+
+
+@pytest.fixture(autouse=True)
+def _catalogue(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test declares is forgotten after it."""
+    monkeypatch.setattr(job_module, "_declared", declared_job_types())
+
+
+def envelope(kind: JobType) -> dict[str, Any]:
+    return {
+        "id": "01970c4e-8c00-7abc-8def-0123456789ab",
+        "type": kind.name,
+        "priority": "normal",
+        "key": None,
+        "created_at": 1_760_000_000_123,
+        "max_retries": None,
+        "timeout_ms": None,
+        "source": "",
+        "parent_id": None,
+    }
+
+
+def encoded(job: Job) -> bytes:
+    kind = job_type(type(job))
+    return Codec().encode_job(kind, job, envelope(kind))
+
+
+def returned(job: Job) -> Job:
+    kind = job_type(type(job))
+    return kind.from_record(Codec().decode(kind.wire, encoded(job)))
+
+
+# The way there and back
+
+
+@pytest.mark.parametrize("job", SAMPLES, ids=lambda job: type(job).__name__)
+def test_a_job_comes_back_as_it_was(job: Job) -> None:
+    back = returned(job)
+    assert back == job
+    assert type(back) is type(job)
+    for name in job_type(type(job)).own_names:
+        assert type(getattr(back, name)) is type(getattr(job, name)), name
+
+
+int64s = st.integers(-(2**63), 2**63 - 1)
+
+
+@given(
+    st.builds(
+        Simple,
+        path=st.text(),
+        count=int64s,
+        ratio=st.floats(allow_nan=False),
+        flag=st.booleans(),
+        raw=st.binary(),
+        note=st.none() | st.text(),
+        tags=st.lists(st.text()),
+        sizes=st.dictionaries(st.text(), int64s),
+        matrix=st.lists(st.lists(int64s)),
+        either=st.text() | int64s,
+    )
+)
+def test_any_plain_job_comes_back_as_it_was(job: Simple) -> None:
+    assert returned(job) == job
+
+
+@given(
+    st.timedeltas(timedelta(days=-10_000), timedelta(days=10_000)),
+    st.datetimes(datetime(1970, 1, 1), datetime(9999, 12, 31), timezones=st.just(UTC)),  # noqa: DTZ001
+)
+def test_durations_are_kept_to_the_microsecond_and_times_to_the_millisecond(
+    wait: timedelta, at: datetime
+) -> None:
+    back = returned(Timed(wait, at))
+    assert isinstance(back, Timed)
+    assert back.wait == wait
+    assert back.at == at.replace(microsecond=at.microsecond // 1000 * 1000)
+
+
+def test_post_init_runs_once_where_the_job_is_made_again() -> None:
+    @dataclass
+    class Counting(Job):
+        job_type = "jt_counting"
+        runs: int = 0
+        shade: str = "x"
+        pair: tuple[int, ...] = ()
+
+        def __post_init__(self) -> None:
+            self.runs += 1
+
+    back = returned(Counting())
+    assert isinstance(back, Counting)
+    assert back.runs == 2  # once when it was scheduled, once when it was read
+
+
+def test_a_class_that_refuses_its_values_makes_a_bad_record() -> None:
+    @dataclass
+    class Picky(Job):
+        job_type = "jt_picky"
+        count: int = 0
+        strict: ClassVar[bool] = False
+
+        def __post_init__(self) -> None:
+            if Picky.strict:
+                raise SystemError("not today")
+
+    value = encoded(Picky())
+    Picky.strict = True
+    kind = job_type(Picky)
+    with pytest.raises(BadRecord, match="not today"):
+        kind.from_record(Codec().decode(kind.wire, value))
+    with pytest.raises(BadRecord):
+        job_type(Simple).from_record({})
+
+
+# The schema
+
+
+def test_a_job_event_is_the_envelope_and_then_the_jobs_own_fields() -> None:
+    schema = derive_schema(Simple)
+    assert (schema["name"], schema["namespace"]) == ("JtSimple", "rustfs.jobs")
+    assert schema["fields"][: len(ENVELOPE_FIELDS)] == ENVELOPE_FIELDS
+    assert [f["name"] for f in schema["fields"][len(ENVELOPE_FIELDS) :]] == [
+        "path",
+        "count",
+        "ratio",
+        "flag",
+        "raw",
+        "note",
+        "tags",
+        "sizes",
+        "matrix",
+        "either",
+    ]
+    assert ENVELOPE_NAMES[0] == "id"
+
+
+@pytest.mark.parametrize(
+    ("name", "record"),
+    [("replication", "Replication"), ("thumb_nail.v2", "ThumbNailV2"), ("a-b", "AB"), ("x1", "X1")],
+)
+def test_record_names(name: str, record: str) -> None:
+    assert record_name(name) == record
+
+
+def test_deriving_a_schema_twice_gives_the_same_one() -> None:
+    """Nested classes are shared between job types, and the library keeps state on them."""
+    before = [JobType(type(job)).wire.fingerprint for job in SAMPLES]
+    assert [JobType(type(job)).wire.fingerprint for job in reversed(SAMPLES)] == before[::-1]
+
+
+def test_a_class_is_compiled_once_whoever_asks_first() -> None:
+    @dataclass
+    class Asked(Job):
+        job_type = "jt_asked"
+        point: Point
+        shade: Shade
+
+    found: list[JobType] = []
+    threads = [threading.Thread(target=lambda: found.append(job_type(Asked))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len({id(kind) for kind in found}) == 1
+
+
+# Values that do not fit
+
+
+@pytest.mark.parametrize(
+    ("job", "name"),
+    [
+        (Simple(5), "path"),  # type: ignore[arg-type]
+        (Simple(b"x"), "path"),  # type: ignore[arg-type]
+        (Simple(None), "path"),  # type: ignore[arg-type]
+        (Simple("\ud800"), "path"),
+        (Simple("a", True), "count"),
+        (Simple("a", 3.7), "count"),  # type: ignore[arg-type]
+        (Simple("a", "7"), "count"),  # type: ignore[arg-type]
+        (Simple("a", 2**63), "count"),
+        (Simple("a", ratio="7"), "ratio"),  # type: ignore[arg-type]
+        (Simple("a", ratio=True), "ratio"),
+        (Simple("a", flag=1), "flag"),  # type: ignore[arg-type]
+        (Simple("a", raw="x"), "raw"),  # type: ignore[arg-type]
+        (Simple("a", note=5), "note"),  # type: ignore[arg-type]
+        (Simple("a", tags="abc"), "tags"),  # type: ignore[arg-type]
+        (Simple("a", tags=["x", 5]), "tags"),  # type: ignore[list-item]
+        (Simple("a", tags={"x"}), "tags"),  # type: ignore[arg-type]
+        (Simple("a", tags=["\udcff"]), "tags"),
+        (Simple("a", sizes={"k": 3.7}), "sizes"),  # type: ignore[dict-item]
+        (Simple("a", sizes={"k": True}), "sizes"),
+        (Simple("a", sizes={1: 2}), "sizes"),  # type: ignore[dict-item]
+        (Simple("a", sizes=[("k", 1)]), "sizes"),  # type: ignore[arg-type]
+        (Simple("a", matrix=[[1], "ab"]), "matrix"),  # type: ignore[list-item]
+        (Simple("a", matrix=[[1.5]]), "matrix"),  # type: ignore[list-item]
+        (Simple("a", either=2.5), "either"),  # type: ignore[arg-type]
+        (Simple("a", either=True), "either"),
+        (Shaded("green"), "shade"),  # type: ignore[arg-type]
+        (Shaded(Shade.DARK, many=[Shade.DARK, "green"]), "many"),  # type: ignore[list-item]
+        (Nested(5), "point"),  # type: ignore[arg-type]
+        (Nested(Point(True)), "point"),
+        (Nested(Point(1.5)), "point"),  # type: ignore[arg-type]
+        (Nested(Point(1), points=[Point("x")]), "points"),  # type: ignore[arg-type]
+        (Nested(Point(1), named={"k": Point(2, "0.5")}), "named"),  # type: ignore[arg-type]
+        (Nested(Point(1), Line([Point(1)], "green")), "line"),  # type: ignore[arg-type]
+        (Timed("x", AT), "wait"),  # type: ignore[arg-type]
+        (Timed(timedelta(1), 5), "at"),  # type: ignore[arg-type]
+        (Timed(timedelta(1), "2025-01-01"), "at"),  # type: ignore[arg-type]
+        (Dated(AT, time(1), uuid.uuid4()), "day"),
+        (Dated(date(2025, 1, 1), 5, uuid.uuid4()), "hour"),  # type: ignore[arg-type]
+        (Dated(date(2025, 1, 1), time(1), "no uuid"), "tag"),  # type: ignore[arg-type]
+    ],
+    ids=lambda value: repr(value)[:60],
+)
+def test_a_value_that_does_not_fit_is_refused_with_the_fields_name(job: Job, name: str) -> None:
+    with pytest.raises(InvalidJob, match=rf"^{type(job).job_type}\.{name}: "):
+        encoded(job)
+
+
+def test_a_missing_field_is_refused_with_its_name() -> None:
+    job = Simple("a")
+    del job.path
+    with pytest.raises(InvalidJob, match=r"jt_simple\.path"):
+        encoded(job)
+    with pytest.raises(InvalidJob, match=r"jt_simple\.path"):
+        Codec().encode_job(job_type(Simple), Empty(), envelope(job_type(Simple)))
+
+
+def test_a_value_that_contains_itself_is_refused_with_the_fields_name() -> None:
+    endless: list[Any] = []
+    endless.append(endless)
+    with pytest.raises(InvalidJob, match=r"jt_nested\.points"):
+        encoded(Nested(Point(1), points=endless))
+
+
+# Declarations that cannot work
+
+
+def test_a_type_is_found_by_its_name() -> None:
+    assert job_class("jt_simple") is declared_job_types()["jt_simple"] is Simple
+    with pytest.raises(UnknownJobType, match=r"jt_never.*import the module") as unknown:
+        job_class("jt_never")
+    assert "jt_simple" in unknown.value.known
+    declared_job_types().clear()
+    assert "jt_simple" in declared_job_types()
+
+
+def test_a_slotted_class_stands_in_the_catalogue_and_not_its_first_draft() -> None:
+    assert job_class("jt_slotted") is Slotted
+    assert not hasattr(Slotted("a"), "__dict__")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", "Upper", "a b", "_a", "a_", "a__b", "1a", "ä", "a\n", "a/b", "x" * 65, 5, "a.b.", "-"],
+    ids=repr,
+)
+def test_names_that_cannot_travel_are_refused(name: Any) -> None:
+    with pytest.raises(JobTypeError, match="job_type"):
+        type("Misnamed", (Job,), {"job_type": name})
+    assert name not in declared_job_types()
+
+
+@pytest.mark.parametrize("name", ["a", "a1", "a_b", "a-b", "a.b", "a.b_c-d2", "x" * 64])
+def test_names_that_can_travel_are_taken(name: str) -> None:
+    cls = type("Named", (Job,), {"job_type": name})
+    assert job_class(name) is cls
+
+
+def test_a_name_declared_twice_is_refused() -> None:
+    class First(Job):
+        job_type = "jt_twice"
+
+    with pytest.raises(JobTypeError, match=r"jt_twice.*twice.*First.*Second"):
+
+        class Second(Job):
+            job_type = "jt_twice"
+
+    assert job_class("jt_twice") is First
+
+
+def test_the_same_class_may_be_declared_again() -> None:
+    """A module that is reloaded, a cell of a notebook that runs again."""
+
+    def declare() -> type[Job]:
+        class Again(Job):
+            job_type = "jt_again"
+
+        return Again
+
+    first, second = declare(), declare()
+    assert first is not second
+    assert job_class("jt_again") is second
+
+
+@pytest.mark.parametrize("name", ENVELOPE_NAMES)
+def test_the_envelopes_names_are_taken(name: str) -> None:
+    cls = dataclasses.make_dataclass(
+        "Taking", [(name, int)], bases=(Job,), namespace={"job_type": "jt_taking"}
+    )
+    with pytest.raises(JobTypeError, match=name):
+        job_type(cls)
+
+
+@pytest.mark.parametrize("name", ["execute", "ordering_key", "runs_itself"])
+def test_the_names_of_methods_are_taken(name: str) -> None:
+    cls = dataclasses.make_dataclass(
+        "Taking", [(name, int)], bases=(Job,), namespace={"job_type": "jt_taking"}
+    )
+    with pytest.raises(JobTypeError, match=f"{name} belong"):
+        job_type(cls)
+
+
+@pytest.mark.parametrize(
+    "name", ["job_type", "max_retries", "timeout", "backoff", "execution", "schema_file"]
+)
+def test_a_setting_with_an_annotation_is_refused_with_the_remedy(name: str) -> None:
+    """It would be a field, sent with each job and read by nobody."""
+    cls: Any = dataclasses.make_dataclass("Setting", [(name, str, "x")], bases=(Job,))
+    cls.job_type = "jt_setting"
+    with pytest.raises(JobTypeError, match=rf"`{name} = …` without an annotation"):
+        job_type(cls)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("max_retries", -1),
+        ("max_retries", True),
+        ("max_retries", "3"),
+        ("max_retries", 2**31),
+        ("timeout", timedelta(0)),
+        ("timeout", 30),
+        ("backoff", 2.0),
+        ("backoff", None),
+        ("execution", "fork"),
+    ],
+)
+def test_a_setting_that_cannot_work_is_refused_by_name(name: str, value: Any) -> None:
+    cls: type[Job] = dataclass(type("Wrong", (Job,), {"job_type": "jt_wrong", name: value}))
+    with pytest.raises(JobTypeError, match=rf"Wrong\.{name}"):
+        job_type(cls)
+
+
+def test_settings_that_can_work_are_taken() -> None:
+    @dataclass
+    class Set(Job):
+        job_type = "jt_set"
+        max_retries = 0
+        timeout = timedelta(milliseconds=1)
+        backoff = Backoff(factor=1)
+        execution = "process"
+
+    assert job_type(Set).own_names == ()
+
+
+def test_what_is_no_dataclass_is_refused_with_the_remedy() -> None:
+    class Bare(Job):
+        job_type = "jt_bare"
+        path: str
+
+    @dataclass
+    class Decorated(Job):
+        path: str
+
+    class Forgot(Decorated):
+        job_type = "jt_forgot"
+        more: str = "m"
+
+    for cls in (Bare, Forgot):
+        with pytest.raises(JobTypeError, match="@dataclass above it"):
+            job_type(cls)
+
+
+def test_a_class_without_a_type_name_is_refused() -> None:
+    with pytest.raises(JobTypeError, match="needs a job_type"):
+        job_type(Base)
+
+
+def test_a_subclass_with_more_fields_needs_a_name_of_its_own() -> None:
+    """The worker makes the declared class, and what that does not have would be lost."""
+
+    @dataclass
+    class More(Simple):
+        extra: int = 0
+
+    class Same(Simple):
+        max_retries = 7
+
+    with pytest.raises(JobTypeError, match="job_type of its own"):
+        job_type(More)
+    assert job_type(Same).wire.fingerprint == job_type(Simple).wire.fingerprint
+
+
+def test_two_names_for_one_record_are_refused() -> None:
+    """A registry would take one for a new version of the other."""
+
+    @dataclass
+    class Dotted(Job):
+        job_type = "jt.clash"
+
+    @dataclass
+    class Dashed(Job):
+        job_type = "jt-clash"
+
+    del Dotted
+    with pytest.raises(JobTypeError, match="JtClash"):
+        job_type(Dashed)
+
+
+@dataclass
+class NotInit(Job):
+    job_type = "jt_not_init"
+    path: str
+    size: int = field(init=False, default=0)
+
+
+@dataclass
+class NeedsMore(Job):
+    job_type = "jt_needs_more"
+    path: str
+    secret: InitVar[str]
+
+
+@dataclass(init=False)
+class OwnInit(Job):
+    job_type = "jt_own_init"
+    path: str
+
+    def __init__(self, where: str) -> None:
+        self.path = where
+
+
+@pytest.mark.parametrize(
+    ("cls", "name"), [(NotInit, "size"), (NeedsMore, "secret"), (OwnInit, "path, where")]
+)
+def test_a_class_that_cannot_be_made_from_its_fields_is_refused(cls: type[Job], name: str) -> None:
+    """Else it could be scheduled, and every one of its jobs would end among the dead letters."""
+    with pytest.raises(JobTypeError, match=f"does not work with {name}:"):
+        job_type(cls)
+
+
+def test_a_file_with_other_fields_than_the_class_is_refused() -> None:
+    @dataclass
+    class Misfiled(Job):
+        job_type = "jt_misfiled"
+        schema_file = "replication"
+        source_path: str
+
+    with pytest.raises(JobTypeError, match=r"source_path, but replication\.avsc has"):
+        job_type(Misfiled)
+
+
+class Code(enum.IntEnum):
+    OK = 200
+
+
+class JobPriority(enum.Enum):
+    MINE = "mine"
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        (Any, "Any"),
+        (object, "object"),
+        (set[str], "set"),
+        (dict[int, str], "str"),
+        (Tree, "contains itself"),
+        (list[Nothing], "take no bytes"),
+        (Code, "Symbol 200"),
+        (JobPriority, "redefined"),
+        (Simple, "Simple"),
+        ("Unheard", "Unheard"),
+    ],
+    ids=str,
+)
+def test_a_field_that_avro_cannot_hold_is_refused(kind: Any, reason: str) -> None:
+    cls = dataclasses.make_dataclass("Odd", [("it", kind)], bases=(Job,), namespace={"job_type": "jt_odd"})
+    with pytest.raises(JobTypeError, match=f"^Odd: .*{reason}"):
+        job_type(cls)
+
+
+def test_a_field_whose_name_is_not_ascii_is_refused() -> None:
+    cls = dataclasses.make_dataclass("Odd", [("größe", int)], bases=(Job,), namespace={"job_type": "jt_odd"})
+    with pytest.raises(JobTypeError, match="größe"):
+        job_type(cls)
+
+
+def test_a_job_without_execute_says_what_to_do() -> None:
+    assert not Simple.runs_itself()
+    with pytest.raises(JobTypeError, match="register a Worker"):
+        Simple("a").execute(None).send(None)

@@ -1,0 +1,80 @@
+"""``JobBuilder``: a job of a registered type, put together step by step."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any, Self
+
+from schemas.errors import InvalidJob
+from schemas.job import Job, job_class
+from schemas.topics import JobPriority
+from workers.fields import parse_fields
+
+
+class JobBuilder:
+    """Builds one job, and remembers how it is to be scheduled.
+
+    .. code-block:: python
+
+        builder = JobBuilder("thumbnail").field("source_path", "bucket/a.jpg").priority(JobPriority.HIGH)
+        job_id = await queue.schedule_job(builder.build(), **builder.options)
+
+    Raises:
+        UnknownJobType: no class with this type name has been imported.
+    """
+
+    def __init__(self, job_type: str) -> None:
+        self._cls = job_class(job_type)
+        self._fields: dict[str, Any] = {}
+        self.options: dict[str, Any] = {}
+
+    def field(self, name: str, value: Any) -> Self:
+        """Set a field."""
+        self._fields[name] = value
+        return self
+
+    def fields(self, **values: Any) -> Self:
+        """Set several fields."""
+        self._fields.update(values)
+        return self
+
+    def parse(self, assignments: list[str]) -> Self:
+        """Set fields from ``name=value`` texts."""
+        self._fields.update(parse_fields(self._cls, assignments))
+        return self
+
+    def priority(self, priority: JobPriority) -> Self:
+        """Which of the four topics it goes to."""
+        self.options["priority"] = priority
+        return self
+
+    def delay(self, delay: timedelta) -> Self:
+        """Not before this time has passed."""
+        self.options["delay"] = delay
+        return self
+
+    def key(self, key: str) -> Self:
+        """Ordering key; jobs of one key run one at a time."""
+        self.options["key"] = key
+        return self
+
+    def max_retries(self, count: int) -> Self:
+        """Runs after the first."""
+        self.options["max_retries"] = count
+        return self
+
+    def timeout(self, timeout: timedelta) -> Self:
+        """Limit of one run."""
+        self.options["timeout"] = timeout
+        return self
+
+    def build(self) -> Job:
+        """The job.
+
+        Raises:
+            InvalidJob: a field is missing or unknown, or the class refuses a value.
+        """
+        try:
+            return self._cls(**self._fields)
+        except (TypeError, ValueError) as error:
+            raise InvalidJob(f"{self._cls.job_type}: {error}") from error

@@ -1,0 +1,130 @@
+"""``version``, ``config show`` and ``schemas``: what this installation is and how it is set up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from workers.console import FAILED, emit, errors_in_one_line, say, table
+
+config_app = typer.Typer(help="Settings.", no_args_is_help=True)
+schemas_app = typer.Typer(help="Avro schemas.", no_args_is_help=True)
+
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
+
+
+def version(as_json: AsJson = False) -> None:
+    """Print versions.
+
+    \b
+    Examples:
+      rustfs-workers version
+      rustfs-workers version --json
+    """
+    import platform
+    from importlib.metadata import version as of
+
+    versions = {
+        "rustfs-workers": of("rustfs-workers"),
+        "python": platform.python_version(),
+        "confluent-kafka": of("confluent-kafka"),
+    }
+    if as_json:
+        emit(versions)
+    else:
+        for name, number in versions.items():
+            typer.echo(f"{name} {number}")
+
+
+@config_app.command("show")
+def config_show(as_json: AsJson = False) -> None:
+    """Show every setting, where its value comes from, and what it means; secrets are masked.
+
+    \b
+    Examples:
+      rustfs-workers config show
+      rustfs-workers config show --json
+    """
+    with errors_in_one_line():
+        from streams.settings import describe, load_settings
+
+        rows = [row._asdict() for row in describe(load_settings())]
+        if as_json:
+            for row in rows:
+                emit(row)
+        else:
+            table(rows, ["name", "value", "source", "help"])
+
+
+@schemas_app.command("export")
+def schemas_export(directory: Annotated[Path, typer.Argument(metavar="DIR")]) -> None:
+    """Write the Avro schemas of the built-in records, for producers in other languages.
+
+    \b
+    Example:
+      rustfs-workers schemas export ./avro
+    """
+    with errors_in_one_line():
+        from importlib.resources import files
+
+        directory.mkdir(parents=True, exist_ok=True)
+        for file in sorted(files("schemas").joinpath("avro").iterdir(), key=lambda entry: entry.name):
+            if file.name.endswith(".avsc"):
+                directory.joinpath(file.name).write_text(file.read_text("utf-8"), "utf-8")
+                typer.echo(str(directory / file.name))
+
+
+@schemas_app.command("check")
+def schemas_check(
+    imports: Annotated[
+        list[str] | None, typer.Option("--import", help="Module that declares job types.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check that every declared job type has a schema that agrees with its class.
+
+    \b
+    Examples:
+      rustfs-workers schemas check
+      rustfs-workers schemas check --import my_package.jobs --json
+    """
+    with errors_in_one_line():
+        import workers.handlers.replication  # noqa: F401 - declares the built-in job types
+        from schemas.errors import JobTypeError
+        from schemas.job import declared_job_types
+        from schemas.jobtype import JobType, derive_schema, job_type
+        from workers.imports import import_modules
+
+        import_modules(imports or [])
+        wrong = 0
+        for name, cls in sorted(declared_job_types().items()):
+            problem = None
+            try:
+                kind: JobType = job_type(cls)
+                derived = [(f["name"], _plain(f["type"])) for f in derive_schema(cls)["fields"]]
+                stored = [(f["name"], _plain(f["type"])) for f in kind.wire.schema["fields"]]
+                if derived != stored:
+                    problem = f"the class and {cls.schema_file}.avsc differ"
+            except JobTypeError as error:
+                problem = str(error)
+            wrong += problem is not None
+            if as_json:
+                emit({"type": name, "ok": problem is None, "problem": problem})
+            else:
+                typer.echo(f"{name}: {problem or 'ok'}")
+        if wrong:
+            say(f"error: {wrong} job types have no usable schema")
+            raise SystemExit(FAILED)
+
+
+def _plain(schema: Any) -> Any:
+    """A type without names that only the deriving library gives to arrays and maps."""
+    match schema:
+        case list():
+            return [_plain(branch) for branch in schema]
+        case {"type": "array" | "map"}:
+            return {key: _plain(value) for key, value in schema.items() if key not in ("name", "doc")}
+        case _:
+            return schema

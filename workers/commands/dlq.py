@@ -1,0 +1,128 @@
+"""``rustfs-workers dlq``: find out why jobs failed, and give them a new life."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from workers.console import FAILED, USAGE, emit, errors_in_one_line, say, table
+
+app = typer.Typer(help="Dead letters: jobs that failed for good.", no_args_is_help=True)
+
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line; the summary last.")]
+JobType = Annotated[str | None, typer.Option("--type", help="Job type.")]
+ErrorType = Annotated[str | None, typer.Option("--error", help="Error type, as `dlq list` shows it.")]
+
+
+@app.command("list")
+def list_(
+    job_type: JobType = None,
+    error_type: ErrorType = None,
+    redriven: Annotated[bool, typer.Option(help="Those that were given a new life, too.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List dead letters, oldest first.
+
+    \b
+    Examples:
+      rustfs-workers dlq list
+      rustfs-workers dlq list --type replication --error ObjectMissing --json
+    """
+    with errors_in_one_line():
+        from streams.dead_letters import DeadLetterFilter, list_dead_letters
+        from streams.settings import load_settings
+
+        which = DeadLetterFilter(job_type=job_type, error_type=error_type, include_redriven=redriven)
+        rows = [letter.to_json() for letter in list_dead_letters(load_settings(), which)]
+        if as_json:
+            for row in rows:
+                emit(row)
+            emit({"dead_letters": len(rows)})
+            return
+        table(rows, ["id", "type", "error_type", "attempt", "failed_at", "error_message"])
+        say(f"{len(rows)} dead letters")
+
+
+@app.command()
+def show(letter_id: Annotated[str, typer.Argument(metavar="ID")], as_json: AsJson = False) -> None:
+    """Show one dead letter: its headers, its fields, its very bytes.
+
+    \b
+    Examples:
+      rustfs-workers dlq show 01a20bee-31e9-7596-9025-062d10b97714
+      rustfs-workers dlq show rustfs.jobs.dlq/3/17 --json
+    """
+    with errors_in_one_line():
+        from streams.dead_letters import DeadLetterFilter, list_dead_letters
+        from streams.settings import load_settings
+
+        which = DeadLetterFilter(ids=frozenset({letter_id}), include_redriven=True)
+        found = list_dead_letters(load_settings(), which)
+        if not found:
+            say(f"error: no dead letter {letter_id}; `rustfs-workers dlq list` shows them all")
+            raise SystemExit(FAILED)
+        record = found[-1].to_full_json()
+        if as_json:
+            emit(record)
+            return
+        for name, value in record.items():
+            if name == "headers":
+                for header, text in value:
+                    typer.echo(f"{header:>32}  {text}")
+            elif value is not None:
+                typer.echo(f"{name:>32}  {value}")
+
+
+@app.command()
+def redrive(
+    ids: Annotated[list[str] | None, typer.Argument(metavar="ID", help="Ids of jobs.")] = None,
+    job_type: JobType = None,
+    error_type: ErrorType = None,
+    every: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")
+    ] = False,
+    rate: Annotated[float | None, typer.Option(min=0.01, help="At most so many jobs a second.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Give dead letters a new life: the same bytes, attempts counted from one again. Each only once.
+
+    \b
+    Examples:
+      rustfs-workers dlq redrive 01a20bee-31e9-7596-9025-062d10b97714
+      rustfs-workers dlq redrive --type replication --error NodeUnreachable --dry-run
+      rustfs-workers dlq redrive --all --rate 50
+    """
+    with errors_in_one_line():
+        from streams.dead_letters import DeadLetterFilter
+        from streams.redrive import redrive as run
+        from streams.settings import load_settings
+
+        if not (ids or job_type or error_type or every):
+            say("error: name ids, --type, --error or --all; --dry-run shows what it would do")
+            raise SystemExit(USAGE)
+        which = DeadLetterFilter(
+            ids=frozenset(ids) if ids else None, job_type=job_type, error_type=error_type
+        )
+        report = run(load_settings(), which, dry_run=dry_run, rate=rate)
+        if as_json:
+            for job_id in report.redriven:
+                emit({"id": job_id, "redriven": not dry_run})
+            emit(
+                {
+                    "redriven": 0 if dry_run else len(report.redriven),
+                    "matching": len(report.redriven),
+                    "refused": [letter.id for letter in report.refused],
+                    "not_waiting": list(report.not_waiting),
+                    "dry_run": dry_run,
+                }
+            )
+        else:
+            say(f"{len(report.redriven)} jobs {'would be' if dry_run else 'were'} given a new life")
+            for letter in report.refused:
+                say(f"refused: {letter.id} holds no job that could run ({letter.error_type})")
+            for job_id in report.not_waiting:
+                say(f"not waiting: {job_id} is no dead letter, or was redriven before")
+        if report.refused or report.not_waiting:
+            raise SystemExit(FAILED)

@@ -1,0 +1,142 @@
+"""``rustfs-workers submit`` and ``rustfs-workers jobs``: put jobs in, and see where they stand."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from workers.console import emit, errors_in_one_line, say, table
+
+app = typer.Typer(help="See where jobs stand.", no_args_is_help=True)
+
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line; the summary last.")]
+Imports = Annotated[
+    list[str] | None, typer.Option("--import", help="Module that declares job types; repeatable.")
+]
+
+
+def submit(
+    job_type: Annotated[str, typer.Argument(metavar="TYPE", help="Job type, such as replication.")],
+    fields: Annotated[
+        list[str] | None, typer.Argument(metavar="FIELD=VALUE", help="The job's fields; lists with commas.")
+    ] = None,
+    priority: Annotated[str, typer.Option(help="critical, high, normal or low.")] = "normal",
+    delay: Annotated[
+        str | None, typer.Option(help="Not before this time has passed: 500ms, 30s, 5m, 2h, 1d.")
+    ] = None,
+    key: Annotated[str | None, typer.Option(help="Ordering key; jobs of one key run one at a time.")] = None,
+    max_retries: Annotated[int | None, typer.Option(min=0, help="Runs after the first.")] = None,
+    imports: Imports = None,
+) -> None:
+    """Schedule one job; prints its id once Kafka has it.
+
+    \b
+    Examples:
+      rustfs-workers submit replication source_path=bucket/a.bin target_nodes=n2,n3 replication_factor=2
+      rustfs-workers submit replication source_path=bucket/a.bin target_nodes=n2 --priority high --delay 30s
+      rustfs-workers submit thumbnail source_path=bucket/a.jpg --import my_package.jobs
+    """
+    with errors_in_one_line():
+        import workers.handlers.replication  # noqa: F401 - declares the built-in job types
+        from schemas import JobPriority
+        from streams.producer import JobProducer
+        from streams.settings import load_settings
+        from workers.builder import JobBuilder
+        from workers.fields import duration
+        from workers.imports import import_modules
+
+        import_modules(imports or [])
+        try:
+            chosen = JobPriority(priority)
+        except ValueError:
+            say(f"error: --priority {priority}: use one of {', '.join(JobPriority)}")
+            raise SystemExit(2) from None
+        job = JobBuilder(job_type).parse(fields or []).build()
+        with JobProducer(load_settings()) as producer:
+            job_id = producer.schedule_job(
+                job, chosen, None if delay is None else duration(delay), key=key, max_retries=max_retries
+            )
+        emit({"id": job_id})
+
+
+@app.command("list")
+def list_(
+    status: Annotated[str | None, typer.Option(help="pending, running, failed, …")] = None,
+    job_type: Annotated[str | None, typer.Option("--type", help="Job type.")] = None,
+    priority: Annotated[str | None, typer.Option(help="critical, high, normal or low.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many, newest first.")] = 100,
+    as_json: AsJson = False,
+) -> None:
+    """List jobs, newest first.
+
+    \b
+    Examples:
+      rustfs-workers jobs list
+      rustfs-workers jobs list --status failed --type replication --json
+    """
+    with errors_in_one_line():
+        from schemas import JobPriority, JobStatus
+        from streams.reader import JobFilter, JobReader
+        from streams.settings import load_settings
+
+        try:
+            which = JobFilter(
+                status=None if status is None else JobStatus(status),
+                job_type=job_type,
+                priority=None if priority is None else JobPriority(priority),
+                limit=limit,
+            )
+        except ValueError as error:
+            say(f"error: {error}")
+            raise SystemExit(2) from error
+        reader = JobReader(load_settings())
+        try:
+            found = reader.list_jobs(which)
+        finally:
+            reader.close()
+        rows = [info.to_json() for info in found]
+        summary = {
+            "jobs": len(rows),
+            "total": found.total,
+            "stale": found.stale,
+            "unreadable": found.unreadable_count,
+        }
+        if as_json:
+            for row in rows:
+                emit(row)
+            emit(summary)
+            return
+        table(rows, ["id", "type", "priority", "status", "attempt", "key", "worker", "created_at", "error"])
+        say(
+            f"{len(rows)} of {found.total} jobs"
+            + (" (stale: the end was not reached in time)" if found.stale else "")
+        )
+
+
+@app.command()
+def show(job_id: Annotated[str, typer.Argument(metavar="ID")], as_json: AsJson = False) -> None:
+    """Show everything about one job.
+
+    \b
+    Examples:
+      rustfs-workers jobs show 01a20bee-31e9-7596-9025-062d10b97714
+      rustfs-workers jobs show 01a20bee-31e9-7596-9025-062d10b97714 --json
+    """
+    with errors_in_one_line():
+        from streams.reader import JobReader
+        from streams.settings import load_settings
+
+        reader = JobReader(load_settings())
+        try:
+            record = reader.get_job(job_id).to_full_json()
+        finally:
+            reader.close()
+        if as_json:
+            emit(record)
+            return
+        for name, value in record.items():
+            if value is not None:
+                typer.echo(f"{name:>14}  {value}")
+        if record.get("status") == "failed":
+            say(f"its dead letter: rustfs-workers dlq show {job_id}")

@@ -1,0 +1,78 @@
+"""``rustfs-workers topics``: create what the system needs on Kafka, and check that it is still right."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from workers.console import FAILED, configure_logging, emit, errors_in_one_line, say
+
+app = typer.Typer(help="The topics of a deployment.", no_args_is_help=True)
+
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line; the summary last.")]
+
+
+@app.command()
+def create(as_json: AsJson = False) -> None:
+    """Create the topics and the workers' group; refuses where something exists that breaks a guarantee.
+
+    \b
+    Examples:
+      rustfs-workers topics create
+      RUSTFS_WORKERS_PARTITIONS=24 rustfs-workers topics create --json
+    """
+    with errors_in_one_line():
+        from streams.provision import provision
+        from streams.settings import load_settings
+
+        settings = load_settings()
+        configure_logging(settings.log_level, settings.log_format)
+        report = provision(settings)
+        for warning in report.warnings:
+            say(f"warning: {warning}")
+        if as_json:
+            emit(
+                {
+                    "created": list(report.created),
+                    "existing": list(report.existing),
+                    "group_initialised": report.group_initialised,
+                    "replication_factor": report.replication_factor,
+                }
+            )
+        else:
+            say(f"{len(report.created)} topics created, {len(report.existing)} were there and are right")
+
+
+@app.command()
+def check(as_json: AsJson = False) -> None:
+    """Say what is not as it must be, and what to do; changes nothing. Exit code 1 if something breaks a guarantee.
+
+    \b
+    Examples:
+      rustfs-workers topics check
+      rustfs-workers topics check --json
+    """
+    with errors_in_one_line():
+        from streams.provision import check as look
+        from streams.settings import load_settings
+        from streams.topic_rules import Level
+
+        findings = look(load_settings())
+        errors = sum(finding.level is Level.ERROR for finding in findings)
+        for finding in findings:
+            if as_json:
+                emit(
+                    {
+                        "level": finding.level.name.lower(),
+                        "subject": finding.subject,
+                        "fact": finding.fact,
+                        "remedy": finding.remedy,
+                    }
+                )
+            else:
+                typer.echo(f"{finding.level.name.lower():>8}  {finding}")
+        if as_json:
+            emit({"findings": len(findings), "errors": errors})
+        if errors:
+            raise SystemExit(FAILED)

@@ -1,0 +1,67 @@
+"""``rustfs-workers up``: everything that exists so far, in one go, until Ctrl-C."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated
+
+import typer
+
+from workers.console import configure_logging, errors_in_one_line, say
+
+
+def up(
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65_535, help="Kafka's port; default: a free one.")
+    ] = None,
+    imports: Annotated[
+        list[str] | None, typer.Option("--import", help="Module with job types and workers; repeatable.")
+    ] = None,
+) -> None:
+    """Run Kafka (unless KAFKA_BOOTSTRAP_SERVERS names one), create the topics, run one worker until Ctrl-C.
+
+    \b
+    Examples:
+      rustfs-workers up
+      RUSTFS_WORKERS_NODES__N1=file:///srv/n1 RUSTFS_WORKERS_NODES__N2=file:///srv/n2 rustfs-workers up
+      KAFKA_BOOTSTRAP_SERVERS=kafka-1:9092 rustfs-workers up --import my_package.jobs
+    """
+    with errors_in_one_line():
+        import asyncio
+        from contextlib import ExitStack
+
+        from streams.embedded import (
+            BrokerConfig,
+            EmbeddedBroker,
+            forget_address,
+            running_broker,
+            write_address,
+        )
+        from streams.provision import provision
+        from streams.settings import load_settings
+        from workers.builtin import builtin_workers
+        from workers.config import WorkerConfig
+        from workers.imports import import_modules
+        from workers.manager import WorkerManager
+        from workers.running import run_until_signal
+
+        settings = load_settings()
+        configure_logging(settings.log_level, settings.log_format)
+        modules = import_modules(imports or [])
+        with ExitStack() as stack:
+            if not os.environ.get("KAFKA_BOOTSTRAP_SERVERS") and settings.kafka_bootstrap_servers is None:
+                directory = settings.data_dir / "kafka"
+                if running_broker(directory) is None:
+                    broker = stack.enter_context(EmbeddedBroker(BrokerConfig(directory, port)))
+                    write_address(directory, broker.bootstrap_servers)
+                    stack.callback(forget_address, directory, broker.bootstrap_servers)
+            say(f"Kafka ready at {settings.bootstrap_servers()}")
+            provision(settings)
+
+            async def main() -> int:
+                manager = WorkerManager(WorkerConfig.from_settings(settings), settings)
+                manager.register(*builtin_workers(settings), *modules)
+                return await run_until_signal(manager, lambda: say("worker ready; Ctrl-C drains and ends"))
+
+            code = asyncio.run(main())
+        raise SystemExit(code)

@@ -1,0 +1,296 @@
+"""The demo: real files, replicated between three storage nodes by jobs on a real Kafka.
+
+In:  a folder of files. Out: what was copied, checked by hashes that the demo computes itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import shutil
+import sysconfig
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+from uuid import uuid4
+
+from schemas import JobPriority, JobStatus
+from schemas.errors import PipelineError
+from streams.embedded import BrokerConfig, EmbeddedBroker
+from streams.provision import provision
+from streams.queue import JobQueue
+from streams.settings import Settings, load_settings
+from workers.builtin import builtin_workers
+from workers.config import WorkerConfig
+from workers.handlers.replication import ReplicationJob
+from workers.manager import WorkerManager
+from workers.storage import StorageError, object_key
+
+BUCKET: Final = "demo"
+TARGETS: Final = ("node-2", "node-3")
+MISSING: Final = "there-is-no-such-object"
+_MARKER: Final = ".rustfs-workers-demo"
+_URGENT: Final = 5
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass
+class Objects:
+    """What became an object, and what could not."""
+
+    keys: dict[str, int] = field(default_factory=dict)
+    #: Why, and which files (the first few).
+    left_out: dict[str, list[str]] = field(default_factory=dict)
+
+    def leave_out(self, reason: str, path: Path) -> None:
+        """Count a file that is no object of the demo."""
+        self.left_out.setdefault(reason, []).append(str(path))
+
+
+@dataclass(frozen=True)
+class DemoReport:
+    """What the demo prints."""
+
+    objects: int
+    replicated: int
+    dead_letters: int
+    bytes: int
+    seconds: float
+    jobs_per_s: float
+    verified: bool
+    left_out: dict[str, int]
+    dead_letter: dict[str, Any] | None
+    directory: str
+
+    @property
+    def succeeded(self) -> bool:
+        """Every copy is there and right, and the one job that could not succeed is a dead letter."""
+        return self.verified and self.replicated == self.objects and self.dead_letters == 1
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON."""
+        return {
+            "objects": self.objects,
+            "replicated": self.replicated,
+            "dead_letters": self.dead_letters,
+            "bytes": self.bytes,
+            "seconds": round(self.seconds, 3),
+            "jobs_per_s": round(self.jobs_per_s, 1),
+            "verified": self.verified,
+            "left_out": self.left_out,
+        }
+
+
+def default_source() -> Path:
+    """The standard library of the running Python: thousands of real files that are always there."""
+    return Path(sysconfig.get_path("stdlib"))
+
+
+def prepare_directory(directory: Path) -> None:
+    """Make the demo's directory, or empty one that an earlier demo made.
+
+    Raises:
+        PipelineError: it holds something else, which the demo will not touch.
+    """
+    if directory.exists() and not directory.is_dir():
+        raise PipelineError(f"{directory} is no directory")
+    if directory.is_dir() and any(directory.iterdir()) and not (directory / _MARKER).exists():
+        raise PipelineError(f"{directory} is not empty and not the demo's own; choose another --dir")
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / _MARKER).write_text(
+        "made by rustfs-workers demo; removed and filled anew by each one\n", "utf-8"
+    )
+    for name in ("node-1", *TARGETS, "kafka"):
+        shutil.rmtree(directory / name, ignore_errors=True)
+    for name in ("node-1", *TARGETS):
+        (directory / name).mkdir()
+
+
+def gather(source: Path, node: Path, progress: Progress) -> Objects:
+    """Copy the files under ``source`` into the node, as objects of the bucket. Never changes ``source``."""
+    found = Objects()
+    files = list(_walk(source, found))
+    for number, path in enumerate(files):
+        name = path.relative_to(source).as_posix()
+        try:
+            object_key(f"{BUCKET}/{name}")
+        except StorageError:
+            found.leave_out("a node refuses the name", path)
+            continue
+        target = node / BUCKET / name
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+        except OSError as error:
+            found.leave_out(f"not readable ({error.strerror})", path)
+            target.unlink(missing_ok=True)
+            continue
+        found.keys[name] = target.stat().st_size
+        if number % 100 == 0:
+            progress("copying files into node-1", number, len(files))
+    progress("copying files into node-1", len(files), len(files))
+    return found
+
+
+def verify(directory: Path, keys: dict[str, int], progress: Progress) -> int:
+    """How many objects have the same SHA-256 on all three nodes, computed here and now."""
+    right = 0
+    for number, key in enumerate(keys):
+        hashes = {_sha256(directory / node / BUCKET / key) for node in ("node-1", *TARGETS)}
+        right += len(hashes) == 1 and None not in hashes
+        if number % 100 == 0:
+            progress("verifying", number, len(keys))
+    progress("verifying", len(keys), len(keys))
+    return right
+
+
+def run_demo(source: Path, directory: Path, progress: Progress) -> DemoReport:
+    """The whole demo. Blocks; starts and stops a Kafka of its own unless KAFKA_BOOTSTRAP_SERVERS names one.
+
+    Raises:
+        PipelineError: why it cannot be run.
+    """
+    if not source.is_dir():
+        raise PipelineError(f"--source {source} is no directory")
+    if directory.resolve().is_relative_to(source.resolve()):
+        raise PipelineError(f"--dir {directory} lies inside of --source {source}, which must not change")
+    prepare_directory(directory)
+    objects = gather(source, directory / "node-1", progress)
+    if not objects.keys:
+        raise PipelineError(f"there is no readable file under {source}")
+    nodes = {name: (directory / name).resolve().as_uri() for name in ("node-1", *TARGETS)}
+    prefix = f"demo-{uuid4().hex[:8]}."
+    given = os.environ.get("KAFKA_BOOTSTRAP_SERVERS")
+    if given:
+        settings = load_settings(topic_prefix=prefix, nodes=nodes, worker_id="demo")
+        return _on(settings, directory, objects, progress)
+    progress("starting Kafka", 0, 1)
+    with EmbeddedBroker(BrokerConfig(directory / "kafka")) as broker:
+        progress("starting Kafka", 1, 1)
+        settings = load_settings(
+            kafka_bootstrap_servers=broker.bootstrap_servers,
+            topic_prefix=prefix,
+            nodes=nodes,
+            worker_id="demo",
+            data_dir=directory,
+        )
+        return _on(settings, directory, objects, progress)
+
+
+def _on(settings: Settings, directory: Path, objects: Objects, progress: Progress) -> DemoReport:
+    provision(settings)
+    try:
+        seconds, dead = asyncio.run(_replicate(settings, objects, progress))
+        right = verify(directory, objects.keys, progress)
+    finally:
+        if os.environ.get("KAFKA_BOOTSTRAP_SERVERS"):
+            _delete_topics(settings)
+    return DemoReport(
+        objects=len(objects.keys),
+        replicated=right,
+        dead_letters=len(dead),
+        bytes=sum(objects.keys.values()) * len(TARGETS),
+        seconds=seconds,
+        jobs_per_s=len(objects.keys) / seconds,
+        verified=right == len(objects.keys),
+        left_out={reason: len(paths) for reason, paths in objects.left_out.items()},
+        dead_letter=dead[0] if dead else None,
+        directory=str(directory),
+    )
+
+
+async def _replicate(
+    settings: Settings, objects: Objects, progress: Progress
+) -> tuple[float, list[dict[str, Any]]]:
+    """Schedule one job per object, run them, and wait until every one is final."""
+    async with JobQueue.connect(settings) as queue:
+        manager = WorkerManager(WorkerConfig.from_settings(settings), settings)
+        manager.register(*builtin_workers(settings))
+        jobs = [
+            (_job(key), JobPriority.HIGH if number < _URGENT else JobPriority.NORMAL)
+            for number, key in enumerate(objects.keys)
+        ]
+        began = time.monotonic()
+        await queue.schedule_jobs(jobs)
+        await queue.schedule_job(_job(MISSING), max_retries=2)
+        seconds = 0.0
+        async with manager:
+            while True:
+                counts = _final_counts(manager)
+                progress("replicating", counts["succeeded"], len(jobs))
+                if not seconds and counts["succeeded"] + counts["failed"] >= len(jobs):
+                    seconds = time.monotonic() - began
+                if counts["succeeded"] + counts["failed"] + counts["skipped"] > len(jobs):
+                    break
+                if manager.process.failure.done():
+                    manager.process.failure.result()
+                await asyncio.sleep(0.05)
+    return seconds, await asyncio.to_thread(_dead_letters, settings)
+
+
+def _job(key: str) -> ReplicationJob:
+    return ReplicationJob(
+        source_path=f"{BUCKET}/{key}",
+        source_node="node-1",
+        target_nodes=list(TARGETS),
+        replication_factor=len(TARGETS),
+    )
+
+
+def _final_counts(manager: WorkerManager) -> dict[str, int]:
+    counts = {status.value: 0 for status in JobStatus}
+    for (_, _, state), count in manager.process.counters.items():
+        counts[state] += count
+    return counts
+
+
+def _dead_letters(settings: Settings) -> list[dict[str, Any]]:
+    from streams.dead_letters import list_dead_letters
+
+    return [letter.to_json() for letter in list_dead_letters(settings)]
+
+
+def _delete_topics(settings: Settings) -> None:
+    from confluent_kafka.admin import AdminClient
+
+    from streams.clients import admin_config
+
+    admin = AdminClient(admin_config(settings))
+    names = [name for name in admin.list_topics(timeout=10).topics if name.startswith(settings.topic_prefix)]
+    if names:
+        for deleted in admin.delete_topics(names).values():
+            deleted.result(30)
+
+
+def _walk(source: Path, found: Objects) -> Iterator[Path]:
+    for root, directories, files in os.walk(
+        source, onerror=lambda error: found.leave_out("not readable", Path(str(error.filename)))
+    ):
+        here = Path(root)
+        for name in [name for name in directories if (here / name).is_symlink()]:
+            found.leave_out("symbolic link", here / name)
+        directories[:] = sorted(
+            name
+            for name in directories
+            if name not in ("site-packages", "__pycache__") and not (here / name).is_symlink()
+        )
+        for name in sorted(files):
+            path = here / name
+            if path.is_symlink():
+                found.leave_out("symbolic link", path)
+            elif not path.is_file():
+                found.leave_out("no regular file", path)
+            else:
+                yield path
+
+
+def _sha256(path: Path) -> str | None:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return None
