@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from workers.commands import about, demo, dlq, jobs, kafka, topics
+from workers.commands import about, bench, demo, dlq, jobs, kafka, topics
 from workers.commands.up import up
 from workers.commands.worker import worker
 
@@ -22,6 +22,7 @@ app.add_typer(jobs.app, name="jobs")
 app.add_typer(dlq.app, name="dlq")
 app.add_typer(topics.app, name="topics")
 app.add_typer(kafka.app, name="kafka")
+app.add_typer(bench.app, name="bench")
 app.add_typer(about.schemas_app, name="schemas")
 app.add_typer(about.config_app, name="config")
 app.command()(about.version)

@@ -188,7 +188,7 @@ def _on(settings: Settings, directory: Path, objects: Objects, progress: Progres
         right = verify(directory, objects.keys, progress)
     finally:
         if os.environ.get("KAFKA_BOOTSTRAP_SERVERS"):
-            _delete_topics(settings)
+            delete_topics(settings)
     return DemoReport(
         objects=len(objects.keys),
         replicated=right,
@@ -254,7 +254,8 @@ def _dead_letters(settings: Settings) -> list[dict[str, Any]]:
     return [letter.to_json() for letter in list_dead_letters(settings)]
 
 
-def _delete_topics(settings: Settings) -> None:
+def delete_topics(settings: Settings) -> None:
+    """Delete every topic of this deployment: for prefixes that were made up for one run."""
     from confluent_kafka.admin import AdminClient
 
     from streams.clients import admin_config
