@@ -134,6 +134,8 @@ def test_each_difference_is_listed_with_its_remedy_and_nothing_is_created(
     ]
     for made in admin.create_topics(wrong).values():
         made.result()
+    # Creation is acknowledged by the controller; the broker that is asked next learns of it a moment later.
+    eventually(lambda: {low, dlq} <= set(admin.list_topics(timeout=10).topics), 10, "both topics are known")
     with pytest.raises(TopicsMismatch) as refused:
         provision(settings)
     words = str(refused.value)

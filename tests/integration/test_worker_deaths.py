@@ -11,7 +11,7 @@ import pytest
 
 from schemas import JobStatus
 from streams.producer import JobProducer
-from streams.reader import JobReader
+from streams.reader import JobFilter, JobReader
 from streams.settings import Settings
 from tests.support.audit import audit, statuses
 from tests.support.jobs import Fails, Kills, Note, Waits
@@ -38,7 +38,9 @@ def all_final(settings: Settings, ids: list[str], timeout_s: float) -> dict[str,
     reader = JobReader(settings)
 
     def look() -> dict[str, JobStatus] | None:
-        known = {info.id: info.status for info in reader.list_jobs() if info.status.final}
+        known = {
+            info.id: info.status for info in reader.list_jobs(JobFilter(limit=None)) if info.status.final
+        }
         return known if all(job_id in known for job_id in ids) else None
 
     try:

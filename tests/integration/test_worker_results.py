@@ -13,7 +13,7 @@ from schemas import JobPriority, JobStatus
 from schemas.headers import parse
 from streams.jobinfo import JobInfo
 from streams.producer import JobProducer
-from streams.reader import JobReader
+from streams.reader import JobFilter, JobReader
 from streams.settings import Settings
 from tests.support.audit import audit, raw_headers, read_all, statuses
 from tests.support.jobs import Fails, InProcess, InThread, Note, Parent, Snoozes, Waits
@@ -35,7 +35,7 @@ class Lab:
         """Wait until all of these are final."""
 
         def look() -> list[JobInfo] | None:
-            known = {info.id: info for info in self.reader.list_jobs()}
+            known = {info.id: info for info in self.reader.list_jobs(JobFilter(limit=None))}
             found = [known[job_id] for job_id in ids if job_id in known and known[job_id].status.final]
             return found if len(found) == len(ids) else None
 
