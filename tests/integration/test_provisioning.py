@@ -25,6 +25,7 @@ from streams.provision import check, group_session_timeout_ms, provision
 from streams.settings import Settings, load_settings
 from streams.topic_rules import Level
 from tests.support.deployments import read_all, settings_for
+from tests.support.workers import eventually
 
 pytestmark = [pytest.mark.integration, pytest.mark.job_processing]
 
