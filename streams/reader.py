@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar, overload
 
+import structlog
 from confluent_kafka import Message
 
 from schemas.codec import Codec, peek_id, peek_priority
-from schemas.errors import PipelineError, UnknownSchema, WireError
+from schemas.errors import JobTypeError, PipelineError, UnknownSchema, WireError
 from schemas.headers import parse
 from schemas.job import declared_job_types
 from schemas.jobtype import job_type
@@ -39,6 +40,8 @@ from streams.registry import build_codec
 from streams.scan import scan
 from streams.schemas_topic import SchemaLookup, schema_lookup
 from streams.settings import Settings
+
+log = structlog.get_logger("rustfs_workers.reader")
 
 #: A call answers after this long, complete or not.
 TIME_LIMIT_S: Final = 3.0
@@ -253,9 +256,14 @@ class Schemas:
             WireError: it cannot be understood.
         """
         if not self._declared:
-            for cls in declared_job_types().values():
-                wire = job_type(cls).wire
-                self._declared[wire.fingerprint] = wire
+            for name, cls in declared_job_types().items():
+                try:
+                    wire = job_type(cls).wire
+                except JobTypeError as error:
+                    # No job of it can have been scheduled; it must not hide those of other types.
+                    log.warning("job type left out", type=name, error=str(error))
+                else:
+                    self._declared[wire.fingerprint] = wire
         return self.with_lookup(lambda: self.codec.decode_any(value, self._declared))
 
     def with_lookup(self, decode: Callable[[], _T]) -> _T:
