@@ -92,8 +92,9 @@ class Router:
 
     def unreadable(self, message: Message, error: WireError, now_ms: int) -> Outcome:
         """Bytes that cannot be understood go to the dead letters unchanged, with the reason."""
-        delivery = Delivery(
-            job_type=message.delivery.job_type,
+        # Its counters stay: a redriven job that fails like this again must be seen as a letter of its new life.
+        delivery = replace(
+            message.delivery,
             error_type=type(error).__name__,
             error_message=clip(str(error), MAX_MESSAGE_BYTES),
         )
