@@ -295,20 +295,43 @@ def status_of(run: Run, state: JobStatus, **facts: Any) -> StatusChange:
 
 
 def as_result(value: object) -> JobResult:
-    """What a handler returned, as a result: None is success, a mapping is a success with that output."""
-    match value:
-        case JobResult():
-            return value
-        case None:
-            return Success()
-        case Mapping():
-            return Success(value)
+    """What a handler returned, as a result: None is success, a mapping is a success with that output.
+
+    A result that could not be written down is the handler's mistake, and fails its own job alone: found only while
+    the outcome is made, it would end the worker, and the next one that runs the job.
+    """
+    result = Success() if value is None else Success(value) if isinstance(value, Mapping) else value
+    problem = _problem_with(result)
+    if problem is not None:
+        return Failed(clip(problem, MAX_MESSAGE_BYTES), retryable=False, error_type="BadResult")
+    assert isinstance(result, JobResult)  # noqa: S101 - anything else is a problem
+    return result
+
+
+def _problem_with(result: Any) -> str | None:
+    """Why a result cannot be written down. Handlers are not checked by a type checker, so nothing is taken for granted."""
+    match result:
+        case Success(output):
+            try:
+                _json(output)
+            except (TypeError, ValueError, RecursionError) as error:
+                return f"the output cannot be written as JSON: {error}"
+            return None
+        case Failed():
+            texts = _all_text(result.reason, result.error_type, result.stacktrace)
+            return None if texts else "the texts of Failed must be str: write Failed(str(error))"
+        case Skipped():
+            return None if _all_text(result.reason) else "the reason of Skipped must be a str"
+        case Snooze():
+            delay: Any = result.delay
+            right = isinstance(delay, timedelta) and _all_text(result.reason)
+            return None if right else "Snooze takes a timedelta, and a str as its reason"
         case _:
-            return Failed(
-                f"the handler returned {type(value).__qualname__}; return a JobResult, a mapping or None",
-                retryable=False,
-                error_type="BadResult",
-            )
+            return f"the handler returned {type(result).__qualname__}; return a JobResult, a mapping or None"
+
+
+def _all_text(*values: object) -> bool:
+    return all(isinstance(value, str) for value in values)
 
 
 def _json(output: Mapping[str, Any] | None) -> str | None:

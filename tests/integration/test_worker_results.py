@@ -16,7 +16,7 @@ from streams.producer import JobProducer
 from streams.reader import JobFilter, JobReader
 from streams.settings import Settings
 from tests.support.audit import audit, raw_headers, read_all, statuses
-from tests.support.jobs import Fails, InProcess, InThread, Note, Parent, Snoozes, Waits
+from tests.support.jobs import Fails, InProcess, InThread, Note, Parent, ReturnsNonsense, Snoozes, Waits
 from tests.support.workers import eventually, runs, workers
 
 pytestmark = [pytest.mark.job_processing, pytest.mark.integration]
@@ -105,6 +105,14 @@ def test_the_bytes_of_a_dead_letter_are_those_that_were_scheduled(lab: Lab) -> N
     (job,) = read_all(lab.settings, lab.settings.topics.jobs[JobPriority.NORMAL])
     assert letter.value() == job.value()
     assert letter.key() == job.key()
+
+
+def test_a_handler_that_returns_nonsense_fails_alone_and_the_worker_goes_on(lab: Lab) -> None:
+    bad = lab.producer.schedule_job(ReturnsNonsense())
+    good = lab.producer.schedule_job(Note(text="after"))
+    nonsense, note = lab.final(bad, good)
+    assert (nonsense.status, nonsense.error_type, nonsense.attempt) == (JobStatus.FAILED, "BadResult", 1)
+    assert note.status is JobStatus.SUCCEEDED
 
 
 def test_snoozing_uses_up_no_attempt(lab: Lab) -> None:

@@ -173,3 +173,14 @@ class InProcess(Job):
             pass
         context.update_metrics("answers", 42)
         return Success({"pid": os.getpid()})
+
+
+@dataclass
+class ReturnsNonsense(Job):
+    """Returns a result that nobody can write down."""
+
+    job_type = "test_nonsense"
+
+    async def execute(self, context: WorkerContext) -> Success:
+        write_log("run", context)
+        return Success({("not", "json"): 1})  # type: ignore[dict-item]

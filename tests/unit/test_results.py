@@ -1,0 +1,53 @@
+"""What a handler may return, and what becomes of a return value that cannot be used."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from workers.results import Failed, JobResult, Skipped, Snooze, Success
+from workers.router import as_result
+
+pytestmark = pytest.mark.job_processing
+
+NOT_TEXT: Any = ValueError("an exception object")
+NOT_A_DELAY: Any = 5
+LOOP: dict[str, Any] = {}
+LOOP["itself"] = LOOP
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        Success({("a", "tuple"): 1}),  # type: ignore[dict-item]
+        {("a", "tuple"): 1},
+        Success(LOOP),
+        Failed(NOT_TEXT),
+        Failed("reason", error_type=NOT_TEXT),
+        Skipped(NOT_TEXT),
+        Snooze(NOT_A_DELAY),
+        Snooze(timedelta(seconds=1), NOT_TEXT),
+        object(),
+        7,
+    ],
+    ids=repr,
+)
+def test_a_result_that_cannot_be_written_fails_its_own_job_for_good(value: object) -> None:
+    """Raised later, while the outcome is made, it would end the worker."""
+    result = as_result(value)
+    assert isinstance(result, Failed)
+    assert (result.error_type, result.retryable) == ("BadResult", False)
+
+
+@pytest.mark.parametrize(
+    "result", [Success(), Success({"n": 1}), Failed("no"), Skipped("done"), Snooze(timedelta(seconds=1))]
+)
+def test_a_good_result_is_taken_as_it_is(result: JobResult) -> None:
+    assert as_result(result) is result
+
+
+def test_nothing_and_a_mapping_are_successes() -> None:
+    assert as_result(None) == Success()
+    assert as_result({"n": 1}) == Success({"n": 1})
