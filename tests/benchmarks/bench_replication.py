@@ -5,10 +5,16 @@
 
 In:  a directory to work in (``--dir``, on the disk to be measured). Out: one JSON object per line.
 
-``small`` copies many objects from one file node to two through ``process_job``, as the worker calls it.
-``large`` copies one object and compares with a loop that reads, hashes and writes to the same number of files
-(and, with ``--durable``, flushes them), without temporary names, verification or anything else. Each runs in a
-process of its own, in turns; memory is the peak over the process's size before the copy.
+Both copy from one file node to two through ``process_job``, as a worker calls it, and compare with a loop
+that reads, hashes and writes to the same number of files (and, with ``--durable``, flushes them), without
+temporary names, verification or anything else.
+
+``small`` copies many objects, at ``--concurrency`` a time. Directories are new in each round and removed at
+the very end: some file systems (ext4 without a journal) take several times as long to make a file for a
+minute after many were deleted.
+
+``large`` copies one object. Each copy runs in a process of its own, in turns; memory is the process's peak
+above its size before the copy.
 """
 
 from __future__ import annotations
@@ -19,7 +25,7 @@ import hashlib
 import json
 import multiprocessing
 import os
-import resource
+import shutil
 import statistics
 import sys
 import tempfile
@@ -50,11 +56,17 @@ def context(job_id: str) -> WorkerContext:
 
 
 @contextmanager
-def fresh(parent: Path) -> Iterator[Path]:
-    base = Path(tempfile.mkdtemp(dir=parent))
+def fresh(parent: Path | None) -> Iterator[Path]:
+    base = Path(tempfile.mkdtemp(prefix="bench-replication-", dir=parent))
+    try:
+        yield base
+    finally:
+        shutil.rmtree(base)
+
+
+def make_nodes(base: Path) -> None:
     for name in ("n1", *TARGETS):
         (base / name / "bench").mkdir(parents=True)
-    yield base
 
 
 async def copy_many(worker: ReplicationWorker, keys: list[str], concurrency: int) -> None:
@@ -71,25 +83,42 @@ async def copy_many(worker: ReplicationWorker, keys: list[str], concurrency: int
             group.create_task(one_after_another())
 
 
-def small(options: argparse.Namespace) -> dict[str, Any]:
-    with fresh(options.dir) as base:
-        keys = [f"d{number % 20}/o{number}" for number in range(options.objects)]
+def plain_copies(base: Path, keys: list[str], *, durable: bool) -> float:
+    """Objects per second of the loop that this is compared with."""
+    for name in TARGETS:
         for key in keys:
-            path = base / "n1" / "bench" / key
-            path.parent.mkdir(exist_ok=True)
-            path.write_bytes(os.urandom(options.bytes))
-        os.sync()
-        worker = ReplicationWorker(registry(base, durable=options.durable), threads=options.threads)
-        cpu, started = time.process_time(), time.perf_counter()
-        asyncio.run(copy_many(worker, keys, options.concurrency))
-        seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
-        started = time.perf_counter()
-        asyncio.run(copy_many(worker, keys, options.concurrency))
-        again = time.perf_counter() - started
-        worker.close()
-        for key in keys:
-            want = (base / "n1" / "bench" / key).read_bytes()
-            assert all((base / name / "bench" / key).read_bytes() == want for name in TARGETS)
+            (base / f"plain-{name}" / key).parent.mkdir(parents=True, exist_ok=True)
+    started = time.perf_counter()
+    for key in keys:
+        content = (base / "n1/bench" / key).read_bytes()
+        hashlib.sha256(content).hexdigest()
+        for name in TARGETS:
+            with (base / f"plain-{name}" / key).open("wb", buffering=0) as target:
+                target.write(content)
+                if durable:
+                    os.fsync(target.fileno())
+    return len(keys) / (time.perf_counter() - started)
+
+
+def small(base: Path, options: argparse.Namespace) -> dict[str, Any]:
+    make_nodes(base)
+    keys = [f"d{number % 20}/o{number}" for number in range(options.objects)]
+    for key in keys:
+        path = base / "n1/bench" / key
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(os.urandom(options.bytes))
+    plain = plain_copies(base, keys, durable=options.durable)
+    worker = ReplicationWorker(registry(base, durable=options.durable), threads=options.threads)
+    cpu, started = time.process_time(), time.perf_counter()
+    asyncio.run(copy_many(worker, keys, options.concurrency))
+    seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
+    started = time.perf_counter()
+    asyncio.run(copy_many(worker, keys, options.concurrency))
+    again = time.perf_counter() - started
+    worker.close()
+    for key in keys:
+        want = (base / "n1/bench" / key).read_bytes()
+        assert all((base / name / "bench" / key).read_bytes() == want for name in TARGETS)
     return {
         "objects": len(keys),
         "bytes": options.bytes,
@@ -99,6 +128,7 @@ def small(options: argparse.Namespace) -> dict[str, Any]:
         "objects_per_s": round(len(keys) / seconds),
         "cpu_us_per_object": round(cpu / len(keys) * 1e6),
         "already_equal_per_s": round(len(keys) / again),
+        "plain_loop_per_s": round(plain),
     }
 
 
@@ -123,12 +153,19 @@ def handler(base: Path, *, durable: bool) -> None:
     assert isinstance(result, Success), result
 
 
+def peak_kib(*, reset: bool) -> int:
+    """This process's peak of resident memory. Linux only: elsewhere it would be the parent's as well."""
+    if reset:
+        Path("/proc/self/clear_refs").write_text("5")
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
+
+
 def measure(copy: Callable[..., None], base: Path, durable: bool, report: Any) -> None:  # noqa: FBT001
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_kib(reset=True)
     started, cpu = time.perf_counter(), time.process_time()
     copy(base, durable=durable)
     seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
-    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    grown = peak_kib(reset=False) - before
     report.send((seconds, cpu, grown / 1024))
 
 
@@ -150,6 +187,7 @@ def in_own_process(copy: Callable[..., None], base: Path, *, durable: bool) -> t
 
 def large(options: argparse.Namespace) -> dict[str, Any]:
     with fresh(options.dir) as base:
+        make_nodes(base)
         with (base / "n1/bench/large").open("wb") as source:
             block = os.urandom(16 << 20)
             for position in range(0, options.bytes, len(block)):
@@ -179,31 +217,27 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("what", choices=["small", "large"])
-    parser.add_argument(
-        "--dir", type=Path, help="where to work; default: the system's directory for such files"
-    )
+    parser.add_argument("--dir", type=Path, help="where to work; default: the system's temporary directory")
     parser.add_argument("--objects", type=int, default=2000)
     parser.add_argument("--bytes", type=int)
-    parser.add_argument("--concurrency", type=int, default=10)
+    parser.add_argument("--concurrency", type=int, default=64)
     parser.add_argument("--threads", type=int, default=16)
     parser.add_argument("--durable", action="store_true")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    # Removed at the very end: ext4 is slow to create files for minutes after many were deleted, since it looks
-    # for inodes that were not freed lately.
-    with tempfile.TemporaryDirectory(prefix="bench-replication-", dir=options.dir) as directory:
-        options.dir = Path(directory)
-        run(options)
-
-
-def run(options: argparse.Namespace) -> None:
     if options.what == "small":
         options.bytes = options.bytes or 4096
-        for _ in range(options.rounds):
-            print(json.dumps(small(options)), flush=True)
+        with fresh(options.dir) as base:
+            for number in range(options.rounds):
+                report(small(base / str(number), options))
     else:
         options.bytes = options.bytes or 2 << 30
-        print(json.dumps(large(options)), flush=True)
+        report(large(options))
+
+
+def report(figures: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(figures) + "\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -2,25 +2,22 @@
 
 In:  a ``ReplicationJob``. Out: a result that says how each target stands; what was copied is verified.
 
-**Success.** Every target is served, one that fails does not stop the others. With ``replication_factor`` 0 the job
-succeeds when all targets hold the object; with n > 0 it succeeds when at least n of them do (the output still
-names those that do not). Otherwise it fails with each failed target's reason, and is retried if the failures
-that could pass would be enough to reach the number. A rerun copies only what is missing.
+**Success.** Every target is served, one that fails does not stop the others. With ``replication_factor`` 0
+the job succeeds when all targets hold the object; with n > 0 it succeeds when at least n of them do (the
+output still names those that do not). Otherwise it fails with each failed target's reason, and is retried if
+the failures that could pass would be enough to reach the number. A rerun copies only what is missing.
 
-**Source.** ``source_node``, or else the first configured node that is no target and has the object. If none has it,
-but some node could not be asked, the job fails with ``NodeUnreachable``: unknown is not missing.
+**Source.** ``source_node``, or else the first configured node that is no target and has the object. If none
+has it, but some node could not be asked, the job fails with ``NodeUnreachable``: unknown is not missing.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import re
-import threading
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import Any, Final, get_args
 
 import structlog
@@ -29,6 +26,7 @@ from schemas import Job
 from workers.context import WorkerContext
 from workers.results import Failed, JobResult, Success
 from workers.storage.copying import CopyOrder, CopyReport, Overwrite, TargetResult, copy_opened
+from workers.storage.crew import Crew
 from workers.storage.errors import (
     MESSAGE_LIMIT,
     InvalidKey,
@@ -46,10 +44,18 @@ from workers.worker import Worker
 
 log = structlog.get_logger("rustfs_workers.replication")
 
-#: Jobs that one worker process copies at the same time; more wait for a thread.
+#: Most jobs that one worker process copies at the same time; more wait for a thread.
 DEFAULT_THREADS: Final = 16
+#: A copy between quick nodes that takes longer no longer holds up the others.
+PATIENCE: Final = timedelta(milliseconds=10)
 
 _SHA256: Final = re.compile(r"[0-9a-fA-F]{64}")
+#: Characters that all errors together may take in a job's output.
+_OUTPUT_ERRORS: Final = 2_800
+#: More would not fit into a job's output.
+_MAX_TARGETS: Final = 64
+_OVERWRITES: Final = get_args(Overwrite)
+_VERIFIES: Final = get_args(Verify)
 
 
 @dataclass
@@ -124,6 +130,8 @@ def plan_of(job: ReplicationJob) -> Plan:
     source = job.source_node.lower() if job.source_node else None
     if not targets:
         raise InvalidReplication("target_nodes is empty; name the nodes that should hold the object")
+    if len(targets) > _MAX_TARGETS:
+        raise InvalidReplication(f"target_nodes names {len(targets)} nodes; use at most {_MAX_TARGETS}")
     if len(set(targets)) != len(targets):
         raise InvalidReplication("target_nodes names a node twice; one copy would count as two")
     if source in targets:
@@ -138,12 +146,10 @@ def plan_of(job: ReplicationJob) -> Plan:
     if job.expected_size is not None and job.expected_size < 0:
         raise InvalidReplication("expected_size must not be negative")
     overwrite, verify = job.overwrite, job.verify
-    if overwrite not in get_args(Overwrite):
-        raise InvalidReplication(
-            f"overwrite is {overwrite[:40]!r}; use one of {', '.join(get_args(Overwrite))}"
-        )
-    if verify not in get_args(Verify):
-        raise InvalidReplication(f"verify is {verify[:40]!r}; use one of {', '.join(get_args(Verify))}")
+    if overwrite not in _OVERWRITES:
+        raise InvalidReplication(f"overwrite is {overwrite[:40]!r}; use one of {', '.join(_OVERWRITES)}")
+    if verify not in _VERIFIES:
+        raise InvalidReplication(f"verify is {verify[:40]!r}; use one of {', '.join(_VERIFIES)}")
     return Plan(
         key=key,
         targets=targets,
@@ -174,29 +180,36 @@ def result_of(report: CopyReport, wanted: int) -> JobResult:
 
 
 def output_of(report: CopyReport) -> dict[str, Any]:
-    """The output of a successful run, as it is kept with the job's status."""
+    """The output of a successful run, as it is kept with the job's status; at most 16 KiB."""
     copied = report.count("COMPLETED")
+    share = _OUTPUT_ERRORS // max(report.count("FAILED"), 1)
     return {
         "copied": copied,
         "already_ok": report.count("ALREADY_OK"),
         "bytes": copied * report.size,
         "sha256": report.sha256,
         "targets": {
-            name: {"state": target.state, "error": target.error} for name, target in report.targets.items()
+            name: {"state": target.state, "error": target.error and _cut(target.error, share)}
+            for name, target in report.targets.items()
         },
     }
 
 
 def _reason(name: str, target: TargetResult, limit: int) -> str:
-    text = f"{name[:64]}: {target.error_type}: {target.error}"
+    return _cut(f"{name[:64]}: {target.error_type}: {target.error}", limit)
+
+
+def _cut(text: str, limit: int) -> str:
     return text if len(text) <= limit else text[: max(limit - 1, 0)] + "…"
 
 
 class ReplicationWorker(Worker):
-    """Runs replication jobs, each in one thread of a small pool of its own.
+    """Runs replication jobs, each in one thread.
 
-    Files of a few KiB take well under a millisecond; what costs is handing them from thread to thread, so a small
-    object between local nodes makes one hop and no more.
+    Files of a few KiB take well under a millisecond, less than handing them from thread to thread: they go
+    through one thread, one after the other, which takes next to no time of the event loop. Whatever takes
+    longer than ``PATIENCE``, and every job that has to do with a node across the network or one that flushes
+    to the disk, runs beside the others.
 
     Args:
         nodes: where objects live.
@@ -207,24 +220,20 @@ class ReplicationWorker(Worker):
 
     def __init__(self, nodes: NodeRegistry, *, threads: int = DEFAULT_THREADS) -> None:
         self._nodes = nodes
-        self._threads = threads
-
-    @cached_property
-    def _pool(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(self._threads, thread_name_prefix="replication")
+        self._quick = Crew(threads, patience=PATIENCE, name="replication")
+        self._slow = Crew(threads, patience=timedelta(0), name="replication-slow")
 
     async def process_job(self, job: ReplicationJob, context: WorkerContext) -> JobResult:
         """Copy the object.
 
-        If this call is cancelled, the thread stops at its next step and publishes nothing more.
+        If this call is cancelled, the copy stops at its next step and publishes nothing more.
         """
-        given_up = threading.Event()
-        loop = asyncio.get_running_loop()
-        try:
-            return await loop.run_in_executor(self._pool, self.replicate, job, context, given_up)
-        except asyncio.CancelledError:
-            given_up.set()
-            raise
+
+        def replicate(given_up: Callable[[], bool]) -> JobResult:
+            return self.replicate(job, context, given_up)
+
+        crew = self._quick if self._is_quick(job) else self._slow
+        return await crew.run(replicate)
 
     async def health_check(self) -> bool:
         """Whether at least one node answers (or none is configured). Names the silent ones in the log."""
@@ -234,17 +243,17 @@ class ReplicationWorker(Worker):
         return len(silent) < len(self._nodes) or not self._nodes
 
     def close(self) -> None:
-        """Let the pool's threads end; running copies finish."""
-        self._pool.shutdown(wait=False)
-        del self._pool
+        """Let the threads end; running copies finish."""
+        self._quick.close()
+        self._slow.close()
 
     def replicate(
-        self, job: ReplicationJob, context: WorkerContext, given_up: threading.Event | None = None
+        self, job: ReplicationJob, context: WorkerContext, given_up: Callable[[], bool] | None = None
     ) -> JobResult:
         """The same, blocking, in the calling thread. Failures are results, not exceptions."""
 
         def stopped() -> bool:
-            return context.cancelled or (given_up is not None and given_up.is_set())
+            return context.cancelled or (given_up is not None and given_up())
 
         try:
             plan = plan_of(job)
@@ -266,14 +275,20 @@ class ReplicationWorker(Worker):
                 )
         return result_of(report, plan.wanted)
 
-    def _copy(self, plan: Plan, context: WorkerContext, stopped: Any) -> CopyReport:
+    def _is_quick(self, job: ReplicationJob) -> bool:
+        names = job.target_nodes if job.source_node is None else (*job.target_nodes, job.source_node)
+        return all(self._nodes.is_quick(name) for name in names)
+
+    def _copy(self, plan: Plan, context: WorkerContext, stopped: Callable[[], bool]) -> CopyReport:
         targets: dict[str, Node] = {}
-        refused: dict[str, TargetResult] = {}
+        unknown: dict[str, TargetResult] = {}
         for name in plan.targets:
             try:
                 targets[name] = self._nodes.node(name)
             except UnknownNode as error:
-                refused[name] = TargetResult.failed(error)
+                unknown[name] = TargetResult.failed(error)
+        if not targets:
+            return CopyReport(0, None, unknown)
         order = CopyOrder(
             key=plan.key,
             ticket=Ticket(context.job_id, context.fence),
@@ -284,21 +299,15 @@ class ReplicationWorker(Worker):
             stopped=stopped,
             progress=context.progress,
         )
-        with self._source(plan) as (node, source):
-            report = copy_opened(order, source, targets, local=node.local)
-        if refused:
-            results = {name: refused.get(name) or report.targets[name] for name in plan.targets}
-            report = CopyReport(report.size, report.sha256, results)
+        with find_source(self._nodes, plan) as source:
+            report = copy_opened(order, source, targets)
+        if unknown:
+            results = {name: unknown.get(name) or report.targets[name] for name in plan.targets}
+            report = replace(report, targets=results)
         return report
 
-    @contextlib.contextmanager
-    def _source(self, plan: Plan) -> Iterator[tuple[Node, OpenObject]]:
-        node, source = find_source(self._nodes, plan)
-        with source:
-            yield node, source
 
-
-def find_source(nodes: NodeRegistry, plan: Plan) -> tuple[Node, OpenObject]:
+def find_source(nodes: NodeRegistry, plan: Plan) -> OpenObject:
     """Open the object where it is; the caller closes it.
 
     Raises:
@@ -309,30 +318,25 @@ def find_source(nodes: NodeRegistry, plan: Plan) -> tuple[Node, OpenObject]:
         StorageError: a node has something else under its name.
     """
     if plan.source_node is not None:
-        node = nodes.node(plan.source_node)
-        return node, node.open(plan.key)
+        return nodes.node(plan.source_node).open(plan.key)
     candidates = [name for name in nodes if name not in plan.targets]
     if not candidates:
         raise InvalidReplication(
-            "every configured node is a target, so there is none to copy from; configure the node that has the object"
+            "every configured node is a target, so there is none to copy from; "
+            "configure the node that has the object"
         )
-    unknown: dict[str, StorageError] = {}
+    unclear: dict[str, StorageError] = {}
     for name in candidates:
-        node = nodes.node(name)
         try:
-            return node, node.open(plan.key)
+            return nodes.node(name).open(plan.key)
         except ObjectMissing:
             continue
         except StorageError as error:
-            unknown[name] = error
-    if not unknown:
+            unclear[name] = error
+    if not unclear:
         raise ObjectMissing(f"{plan.key} is on none of the nodes {', '.join(candidates)}")
-    raise _unclear(plan.key, unknown)
-
-
-def _unclear(key: ObjectKey, unknown: Mapping[str, StorageError]) -> StorageError:
-    """Nobody has it for sure. An outage may hide it; else the first node's answer says what is wrong."""
-    for error in unknown.values():
-        if error.retryable:
-            return NodeUnreachable(f"{key} was not found, but may be on {', '.join(unknown)}: {error}")
-    return next(iter(unknown.values()))
+    # Nobody has it for sure. An outage may hide it; else the first node's answer says what is wrong.
+    for answer in unclear.values():
+        if answer.retryable:
+            raise NodeUnreachable(f"{plan.key} was not found, but may be on {', '.join(unclear)}: {answer}")
+    raise next(iter(unclear.values()))

@@ -1,8 +1,9 @@
 """Storage nodes and copying between them; knows nothing of jobs and Kafka.
 
-``keys`` (what an object is called) → ``nodes`` (names and URLs to nodes) → ``node`` (what a node can do),
-``file_node`` and ``object_node`` (the two kinds) → ``copying`` (one object to its targets) with ``fanout`` (a
-large one, read once) → ``errors`` (everything that can go wrong, by name).
+``keys`` (what an object is called) → ``nodes`` (names and URLs to nodes) → ``node`` (what a node can do), its two
+kinds ``file_node`` (with ``file_tree`` and ``file_place``) and ``object_node`` → ``copying`` (one object to its
+targets) with ``fanout`` (a large one, read once) → ``errors`` (everything that can go wrong, by name). ``crew`` runs
+all of that, which blocks, for an event loop.
 """
 
 from workers.storage.copying import CopyOrder, CopyReport, TargetResult, copy_object

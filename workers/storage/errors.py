@@ -39,6 +39,10 @@ _CREDENTIAL: Final = re.compile(
     r"(?i)\b([a-z0-9_-]*(?:signature|credential|secret|token|password|access_?key(?:_?id)?|authorization))"
     r"(\"?\s*[=:]\s*)(?:\"[^\"]*\"|(?:(?:basic|bearer|aws4-hmac-sha256)\s+)?[^\s,&;\"]+)"
 )
+# S3 answers a wrong signature with what it has received.
+_XML_CREDENTIAL: Final = re.compile(
+    r"<(\w*(?:AccessKeyId|SignatureProvided|StringToSign\w*|CanonicalRequest\w*|Token))>[^<]*"
+)
 _SECRET_VARIABLES: Final = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID")
 
 
@@ -47,7 +51,8 @@ def redact(text: str, secrets: Iterable[str] = ()) -> str:
     for secret in secrets:
         if secret:
             text = text.replace(secret, "***")
-    return _CREDENTIAL.sub(r"\1\2***", _USER_INFO.sub("***@", text))
+    text = _XML_CREDENTIAL.sub(r"<\1>***", _USER_INFO.sub("***@", text))
+    return _CREDENTIAL.sub(r"\1\2***", text)
 
 
 def public_message(text: str) -> str:

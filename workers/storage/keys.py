@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from workers.storage.errors import InvalidKey
@@ -28,18 +28,22 @@ class ObjectKey:
     Attributes:
         bucket: first part of its path.
         key: the rest, with "/" inside.
+        directories: what leads to it below a node's root.
+        name: its last part.
     """
 
     bucket: str
     key: str
+    directories: tuple[str, ...] = field(init=False, compare=False, repr=False)
+    name: str = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        *directories, name = self.key.split("/")
+        object.__setattr__(self, "directories", (self.bucket, *directories))
+        object.__setattr__(self, "name", name)
 
     def __str__(self) -> str:
         return f"{self.bucket}/{self.key}"
-
-    @property
-    def parts(self) -> tuple[str, ...]:
-        """Directory names and, last, the file's name below a node's root."""
-        return (self.bucket, *self.key.split("/"))
 
 
 def object_key(source_path: str) -> ObjectKey:
@@ -58,16 +62,21 @@ def object_key(source_path: str) -> ObjectKey:
     for part in parts:
         if part in {"", ".", ".."}:
             raise _invalid(source_path, f"has a part {part!r}; parts between slashes must be names")
-    # Compared as a case-insensitive file system would.
-    if RESERVED in (unicodedata.normalize("NFKC", part).casefold() for part in parts[:2]):
+    if _is_reserved(bucket) or _is_reserved(parts[1]):
         raise _invalid(source_path, f"lies in {RESERVED}/, which is reserved for temporary copies")
     try:
+        bucket.encode()
         size = len(key.encode())
     except UnicodeEncodeError:
         raise _invalid(source_path, "is not valid Unicode") from None
     if size > KEY_LIMIT_BYTES:
         raise _invalid(source_path, f"has a key of {size:,} bytes; the limit is {KEY_LIMIT_BYTES:,}")
     return ObjectKey(bucket, key)
+
+
+def _is_reserved(part: str) -> bool:
+    # Compared as a case-insensitive file system would.
+    return unicodedata.normalize("NFKC", part).casefold() == RESERVED
 
 
 def _invalid(source_path: str, why: str) -> InvalidKey:

@@ -1,11 +1,14 @@
 """What every storage node can do, whatever it is made of.
 
-A node stores objects under ``bucket/key``. All calls block: they are made in threads, where they release the
-interpreter during I/O. Nodes are safe from any thread; an ``OpenObject`` belongs to the run that opened it.
+In:  an object's key. Out: the ``Place`` where it is or would be on a node; from there it is read and written.
+
+All calls block: they are made in threads, where they release the interpreter during I/O. Nodes are safe from
+any thread; a ``Place`` and the ``OpenObject`` in it belong to the run that asked for them.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
 import secrets
 from abc import ABC, abstractmethod
@@ -15,14 +18,23 @@ from hashlib import sha256
 from types import TracebackType
 from typing import Final, Literal, Self
 
+from workers.storage.errors import ObjectMissing
 from workers.storage.keys import ObjectKey
 
 #: Up to this size an object is read whole, in one call, and compared byte by byte.
 SMALL_BYTES: Final = 1 << 20
 
-#: How a fresh copy is checked. "readback": every byte is read again and compared. "hash": the bytes are hashed on
-#: their way and the copy's size is looked at. "size": only the size is looked at.
+#: How a fresh copy is checked. "readback": every byte is read again and compared. "hash": the bytes are
+#: hashed on their way and the copy's size is looked at. "size": only the size is looked at.
 Verify = Literal["readback", "hash", "size"]
+
+#: See ``Node``.
+Waits = Literal["nothing", "disk", "network"]
+
+# Together they make a temporary name unique. A forked child would share both: workers are started, not
+# forked.
+_PROCESS: Final = secrets.token_hex(6)
+_attempts = itertools.count()
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +43,9 @@ class Version:
 
     Attributes:
         size: in bytes.
-        tag: opaque; another tag means that the object was written since.
-        place: where its bytes lie (device and inode), if the node can tell. Two names at one place are one copy.
+        tag: opaque; another tag at the same place means that the object was written since.
+        place: where its bytes lie (device and inode), if the node can tell. Two names at one place are one
+        copy.
     """
 
     size: int
@@ -61,7 +74,7 @@ class Ticket:
 
         A run that was given up but still lives in its thread must not publish what the next one is writing.
         """
-        return f"{self._prefix}{self.fence}.{secrets.token_hex(6)}"
+        return f"{self._prefix}{self.fence}.{_PROCESS}-{next(_attempts):x}"
 
     def is_leftover(self, name: str) -> bool:
         """Whether a temporary name belongs to an earlier run of this job, by this owner or one before it."""
@@ -72,7 +85,7 @@ class Ticket:
 
 
 class OpenObject(ABC):
-    """An object that is being read. Close it, or use it in ``with``."""
+    """An object that can be read. Close it, or use it in ``with``."""
 
     version: Version
 
@@ -100,8 +113,9 @@ class OpenObject(ABC):
             SourceChanged: the name holds another version, or nothing.
         """
 
-    def close(self) -> None:  # noqa: B027 - most objects hold nothing open
-        """Let go of it. Twice is harmless."""
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of it, and of its place. Twice is harmless."""
 
     def __enter__(self) -> Self:
         return self
@@ -136,39 +150,59 @@ class Incoming(ABC):
         """The last look: raises if the copy must not become visible."""
 
 
+class Place(ABC):
+    """Where one object is, or would be, on one node. Close it.
+
+    Attributes:
+        found: what the name holds, open for reading; None if it is free.
+    """
+
+    found: OpenObject | None
+
+    @abstractmethod
+    def write(self, incoming: Incoming, ticket: Ticket, *, verify: Verify) -> None:
+        """Store an object here: all of it becomes visible at once, verified, or nothing does.
+
+        A free name must still be free, a taken one must still hold what was found.
+
+        Raises:
+            CopyCorrupt: what was read back is not what was sent.
+            TargetChanged: somebody else has written or removed the object since the look.
+            StorageError: see ``workers.storage.errors``, and whatever ``incoming`` raises.
+        """
+
+    @abstractmethod
+    def tidy(self, ticket: Ticket) -> None:
+        """Remove what earlier runs of this job have left; for a place that is not written to.
+
+        ``write`` does it by itself. What cannot be removed stays, for cleanup to find.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of it, and of what was found. Twice is harmless."""
+
+
 class Node(ABC):
     """A place for objects.
 
     Attributes:
         name: as in the settings, lower case.
-        local: calls take microseconds, so that handing a small object to another thread would cost more.
+        waits_for: what a call for a small object mostly waits for. "nothing": it takes microseconds, and handing
+            it to another thread would cost more. "disk": jobs are worth running side by side. "network": so are
+            the targets of one job.
     """
 
     name: str
-    local: bool
+    waits_for: Waits
 
     @abstractmethod
-    def open(self, key: ObjectKey) -> OpenObject:
-        """Open an object for reading.
+    def look(self, key: ObjectKey) -> Place:
+        """Look where an object is or would be. Nothing is created.
 
         Raises:
-            ObjectMissing: the node answers, and the object is not there.
             NodeUnreachable: what the node holds is unknown.
             StorageError: see ``workers.storage.errors``.
-        """
-
-    @abstractmethod
-    def write(
-        self, key: ObjectKey, incoming: Incoming, ticket: Ticket, *, verify: Verify, overwrite: bool
-    ) -> None:
-        """Store an object: all of it becomes visible at once, verified, or nothing does.
-
-        ``overwrite`` False publishes only if the name is still free.
-
-        Raises:
-            CopyCorrupt: what was read back is not what was sent.
-            TargetChanged: the name is taken although ``overwrite`` is False.
-            StorageError: see ``workers.storage.errors``, and whatever ``incoming`` raises.
         """
 
     @abstractmethod
@@ -178,3 +212,16 @@ class Node(ABC):
         Raises:
             NodeUnreachable: there was none.
         """
+
+    def open(self, key: ObjectKey) -> OpenObject:
+        """Open an object for reading.
+
+        Raises:
+            ObjectMissing: the node answers, and the object is not there.
+            StorageError: as ``look``.
+        """
+        place = self.look(key)
+        if place.found is None:
+            place.close()
+            raise ObjectMissing(f"{key} is not on node {self.name}")
+        return place.found

@@ -5,7 +5,7 @@ Out: a ``NodeRegistry`` that makes each node when it is first asked for, and ref
 
 ======================  ==============================================================================
 ``file:///dir``         a directory, absolute; ``?durable=true`` flushes every copy to the disk
-``s3://bucket``         an S3 bucket; ``?endpoint=URL``, ``?region=NAME``; ``s3://bucket/prefix`` is a part of it
+``s3://bucket``         an S3 bucket, or ``s3://bucket/prefix``; ``?endpoint=URL``, ``?region=NAME``
 ``memory://``           forgotten with the process; for tests
 ======================  ==============================================================================
 
@@ -96,7 +96,8 @@ class NodeRegistry:
     Args:
         nodes: name (any case; kept in lower case) to URL. The order is the order in which nodes are asked for
             an object.
-        durable: whether file nodes flush every copy to the disk before it counts, where their URL does not say.
+        durable: whether file nodes flush every copy to the disk before it counts, where their URL does not
+        say.
 
     Raises:
         NodeConfigError: a name or URL cannot be used, or two names mean the same place.
@@ -111,7 +112,8 @@ class NodeRegistry:
             name = given.lower()
             if not NAME.fullmatch(name):
                 raise NodeConfigError(
-                    f"node name {given[:80]!r}: use letters, digits, '.', '_' and '-', at most 64, a letter or digit first"
+                    f"node name {given[:80]!r}: use letters, digits, '.', '_' and '-', at most 64, "
+                    "a letter or digit first"
                 )
             if name in self._urls:
                 raise NodeConfigError(f"node {name} is configured twice: names differ in case only")
@@ -147,6 +149,11 @@ class NodeRegistry:
             raise UnknownNode(name, self._urls)
         with self._lock:
             return self._made.setdefault(name, self._make(name, url))
+
+    def is_quick(self, name: str) -> bool:
+        """Whether calls to a node take microseconds; also True for an unknown one, which fails at once."""
+        name = name.lower()
+        return name not in self._urls or self.node(name).waits_for == "nothing"
 
     def unreachable(self) -> dict[str, str]:
         """Every node that gives no sign of life, with the reason. Asks each in turn; call it in a thread."""
@@ -191,7 +198,7 @@ def _file_url(name: str, url: str, parts: SplitResult, options: dict[str, str]) 
 
 
 def _s3_url(name: str, url: str, parts: SplitResult, options: dict[str, str]) -> NodeUrl:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}", parts.netloc):
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{2,254}", parts.netloc):
         raise _wrong(name, url, "needs a bucket: s3://bucket?endpoint=…&region=…")
     prefix = unquote(parts.path).strip("/")
     if any(part in {"", ".", ".."} for part in prefix.split("/")) and prefix:
@@ -240,7 +247,8 @@ def _refuse_shared_places(urls: Mapping[str, NodeUrl]) -> None:
             for other, root in roots.items():
                 if _overlap(real, root):
                     raise NodeConfigError(
-                        f"nodes {other} and {name} share a directory ({root}, {real}): one copy would count as two"
+                        f"nodes {other} and {name} share a directory ({root}, {real}): "
+                        "one copy would count as two"
                     )
             roots[name] = real
         elif url.scheme == "s3":
@@ -269,5 +277,5 @@ def _only(name: str, url: str, options: Mapping[str, str], allowed: set[str]) ->
 
 def _wrong(name: str, url: str, why: str) -> NodeConfigError:
     # Without the query: it may hold what somebody took for the place of a password.
-    shown = redact(url.split("?", maxsplit=1)[0])[:200]
+    shown = redact(url.partition("?")[0])[:200]
     return NodeConfigError(f"node {name}: {shown} {why}")

@@ -4,23 +4,25 @@ Object ``bucket/key`` of ours is the object ``bucket/key`` of the store.
 
 **Publishing.** An upload is atomic here, so there is no temporary name: what is not finished is not visible.
 The source is looked at again before an upload is finished. A small object whose name was free is created with
-``If-None-Match``; a multipart upload cannot carry that condition, so there the name is looked at once more
-before the upload is finished.
+``If-None-Match``; a multipart upload and a replacement cannot carry a condition that every service
+understands, so there the name is looked at once more just before the upload is finished.
 
-**Verification.** S3 checks every part against the SHA-256 that is sent with it. "readback" fetches the finished
-object as well; if it differs, it is deleted (unless somebody else has written it meanwhile) and the copy fails.
+**Verification.** S3 checks every part against the SHA-256 that is sent with it. "readback" fetches the
+finished object as well; if it differs, it is deleted (unless somebody else has written it meanwhile) and the
+copy fails.
 
-**Aborted uploads.** A worker that is killed leaves the parts of a multipart upload behind. They are invisible but
-cost space: give the bucket a lifecycle rule that removes incomplete uploads.
+**Aborted uploads.** A worker that is killed leaves the parts of a multipart upload behind. They are invisible
+but cost space: give the bucket a lifecycle rule that removes incomplete uploads.
 """
 
 from __future__ import annotations
 
+import asyncio
 import builtins
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import TYPE_CHECKING, Final, NoReturn
+from typing import TYPE_CHECKING, Final, Literal, NoReturn
 
 import obstore
 from obstore import exceptions as refused
@@ -29,13 +31,12 @@ from workers.storage.errors import (
     CopyCorrupt,
     NameRefused,
     NodeUnreachable,
-    ObjectMissing,
     SourceChanged,
     StorageError,
     TargetChanged,
 )
 from workers.storage.keys import ObjectKey
-from workers.storage.node import Incoming, Node, OpenObject, Ticket, Verify, Version
+from workers.storage.node import Incoming, Node, OpenObject, Place, Ticket, Verify, Version
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
@@ -59,155 +60,49 @@ class Stat:
 class ObjectNode(Node):
     """An object store as a node."""
 
-    local = False
+    waits_for = "network"
 
     def __init__(self, name: str, store: ObjectStore) -> None:
         self.name = name
-        self._store = store
+        self.store = store
 
-    def open(self, key: ObjectKey) -> RemoteObject:
-        """Open an object; see ``Node.open``. One request."""
-        return RemoteObject(self, key, self.stat(key))
+    def look(self, key: ObjectKey) -> ObjectPlace:
+        """Look what the name holds; see ``Node.look``. One request."""
+        return ObjectPlace(self, key)
 
-    def stat(self, key: ObjectKey) -> Stat:
-        """Ask for size and tag.
+    def stat(self, key: ObjectKey) -> Stat | None:
+        """Size and tag of what the name holds; None if it is free.
 
         Raises:
-            ObjectMissing: the store answers, and the object is not there.
             StorageError: see ``workers.storage.errors``.
         """
         try:
-            meta = obstore.head(self._store, str(key))
-        except FileNotFoundError as error:
-            raise ObjectMissing(f"{key} is not on node {self.name}") from error
+            meta = obstore.head(self.store, str(key))
+        except FileNotFoundError:
+            return None
         except Exception as error:  # noqa: BLE001 - every kind of refusal gets its name
-            self._failed(error, key)
+            self.failed(error, key)
         e_tag = meta["e_tag"]
         return Stat(Version(meta["size"], (e_tag, meta["last_modified"], meta["version"])), e_tag)
-
-    def fetch(self, key: ObjectKey, e_tag: str | None, start: int, end: int) -> bytes:
-        """The bytes from ``start`` up to ``end`` of one version.
-
-        Raises:
-            SourceChanged: the name holds another version, or nothing.
-            StorageError: see ``workers.storage.errors``.
-        """
-        if start == end:
-            return b""
-        options: obstore.GetOptions = {"range": (start, end)}
-        if e_tag is not None:
-            options["if_match"] = e_tag
-        try:
-            return builtins.bytes(obstore.get(self._store, str(key), options=options).bytes())
-        except (FileNotFoundError, refused.PreconditionError) as error:
-            raise SourceChanged(f"{key} on node {self.name} changed while it was read") from error
-        except Exception as error:  # noqa: BLE001 - every kind of refusal gets its name
-            self._failed(error, key)
-
-    def write(
-        self,
-        key: ObjectKey,
-        incoming: Incoming,
-        ticket: Ticket,
-        *,
-        verify: Verify,
-        overwrite: bool,
-    ) -> None:
-        """Store an object; see ``Node.write``."""
-        if incoming.size <= SINGLE_PUT_BYTES:
-            e_tag = self._put(key, incoming, overwrite=overwrite)
-        else:
-            e_tag = self._upload(key, incoming, overwrite=overwrite)
-        self._verify(key, incoming, verify, e_tag)
 
     def check(self) -> None:
         """List one name; see ``Node.check``."""
         try:
-            next(iter(obstore.list(self._store, chunk_size=1)), None)
+            next(iter(obstore.list(self.store, chunk_size=1)), None)
         except Exception as error:  # noqa: BLE001 - every kind of refusal gets its name
-            self._failed(error, None)
+            self.failed(error, None)
 
-    def _put(self, key: ObjectKey, incoming: Incoming, *, overwrite: bool) -> str | None:
-        content = incoming.whole if incoming.whole is not None else b"".join(incoming.chunks())
-        incoming.before_publish()
-        try:
-            done = obstore.put(
-                self._store,
-                str(key),
-                content,
-                mode="overwrite" if overwrite else "create",
-                use_multipart=False,
-            )
-        except Exception as error:  # noqa: BLE001 - every kind of refusal gets its name
-            self._failed(error, key)
-        return done["e_tag"]
+    def failed(self, error: Exception, key: ObjectKey | None) -> NoReturn:
+        """Name what the library has raised.
 
-    def _upload(self, key: ObjectKey, incoming: Incoming, *, overwrite: bool) -> str | None:
-        reason: list[BaseException] = []
-
-        def parts() -> Iterator[bytes]:
-            # Raising in here aborts the upload. obstore wraps what it gets, so the error itself is kept.
-            try:
-                yield from incoming.chunks()
-                incoming.before_publish()
-                if not overwrite and self._is_taken(key):
-                    raise TargetChanged(f"{key} on node {self.name} was written by somebody else meanwhile")
-            except BaseException as error:
-                reason.append(error)
-                raise
-
-        try:
-            done = obstore.put(
-                self._store,
-                str(key),
-                parts(),
-                use_multipart=True,
-                chunk_size=max(_PART_BYTES, incoming.size // _MAX_PARTS),
-                max_concurrency=_PARTS_IN_FLIGHT,
-            )
-        except Exception as error:
-            if reason:
-                raise reason[0] from error
-            self._failed(error, key)
-        return done["e_tag"]
-
-    def _is_taken(self, key: ObjectKey) -> bool:
-        try:
-            self.stat(key)
-        except ObjectMissing:
-            return False
-        return True
-
-    def _verify(self, key: ObjectKey, incoming: Incoming, verify: Verify, e_tag: str | None) -> None:
-        try:
-            with self.open(key) as copy:
-                if e_tag is not None and copy.e_tag is not None and copy.e_tag != e_tag:
-                    raise SourceChanged("")
-                same = copy.version.size == incoming.size
-                if same and verify == "readback":
-                    digest = sha256()
-                    for chunk in copy.chunks():
-                        digest.update(chunk)
-                    same = digest.hexdigest() == incoming.sha256()
-                if not same:
-                    # Only what was seen to be wrong is removed; another writer's object stays.
-                    copy.check_unchanged()
-                    obstore.delete(self._store, str(key))
-        except (SourceChanged, ObjectMissing) as error:
-            raise TargetChanged(
-                f"{key} on node {self.name} was written by somebody else meanwhile"
-            ) from error
-        except StorageError:
-            raise
-        except Exception as error:  # noqa: BLE001 - every kind of refusal gets its name
-            self._failed(error, key)
-        if not same:
-            raise CopyCorrupt(f"the copy of {key} on node {self.name} differs from what was written to it")
-
-    def _failed(self, error: Exception, key: ObjectKey | None) -> NoReturn:
+        Raises:
+            StorageError: always.
+        """
+        if isinstance(error, StorageError):
+            raise error
         where = f"{key} on node {self.name}" if key else f"node {self.name}"
         # The first lines are for people; what follows is the library's own structure.
-        text = str(error).split("Debug source:")[0]
+        text = str(error).split("Debug source:", maxsplit=1)[0]
         match error:
             case refused.AlreadyExistsError() | refused.PreconditionError():
                 raise TargetChanged(f"{where} was written by somebody else meanwhile") from error
@@ -219,14 +114,107 @@ class ObjectNode(Node):
                 raise NodeUnreachable(f"{where}: {text or type(error).__name__}") from error
 
 
+class ObjectPlace(Place):
+    """A name in a store, and what it held at the look."""
+
+    def __init__(self, node: ObjectNode, key: ObjectKey) -> None:
+        self._node = node
+        self._key = key
+        stat = node.stat(key)
+        self.found: RemoteObject | None = None if stat is None else RemoteObject(node, key, stat)
+
+    def write(
+        self,
+        incoming: Incoming,
+        ticket: Ticket,
+        *,
+        verify: Verify,
+    ) -> None:
+        """Store an object; see ``Place.write``."""
+        try:
+            e_tag = self._put(incoming) if incoming.size <= SINGLE_PUT_BYTES else self._upload(incoming)
+            self._verify(incoming, verify, e_tag)
+        except Exception as error:  # noqa: BLE001 - every kind of refusal gets its name
+            self._node.failed(error, self._key)
+
+    def tidy(self, ticket: Ticket) -> None:
+        """There are no temporary names."""
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+    def _put(self, incoming: Incoming) -> str | None:
+        content = incoming.whole if incoming.whole is not None else b"".join(incoming.chunks())
+        incoming.before_publish()
+        if self.found is not None:
+            self._check_same()
+        mode: Literal["create", "overwrite"] = "create" if self.found is None else "overwrite"
+        return obstore.put(self._node.store, str(self._key), content, mode=mode, use_multipart=False)["e_tag"]
+
+    def _upload(self, incoming: Incoming) -> str | None:
+        async def parts() -> AsyncIterator[bytes]:
+            # Raising in here aborts the upload.
+            for chunk in incoming.chunks():
+                yield chunk
+            incoming.before_publish()
+            self._check_same()
+
+        async def upload() -> str | None:
+            done = await obstore.put_async(
+                self._node.store,
+                str(self._key),
+                parts(),
+                use_multipart=True,
+                chunk_size=max(_PART_BYTES, incoming.size // _MAX_PARTS),
+                max_concurrency=_PARTS_IN_FLIGHT,
+            )
+            return done["e_tag"]
+
+        # A loop of this thread's own. The blocking call cannot take its parts from other blocking calls: the
+        # library panics when it is entered a second time from inside.
+        return asyncio.run(upload())
+
+    def _verify(self, incoming: Incoming, verify: Verify, e_tag: str | None) -> None:
+        stat = self._node.stat(self._key)
+        if stat is None or (e_tag is not None and stat.e_tag not in {None, e_tag}):
+            raise self._taken()
+        copy = RemoteObject(self._node, self._key, stat)
+        same = stat.version.size == incoming.size
+        try:
+            if same and verify == "readback":
+                digest = sha256()
+                for chunk in copy.chunks():
+                    digest.update(chunk)
+                same = digest.hexdigest() == incoming.sha256()
+            if not same:
+                copy.check_unchanged()  # only what was seen to be wrong is removed, no other writer's object
+        except SourceChanged as error:
+            raise self._taken() from error
+        if not same:
+            obstore.delete(self._node.store, str(self._key))
+            raise CopyCorrupt(
+                f"the copy of {self._key} on node {self._node.name} differs from what was written to it"
+            )
+
+    def _check_same(self) -> None:
+        """Somebody else's object must not be replaced unseen."""
+        now = self._node.stat(self._key)
+        before = None if self.found is None else self.found.version
+        if (None if now is None else now.version) != before:
+            raise self._taken()
+
+    def _taken(self) -> TargetChanged:
+        return TargetChanged(f"{self._key} on node {self._node.name} was written by somebody else meanwhile")
+
+
 class RemoteObject(OpenObject):
     """One version of an object in the store; read in ranges, each bound to that version's tag."""
 
-    def __init__(self, node: ObjectNode, key: ObjectKey, found: Stat) -> None:
+    def __init__(self, node: ObjectNode, key: ObjectKey, stat: Stat) -> None:
         self._node = node
         self._key = key
-        self.version = found.version
-        self.e_tag = found.e_tag
+        self.version = stat.version
+        self._e_tag = stat.e_tag
 
     def read(self) -> bytes:
         """The whole content; see ``OpenObject.read``."""
@@ -237,19 +225,30 @@ class RemoteObject(OpenObject):
         size = self.version.size
         for start in range(0, size, RANGE_BYTES):
             end = min(start + RANGE_BYTES, size)
-            chunk = self._node.fetch(self._key, self.e_tag, start, end)
+            chunk = self._fetch(start, end)
             if len(chunk) != end - start:
                 raise self._changed()
             yield chunk
 
     def check_unchanged(self) -> None:
         """Compare with what the name holds now; see ``OpenObject.check_unchanged``. One request."""
-        try:
-            now = self._node.stat(self._key)
-        except ObjectMissing as error:
-            raise self._changed() from error
-        if now.version != self.version:
+        now = self._node.stat(self._key)
+        if now is None or now.version != self.version:
             raise self._changed()
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+    def _fetch(self, start: int, end: int) -> bytes:
+        options: obstore.GetOptions = {"range": (start, end)}
+        if self._e_tag is not None:
+            options["if_match"] = self._e_tag
+        try:
+            return builtins.bytes(obstore.get(self._node.store, str(self._key), options=options).bytes())
+        except (FileNotFoundError, refused.PreconditionError) as error:
+            raise self._changed() from error
+        except Exception as error:  # noqa: BLE001 - every kind of refusal gets its name
+            self._node.failed(error, self._key)
 
     def _changed(self) -> SourceChanged:
         return SourceChanged(f"{self._key} on node {self._node.name} changed while it was read")

@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from workers.storage import NodeConfigError, NodeRegistry, parse_node_url
+from workers.storage.errors import UnknownNode
+from workers.storage.file_node import FileNode
+from workers.storage.nodes import NodeUrl
+from workers.storage.object_node import ObjectNode
+
+pytestmark = pytest.mark.job_processing
+
+
+def test_a_file_url_names_an_absolute_directory() -> None:
+    assert parse_node_url("n1", "file:///srv/a%20b/../c/") == NodeUrl("file", root=Path("/srv/c"))
+    assert parse_node_url("n1", "file://localhost/srv/n%231") == NodeUrl("file", root=Path("/srv/n#1"))
+
+
+@pytest.mark.parametrize(("option", "durable"), [("true", True), ("1", True), ("false", False), ("0", False)])
+def test_durability_is_part_of_a_file_url(option: str, durable: bool) -> None:  # noqa: FBT001
+    assert parse_node_url("n1", f"file:///srv?durable={option}").durable is durable
+
+
+def test_an_s3_url_names_bucket_prefix_endpoint_and_region() -> None:
+    url = parse_node_url("s", "s3://bucket/a/b/?endpoint=http://127.0.0.1:9000&region=eu-central-1")
+    assert url == NodeUrl(
+        "s3", bucket="bucket", prefix="a/b", endpoint="http://127.0.0.1:9000", region="eu-central-1"
+    )
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("/srv/n1", "unknown scheme"),
+        ("http://host/x", "unknown scheme"),
+        ("file://srv/n1", "three slashes"),
+        ("file:///", "other than /"),
+        ("file:///srv/..", "other than /"),
+        ("file:relative", "absolute path"),
+        ("file:///srv/%00", "absolute path"),
+        ("file:///srv#1", "%23"),
+        ("file:///srv?durable=maybe", "true or false"),
+        ("file:///srv?region=x", "unknown options: region"),
+        ("file:///srv?durable", "no URL"),
+        ("memory://?x=1", "none are known"),
+        ("s3://", "needs a bucket"),
+        ("s3://bk/x", "needs a bucket"),
+        ("s3://bucket/a/../b", "prefix"),
+        ("s3://bucket?endpoint=host:9000", "endpoint like"),
+        ("s3://bucket?secret_access_key=hunter2", "AWS_SECRET_ACCESS_KEY"),
+        ("s3://AKIA1:hunter2@bucket", "holds credentials"),
+        ("s3://bucket?endpoint=http://u:hunter2@host", "without credentials"),
+        ("s3://[::1", "no URL"),
+    ],
+)
+def test_an_url_that_cannot_be_used_is_refused_by_the_nodes_name(url: str, why: str) -> None:
+    with pytest.raises(NodeConfigError, match=why) as caught:
+        parse_node_url("n7", url)
+    assert "n7" in str(caught.value)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_nodes_are_found_in_any_case_and_made_once(tmp_path: Path) -> None:
+    registry = NodeRegistry({"N1": f"file://{tmp_path}", "m": "memory://"})
+    assert registry.names == ("n1", "m")
+    assert "N1" in registry
+    assert 1 not in registry
+    assert registry.node("N1") is registry.node("n1")
+    assert isinstance(registry.node("n1"), FileNode)
+    assert isinstance(registry.node("m"), ObjectNode)
+
+
+def test_an_unknown_node_is_named_with_the_known_ones(tmp_path: Path) -> None:
+    registry = NodeRegistry({"n1": f"file://{tmp_path}"})
+    with pytest.raises(UnknownNode, match="known: n1"):
+        registry.node("n2")
+
+
+@pytest.mark.parametrize("name", ["", "-a", "a b", "a/b", "a" * 65, "ü"])
+def test_a_nodes_name_is_plain(name: str) -> None:
+    with pytest.raises(NodeConfigError, match="node name"):
+        NodeRegistry({name: "memory://"})
+
+
+def test_names_that_differ_in_case_only_are_refused() -> None:
+    with pytest.raises(NodeConfigError, match="twice"):
+        NodeRegistry({"n1": "memory://", "N1": "memory://"})
+
+
+@pytest.mark.parametrize("other", ["a", "a/below", "", "link"])
+def test_two_names_for_one_directory_are_refused(tmp_path: Path, other: str) -> None:
+    """One copy would count as two."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    with pytest.raises(NodeConfigError, match="share a directory"):
+        NodeRegistry({"n1": f"file://{tmp_path}/a", "n2": f"file://{tmp_path}/{other}"})
+
+
+def test_neighbouring_directories_are_two_nodes(tmp_path: Path) -> None:
+    assert len(NodeRegistry({"n1": f"file://{tmp_path}/a", "n2": f"file://{tmp_path}/ab"})) == 2
+
+
+def test_two_names_for_one_bucket_are_refused() -> None:
+    with pytest.raises(NodeConfigError, match="share a bucket"):
+        NodeRegistry({"a": "s3://bucket", "b": "s3://bucket/prefix"})
+    assert len(NodeRegistry({"a": "s3://bucket/x", "b": "s3://bucket/y", "c": "s3://other"})) == 3
+
+
+def test_silent_nodes_are_named_with_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "n1").mkdir()
+    (tmp_path / "file").touch()
+    registry = NodeRegistry(
+        {
+            "n1": f"file://{tmp_path}/n1",
+            "gone": f"file://{tmp_path}/gone",
+            "file": f"file://{tmp_path}/file",
+            "m": "memory://",
+        }
+    )
+    silent = registry.unreachable()
+    assert set(silent) == {"gone", "file"}
+    assert "is its disk mounted?" in silent["gone"]
+
+
+def test_only_nodes_that_neither_wait_for_a_network_nor_for_a_disk_are_quick(tmp_path: Path) -> None:
+    registry = NodeRegistry(
+        {
+            "file": f"file://{tmp_path}/a",
+            "durable": f"file://{tmp_path}/b?durable=true",
+            "m": "memory://",
+        }
+    )
+    assert [registry.is_quick(name) for name in ("File", "durable", "m", "unknown")] == [
+        True,
+        False,
+        False,
+        True,
+    ]
+
+
+def test_an_s3_node_is_made_without_contacting_anybody() -> None:
+    registry = NodeRegistry({"s": "s3://bucket/p?endpoint=http://127.0.0.1:1&region=us-east-1"})
+    assert isinstance(registry.node("s"), ObjectNode)
+
+
+def test_the_url_decides_about_durability_before_the_registry_does(tmp_path: Path) -> None:
+    urls = {
+        "yes": f"file://{tmp_path}/a?durable=true",
+        "no": f"file://{tmp_path}/b?durable=false",
+        "open": f"file://{tmp_path}/c",
+    }
+    lazy, strict = NodeRegistry(urls), NodeRegistry(urls, durable=True)
+    assert [lazy.is_quick(name) for name in urls] == [False, True, True]
+    assert [strict.is_quick(name) for name in urls] == [False, True, False]
