@@ -144,7 +144,9 @@ def test_sigterm_lets_running_jobs_end_and_starts_no_others(
 def test_a_member_that_joins_takes_partitions_over_without_running_a_job_twice(
     start: Start, producer: JobProducer, provisioned: Settings, tmp_path: Path
 ) -> None:
-    start("one")
+    one = start("one")
+    # Else the second could be the first to join, and there would be nothing to take over.
+    eventually(lambda: one.said("partitions assigned"), 40, "the first member works")
     ids = producer.schedule_jobs(Note(text=str(n)) for n in range(500))
     two = start("two")
     eventually(lambda: two.said("partitions assigned"), 40, "the second member works")
