@@ -480,6 +480,8 @@ class Committer:
         with self._lock:
             for part, plan in plans.items():
                 part.committed(plan)
+        if outcomes:
+            self.counters.event("transactions")
         for outcome in outcomes:
             self._count(outcome)
         self._on_committed()

@@ -107,6 +107,7 @@ class Waits(Job):
         write_log("started", context)
         deadline = time.monotonic() + self.limit_s
         while not (self.until and Path(self.until).exists()) and time.monotonic() < deadline:
+            # The file is made by the test, in another process: there is no signal to wait for.
             await asyncio.sleep(0.01)
         write_log("ended", context)
 

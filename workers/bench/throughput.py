@@ -15,19 +15,20 @@ import sys
 import time
 from typing import Any
 
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import Consumer, Message, TopicPartition
 
 from schemas import JobPriority
+from schemas.codec import Codec
 from schemas.errors import PipelineError
+from schemas.records import decode_report
 from streams.clients import reader_config
 from streams.producer import JobProducer
 from streams.provision import provision
+from streams.scan import scan
 from streams.settings import Settings
 from workers.bench.floor import floor_per_s
 from workers.bench.jobs import NoopJob
 
-#: Outcomes in one transaction of a busy worker, about: a tick's worth.
-_PER_TRANSACTION = 500
 _LIMIT_S = 600.0
 
 
@@ -43,7 +44,9 @@ def throughput(settings: Settings, jobs: int, workers: int) -> dict[str, Any]:
         producer.schedule_jobs(NoopJob(number) for number in range(jobs))
         enqueue_s = time.perf_counter() - began
     drain_per_s = _drain(settings, jobs, workers)
-    floor = floor_per_s(settings, jobs, _PER_TRANSACTION)
+    # As large as the workers' own were: fewer, larger transactions are most of what makes either of them fast.
+    per_transaction = _jobs_per_transaction(settings, jobs)
+    floor = floor_per_s(settings, jobs, per_transaction)
     return {
         "jobs": jobs,
         "workers": workers,
@@ -51,6 +54,7 @@ def throughput(settings: Settings, jobs: int, workers: int) -> dict[str, Any]:
         "drain_per_s": round(drain_per_s),
         "floor_per_s": round(floor),
         "ratio_to_floor": round(drain_per_s / floor, 3),
+        "jobs_per_transaction": per_transaction,
     }
 
 
@@ -110,6 +114,26 @@ def _drain(settings: Settings, jobs: int, workers: int) -> float:
     finally:
         stop_processes(processes)
         observer.close()
+
+
+def _jobs_per_transaction(settings: Settings, jobs: int) -> int:
+    """What the workers' last reports say: jobs done, by transactions committed.
+
+    Raises:
+        PipelineError: there is no report.
+    """
+    codec = Codec()
+    last: dict[str, int] = {}
+
+    def take(message: Message) -> None:
+        report = decode_report(codec, message.value() or b"")
+        last[report.incarnation] = report.events.get("transactions", 0)
+
+    scan(settings, [settings.topics.reports], take, timeout_s=10)
+    transactions = sum(last.values())
+    if not transactions:
+        raise PipelineError("the workers reported no transaction")
+    return max(round(jobs / transactions), 1)
 
 
 def _committed(settings: Settings, observer: Consumer) -> int:
