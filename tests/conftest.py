@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
 
 from streams.embedded import BrokerConfig, EmbeddedBroker
@@ -37,7 +38,7 @@ def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 def topic_prefix(kafka: str) -> Iterator[str]:
-    """A prefix that no other test uses; its topics are deleted afterwards."""
+    """A prefix that no other test uses; its topics and groups are deleted afterwards."""
     prefix = f"t-{uuid.uuid4().hex[:10]}."
     yield prefix
     admin = AdminClient({"bootstrap.servers": kafka})
@@ -45,6 +46,15 @@ def topic_prefix(kafka: str) -> Iterator[str]:
     if topics:
         for deleted in admin.delete_topics(topics).values():
             deleted.result(30)
+    listed = admin.list_consumer_groups().result(10).valid
+    groups = [group.group_id for group in listed if group.group_id.startswith(prefix)]
+    for group, deleted in (admin.delete_consumer_groups(groups) if groups else {}).items():
+        try:
+            deleted.result(30)
+        except KafkaException as error:
+            # A worker that the test killed counts as a member for some seconds more. No other test sees it.
+            if error.args[0].code() != KafkaError.NON_EMPTY_GROUP:
+                raise RuntimeError(f"cannot delete the group {group}") from error
 
 
 @pytest.fixture

@@ -1,105 +1,74 @@
-"""A broker that stays when the command that started it is gone, and the file that says where it is.
+"""A broker that stays when the command that started it is gone.
 
-In:  a data directory. Out: started, found, stopped.
+In:  a data directory. Out: started, or stopped.
 """
 
 from __future__ import annotations
 
-import json
-import os
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Final
 
 import psutil
+import structlog
 
-from schemas.errors import PipelineError
-from streams.embedded.broker import BrokerConfig, EmbeddedBroker, listens
+from streams.embedded.broker import BrokerConfig, EmbeddedBroker
+from streams.embedded.errors import BrokerHasOwner, BrokerNotStopped, DataDirInUse
+from streams.embedded.state import RunningBroker, clear_state, locked, process_of, read_state, running_broker
 
-_STATE_FILE: Final = "broker.json"
-_ADDRESS_FILE: Final = "address"
-
-
-@dataclass(frozen=True)
-class RunningBroker:
-    """A broker that runs in the background. The start time defends against a pid that was used again."""
-
-    pid: int
-    port: int
-    started: float
-
-    @property
-    def address(self) -> str:
-        """Its bootstrap servers."""
-        return f"127.0.0.1:{self.port}"
+log = structlog.get_logger("rustfs_workers.embedded")
 
 
 def start_background(config: BrokerConfig, timeout_s: float = 60.0) -> RunningBroker:
-    """Start a broker that outlives us; the one that runs already, if there is one.
+    """Start a broker that outlives us; the one that serves this directory already, if there is one. Blocks.
 
     Raises:
-        EmbeddedKafkaError: it cannot be started; the message says why.
+        What `EmbeddedBroker.start` raises.
     """
     found = running_broker(config.data_dir)
     if found is not None:
         return found
-    broker = EmbeddedBroker(replace(config, detached=True))
-    broker.start(timeout_s)
-    state = RunningBroker(broker.pid, broker.port, psutil.Process(broker.pid).create_time())
-    _write(config.data_dir / _STATE_FILE, json.dumps(asdict(state)))
-    write_address(config.data_dir, state.address)
-    return state
-
-
-def running_broker(data_dir: Path) -> RunningBroker | None:
-    """The background broker of this directory, if its process lives and listens."""
-    try:
-        state = RunningBroker(**json.loads((data_dir / _STATE_FILE).read_text("utf-8")))
-        process = psutil.Process(state.pid)
-        if abs(process.create_time() - state.started) > 1 or process.status() == psutil.STATUS_ZOMBIE:
-            return None
-    except (OSError, ValueError, TypeError, psutil.NoSuchProcess):
-        return None
-    return state if listens(state.port) else None
+    EmbeddedBroker(replace(config, detached=True)).start(timeout_s)
+    started = read_state(config.data_dir)
+    assert started is not None  # noqa: S101 - start wrote it
+    return started
 
 
 def stop_background(data_dir: Path, timeout_s: float = 20.0) -> bool:
-    """Stop the background broker in order. False: none runs.
+    """Stop the background broker in order, by force after `timeout_s`. False: none runs. Blocks.
 
     Raises:
-        PipelineError: it does not end.
+        BrokerHasOwner: it runs in the foreground of another process, which would take its end for a failure.
+        BrokerNotStopped: it cannot be ended.
     """
-    state = running_broker(data_dir)
-    if state is None:
+    state = read_state(data_dir)
+    process = process_of(state) if state is not None else None
+    if state is None or process is None:
+        _tidy_up(data_dir, state)
         return False
-    process = psutil.Process(state.pid)
-    process.terminate()
-    try:
-        process.wait(timeout_s)
-    except psutil.TimeoutExpired as error:
-        raise PipelineError(f"Kafka (process {state.pid}) did not stop within {timeout_s:.0f} s") from error
-    (data_dir / _STATE_FILE).unlink(missing_ok=True)
-    forget_address(data_dir, state.address)
+    if state.owner is not None and psutil.pid_exists(state.owner):
+        raise BrokerHasOwner(state.pid, state.owner)
+    for end, limit_s in ((process.terminate, timeout_s), (process.kill, 10.0)):
+        try:
+            end()
+            process.wait(limit_s)
+        except psutil.NoSuchProcess:
+            break
+        except psutil.TimeoutExpired:
+            log.warning("broker does not stop", pid=state.pid, waited_s=limit_s)
+        if process_of(state) is None:
+            break
+    else:
+        raise BrokerNotStopped(state.pid)
+    _tidy_up(data_dir, state)
     return True
 
 
-def write_address(data_dir: Path, address: str) -> None:
-    """Leave the address where other commands look for it."""
-    _write(data_dir / _ADDRESS_FILE, address + "\n")
-
-
-def forget_address(data_dir: Path, address: str) -> None:
-    """Take the address back, unless somebody else's stands there by now."""
-    path = data_dir / _ADDRESS_FILE
+def _tidy_up(data_dir: Path, state: RunningBroker | None) -> None:
+    """Take back what the ended broker had said, unless the next one starts at this moment: it writes anew."""
+    if state is None:
+        return
     try:
-        if path.read_text("utf-8").strip() == address:
-            path.unlink()
-    except FileNotFoundError:
-        pass
-
-
-def _write(path: Path, text: str) -> None:
-    """All or nothing: a reader never sees half a file."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    scratch.write_text(text, "utf-8")
-    scratch.replace(path)
+        with locked(data_dir):
+            clear_state(data_dir, state.pid)
+    except DataDirInUse:
+        log.debug("another broker starts", data_dir=str(data_dir))

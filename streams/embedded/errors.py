@@ -41,8 +41,8 @@ class JarMismatch(EmbeddedKafkaError):
     def __init__(self, jar: str, expected: str, found: str, where: str, remedy: str) -> None:
         self.jar = jar
         super().__init__(
-            f"{jar} from {where} has sha256 {found}, but {expected} is pinned: it was damaged or replaced and is "
-            f"not run; {remedy}"
+            f"{jar} from {where} has sha256 {found}, but {expected} is pinned: it was damaged or replaced "
+            f"and is not run; {remedy}"
         )
 
 
@@ -59,6 +59,31 @@ class DataDirInUse(EmbeddedKafkaError):
 
 class DataDirUnusable(EmbeddedKafkaError):
     """The data directory cannot be written, or holds something else."""
+
+
+class PortInUse(EmbeddedKafkaError):
+    """Somebody listens on the port that was asked for."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        super().__init__(f"port {port} is in use; choose another one, or none to get a free one")
+
+
+class BrokerHasOwner(EmbeddedKafkaError):
+    """The broker is another process's, which stops it when it ends itself."""
+
+    def __init__(self, pid: int, owner: int) -> None:
+        super().__init__(
+            f"Kafka (process {pid}) runs in the foreground of process {owner}; "
+            f"stop that one (Ctrl-C, or kill {owner})"
+        )
+
+
+class BrokerNotStopped(EmbeddedKafkaError):
+    """The broker's process cannot be ended."""
+
+    def __init__(self, pid: int) -> None:
+        super().__init__(f"Kafka (process {pid}) does not end, not even by SIGKILL; look at the process")
 
 
 class BrokerNotRunning(EmbeddedKafkaError):

@@ -10,8 +10,8 @@ list of jars is pinned, so nothing is resolved at run time.
 from __future__ import annotations
 
 import hashlib
-import os
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -29,6 +29,8 @@ KAFKA_VERSION: Final = "4.3.1"
 #: Small files, mostly: waiting for answers takes longer than the bytes.
 _DOWNLOADS_AT_ONCE: Final = 8
 _READ_TIMEOUT_S: Final = 30
+#: Connections break; a third failure is no accident.
+_TRIES: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,8 @@ def class_path(cache: Path | None = None, jars: Sequence[Jar] | None = None) -> 
 
     Safe to call in several processes at once: each writes files under names of its own and renames them.
 
+    Shows the download on stderr.
+
     Raises:
         JarsUnavailable: a jar is missing and cannot be downloaded.
         JarMismatch: a jar's bytes are not the pinned ones.
@@ -114,7 +118,14 @@ def _fetch(missing: Sequence[Jar], cache: Path) -> None:
         progress.shown(f"Downloading Apache Kafka {KAFKA_VERSION}", total) as show,
         ThreadPoolExecutor(_DOWNLOADS_AT_ONCE, thread_name_prefix="kafka-jars") as pool,
     ):
-        download = _downloader(Path(scratch), show)
+        ended = threading.Event()
+
+        def show_unless_ended(received_bytes: int) -> None:
+            if ended.is_set():  # Ctrl-C, or another file cannot be had: do not wait for the rest of this one
+                raise _Ended
+            show(received_bytes)
+
+        download = _downloader(Path(scratch), show_unless_ended)
 
         def fetch(jar: Jar) -> None:
             try:
@@ -125,7 +136,7 @@ def _fetch(missing: Sequence[Jar], cache: Path) -> None:
                 jar,
                 path,
                 where="the download",
-                remedy="something between here and Maven Central changes files: try another network or mirror",
+                remedy="something on the way from Maven Central changes files: try another network or mirror",
             )
             path.replace(cache / jar.file_name)
 
@@ -134,9 +145,14 @@ def _fetch(missing: Sequence[Jar], cache: Path) -> None:
             for task in tasks:
                 task.result()
         except BaseException:
+            ended.set()
             for task in tasks:
                 task.cancel()
             raise
+
+
+class _Ended(Exception):
+    """The download is given up."""
 
 
 def _downloader(scratch: Path, show: progress.Progress) -> Callable[[Jar], Path]:
@@ -169,7 +185,15 @@ def _downloader(scratch: Path, show: progress.Progress) -> Callable[[Jar], Path]
             target.write_bytes(have.read_bytes())
             show(jar.size_bytes)
             return target
-        return artifact.resolve()
+        for tries_left in reversed(range(_TRIES)):
+            try:
+                return artifact.resolve()
+            except OSError:
+                if not tries_left:
+                    raise
+                # jgo writes in place, and takes what is there for whole.
+                (scratch / artifact.component.path_prefix / jar.file_name).unlink(missing_ok=True)
+        raise AssertionError  # the last try has returned or raised
 
     return download
 
@@ -178,9 +202,3 @@ def _in_short(error: BaseException) -> str:
     """The innermost reason: requests wraps urllib3's, which wraps the system's."""
     text = str(error).split("\n", 1)[0]
     return text if len(text) <= 200 else f"{text[:200]}…"  # noqa: PLR2004 - a line that can be read
-
-
-def cache_key(paths: Sequence[Path]) -> str:
-    """A short name that changes with the class path, for what is derived from it."""
-    text = os.pathsep.join(map(str, paths))
-    return hashlib.sha256(text.encode()).hexdigest()[:12]

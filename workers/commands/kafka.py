@@ -1,74 +1,64 @@
-"""``rustfs-workers kafka``: an Apache Kafka of one's own, in the foreground or in the background."""
+"""``rustfs-workers kafka``: an Apache Kafka of one's own, in the foreground or in the background.
+
+In:  a port and a directory, or none. Out: the address on stdout; errors in one line on stderr.
+"""
 
 from __future__ import annotations
 
-import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from workers.console import INTERRUPTED, emit, errors_in_one_line, say
+from workers.console import FAILED, INTERRUPTED, configure_logging, emit, errors_in_one_line, say
+
+if TYPE_CHECKING:
+    from streams.settings import Settings
 
 app = typer.Typer(
     help="A real Apache Kafka on this machine, reachable from this machine alone.", no_args_is_help=True
 )
 
+#: How often to look whether the broker, another process, still runs.
+_LOOK_S: Final = 0.5
+
 DataDir = Annotated[
-    Path | None, typer.Option(help="Directory of its data; default: kafka, below the data_dir setting.")
+    Path | None,
+    typer.Option(help="Directory of its data; default: kafka, below the data_dir setting.", file_okay=False),
 ]
-Port = Annotated[int | None, typer.Option(min=1, max=65_535, help="Port; default: a free one.")]
+Port = Annotated[
+    int | None,
+    typer.Option(min=1, max=65_535, help="Port; default: the last one, if it is free, else a free one."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.command()
 def run(port: Port = None, data_dir: DataDir = None) -> None:
-    """Run Kafka in the foreground until Ctrl-C.
+    r"""Run Kafka in the foreground until Ctrl-C.
 
     \b
     Examples:
       rustfs-workers kafka run
       rustfs-workers kafka run --port 9092 --data-dir /srv/kafka
     """
-    with errors_in_one_line():
-        import signal
-        import threading
+    with errors_in_one_line(), _ended_by_signals():
+        from streams.embedded import BrokerConfig, BrokerStartError, EmbeddedBroker
 
-        from streams.embedded import (
-            BrokerConfig,
-            BrokerStartError,
-            EmbeddedBroker,
-            forget_address,
-            write_address,
-        )
-
-        directory = _directory(data_dir)
-        stop = threading.Event()
-        received: list[int] = []
-
-        def on_signal(number: int, _frame: object) -> None:
-            received.append(number)
-            stop.set()
-
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, on_signal)
-        broker = EmbeddedBroker(BrokerConfig(directory, port))
-        with broker:
-            write_address(directory, broker.bootstrap_servers)
+        with EmbeddedBroker(BrokerConfig(_directory(data_dir, _settings()), port)) as broker:
             typer.echo(f"Kafka ready at {broker.bootstrap_servers}")
-            try:
-                while not stop.wait(0.5):
-                    if not broker.alive:
-                        raise BrokerStartError("Kafka ended by itself", broker.log_path, broker.log_end())
-            finally:
-                forget_address(directory, broker.bootstrap_servers)
-        if received and received[0] == signal.SIGINT:
-            raise SystemExit(INTERRUPTED)
+            while broker.alive:
+                time.sleep(_LOOK_S)
+            raise BrokerStartError("Kafka ended by itself", broker.log_path, broker.log_end())
 
 
 @app.command()
-def start(port: Port = None, data_dir: DataDir = None, as_json: AsJson = False) -> None:
-    """Start Kafka in the background; other commands find it by themselves.
+def start(port: Port = None, data_dir: DataDir = None, *, as_json: AsJson = False) -> None:
+    r"""Start Kafka in the background; other commands find it by themselves.
 
     \b
     Examples:
@@ -78,20 +68,21 @@ def start(port: Port = None, data_dir: DataDir = None, as_json: AsJson = False) 
     with errors_in_one_line():
         from streams.embedded import BrokerConfig, start_background
 
-        given = os.environ.get("KAFKA_BOOTSTRAP_SERVERS")
+        settings = _settings()
+        given = settings.kafka_bootstrap_servers
         if given:
-            say(f"KAFKA_BOOTSTRAP_SERVERS is set: {given} is used, and nothing is started")
+            say(f"KAFKA_BOOTSTRAP_SERVERS is set: the Kafka at {given} is used, and nothing is started")
             return
-        state = start_background(BrokerConfig(_directory(data_dir), port))
+        state = start_background(BrokerConfig(_directory(data_dir, settings), port))
         if as_json:
-            emit({"address": state.address, "pid": state.pid})
+            emit({"running": True, "address": state.address, "pid": state.pid})
         else:
             typer.echo(f"Kafka ready at {state.address}")
 
 
 @app.command()
 def stop(data_dir: DataDir = None) -> None:
-    """Stop the Kafka in the background.
+    r"""Stop the Kafka in the background.
 
     \b
     Example:
@@ -100,12 +91,16 @@ def stop(data_dir: DataDir = None) -> None:
     with errors_in_one_line():
         from streams.embedded import stop_background
 
-        say("Kafka stopped" if stop_background(_directory(data_dir)) else "no Kafka runs in the background")
+        directory = _directory(data_dir, _settings())
+        if stop_background(directory):
+            say("Kafka stopped")
+        else:
+            say(f"no Kafka runs on {directory}")
 
 
 @app.command()
-def status(data_dir: DataDir = None, as_json: AsJson = False) -> None:
-    """Say whether a Kafka runs in the background; exit code 1 if none does.
+def status(data_dir: DataDir = None, *, as_json: AsJson = False) -> None:
+    r"""Say whether a Kafka runs on the directory; exit code 1 if none does.
 
     \b
     Examples:
@@ -115,21 +110,59 @@ def status(data_dir: DataDir = None, as_json: AsJson = False) -> None:
     with errors_in_one_line():
         from streams.embedded import running_broker
 
-        directory = _directory(data_dir)
+        directory = _directory(data_dir, _settings())
         state = running_broker(directory)
         if as_json:
-            emit(
-                {"running": state is not None, "address": state and state.address, "pid": state and state.pid}
-            )
+            address, pid = (state.address, state.pid) if state is not None else (None, None)
+            emit({"running": state is not None, "address": address, "pid": pid, "data_dir": str(directory)})
         elif state is None:
-            say(f"no Kafka runs in the background on {directory}")
+            say(f"no Kafka runs on {directory}")
         else:
-            typer.echo(f"Kafka runs at {state.address} (process {state.pid})")
+            place = (
+                "in the background" if state.owner is None else f"in the foreground of process {state.owner}"
+            )
+            typer.echo(f"Kafka runs at {state.address} (process {state.pid}, {place}) on {directory}")
         if state is None:
-            raise SystemExit(1)
+            raise SystemExit(FAILED)
 
 
-def _directory(data_dir: Path | None) -> Path:
+def _settings() -> Settings:
     from streams.settings import load_settings
 
-    return data_dir if data_dir is not None else load_settings().data_dir / "kafka"
+    settings = load_settings()
+    configure_logging(settings.log_level, settings.log_format)
+    return settings
+
+
+def _directory(given: Path | None, settings: Settings) -> Path:
+    from streams.settings import ADDRESS_FILE
+
+    return given if given is not None else (settings.data_dir / ADDRESS_FILE).parent
+
+
+class _Ended(BaseException):
+    """A signal asked us to end. Like KeyboardInterrupt it passes through everything that handles errors."""
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """SIGTERM and Ctrl-C end the block once; while it cleans up, further ones are not heard.
+
+    Exit codes: 130 after Ctrl-C, 0 after SIGTERM.
+    """
+    received: list[int] = []
+
+    def on_signal(number: int, _frame: object) -> None:
+        received.append(number)
+        if len(received) == 1:
+            raise _Ended
+
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    except _Ended:
+        if received[0] == signal.SIGINT:
+            raise SystemExit(INTERRUPTED) from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

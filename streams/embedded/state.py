@@ -1,0 +1,219 @@
+"""Who runs a Kafka in a data directory, and where: a lock, a state file, an address file.
+
+In:  a data directory. Out: at most one broker in it, found by every other process.
+
+    lock         held by the broker itself, which inherits the descriptor: it ends when the broker does
+    broker.json  pid, port and start time of the broker that serves
+    address      host:port in plain text, for whoever only wants to connect
+    port         the port of the last start: the next one takes it again if it is free
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import random
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final
+
+import psutil
+
+from streams.embedded.errors import DataDirInUse, DataDirUnusable
+from streams.embedded.properties import HOST
+
+_STATE_FILE: Final = "broker.json"
+_ADDRESS_FILE: Final = "address"
+_LOCK_FILE: Final = "lock"
+_PORT_FILE: Final = "port"
+#: Below the ports of outgoing connections: one of these could take ours between our look and the start.
+_PORTS: Final = range(20_000, 32_000)
+#: Start times are computed from the clock, which may be set meanwhile.
+_START_TIME_TOLERANCE_S: Final = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class RunningBroker:
+    """A broker that serves.
+
+    Attributes:
+        pid: its process.
+        port: where it listens.
+        started: when its process began, in seconds since the epoch: a pid may be used again.
+        owner: the process that stops it when that ends itself; none if it was started in the background.
+    """
+
+    pid: int
+    port: int
+    started: float
+    owner: int | None = None
+
+    @property
+    def address(self) -> str:
+        """Its bootstrap servers."""
+        return f"{HOST}:{self.port}"
+
+    @property
+    def alive(self) -> bool:
+        """Whether its process lives (and is not another one with its pid)."""
+        return process_of(self) is not None
+
+
+def running_broker(data_dir: Path) -> RunningBroker | None:
+    """The broker of this directory, if its process lives and listens."""
+    state = read_state(data_dir)
+    return state if state is not None and state.alive and listens(state.port) else None
+
+
+def process_of(state: RunningBroker) -> psutil.Process | None:
+    """The process that the state speaks of, if it lives."""
+    try:
+        process = psutil.Process(state.pid)
+        # A container without an init process keeps the dead as zombies.
+        dead = process.status() == psutil.STATUS_ZOMBIE
+        other = abs(process.create_time() - state.started) > _START_TIME_TOLERANCE_S
+    except psutil.NoSuchProcess:
+        return None
+    return None if dead or other else process
+
+
+def read_state(data_dir: Path) -> RunningBroker | None:
+    """What the state file says; none if there is none, or it cannot be read."""
+    try:
+        return RunningBroker(**json.loads((data_dir / _STATE_FILE).read_text("utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def write_state(data_dir: Path, state: RunningBroker) -> None:
+    """Say that this broker serves, and where."""
+    _write(data_dir / _STATE_FILE, json.dumps(asdict(state)) + "\n")
+    _write(data_dir / _PORT_FILE, f"{state.port}\n")
+    write_address(data_dir, state.address)
+
+
+def clear_state(data_dir: Path, pid: int) -> None:
+    """Take back what was said about the broker of this pid; another one's stays."""
+    state = read_state(data_dir)
+    if state is not None and state.pid == pid:
+        forget_address(data_dir, state.address)
+        (data_dir / _STATE_FILE).unlink(missing_ok=True)
+
+
+def write_address(data_dir: Path, address: str) -> None:
+    """Leave the address where other commands look for it."""
+    _write(data_dir / _ADDRESS_FILE, address + "\n")
+
+
+def forget_address(data_dir: Path, address: str) -> None:
+    """Take the address back, unless somebody else's stands there by now."""
+    path = data_dir / _ADDRESS_FILE
+    with contextlib.suppress(FileNotFoundError):
+        if path.read_text("utf-8").strip() == address:
+            path.unlink()
+
+
+class DirectoryLock:
+    """The right to run a broker in a data directory. The broker inherits it: it lasts as long as that one."""
+
+    def __init__(self, data_dir: Path) -> None:
+        """Take the lock.
+
+        Raises:
+            DataDirInUse: somebody has it; the message says who.
+            DataDirUnusable: the directory cannot be made or written.
+        """
+        try:
+            data_dir.mkdir(parents=True, exist_ok=True)
+            self._file = (data_dir / _LOCK_FILE).open("a+")
+        except OSError as error:
+            raise DataDirUnusable(f"cannot use {data_dir} for Kafka's data: {error}") from error
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = self._holder(data_dir)
+            self._file.close()
+            raise DataDirInUse(data_dir, holder) from error
+        self._file.truncate(0)
+        self._file.write(f"{os.getpid()}\n")
+        self._file.flush()
+
+    def fileno(self) -> int:
+        """The descriptor that the broker inherits."""
+        return self._file.fileno()
+
+    def hand_over(self) -> None:
+        """Leave the lock to the broker alone."""
+        self._file.close()
+
+    def release(self) -> None:
+        """Give the lock back, whoever else has inherited it (a forked child of ours may have)."""
+        if not self._file.closed:
+            fcntl.flock(self._file, fcntl.LOCK_UN)
+            self._file.close()
+
+    def _holder(self, data_dir: Path) -> str:
+        state = read_state(data_dir)
+        if state is not None and state.alive:
+            return f"the Kafka at {state.address} (process {state.pid})"
+        self._file.seek(0)
+        pid = self._file.read().strip() or "unknown"
+        return f"process {pid}, which is starting or stopping a Kafka there"
+
+
+@contextmanager
+def locked(data_dir: Path) -> Iterator[None]:
+    """Hold the directory for a moment."""
+    lock = DirectoryLock(data_dir)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def last_port(data_dir: Path) -> int | None:
+    """The port of the last start here: clients that are still there find the broker again."""
+    try:
+        return int((data_dir / _PORT_FILE).read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def free_port(preferred: int | None = None, *, not_these: tuple[int, ...] = ()) -> int:
+    """A port that nobody listens on, the preferred one if that is free."""
+    candidates = [] if preferred is None else [preferred]
+    candidates += random.sample(_PORTS, 200)
+    return next(port for port in candidates if port not in not_these and is_free(port))
+
+
+def is_free(port: int) -> bool:
+    """Whether a broker could listen here now."""
+    with socket.socket() as probe:
+        # As Java does: connections of the last broker that linger are no obstacle.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return False
+    return True
+
+
+def listens(port: int) -> bool:
+    """Whether somebody accepts connections here."""
+    try:
+        with socket.create_connection((HOST, port), 0.5):
+            return True
+    except OSError:
+        return False
+
+
+def _write(path: Path, text: str) -> None:
+    """All or nothing: a reader never sees half a file."""
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    scratch.write_text(text, "utf-8")
+    scratch.replace(path)

@@ -1,0 +1,379 @@
+"""The embedded Kafka as a process: it starts, serves, stops, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]  # it has no __all__
+
+from streams.embedded import (
+    BrokerConfig,
+    BrokerHasOwner,
+    BrokerStartError,
+    BrokerStartTimeout,
+    DataDirInUse,
+    EmbeddedBroker,
+    PortInUse,
+    running_broker,
+    start_background,
+    stop_background,
+)
+from streams.embedded.state import DirectoryLock
+
+pytestmark = [pytest.mark.integration, pytest.mark.distributed]
+
+HEAP_MB = 256
+LIMIT_S = 30
+COMMAND = "import sys; from workers.commands.kafka import app; app(sys.argv[1:])"
+
+
+@pytest.fixture(scope="module")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedBroker]:
+    """A broker that tests look at, started in a thread that has ended, as asyncio's threads may."""
+    broker = EmbeddedBroker(config(tmp_path_factory.mktemp("broker")))
+    starter = threading.Thread(target=broker.start)
+    starter.start()
+    starter.join()
+    yield broker
+    broker.stop()
+
+
+@pytest.fixture(scope="module")
+def formatted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a broker that has run once: the others need not be formatted each."""
+    directory = tmp_path_factory.mktemp("formatted")
+    with EmbeddedBroker(config(directory)):
+        pass
+    return directory
+
+
+@pytest.fixture
+def directory(tmp_path: Path, formatted: Path) -> Path:
+    """A data directory of the test's own, with nothing in it but what formatting leaves."""
+    shutil.copytree(formatted / "data", tmp_path / "kafka" / "data")
+    return tmp_path / "kafka"
+
+
+def config(directory: Path, **given: object) -> BrokerConfig:
+    return BrokerConfig(directory, **{"heap_mb": HEAP_MB, **given})  # type: ignore[arg-type]
+
+
+def wait_until_gone(pid: int) -> None:
+    """The broker is not always our child: then psutil looks at it until it is gone."""
+    try:
+        psutil.Process(pid).wait(LIMIT_S)
+    except psutil.NoSuchProcess:
+        return
+    assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+def produce(address: str, topic: str, value: bytes) -> None:
+    errors: list[object] = []
+    producer = Producer({"bootstrap.servers": address})
+    producer.produce(topic, value, on_delivery=lambda error, _: errors.append(error))
+    assert producer.flush(LIMIT_S) == 0
+    assert errors == [None]
+
+
+def first_value(address: str, topic: str) -> bytes | None:
+    consumer = Consumer({"bootstrap.servers": address, "group.id": "reader", "auto.offset.reset": "earliest"})
+    try:
+        consumer.assign([TopicPartition(topic, 0, 0)])
+        message = consumer.poll(LIMIT_S)
+        assert message is not None
+        assert message.error() is None
+        return message.value()
+    finally:
+        consumer.close()
+
+
+def create_topic(address: str, topic: str) -> None:
+    admin = AdminClient({"bootstrap.servers": address})
+    admin.create_topics([NewTopic(topic, 1, 1)])[topic].result(LIMIT_S)
+
+
+@contextmanager
+def script(text: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
+    """A Python process of its own; killed at the end if it still runs."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", text, *map(str, arguments)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def line_of(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    line = process.stdout.readline().strip()
+    if not line and process.stderr is not None:
+        pytest.fail(f"it ended: {process.stderr.read()}")
+    return line
+
+
+def test_a_broker_starts_serves_stops_and_has_its_data_at_the_second_start(tmp_path: Path) -> None:
+    """The second start takes the first one's port, and less than 8 s of processor time."""
+    broker = EmbeddedBroker(config(tmp_path))
+    broker.start()
+    try:
+        first = broker.bootstrap_servers
+        create_topic(first, "kept")
+        produce(first, "kept", b"value")
+        pid = broker.pid
+    finally:
+        broker.stop()
+    wait_until_gone(pid)
+    assert not broker.alive
+    assert not (tmp_path / "address").exists()
+    DirectoryLock(tmp_path).release()
+
+    broker.start()
+    try:
+        used = psutil.Process(broker.pid).cpu_times()
+        assert used.user + used.system < 8
+        assert broker.bootstrap_servers == first
+        assert first_value(first, "kept") == b"value"
+    finally:
+        broker.stop()
+
+
+def test_a_broker_outlives_the_thread_that_started_it(broker: EmbeddedBroker) -> None:
+    create_topic(broker.bootstrap_servers, "alive")
+    assert broker.alive
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [{"log.retention.hours": "a week"}, {"log.retention.hours": "1", "process.roles": "broker,zookeeper"}],
+    ids=["a value that is no number", "a role that does not exist"],
+)
+def test_a_broker_that_cannot_be_set_up_gives_the_end_of_its_log(
+    tmp_path: Path, extra: dict[str, str]
+) -> None:
+    broker = EmbeddedBroker(config(tmp_path, extra=extra))
+    with pytest.raises(BrokerStartError, match=r"a week|zookeeper") as caught:
+        broker.start()
+    assert str(broker.log_path) in str(caught.value)
+    assert not broker.alive
+    DirectoryLock(tmp_path).release()
+
+
+def test_a_broker_that_dies_while_it_starts_gives_the_end_of_its_log(directory: Path) -> None:
+    """Its data are another node's: it finds out when it runs."""
+    broker = EmbeddedBroker(config(directory, node_id=7))
+    with pytest.raises(BrokerStartError, match=r"ended while it started[\s\S]*node id 7") as caught:
+        broker.start()
+    assert 0 < len(caught.value.lines) <= 30
+    assert not broker.alive
+    DirectoryLock(directory).release()
+
+
+def test_a_broker_that_does_not_answer_in_time_is_ended(directory: Path) -> None:
+    broker = EmbeddedBroker(config(directory))
+    with pytest.raises(BrokerStartTimeout, match=r"does not answer on 127\.0\.0\.1:\d+ within 0 s"):
+        broker.start(timeout_s=0)
+    assert not [p for p in psutil.process_iter(["cmdline"]) if str(directory) in str(p.info["cmdline"])]
+    DirectoryLock(directory).release()
+
+
+def test_a_port_that_somebody_has_is_refused_at_once(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(PortInUse, match=f"port {port} is in use"):
+            EmbeddedBroker(config(tmp_path, port=port)).start()
+    DirectoryLock(tmp_path).release()
+
+
+def test_a_second_broker_on_the_directory_is_refused_by_name(broker: EmbeddedBroker) -> None:
+    data_dir = broker.config.data_dir
+    with pytest.raises(DataDirInUse) as caught:
+        EmbeddedBroker(config(data_dir)).start()
+    assert f"the Kafka at {broker.bootstrap_servers} (process {broker.pid})" in str(caught.value)
+    assert broker.alive
+    found = running_broker(data_dir)
+    assert found is not None
+    assert (found.address, found.owner) == (broker.bootstrap_servers, os.getpid())
+
+
+def test_two_directories_run_side_by_side(broker: EmbeddedBroker, kafka: str) -> None:
+    """As two test runs do, or two checkouts."""
+    create_topic(broker.bootstrap_servers, "only-here")
+    assert "only-here" not in AdminClient({"bootstrap.servers": kafka}).list_topics(timeout=LIMIT_S).topics
+
+
+def test_a_killed_parent_leaves_no_broker_behind(directory: Path) -> None:
+    text = """
+import sys
+from pathlib import Path
+from streams.embedded import BrokerConfig, EmbeddedBroker
+from workers.console import configure_logging
+configure_logging()
+broker = EmbeddedBroker(BrokerConfig(Path(sys.argv[1]), heap_mb=256))
+broker.start()
+print(broker.pid, flush=True)
+sys.stdin.read()
+"""
+    with script(text, directory) as parent:
+        pid = int(line_of(parent))
+        assert psutil.pid_exists(pid)
+        parent.kill()
+        parent.wait(LIMIT_S)
+        wait_until_gone(pid)
+    DirectoryLock(directory).release()
+
+
+def test_a_killed_guardian_takes_the_broker_with_it(directory: Path) -> None:
+    broker = EmbeddedBroker(config(directory))
+    broker.start()
+    try:
+        pid = broker.pid
+        guardian = psutil.Process(pid).parent()
+        assert guardian is not None
+        assert guardian.ppid() == os.getpid()
+        if sys.platform == "linux":
+            guardian.kill()
+            wait_until_gone(pid)
+            assert not broker.alive
+    finally:
+        broker.stop()
+    assert running_broker(directory) is None
+
+
+def test_a_background_broker_outlives_its_starter_until_it_is_stopped(directory: Path) -> None:
+    text = """
+import sys
+from pathlib import Path
+from streams.embedded import BrokerConfig, start_background
+from workers.console import configure_logging
+configure_logging()
+print(start_background(BrokerConfig(Path(sys.argv[1]), heap_mb=256)).pid, flush=True)
+"""
+    with script(text, directory) as starter:
+        pid = int(line_of(starter))
+        assert starter.wait(LIMIT_S) == 0
+    try:
+        state = running_broker(directory)
+        assert state is not None
+        assert (state.pid, state.owner) == (pid, None)
+        assert (directory / "address").read_text() == f"{state.address}\n"
+        create_topic(state.address, "alive")
+        assert start_background(config(directory)) == state, "the one that runs is used"
+        with pytest.raises(DataDirInUse, match=f"process {pid}"):
+            EmbeddedBroker(config(directory)).start()
+    finally:
+        stopped = stop_background(directory)
+    assert stopped
+    wait_until_gone(pid)
+    assert running_broker(directory) is None
+    assert not (directory / "address").exists()
+    assert not stop_background(directory)
+
+
+def test_a_broker_that_was_killed_is_not_running_and_can_be_started_again(directory: Path) -> None:
+    killed = start_background(config(directory))
+    os.kill(killed.pid, signal.SIGKILL)
+    wait_until_gone(killed.pid)
+    assert running_broker(directory) is None
+    again = start_background(config(directory))
+    try:
+        assert again.pid != killed.pid
+    finally:
+        assert stop_background(directory)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+def test_the_foreground_command_says_one_line_and_ends_in_order(
+    directory: Path, number: signal.Signals, code: int
+) -> None:
+    with script(COMMAND, "run", "--data-dir", directory) as command:
+        line = line_of(command)
+        state = running_broker(directory)
+        assert state is not None
+        assert line == f"Kafka ready at {state.address}"
+        with pytest.raises(BrokerHasOwner, match=f"foreground of process {command.pid}"):
+            stop_background(directory)
+        command.send_signal(number)
+        out, err = command.communicate(timeout=LIMIT_S)
+        assert (command.returncode, out, err) == (code, "", "")
+        wait_until_gone(state.pid)
+    assert not (directory / "address").exists()
+
+
+def test_the_foreground_command_says_when_the_broker_ends_by_itself(directory: Path) -> None:
+    with script(COMMAND, "run", "--data-dir", directory) as command:
+        line_of(command)
+        state = running_broker(directory)
+        assert state is not None
+        os.kill(state.pid, signal.SIGKILL)
+        _, err = command.communicate(timeout=LIMIT_S)
+        assert command.returncode == 1
+        assert err.startswith("error: Kafka ended by itself; the end of ")
+
+
+def run_command(data_dir: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", COMMAND, *arguments],
+        env={**os.environ, "RUSTFS_WORKERS_DATA_DIR": str(data_dir), **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+def test_the_background_commands_work_below_the_data_directory(tmp_path: Path, directory: Path) -> None:
+    before = run_command(tmp_path, "status", "--json")
+    assert before.returncode == 1
+    assert json.loads(before.stdout)["running"] is False
+    started = run_command(tmp_path, "start")
+    try:
+        state = running_broker(directory)
+        assert state is not None, started.stderr
+        assert started.stdout == f"Kafka ready at {state.address}\n"
+        status = run_command(tmp_path, "status", "--json")
+        assert status.returncode == 0
+        assert json.loads(status.stdout) == {
+            "running": True,
+            "address": state.address,
+            "pid": state.pid,
+            "data_dir": str(directory),
+        }
+    finally:
+        stopped = run_command(tmp_path, "stop")
+    assert (stopped.returncode, stopped.stdout, stopped.stderr) == (0, "", "Kafka stopped\n")
+
+
+def test_nothing_is_started_where_a_kafka_is_given(tmp_path: Path) -> None:
+    given = run_command(tmp_path, "start", KAFKA_BOOTSTRAP_SERVERS="kafka.example:9092")
+    assert given.returncode == 0
+    assert "the Kafka at kafka.example:9092 is used" in given.stderr
+    assert not (tmp_path / "kafka").exists()
+
+
+def test_an_error_is_one_line_and_no_trace(tmp_path: Path) -> None:
+    (tmp_path / "kafka").touch()
+    refused = run_command(tmp_path, "start")
+    assert refused.returncode == 1
+    assert refused.stderr.startswith(f"error: cannot use {tmp_path}/kafka for Kafka's data")
+    assert len(refused.stderr.splitlines()) == 1

