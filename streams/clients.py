@@ -14,7 +14,7 @@ from uuid import uuid4
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
 
-from schemas.errors import KafkaUnreachable, SettingsError
+from schemas.errors import KafkaUnreachable, PipelineError, SettingsError
 from schemas.partitions import LIBRDKAFKA_PARTITIONER
 from streams.settings import Settings
 
@@ -37,6 +37,42 @@ MAX_MESSAGE_BYTES: Final = 1_000_000
 
 #: Where librdkafka's own lines go unless a caller has a logger for them; stderr at the most, never stdout.
 log = logging.getLogger("rustfs_workers.librdkafka")
+
+
+#: Faults of ours that librdkafka finds, before anybody is asked.
+_OUR_FAULT: Final = frozenset({KafkaError._CONFLICT, KafkaError._INVALID_ARG})
+#: Answers that stand for none: the one who knows is not there yet.
+_NO_ANSWER: Final = frozenset(
+    {
+        KafkaError.REQUEST_TIMED_OUT,
+        KafkaError.LEADER_NOT_AVAILABLE,
+        KafkaError.NOT_LEADER_FOR_PARTITION,
+        KafkaError.BROKER_NOT_AVAILABLE,
+        KafkaError.NOT_COORDINATOR,
+        KafkaError.COORDINATOR_NOT_AVAILABLE,
+        KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+        KafkaError.UNSTABLE_OFFSET_COMMIT,
+        KafkaError.OFFSET_NOT_AVAILABLE,
+        KafkaError.FENCED_LEADER_EPOCH,
+        KafkaError.UNKNOWN_LEADER_EPOCH,
+    }
+)
+
+
+class KafkaRefused(PipelineError):
+    """Kafka answered, and the answer was no."""
+
+
+def kafka_failed(settings: Settings, error: KafkaException, seconds: float) -> PipelineError:
+    """What to raise for a request that failed after ``seconds``: whether nobody answered, or somebody refused."""
+    kafka_error = error.args[0]
+    code = kafka_error.code()
+    if code in _NO_ANSWER or (code < 0 and code not in _OUR_FAULT):
+        return KafkaUnreachable(settings.bootstrap_servers(), seconds)
+    return KafkaRefused(
+        f"Kafka at {settings.bootstrap_servers()} refused: {kafka_error.str()} ({kafka_error.name()}); "
+        "look at the brokers' log and at what this user may do"
+    )
 
 
 def producer_config(

@@ -15,8 +15,7 @@ from typing import Final
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
-from schemas.errors import KafkaUnreachable
-from streams.clients import reader_config
+from streams.clients import kafka_failed, reader_config
 from streams.scan import Partition
 from streams.settings import Settings
 
@@ -44,7 +43,7 @@ def committed_offsets(
 
     Raises:
         KafkaUnreachable: no answer within ``timeout_s``, or a transaction stayed open.
-        KafkaException: an answer that waiting does not change: not authorised, for one.
+        KafkaRefused: an answer that waiting does not change: not authorised, for one.
     """
     wanted = [TopicPartition(topic, number) for topic, number in partitions]
     if not wanted:
@@ -60,10 +59,8 @@ def committed_offsets(
                     if answer.error is not None:
                         raise KafkaException(answer.error)
             except KafkaException as error:
-                if not _passes(error):
-                    raise
-                if time.monotonic() > deadline:
-                    raise KafkaUnreachable(settings.bootstrap_servers(), timeout_s) from error
+                if not _passes(error) or time.monotonic() > deadline:
+                    raise kafka_failed(settings, error, timeout_s) from error
                 time.sleep(_PAUSE_S)
             else:
                 return {

@@ -23,7 +23,7 @@ from confluent_kafka.admin import AdminClient
 
 from schemas.errors import GroupNotInitialised, KafkaUnreachable
 from schemas.offsetmap import EMPTY_MAP
-from streams.clients import FENCED, producer_config, reader_config
+from streams.clients import FENCED, kafka_failed, producer_config, reader_config
 from streams.committed import committed_offsets
 from streams.scan import EARLIEST, Partition, offsets, partitions_of, scan
 from streams.settings import Settings
@@ -101,7 +101,7 @@ def set_up_group(settings: Settings, admin: AdminClient, cluster_id: str) -> boo
             _write(settings, admin, producer, state, cluster_id)
         except KafkaException as error:
             if error.args[0].code() not in FENCED or time.monotonic() > deadline:
-                raise KafkaUnreachable(settings.bootstrap_servers(), _KAFKA_S) from error
+                raise kafka_failed(settings, error, _KAFKA_S) from error
             log.info("another one sets up the group", group=settings.topics.group)
             _wait_for_marker(settings)
         else:

@@ -24,7 +24,7 @@ from schemas.codec import peek_id
 from schemas.errors import DeliveryFailed, KafkaUnreachable, TopicsMismatch, WireError
 from schemas.headers import RawHeaders
 from schemas.wire import WireSchema
-from streams.clients import producer_config
+from streams.clients import kafka_failed, producer_config
 from streams.outgoing import OutgoingJob
 from streams.schemas_topic import schema_record
 from streams.settings import Settings
@@ -35,6 +35,8 @@ log = structlog.get_logger("rustfs_workers.outbox")
 _NAMED: Final = 1000
 #: How long the serving thread waits for a report while there are records in flight.
 _POLL_S: Final = 0.05
+#: How often an idle producer is asked for news of its connections: unasked, it would keep them all.
+_IDLE_LOOK_S: Final = 10.0
 #: How long the counts of partitions are trusted.
 _COUNTS_AGE_S: Final = 300.0
 
@@ -145,6 +147,9 @@ class Outbox:
         self._published: set[bytes] = set()
         self._count = 0
         self._counted_at = -math.inf
+        #: Nobody may be there: find out before the next record.
+        self._doubtful = False
+        self._unreachable_at = -math.inf
         self._turn = 0
         self._give_up_at = math.inf
         #: Producers that met a fatal error and still have reports to give.
@@ -152,28 +157,42 @@ class Outbox:
 
     def ready_for(self, schema: WireSchema) -> bool:
         """Whether ``prepare`` has nothing to do; costs no time and talks to nobody."""
+        self._look()
         return (
             self._producer is not None
+            and not self._doubtful
             and (self._settings.schema_registry_url is not None or schema.fingerprint in self._published)
             and time.monotonic() - self._counted_at < _COUNTS_AGE_S
         )
 
-    def prepare(self, schema: WireSchema | None = None) -> None:
+    def prepare(self, schema: WireSchema | None = None, *, under_way: bool = False) -> None:
         """Connect, count partitions, publish the schema; whatever of it is still to do. Blocks.
+
+        ``under_way``: records of the same call are on their way; a connection lost meanwhile has as long to
+        come back as they have to be delivered.
 
         Raises:
             KafkaUnreachable: no broker answered in time.
             TopicsMismatch: a topic is missing, or the counts differ.
             DeliveryFailed: the schema was not acknowledged.
         """
+        asked_at = time.monotonic()
+        self._look()
         with self._lock:
             producer = self.producer()
-            if time.monotonic() - self._counted_at >= _COUNTS_AGE_S:
+            if (self._doubtful and not under_way) or time.monotonic() - self._counted_at >= _COUNTS_AGE_S:
+                if self._unreachable_at >= asked_at:
+                    # Another thread has just waited in vain: a hundred of them do not wait in turn.
+                    raise KafkaUnreachable(self._settings.bootstrap_servers(), self._unreachable_after_s)
                 self._count_partitions(producer)
             if schema is None or self._settings.schema_registry_url is not None:
                 return
             if schema.fingerprint not in self._published:
                 self._publish(schema)
+
+    def doubt(self) -> None:
+        """Find out whether a broker is there before the next record is sent: the last one was not taken."""
+        self._doubtful = True
 
     def producer(self) -> Producer:
         """The producer; a new one if there is none, or the last one met a fatal error."""
@@ -190,6 +209,11 @@ class Outbox:
                         "error_cb": self._on_error,
                     }
                 )
+            if self._thread is None:
+                self._thread = threading.Thread(
+                    target=self._serve, name="rustfs-workers-deliveries", daemon=True
+                )
+                self._thread.start()
             return self._producer
 
     def send(self, job: OutgoingJob, ticket: Ticket) -> bool:
@@ -243,14 +267,6 @@ class Outbox:
 
     def serve(self) -> None:
         """See that delivery reports are served; call it after ``send``, once for many."""
-        thread = self._thread
-        if thread is None:
-            with self._lock:
-                if self._thread is None:
-                    self._thread = threading.Thread(
-                        target=self._serve, name="rustfs-workers-deliveries", daemon=True
-                    )
-                    self._thread.start()
         with self._wake:
             self._wake.notify()
 
@@ -273,6 +289,14 @@ class Outbox:
         producer = self._producer
         if producer is not None:
             producer.poll(timeout_s)
+
+    def _look(self) -> None:
+        """Take what news there is, without waiting; whoever serves at this moment does so anyway."""
+        if self._serving.acquire(blocking=False):
+            try:
+                self._poll(0)
+            finally:
+                self._serving.release()
 
     def next_partition(self) -> int:
         """The next partition in turn."""
@@ -311,15 +335,18 @@ class Outbox:
                         producer.poll(_POLL_S)
                 continue
             self._failed.clear()
+            self._look()
             with self._wake:
                 if self._closed:
                     return
                 # Asked again under the lock: a record may have come in between.
                 if self._producer is None or not len(self._producer):
-                    self._wake.wait()
+                    self._wake.wait(_IDLE_LOOK_S)
 
     def _on_error(self, error: KafkaError) -> None:
         """Errors that belong to no record; called from ``poll``."""
+        if error.code() == KafkaError._ALL_BROKERS_DOWN:
+            self._doubtful = True
         if not error.fatal():
             return
         # Records in flight still get their reports from the old producer; new records need a new one.
@@ -331,10 +358,14 @@ class Outbox:
 
     def _count_partitions(self, producer: Producer) -> None:
         names = (*self._topics.jobs.values(), *self._topics.retry.values())
+        # Before asking: news of another loss, from here on, is newer than the answer.
+        self._doubtful = False
         try:
             known = producer.list_topics(timeout=self._unreachable_after_s).topics
         except KafkaException as error:
-            raise KafkaUnreachable(self._settings.bootstrap_servers(), self._unreachable_after_s) from error
+            self._doubtful = True
+            self._unreachable_at = time.monotonic()
+            raise kafka_failed(self._settings, error, self._unreachable_after_s) from error
         counts = {name: len(known[name].partitions) if name in known else 0 for name in names}
         missing = [name for name, count in counts.items() if not count]
         if missing:

@@ -125,6 +125,7 @@ class JobProducer:
         self.outbox.serve()
         finished.wait()
         if (failure := ticket.failure()) is not None:
+            self.outbox.doubt()
             raise failure
         return outgoing.job_id
 
@@ -169,6 +170,7 @@ class JobProducer:
                 raise
             bulk.finish()
         if (failure := bulk.ticket.failure()) is not None:
+            self.outbox.doubt()
             raise failure
         return bulk.ids
 
@@ -307,7 +309,7 @@ class _Bulk:
             self._partition = self._outbox.next_partition()
         outgoing = compose(job, settled, self._now_ms, self._rules, partition=self._partition)
         if type(job) not in self._prepared:
-            self._outbox.prepare(declared_type(job).wire)
+            self._outbox.prepare(declared_type(job).wire, under_way=bool(self.ids))
             self._prepared.add(type(job))
         if not self._outbox.send(outgoing, self.ticket):
             self._producer._send(outgoing, self.ticket, self._serve)

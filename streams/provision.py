@@ -25,7 +25,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # it has no _
 from schemas.errors import GroupNotInitialised, KafkaUnreachable, TopicsMismatch
 from schemas.offsetmap import parse
 from schemas.topics import TopicSpec
-from streams.clients import admin_config, producer_config
+from streams.clients import admin_config, kafka_failed, producer_config
 from streams.group_setup import GroupState, group_state, set_up_group
 from streams.settings import Settings
 from streams.topic_rules import (
@@ -215,21 +215,34 @@ def _refuse(findings: list[Finding]) -> None:
 def _describe_cluster(settings: Settings, admin: AdminClient) -> Cluster:
     try:
         described = admin.describe_cluster(request_timeout=_KAFKA_S).result()
-        resources = [ConfigResource(ResourceType.BROKER, str(node.id)) for node in described.nodes]
-        answers = admin.describe_configs(resources, request_timeout=_KAFKA_S)
-        configs = [answer.result() for answer in answers.values()]
+        # One call for each: librdkafka refuses to ask several brokers in one. All of them, then their answers.
+        answers = [
+            admin.describe_configs(
+                [ConfigResource(ResourceType.BROKER, str(node.id))], request_timeout=_KAFKA_S
+            )
+            for node in described.nodes
+        ]
+        configs = [config for answer in answers for config in map(_config_if_allowed, answer.values())]
     except KafkaException as error:
-        raise KafkaUnreachable(settings.bootstrap_servers(), _KAFKA_S) from error
+        raise kafka_failed(settings, error, _KAFKA_S) from error
     worst: dict[str, str] = {}
     for name in _BROKER_SETTINGS:
-        values = [
-            int(config[name].value)
-            for config in configs
-            if name in config and str(config[name].value).isdigit()
-        ]
+        texts = [str(config[name].value) for config in configs if name in config]
+        values = [int(text) for text in texts if text.isdigit()]
         if values:
             worst[name] = str(min(values) if name in _SMALLER_IS_WORSE else max(values))
     return Cluster(str(described.cluster_id), len(described.nodes), worst)
+
+
+def _config_if_allowed(answer: Any) -> Mapping[str, ConfigEntry]:
+    """A broker's settings; none where we may not see them: topics can be provisioned all the same."""
+    try:
+        config: Mapping[str, ConfigEntry] = answer.result()
+    except KafkaException as error:
+        if error.args[0].code() == KafkaError.CLUSTER_AUTHORIZATION_FAILED:
+            return {}
+        raise
+    return config
 
 
 def _describe_topics(settings: Settings, admin: AdminClient, names: Iterable[str]) -> dict[str, TopicState]:
@@ -242,7 +255,7 @@ def _describe_topics(settings: Settings, admin: AdminClient, names: Iterable[str
         answers = admin.describe_configs(resources, request_timeout=_KAFKA_S) if resources else {}
         configs = {resource.name: _config_or_none(answer) for resource, answer in answers.items()}
     except KafkaException as error:
-        raise KafkaUnreachable(settings.bootstrap_servers(), _KAFKA_S) from error
+        raise kafka_failed(settings, error, _KAFKA_S) from error
     return {
         name: TopicState(
             partitions=len(known[name].partitions),
@@ -296,7 +309,7 @@ def _create(settings: Settings, admin: AdminClient, specs: list[TopicSpec], fact
                     f"{name} cannot be created: {error.args[0].str()}; let an administrator run "
                     "`rustfs-workers topics create`"
                 ) from error
-            raise KafkaUnreachable(settings.bootstrap_servers(), _KAFKA_S) from error
+            raise kafka_failed(settings, error, _KAFKA_S) from error
         created.append(name)
     return created
 
@@ -309,7 +322,7 @@ def _wait_for_leaders(settings: Settings, admin: AdminClient, specs: Iterable[To
         try:
             known = admin.list_topics(timeout=_KAFKA_S).topics
         except KafkaException as error:
-            raise KafkaUnreachable(settings.bootstrap_servers(), _KAFKA_S) from error
+            raise kafka_failed(settings, error, _KAFKA_S) from error
         if all(
             name in known
             and known[name].partitions
@@ -352,4 +365,4 @@ def _secure_internal_topics(settings: Settings, admin: AdminClient) -> None:
                 answer.result()
             log.info("min ISR raised", topics=weak, value=SAFE_MIN_ISR)
     except KafkaException as error:
-        raise KafkaUnreachable(settings.bootstrap_servers(), _KAFKA_S) from error
+        raise kafka_failed(settings, error, _KAFKA_S) from error

@@ -17,6 +17,7 @@ from typing import Final
 from schemas.errors import DeliveryFailed
 from schemas.job import Job
 from schemas.topics import JobPriority
+from schemas.wire import WireSchema
 from streams.jobinfo import JobInfo, StatusSeen, status_now
 from streams.outbox import Ticket
 from streams.outgoing import JobOptions, compose, declared_type, is_compiled, settle
@@ -48,6 +49,7 @@ class JobQueue:
         self._reports = _Reports(self._loop)
         self._reader = JobReader(producer.settings, producer.codec)
         self._watch = StatusWatch(producer.settings, producer.codec)
+        self._preparing: dict[bytes, asyncio.Task[None]] = {}
 
     @classmethod
     def connect(
@@ -107,7 +109,7 @@ class JobQueue:
         outgoing = compose(job, settled, now_ms, rules)
         schema = declared_type(job).wire
         if not self._outbox.ready_for(schema):
-            await asyncio.to_thread(self._outbox.prepare, schema)
+            await self._prepare(schema)
         future: asyncio.Future[None] = self._loop.create_future()
         ticket = Ticket(lambda: self._reports.put(future, ticket))
         if not self._outbox.send(outgoing, ticket):
@@ -119,7 +121,11 @@ class JobQueue:
                 await asyncio.sleep(_FULL_WAIT_S)
         ticket.seal(1)
         self._outbox.serve()
-        await future
+        try:
+            await future
+        except DeliveryFailed:
+            self._outbox.doubt()
+            raise
         return outgoing.job_id
 
     async def schedule_jobs(
@@ -232,6 +238,21 @@ class JobQueue:
         await self._watch.close()
         await asyncio.to_thread(self._reader.close)
         await asyncio.to_thread(self._producer.close)
+
+    async def _prepare(self, schema: WireSchema) -> None:
+        """One attempt for all who wait: a thread for each would leave the loop none for anything else."""
+        task = self._preparing.get(schema.fingerprint)
+        if task is None:
+            task = asyncio.create_task(asyncio.to_thread(self._outbox.prepare, schema))
+            self._preparing[schema.fingerprint] = task
+
+            def done(task: asyncio.Task[None]) -> None:
+                del self._preparing[schema.fingerprint]
+                if not task.cancelled():
+                    task.exception()  # who waited has it; if all of them were cancelled, nobody asks
+
+            task.add_done_callback(done)
+        await asyncio.shield(task)
 
 
 class Connecting:

@@ -16,8 +16,8 @@ from typing import Final
 from confluent_kafka import Consumer, IsolationLevel, KafkaError, KafkaException, Message, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]  # it has no __all__
 
-from schemas.errors import KafkaUnreachable, TopicsMismatch
-from streams.clients import admin_config, reader_config
+from schemas.errors import TopicsMismatch
+from streams.clients import admin_config, kafka_failed, reader_config
 from streams.settings import Settings
 
 #: The two ends of a partition, as ``offsets`` takes them.
@@ -63,7 +63,7 @@ def scan(
     Blocks: not for an event loop. ``timeout_s`` bounds the reading; finding the ends may take as long again.
 
     Raises:
-        KafkaUnreachable: no broker answered in time.
+        KafkaUnreachable: no broker answered in time; KafkaRefused: one did, and refused.
         TopicsMismatch: a topic does not exist.
     """
     admin = AdminClient(admin_config(settings))
@@ -95,13 +95,13 @@ def partitions_of(
     """Every partition of ``topics``.
 
     Raises:
-        KafkaUnreachable: no broker answered in time.
+        KafkaUnreachable: no broker answered in time; KafkaRefused: one did, and refused.
         TopicsMismatch: a topic does not exist.
     """
     try:
         known = admin.list_topics(timeout=timeout_s).topics
     except KafkaException as error:
-        raise KafkaUnreachable(settings.bootstrap_servers(), timeout_s) from error
+        raise kafka_failed(settings, error, timeout_s) from error
     missing = [topic for topic in topics if topic not in known or not known[topic].partitions]
     if missing:
         raise TopicsMismatch(
@@ -137,7 +137,7 @@ def offsets(
                 found[asked.topic, asked.partition] = answer.result().offset
             except KafkaException as error:
                 if error.args[0].code() not in _MOVING or time.monotonic() > deadline:
-                    raise KafkaUnreachable(settings.bootstrap_servers(), timeout_s) from error
+                    raise kafka_failed(settings, error, timeout_s) from error
         left -= found.keys()
         if left:
             time.sleep(_MOVING_PAUSE_S)

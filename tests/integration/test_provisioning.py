@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import (  # type: ignore[attr-defined]  # it has no __all__
     AdminClient,
     AlterConfigOpType,
@@ -19,7 +19,8 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # it has no _
 from schemas import JobPriority
 from schemas.errors import KafkaUnreachable, TopicsMismatch
 from schemas.offsetmap import EMPTY_MAP, parse
-from streams.clients import admin_config, worker_consumer_config
+from streams.clients import admin_config, producer_config, reader_config, worker_consumer_config
+from streams.committed import committed_offsets
 from streams.group_setup import group_state, marker_key
 from streams.provision import check, group_session_timeout_ms, provision
 from streams.settings import Settings, load_settings
@@ -111,6 +112,28 @@ def test_workers_join_such_a_group_and_find_offset_and_map_in_one_read(settings:
     finally:
         consumer.close()
     assert {(partition.offset, partition.metadata) for partition in found} == {(0, EMPTY_MAP)}
+
+
+def test_a_pending_commit_is_waited_for_or_looked_past(settings: Settings) -> None:
+    """Reading the older offset as if it were settled would run the newer transaction's jobs again."""
+    provision(settings)
+    group, topic = "a-group", settings.topics.consumed[0]
+    nobody = Consumer({**reader_config(settings), "group.id": group})
+    members = nobody.consumer_group_metadata()
+    nobody.close()
+    producer = Producer(producer_config(settings, transactional_id=f"{settings.topic_prefix}tx"))
+    producer.init_transactions(20)
+    for offset in (5, 9):
+        producer.begin_transaction()
+        producer.send_offsets_to_transaction([TopicPartition(topic, 0, offset, metadata="m")], members, 20)
+        if offset == 5:
+            producer.commit_transaction(20)
+    asked = [(topic, 0), (topic, 1)]
+    assert committed_offsets(settings, group, asked, timeout_s=10, stable=False) == {(topic, 0): (5, "m")}
+    with pytest.raises(KafkaUnreachable):
+        committed_offsets(settings, group, asked, timeout_s=0.5)
+    producer.commit_transaction(20)
+    assert committed_offsets(settings, group, asked, timeout_s=10) == {(topic, 0): (9, "m")}
 
 
 def test_lost_offsets_are_told_and_never_made_up(settings: Settings, admin: AdminClient) -> None:

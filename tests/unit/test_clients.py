@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 
 import pytest
-from confluent_kafka import Consumer, Producer
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
 from confluent_kafka.admin import AdminClient
 
 from schemas.errors import KafkaUnreachable
@@ -83,3 +83,19 @@ def test_nobody_there_is_said_in_time(settings: Settings) -> None:
     with pytest.raises(KafkaUnreachable, match=r"127\.0\.0\.1:1 within 1 s"):
         clients.check_reachable(settings, timeout_s=1)
     assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize(
+    ("code", "error"),
+    [
+        (KafkaError._TRANSPORT, KafkaUnreachable),
+        (KafkaError._TIMED_OUT, KafkaUnreachable),
+        (KafkaError.COORDINATOR_LOAD_IN_PROGRESS, KafkaUnreachable),
+        (KafkaError._CONFLICT, clients.KafkaRefused),
+        (KafkaError.CLUSTER_AUTHORIZATION_FAILED, clients.KafkaRefused),
+    ],
+)
+def test_a_refusal_is_not_called_an_absence(settings: Settings, code: int, error: type[Exception]) -> None:
+    failed = clients.kafka_failed(settings, KafkaException(KafkaError(code, "why")), 3)
+    assert type(failed) is error
+    assert ("why" in str(failed)) is (error is clients.KafkaRefused)

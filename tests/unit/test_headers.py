@@ -245,6 +245,8 @@ def test_a_history_from_elsewhere_is_cut_like_ours() -> None:
 def test_the_newest_attempts_are_kept() -> None:
     runs = tuple(Attempt(number, "w", 1, 2, "e", "m") for number in range(1, 16))
     assert [run.attempt for run in parse(build(Delivery("t", history=runs))).history] == list(range(6, 16))
+    rows = json.dumps([[number, "w", 1, 2, "e", "m"] for number in range(1, 16)])
+    assert [run.attempt for run in parse([(HISTORY, rows.encode())]).history] == list(range(6, 16))
 
 
 @given(st.text(st.characters(exclude_categories=()), max_size=40), st.integers(3, 60))

@@ -1,0 +1,119 @@
+"""A broker that is new, and one that dies and comes back: what provisioning and producers make of it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from schemas.errors import KafkaUnreachable
+from schemas.jobtype import job_type
+from streams.embedded import BrokerConfig, EmbeddedBroker
+from streams.producer import JobProducer
+from streams.provision import ProvisionReport, provision
+from streams.queue import JobQueue
+from streams.settings import Settings
+from tests.support.deployments import Sample, count_all, settings_for
+from tests.support.workers import eventually
+
+pytestmark = [pytest.mark.integration, pytest.mark.distributed]
+
+#: Longer than a reconnect takes on a busy machine.
+PATIENCE = timedelta(seconds=3)
+
+
+@pytest.fixture
+def broker(tmp_path: Path) -> Iterator[EmbeddedBroker]:
+    """One that has never run: no group and no transaction has a coordinator yet."""
+    with EmbeddedBroker(BrokerConfig(tmp_path / "kafka", heap_mb=512)) as broker:
+        yield broker
+
+
+@pytest.fixture
+def settings(broker: EmbeddedBroker, tmp_path: Path) -> Settings:
+    return settings_for(broker.bootstrap_servers, "new.", tmp_path)
+
+
+def kill(broker: EmbeddedBroker) -> None:
+    os.kill(broker.pid, signal.SIGKILL)
+    eventually(lambda: not broker.alive, 10, "the broker is dead")
+
+
+def bring_back(broker: EmbeddedBroker) -> None:
+    broker.stop()  # it holds its directory until it is told
+    broker.start()
+
+
+def knows_of_the_loss(producer: JobProducer) -> None:
+    eventually(
+        lambda: not producer.outbox.ready_for(job_type(Sample).wire), 20, "the producer knows of the loss"
+    )
+
+
+def together(count: int, call: Callable[[], object]) -> list[object]:
+    """What so many threads got, results or errors, that started at once."""
+    outcomes: list[object] = []
+    gate = threading.Barrier(count)
+
+    def run() -> None:
+        gate.wait()
+        try:
+            outcomes.append(call())
+        except Exception as error:  # noqa: BLE001 - compared by the test
+            outcomes.append(error)
+
+    threads = [threading.Thread(target=run) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(100)
+    return outcomes
+
+
+def test_a_new_cluster_is_set_up_by_whoever_comes_first(settings: Settings) -> None:
+    """Coordinators are still loading, and move from "not me" to "here"; nobody hangs, nobody crashes."""
+    reports = together(3, lambda: provision(settings))
+    initialised = [report.group_initialised for report in reports if isinstance(report, ProvisionReport)]
+    assert sorted(initialised) == [False, False, True], reports
+
+
+def test_threads_learn_of_a_lost_broker_before_they_send_and_go_on_when_it_is_back(
+    broker: EmbeddedBroker, settings: Settings
+) -> None:
+    provision(settings)
+    with JobProducer(settings, unreachable_after=PATIENCE) as producer:
+        producer.schedule_job(Sample())
+        kill(broker)
+        knows_of_the_loss(producer)
+        began = time.monotonic()
+        outcomes = together(12, lambda: producer.schedule_job(Sample()))
+        assert [type(outcome) for outcome in outcomes] == [KafkaUnreachable] * 12
+        # In turn they would take thirty-six.
+        assert time.monotonic() - began < 12
+        bring_back(broker)
+        producer.schedule_job(Sample())
+    assert count_all(settings) == 2, "what was refused was not sent later"
+
+
+async def test_tasks_learn_of_a_lost_broker_together_and_leave_the_loop_its_threads(
+    broker: EmbeddedBroker, settings: Settings
+) -> None:
+    await asyncio.to_thread(provision, settings)
+    async with JobQueue.connect(settings, unreachable_after=PATIENCE) as queue:
+        await queue.schedule_job(Sample())
+        await asyncio.to_thread(kill, broker)
+        await asyncio.to_thread(knows_of_the_loss, queue._producer)
+        waiting = asyncio.gather(*(queue.schedule_job(Sample()) for _ in range(200)), return_exceptions=True)
+        await asyncio.wait_for(asyncio.to_thread(int), 2)
+        outcomes = await asyncio.wait_for(waiting, 12)
+        assert {type(outcome) for outcome in outcomes} == {KafkaUnreachable}
+        await asyncio.to_thread(bring_back, broker)
+        await queue.schedule_job(Sample())
+    assert await asyncio.to_thread(count_all, settings) == 2
