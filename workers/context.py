@@ -30,6 +30,7 @@ class WorkerContext:
         created_at: when it was scheduled (UTC).
         redrives: number of earlier lives.
         cancelled: True once the run should end (timeout, drain, lost partition); thread handlers must look at it.
+            Never in a handler process: there the process is ended.
     """
 
     __slots__ = (
@@ -122,7 +123,7 @@ class WorkerContext:
     ) -> str:
         """The same for thread handlers. Nothing is sent yet, so there is nothing to wait for."""
         if self._planner is None:
-            raise RuntimeError("this context cannot schedule jobs; handlers in a process return them instead")
+            raise RuntimeError("this context cannot schedule jobs: it was made without a planner")
         child_id, record = self._planner(
             job, priority or self.priority, delay=delay, parent_id=self.job_id, **options
         )

@@ -54,6 +54,8 @@ ABANDON_AFTER_MS: Final = 10_000
 UNKNOWN_TYPE_LIMIT_MS: Final = 15 * 60_000
 UNKNOWN_TYPE_SNOOZE: Final = timedelta(seconds=10)
 _PROGRESS_INTERVAL_MS: Final = 1_000
+#: What a cancelled handler may take to end; a process has half a second of it before it is killed.
+_CANCEL_S: Final = 1.0
 
 TIMEOUT: Final = "timeout"
 RELEASED: Final = "released"
@@ -184,7 +186,7 @@ class Executor:
             )
             active.cancel(RELEASED)
         if any(active.handler.execution != "thread" for active in left):
-            await self._until_done(parts, 0.5, cancellable_only=True)
+            await self._until_done(parts, _CANCEL_S, cancellable_only=True)
 
     def cancel_all(self, reason: str) -> None:
         """Cancel everything that runs; what remains ours starts again later."""
@@ -306,7 +308,8 @@ class Executor:
         active = Active(message, decoded, handler, context, started_ms, timeout_ms)
         active.task = slot
         self.active[active] = None
-        self._fresh.append(active)
+        if handler.execution != "process":
+            self._fresh.append(active)
         if self._sweep_timer is None:
             self._arm_sweep()
         try:
@@ -342,7 +345,7 @@ class Executor:
             ):
                 self._give_back(message)
                 return
-        self._finish(message, decoded, context, started_ms, result)
+        self._finish(message, decoded, context, active.started_ms, result)
 
     def _finish(
         self, message: Message, decoded: Decoded, context: WorkerContext, started_ms: int, result: JobResult
@@ -408,8 +411,16 @@ class Executor:
     async def _in_process(self, active: Active) -> JobResult:
         if self._processes is None:
             raise PermanentError("this worker has no process pool; set process_pool_size")
-        body = active.handler.job_type.wire.encode(active.decoded.record)
-        return await self._processes.run(active.handler, body, active.context)
+        kind = active.handler.job_type
+        # Not the record as it was read: an older writer's may lack fields that the child needs.
+        body = kind.wire.encode(kind.to_record(active.decoded.job, dict(active.decoded.record)))
+
+        def on_start() -> None:
+            # Until a process was free the job waited for its turn: its time begins here.
+            active.started_ms = self._now_ms()
+            self._fresh.append(active)
+
+        return await self._processes.run(active.handler, body, active.context, on_start=on_start)
 
     def _new_threads(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(self._config.max_concurrent_jobs, thread_name_prefix="handler")

@@ -144,8 +144,10 @@ class WorkerProcess:
         """Join the group and begin to work.
 
         Raises:
+            JobTypeError: a handler for processes cannot be imported by a process of its own.
             PipelineError: Kafka does not answer.
         """
+        await self._processes.start()
         if not await asyncio.to_thread(self._reporter.first, 20.0):
             raise PipelineError(
                 f"the worker's first report was not acknowledged within 20 s; are the topics there? "

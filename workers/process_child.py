@@ -1,104 +1,181 @@
-"""A handler process: what ``ProcessPool`` starts. Reads jobs from a socket, runs them, writes results.
+"""A handler process: what ``ProcessPool`` starts.
 
-``context.cancelled`` never becomes True here: a run that has to end is ended with its process.
+In:  names of the handlers that the worker registered, then jobs as Avro bytes, from a socket of its own.
+Out: metrics, progress, child jobs and results, into the same socket. stdout and stderr are the handler's.
+
+``context.cancelled`` stays False for ever here: a run that has to end is ended with its process.
 """
 
 from __future__ import annotations
 
 import asyncio
 import ctypes
+import faulthandler
 import functools
 import importlib
 import inspect
 import os
+import select
 import signal
 import socket
 import sys
+import threading
+import time
 import traceback
 from datetime import timedelta
 from io import BytesIO
-from typing import Any
+from typing import Any, Final
 
-from schemas.errors import InvalidJob, PermanentError
-from schemas.ids import new_job_id
+import structlog
+
+from schemas.errors import InvalidJob, JobTypeError, PermanentError
 from schemas.job import Job
 from schemas.jobtype import JobType, job_type
 from schemas.topics import JobPriority
-from workers import frames
+from workers import frames, process_wire
 from workers.context import WorkerContext
-from workers.results import Failed, JobResult, Skipped, Snooze, Success
+from workers.results import Failed, JobResult
 from workers.router import as_result
 from workers.worker import Handler, Handlers
 
-_MILLISECOND = timedelta(milliseconds=1)
+_PR_SET_PDEATHSIG: Final = 1
+#: A loop that reports each of its million rounds must not keep the worker's event loop busy with reading.
+_WORDS_PER_S: Final = 100.0
+
+
+class Ended(SystemExit):
+    """The worker wants this process to end. A SystemExit, since asyncio lets nothing else through everywhere."""
 
 
 class ChannelContext(WorkerContext):
-    """A context whose words travel to the worker at once."""
+    """A context whose words travel to the worker. Usable from every thread of the handler, until the run is over.
 
-    __slots__ = ("_channel",)
+    Metrics and progress travel at once, up to 100 times in a second: what comes on top of that goes with a later
+    word, at the latest with the result. ``cancelled`` stays False for ever.
+    """
 
-    def __init__(self, channel: socket.socket, **facts: Any) -> None:
-        super().__init__(**facts)
+    __slots__ = ("_asked_at", "_channel", "_lock", "_news", "_over", "_words_left")
+
+    def __init__(self, channel: socket.socket, **arguments: Any) -> None:
+        super().__init__(**arguments)
         self._channel = channel
+        self._lock = threading.Lock()
+        self._news: dict[str, Any] = {}
+        self._asked_at = time.monotonic()
+        self._words_left = _WORDS_PER_S
+        self._over = False
 
     def update_metrics(self, name: str, value: float = 1) -> None:
-        """As in ``WorkerContext``."""
-        super().update_metrics(name, value)
-        self._channel.sendall(frames.pack({"say": "metrics", "name": name, "value": value}))
+        """As in ``WorkerContext``, for every library's numbers."""
+        number = value if type(value) in (int, float) else float(value)
+        with self._lock:
+            self._check_running()
+            super().update_metrics(str(name), number)
+            metrics = self._news.setdefault("metrics", {})
+            metrics[str(name)] = metrics.get(str(name), 0) + number
+            self._tell()
 
     def progress(self, done: int, total: int | None = None) -> None:
         """As in ``WorkerContext``."""
-        self._channel.sendall(frames.pack({"say": "progress", "done": done, "total": total}))
+        with self._lock:
+            self._check_running()
+            super().progress(int(done), None if total is None else int(total))
+            self._news["progress"] = self._progress
+            self._tell()
 
     def schedule_nowait(
         self, job: Job, priority: JobPriority | None = None, delay: timedelta | None = None, **options: Any
     ) -> str:
-        """As in ``WorkerContext``; the worker plans the job."""
+        """As in ``WorkerContext``; the worker plans the job and answers."""
+        if not _is_job(job):
+            raise InvalidJob(
+                f"{job!r:.80} is not a Job; jobs are instances of dataclasses that derive from it"
+            )
         kind: JobType = job_type(type(job))
+        # Only the job's own fields count: the worker makes the envelope.
         envelope = {
-            "id": new_job_id(),
+            "id": self.job_id,
             "type": kind.name,
-            "priority": (priority or self.priority).value,
+            "priority": self.priority.value,
             "created_at": 0,
             "source": "",
         }
-        said = {
-            **options,
-            "priority": None if priority is None else priority.value,
-            "delay_ms": None if delay is None else -(-delay // _MILLISECOND),
-        }
-        body = kind.wire.encode(kind.to_record(job, envelope))
-        self._channel.sendall(frames.pack({"say": "schedule", "type": kind.name, "options": said}, body))
-        answer, _ = frames.receive(self._channel)
+        body = process_wire.CODEC.encode_job(kind, job, envelope)
+        said = process_wire.options_text({**options, "priority": priority, "delay": delay})
+        with self._lock:
+            self._check_running()
+            self._channel.sendall(frames.pack({"say": "schedule", "type": kind.name, "options": said}, body))
+            answer, _ = frames.receive(self._channel)
         if "refused" in answer:
-            raise InvalidJob(answer["refused"])
+            raise process_wire.refusal_of(answer)
         return str(answer["id"])
 
+    def finish(self, result: JobResult) -> None:
+        """Send the result. What is said after it would count for the next job: it is refused."""
+        with self._lock:
+            self._over = True
+            self._channel.sendall(process_wire.result_frame(result, self._news))
 
-def main() -> None:
-    """Serve until the worker closes the socket."""
-    _die_with_parent()
-    channel = socket.socket(fileno=int(sys.argv[1]))
+    def _tell(self) -> None:
+        now = time.monotonic()
+        earned = (now - self._asked_at) * _WORDS_PER_S
+        self._words_left = min(self._words_left + earned, _WORDS_PER_S)
+        self._asked_at = now
+        if self._words_left >= 1:
+            self._words_left -= 1
+            self._channel.sendall(frames.pack({"say": "news", **self._news}))
+            self._news.clear()
+
+    def _check_running(self) -> None:
+        if self._over:
+            raise RuntimeError(
+                f"the run of job {self.job_id} is over; end threads before the handler returns"
+            )
+
+
+def main(channel_fd: int, parent: int) -> None:
+    """Serve until the worker closes the socket.
+
+    Args:
+        channel_fd: the socket to the worker, open already.
+        parent: the worker's process id.
+    """
+    os.set_inheritable(channel_fd, False)  # not for the programs that handlers start
+    with socket.socket(fileno=channel_fd) as channel:
+        _die_with(parent, channel)
+        _end_when_told(channel)
+        faulthandler.enable()
+        try:
+            _serve(channel)
+        except (EOFError, OSError, Ended):
+            return  # the worker closed its side, or is gone
+
+
+def exit_at_hangup(channel: socket.socket) -> None:
+    """End this process as soon as the other side of the channel is closed, whatever its main thread does."""
+    hangup = select.poll()
+    hangup.register(channel, 0)  # POLLHUP comes unasked, and bytes do not wake it
+    while not hangup.poll():
+        pass
+    os._exit(1)
+
+
+def _serve(channel: socket.socket) -> None:
     hello, _ = frames.receive(channel)
-    sys.path[:] = hello["path"]
     try:
         handlers = _load(hello["handlers"])
-    except Exception as error:  # noqa: BLE001 - an import can raise anything; the worker says it to people
-        channel.sendall(frames.pack({"error": f"{type(error).__name__}: {error}"}))
+    except Exception as error:  # noqa: BLE001 - an import runs the user's code: it may raise anything
+        trace = "".join(traceback.format_exception(error))
+        channel.sendall(frames.pack({"error": f"{type(error).__name__}: {error}", "stacktrace": trace}))
         return
+    if not structlog.is_configured():
+        # Its default is stdout, which is for data.
+        structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     channel.sendall(frames.pack({"ready": os.getpid()}))
     while True:
-        try:
-            header, body = frames.receive(channel)
-        except EOFError:
-            return
-        handler = handlers.get(header["run"])
-        assert handler is not None  # noqa: S101 - the worker sends only what it registered
-        facts = header["context"]
-        facts["priority"] = JobPriority(facts["priority"])
-        result = _run(handler, body, ChannelContext(channel, **facts))
-        channel.sendall(frames.pack({"say": "result", **_said(result)}))
+        header, body = frames.receive(channel)
+        context = ChannelContext(channel, **process_wire.arguments(header["context"]))
+        context.finish(_run(handlers[header["run"]], body, context))
 
 
 def _run(handler: Handler, body: bytes, context: WorkerContext) -> JobResult:
@@ -106,59 +183,74 @@ def _run(handler: Handler, body: bytes, context: WorkerContext) -> JobResult:
         job = handler.job_type.from_record(handler.job_type.wire.decode(BytesIO(body)))
         value = handler.call(job, context)
         if inspect.isawaitable(value):
-            value = asyncio.run(_await(value))
+            value = asyncio.run(_result(value))
         return as_result(value)
+    except Ended:
+        raise
     except PermanentError as error:
         return _failed(error, retryable=False)
-    except Exception as error:  # noqa: BLE001 - whatever a handler raises is a failure of its job
+    except BaseException as error:  # noqa: BLE001 - whatever a handler raises is a failure of its job
         return _failed(error, retryable=True)
 
 
-async def _await(value: Any) -> Any:
+async def _result(value: Any) -> Any:
     return await value
 
 
-def _failed(error: Exception, *, retryable: bool) -> Failed:
+def _failed(error: BaseException, *, retryable: bool) -> Failed:
     trace = "".join(traceback.format_exception(error))
     return Failed(str(error) or type(error).__name__, retryable, type(error).__name__, trace)
 
 
-def _said(result: JobResult) -> frames.Header:
-    match result:
-        case Success(output):
-            return {"kind": "success", "output": None if output is None else dict(output)}
-        case Skipped(reason):
-            return {"kind": "skipped", "reason": reason}
-        case Snooze(delay, reason):
-            return {"kind": "snooze", "delay_ms": delay / _MILLISECOND, "reason": reason}
-        case Failed():
-            return {
-                "kind": "failed",
-                "reason": result.reason,
-                "retryable": result.retryable,
-                "error_type": result.error_type,
-                "stacktrace": result.stacktrace,
-            }
-        case _:
-            raise AssertionError(f"not a result: {result!r}")
-
-
-def _load(names: dict[str, dict[str, str]]) -> Handlers:
+def _load(announced: list[dict[str, Any]]) -> dict[str, Handler]:
+    """Import what the worker registered; its names come from the worker's own code, never from a message."""
     handlers = Handlers()
-    for name in names.values():
-        module = importlib.import_module(name["module"])
-        handlers.register(functools.reduce(getattr, name["name"].split("."), module))  # type: ignore[arg-type]
-    return handlers
+    for one in announced:
+        job = _import(one["job"])
+        handlers.register(job if one["worker"] is None else _import(one["worker"]))
+    loaded = {handler.job_type.name: handler for handler in handlers}
+    for one in announced:
+        handler = loaded.get(one["type"])
+        if handler is None or handler.job_type.wire.fingerprint.hex() != one["schema"]:
+            raise JobTypeError(f"job type {one['type']!r} has changed since the worker started; restart it")
+    return loaded
 
 
-def _die_with_parent() -> None:
+def _import(name: list[str]) -> Any:
+    module, path = name
+    return functools.reduce(getattr, path.split("."), importlib.import_module(module))
+
+
+def _is_job(value: object) -> bool:
+    return isinstance(value, Job)
+
+
+def _end_when_told(channel: socket.socket) -> None:
+    """SIGTERM unwinds the handler, so that it can clean up; but only once the worker has closed its side.
+
+    Service managers send SIGTERM to all processes of a service: the worker drains then, and its running jobs
+    must be left alone.
+    """
+
+    def on_sigterm(_number: int, _frame: object) -> None:
+        try:
+            told = not channel.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            told = False
+        except OSError:
+            told = True
+        if told:
+            raise Ended
+
+    signal.signal(signal.SIGTERM, on_sigterm)
+
+
+def _die_with(parent: int, channel: socket.socket) -> None:
     """No handler process outlives its worker, even one that is busy and never looks at its socket."""
     if sys.platform == "linux":
-        parent = os.getppid()
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-        if os.getppid() != parent:
-            os._exit(1)
-
-
-if __name__ == "__main__":
-    main()
+        prctl = ctypes.CDLL(None).prctl
+        if prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL)) == 0:
+            if os.getppid() != parent:  # it died before
+                os._exit(1)
+            return
+    threading.Thread(target=exit_at_hangup, args=(channel,), name="hangup", daemon=True).start()

@@ -10,84 +10,162 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import inspect
 import json
+import os
+import signal
 import socket
 import sys
+import time
+from collections.abc import Callable
 from datetime import timedelta
-from io import BytesIO
 from typing import Any, Final
 
 import structlog
 
-from schemas.errors import JobTypeError, PipelineError
-from schemas.job import Job, job_class
+from schemas.errors import InvalidJob, JobTypeError, PipelineError, UnknownSchema
+from schemas.job import job_class
 from schemas.jobtype import job_type
-from schemas.topics import JobPriority
-from workers import frames
+from workers import frames, process_wire
 from workers.context import WorkerContext
-from workers.results import Failed, JobResult, Skipped, Snooze, Success
+from workers.process_names import announce, search_path
+from workers.results import Failed, JobResult, Snooze
 from workers.worker import Handler, Handlers
 
 log = structlog.get_logger("rustfs_workers.processes")
 
-_START_TIMEOUT_S: Final = 30.0
+#: Importing numerical libraries from a cold disk takes its time.
+_START_TIMEOUT_S: Final = 60.0
+#: Between SIGTERM, which lets a handler clean up, and SIGKILL.
+_GRACE_S: Final = 0.5
+#: After a child that did not start, before the next one is tried.
+_PAUSE_S: Final = 5.0
+_SNOOZE: Final = timedelta(seconds=10)
+#: The search path first: the working directory may hold a package with one of our names.
+_BOOT: Final = (
+    "import sys; sys.path[:] = sys.argv[3:]; "
+    "from workers.process_child import main; main(int(sys.argv[1]), int(sys.argv[2]))"
+)
 
 
 class ProcessPool:
     """At most ``size`` child processes, started when they are first needed. For one event loop.
 
+    A child imports what this process has registered, with this process's ``sys.path`` of now, and makes each
+    ``Worker`` anew, without arguments: what was given to an instance that is registered here does not get there.
+
     Raises:
-        JobTypeError: a handler for processes cannot be imported by a child.
+        JobTypeError: a handler for processes cannot be imported, or not be made, by a child.
     """
 
     def __init__(self, size: int, handlers: Handlers) -> None:
-        self._names = {
-            handler.job_type.name: _importable(handler)
-            for handler in handlers
-            if handler.execution == "process"
-        }
+        self._announced = [announce(handler) for handler in handlers if handler.execution == "process"]
+        self._path = search_path()
         self._free = asyncio.Semaphore(size)
         self._idle: list[_Child] = []
         self._all: set[_Child] = set()
+        self._closed = False
+        self._pause: tuple[float, str] | None = None
 
-    async def run(self, handler: Handler, body: bytes, context: WorkerContext) -> JobResult:
-        """Run one job in a child and return its result. Cancelling this kills the child.
+    async def start(self) -> None:
+        """Start one child, if there is anything to run in it: what is wrong shows before a job is taken.
+
+        Raises:
+            JobTypeError: the child cannot import what it is to run.
+            PipelineError: it did not start for another reason.
+        """
+        if self._announced and not self._all:
+            self._idle.append(await self._start())
+
+    async def run(
+        self,
+        handler: Handler,
+        body: bytes,
+        context: WorkerContext,
+        *,
+        on_start: Callable[[], None] = lambda: None,
+    ) -> JobResult:
+        """Run one job in a child and return its result. Cancelling this ends the child, and then raises.
+
+        A job whose child cannot be started is snoozed: that is no failure of the job.
 
         Args:
             handler: its handler, one of those that the pool was made with.
             body: the job's record in the handler's own schema, without a frame.
-            context: gets the run's metrics, progress and child jobs.
+            context: gets the run's metrics, progress and child jobs as they come.
+            on_start: called when a child is free and takes the job; until then the run waits its turn.
+
+        Raises:
+            asyncio.CancelledError: also if the pool is closed; the job has not failed then.
         """
         async with self._free:
-            child = self._idle.pop() if self._idle else await self._start()
+            try:
+                child = self._take_idle() or await self._start()
+            except PipelineError as error:
+                log.error("handler process did not start", job_id=context.job_id, error=str(error))  # noqa: TRY400
+                return Snooze(_SNOOZE, str(error))
+            on_start()
             try:
                 result = await child.run(handler, body, context)
-            except (EOFError, OSError, asyncio.IncompleteReadError):
+            except (EOFError, OSError) as error:
                 code = await self._end(child)
-                how = f"signal {-code}" if code < 0 else f"exit code {code}"
-                return Failed(f"the handler's process died with {how}", error_type="ProcessDied")
+                if self._closed:
+                    raise asyncio.CancelledError("the process pool was closed") from error
+                return died(code)
             except BaseException:
                 # Cancelled: what runs there has to end, and a process is the one thing that can be ended.
-                await asyncio.shield(self._end(child))
+                await self._end(child)
                 raise
             self._idle.append(child)
             return result
 
     async def close(self) -> None:
-        """End all children."""
+        """End all children, running jobs included. Nothing runs after it."""
+        self._closed = True
+        self._idle.clear()
         await asyncio.gather(*(self._end(child) for child in list(self._all)))
 
+    def _take_idle(self) -> _Child | None:
+        if self._closed:
+            raise asyncio.CancelledError("the process pool is closed")
+        while self._idle:
+            child = self._idle.pop()
+            if not child.gone:
+                return child
+            log.warning("idle handler process ended", pid=child.pid)
+            self._end(child)
+        return None
+
     async def _start(self) -> _Child:
-        child = await _Child.start(self._names)
-        self._all.add(child)
+        now = time.monotonic()
+        if self._pause is not None and now < self._pause[0]:
+            raise PipelineError(self._pause[1])
+        try:
+            child = await _Child.spawn(self._path)
+            self._all.add(child)
+            try:
+                await child.greet(self._announced)
+            except BaseException:
+                await self._end(child)
+                raise
+        except (PipelineError, OSError) as error:
+            self._pause = (now + _PAUSE_S, str(error))
+            if self._closed:
+                raise asyncio.CancelledError("the process pool was closed") from error
+            if isinstance(error, PipelineError):
+                raise
+            raise PipelineError(f"a handler process did not start: {error}") from error
+        if self._closed:
+            await self._end(child)
+            raise asyncio.CancelledError("the process pool was closed")
+        self._pause = None
+        log.debug("handler process started", pid=child.pid, seconds=round(time.monotonic() - now, 2))
         return child
 
-    async def _end(self, child: _Child) -> int:
-        self._all.discard(child)
-        if child in self._idle:
-            self._idle.remove(child)
-        return await child.kill()
+    def _end(self, child: _Child) -> asyncio.Future[int]:
+        """End it and give its exit code. Goes on if the one who waits is cancelled a second time."""
+        ending = child.end()
+        ending.add_done_callback(lambda _: self._all.discard(child))
+        return asyncio.shield(ending)
 
 
 class _Child:
@@ -96,77 +174,112 @@ class _Child:
     def __init__(
         self, process: asyncio.subprocess.Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
+        self.pid = process.pid
         self._process = process
         self._reader = reader
         self._writer = writer
+        self._exit = asyncio.create_task(self._watch(), name=f"exit of handler process {process.pid}")
+        self._ending: asyncio.Task[int] | None = None
 
     @classmethod
-    async def start(cls, names: dict[str, dict[str, str]]) -> _Child:
+    async def spawn(cls, path: list[str]) -> _Child:
         ours, theirs = socket.socketpair()
         with theirs:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "workers.process_child",
-                str(theirs.fileno()),
-                pass_fds=(theirs.fileno(),),
-                stdin=asyncio.subprocess.DEVNULL,
-                # Ctrl-C goes to the whole terminal group: the worker decides what ends, not the terminal.
-                start_new_session=True,
-                env=None,
-                cwd=None,
-            )
-        reader, writer = await asyncio.open_connection(sock=ours)
-        child = cls(process, reader, writer)
+            reader, writer = await asyncio.open_connection(sock=ours)
+            channel = str(theirs.fileno())
+            try:
+                # In this thread: the child's death signal comes when the thread that started it ends.
+                process = await asyncio.create_subprocess_exec(
+                    *(sys.executable, "-c", _BOOT, channel, str(os.getpid()), *path),
+                    pass_fds=(theirs.fileno(),),
+                    stdin=asyncio.subprocess.DEVNULL,
+                    # Ctrl-C goes to the whole terminal group: the worker decides what ends, not the terminal.
+                    # A group of its own also lets us end what the handler has started.
+                    start_new_session=True,
+                )
+            except BaseException:
+                writer.close()
+                raise
+        return cls(process, reader, writer)
+
+    @property
+    def gone(self) -> bool:
+        return self._exit.done() or self._reader.at_eof()
+
+    async def greet(self, announced: list[dict[str, Any]]) -> None:
+        """Tell it what it will have to run, and wait until it is ready.
+
+        Raises:
+            JobTypeError: it cannot import that.
+            PipelineError: it died, or is not ready in time.
+        """
+        self._writer.write(frames.pack({"handlers": announced}))
         try:
-            writer.write(frames.pack({"path": sys.path, "handlers": names}))
-            header, _ = await asyncio.wait_for(child._receive(), _START_TIMEOUT_S)
-        except (TimeoutError, EOFError, OSError, asyncio.IncompleteReadError) as error:
-            code = await child.kill()
-            raise PipelineError(f"a handler process did not start (exit code {code})") from error
+            async with asyncio.timeout(_START_TIMEOUT_S):
+                header, _ = await self._receive()
+        except TimeoutError as error:
+            raise PipelineError(
+                f"a handler process was not ready within {_START_TIMEOUT_S:.0f} s; does an import wait for something?"
+            ) from error
+        except EOFError as error:
+            how = _how(await self.end())
+            raise PipelineError(f"a handler process ended with {how} while it started; see stderr") from error
         if "error" in header:
-            await child.kill()
-            raise PipelineError(f"a handler process did not start: {header['error']}")
-        log.debug("handler process started", pid=process.pid)
-        return child
+            log.error("import failed in a handler process", pid=self.pid, stacktrace=header["stacktrace"])
+            raise JobTypeError(
+                f"a handler process cannot import what this worker has registered: {header['error']}"
+            )
 
     async def run(self, handler: Handler, body: bytes, context: WorkerContext) -> JobResult:
-        facts = {
-            "job_id": context.job_id,
-            "job_type": context.job_type,
-            "priority": context.priority.value,
-            "attempt": context.attempt,
-            "key": context.key,
-            "worker_id": context.worker_id,
-            "fence": context.fence,
-            "created_at_ms": context.created_at_ms,
-            "redrives": context.redrives,
-            "traceparent": context.traceparent,
-        }
-        self._writer.write(frames.pack({"run": handler.job_type.name, "context": facts}, body))
+        """One job.
+
+        Raises:
+            EOFError, OSError: the child died.
+        """
+        order = {"run": handler.job_type.name, "context": process_wire.facts(context)}
+        self._writer.write(frames.pack(order, body))
         while True:
             header, data = await self._receive()
-            match header.get("say"):
-                case "metrics":
-                    context.update_metrics(header["name"], header["value"])
-                case "progress":
-                    context.progress(header["done"], header["total"])
+            for name, value in header.get("metrics", {}).items():
+                context.update_metrics(name, value)
+            if "progress" in header:
+                context.progress(*header["progress"])
+            match header["say"]:
                 case "schedule":
-                    self._writer.write(frames.pack(_schedule(header, data, context)))
+                    self._writer.write(frames.pack(_plan(header, data, context)))
                 case "result":
-                    return _result(header)
-                case other:
-                    raise OSError(f"unexpected word {other!r} from a handler process")
+                    return process_wire.result_of(header)
 
-    async def kill(self) -> int:
-        """End it and return its exit code (negative: the signal)."""
-        with contextlib.suppress(ProcessLookupError):
-            self._process.kill()
-        code = await self._process.wait()
+    def end(self) -> asyncio.Task[int]:
+        """Ask it to end, then make it; the result is its exit code (negative: the signal)."""
+        if self._ending is None:
+            self._ending = asyncio.create_task(self._finish(), name=f"end of handler process {self.pid}")
+        return self._ending
+
+    async def _finish(self) -> int:
+        with contextlib.suppress(OSError):
+            self._writer.write_eof()
+        for number, grace_s in ((signal.SIGTERM, _GRACE_S), (signal.SIGKILL, None)):
+            self._signal(number)
+            await asyncio.wait((self._exit,), timeout=grace_s)
+            if self._exit.done():
+                break
+        # What the handler has started and left behind. The group keeps its number while anyone is in it.
+        self._signal(signal.SIGKILL)
         self._writer.close()
         with contextlib.suppress(OSError):
             await self._writer.wait_closed()
+        return self._exit.result()
+
+    async def _watch(self) -> int:
+        code = await self._process.wait()
+        # The end may not show on the channel: what the handler has forked can hold it open.
+        self._writer.transport.abort()
         return code
+
+    def _signal(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # none left, or only zombies
+            os.killpg(self.pid, number)
 
     async def _receive(self) -> tuple[frames.Header, bytes]:
         text, body = frames.lengths(await self._reader.readexactly(frames.HEADER_BYTES))
@@ -174,53 +287,28 @@ class _Child:
         return header, await self._reader.readexactly(body)
 
 
-def _schedule(header: frames.Header, data: bytes, context: WorkerContext) -> frames.Header:
+def died(code: int) -> Failed:
+    """The result of a job whose process ended under it. ``code``: its exit code, or minus its signal."""
+    hint = "; the system may be short of memory" if code == -signal.SIGKILL else ""
+    return Failed(f"the handler's process died with {_how(code)}{hint}", error_type="ProcessDied")
+
+
+def _plan(header: frames.Header, data: bytes, context: WorkerContext) -> frames.Header:
+    """Plan a child's child job here, where the topics and the registry are known."""
     try:
         kind = job_type(job_class(header["type"]))
-        job: Job = kind.from_record(kind.wire.decode(BytesIO(data)))
-        options: dict[str, Any] = dict(header["options"])
-        delay = options.pop("delay_ms", None)
-        priority = options.pop("priority", None)
-        child_id = context.schedule_nowait(
-            job,
-            None if priority is None else JobPriority(priority),
-            None if delay is None else timedelta(milliseconds=delay),
-            **options,
-        )
-    except (PipelineError, TypeError) as error:
-        return {"refused": str(error)}
-    return {"id": child_id}
+        try:
+            job = kind.from_record(process_wire.CODEC.decode(kind.wire, data))
+        except UnknownSchema as error:
+            raise InvalidJob(
+                f"job type {kind.name!r} has other fields in the handler's process than in the worker; restart it"
+            ) from error
+        return {"id": context.schedule_nowait(job, **process_wire.options_of(header["options"]))}
+    except Exception as error:  # noqa: BLE001 - the handler asked: it gets the answer
+        return process_wire.refusal(error)
 
 
-def _result(header: frames.Header) -> JobResult:
-    match header["kind"]:
-        case "success":
-            return Success(header["output"])
-        case "skipped":
-            return Skipped(header["reason"])
-        case "snooze":
-            return Snooze(timedelta(milliseconds=header["delay_ms"]), header["reason"])
-        case _:
-            return Failed(header["reason"], header["retryable"], header["error_type"], header["stacktrace"])
-
-
-def _importable(handler: Handler) -> dict[str, str]:
-    """The name under which a child can import the handler, checked here, where the mistake was made."""
-    cls: type = handler.job_type.cls if handler.worker is None else type(handler.worker)
-    where = f"{cls.__module__}.{cls.__qualname__}"
-    if cls.__module__ == "__main__" or "<locals>" in cls.__qualname__:
-        raise JobTypeError(
-            f"{where} runs in a process, which has to import it: put it into a module of its own"
-        )
-    if handler.worker is not None:
-        needed = [
-            name
-            for name, parameter in inspect.signature(cls).parameters.items()
-            if parameter.default is parameter.empty
-            and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-        ]
-        if needed:
-            raise JobTypeError(
-                f"{where} runs in a process, which makes it without arguments: give {', '.join(needed)} a default"
-            )
-    return {"module": cls.__module__, "name": cls.__qualname__}
+def _how(code: int) -> str:
+    if code >= 0:
+        return f"exit code {code}"
+    return next((f"signal {known.name}" for known in signal.Signals if known == -code), f"signal {-code}")
