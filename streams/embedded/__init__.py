@@ -7,6 +7,7 @@
 
 from streams.embedded.background import start_background, stop_background
 from streams.embedded.broker import BrokerConfig, EmbeddedBroker
+from streams.embedded.cluster import EmbeddedCluster
 from streams.embedded.errors import (
     BrokerHasOwner,
     BrokerNotRunning,
@@ -34,6 +35,7 @@ __all__ = [
     "DataDirInUse",
     "DataDirUnusable",
     "EmbeddedBroker",
+    "EmbeddedCluster",
     "EmbeddedKafkaError",
     "JarMismatch",
     "JarsUnavailable",

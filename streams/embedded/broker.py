@@ -171,6 +171,10 @@ class EmbeddedBroker:
         """Stop it in order, and by force after `timeout_s`. Does nothing if it does not run."""
         self._end(timeout_s)
 
+    def kill(self) -> None:
+        """End it at once, as `kill -9` does. It can be started again on what it left."""
+        self._end(0)
+
     def __enter__(self) -> Self:
         """Start it with the default time limit."""
         self.start()
@@ -243,7 +247,7 @@ class EmbeddedBroker:
 
     def _format(self, command: list[str], properties: Path) -> None:
         """Make the data directory a node's. What is half done (we were killed) is done again."""
-        cluster_id = self.config.cluster_id or _new_cluster_id()
+        cluster_id = self.config.cluster_id or new_cluster_id()
         tool = ["kafka.tools.StorageTool", "format", "--cluster-id", cluster_id, "--config", str(properties)]
         with self.log_path.open("wb") as out:
             try:
@@ -360,7 +364,8 @@ class EmbeddedBroker:
                 guardian.kill()
 
 
-def _new_cluster_id() -> str:
+def new_cluster_id() -> str:
+    """One that no other cluster has, in Kafka's form."""
     return base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
 
 

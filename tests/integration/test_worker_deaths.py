@@ -11,11 +11,10 @@ import pytest
 
 from schemas import JobStatus
 from streams.producer import JobProducer
-from streams.reader import JobFilter, JobReader
 from streams.settings import Settings
 from tests.support.audit import audit, statuses
 from tests.support.jobs import Fails, Kills, Note, Waits
-from tests.support.workers import WorkerUnderTest, eventually, runs, workers
+from tests.support.workers import WorkerUnderTest, all_final, eventually, runs, workers
 
 pytestmark = [pytest.mark.distributed, pytest.mark.integration]
 
@@ -32,23 +31,6 @@ def start(provisioned: Settings, tmp_path: Path) -> Iterator[Start]:
 def producer(provisioned: Settings) -> Iterator[JobProducer]:
     with JobProducer(provisioned) as producer:
         yield producer
-
-
-def all_final(settings: Settings, ids: list[str], timeout_s: float) -> dict[str, JobStatus]:
-    reader = JobReader(settings)
-
-    def look() -> dict[str, JobStatus] | None:
-        known = {
-            info.id: info.status for info in reader.list_jobs(JobFilter(limit=None)) if info.status.final
-        }
-        return known if all(job_id in known for job_id in ids) else None
-
-    try:
-        found = eventually(look, timeout_s, f"{len(ids)} jobs final")
-        assert isinstance(found, dict)
-        return found
-    finally:
-        reader.close()
 
 
 def test_kill_9_with_jobs_in_flight_loses_none_and_forks_none(

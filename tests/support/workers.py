@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from schemas import JobStatus
+from streams.reader import JobFilter, JobReader
 from streams.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -139,3 +141,21 @@ def eventually(condition: Callable[[], Any], timeout_s: float, what: str) -> Any
             raise AssertionError(f"not within {timeout_s} s: {what}")
         # The condition lives in another process: there is no signal to wait for.
         time.sleep(pause)
+
+
+def all_final(settings: Settings, ids: list[str], timeout_s: float) -> dict[str, JobStatus]:
+    """Wait until these jobs are final; the states of all that are."""
+    reader = JobReader(settings)
+
+    def look() -> dict[str, JobStatus] | None:
+        known = {
+            info.id: info.status for info in reader.list_jobs(JobFilter(limit=None)) if info.status.final
+        }
+        return known if all(job_id in known for job_id in ids) else None
+
+    try:
+        found = eventually(look, timeout_s, f"{len(ids)} jobs final")
+        assert isinstance(found, dict)
+        return found
+    finally:
+        reader.close()

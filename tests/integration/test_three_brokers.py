@@ -1,0 +1,73 @@
+"""A cluster of three brokers, each of which dies once while jobs are accepted and run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from confluent_kafka.admin import (  # type: ignore[attr-defined]  # it has no __all__
+    AdminClient,
+    ConfigResource,
+    ResourceType,
+)
+
+from schemas import JobStatus
+from streams.clients import admin_config
+from streams.embedded import EmbeddedCluster
+from streams.producer import JobProducer
+from streams.provision import check, provision
+from streams.settings import Settings
+from streams.topic_rules import Level
+from tests.support.audit import audit
+from tests.support.deployments import settings_for
+from tests.support.jobs import Fails, Note
+from tests.support.workers import all_final, workers
+
+pytestmark = [pytest.mark.distributed, pytest.mark.integration]
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedCluster]:
+    with EmbeddedCluster(tmp_path_factory.mktemp("cluster")) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def settings(cluster: EmbeddedCluster, tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    settings = settings_for(cluster, "three.", tmp_path_factory.mktemp("data"))
+    provision(settings)
+    return settings
+
+
+def test_topics_are_held_three_times_and_two_copies_acknowledge(settings: Settings) -> None:
+    assert [finding for finding in check(settings) if finding.level is not Level.OK] == []
+    admin = AdminClient(admin_config(settings))
+    known = admin.list_topics(timeout=10).topics
+    ours = [name for name in known if name.startswith("three.")]
+    internal = ["__consumer_offsets", "__transaction_state"]
+    assert len(ours) == len(settings.topics.specs(settings.partitions))
+    for name in (*ours, *internal):
+        assert {len(partition.replicas) for partition in known[name].partitions.values()} == {3}, name
+    asked = [ConfigResource(ResourceType.TOPIC, name) for name in (*ours, *internal)]
+    for resource, answer in admin.describe_configs(asked).items():
+        assert answer.result(10)["min.insync.replicas"].value == "2", resource.name
+
+
+def test_each_broker_may_die_while_jobs_are_accepted_and_run(
+    cluster: EmbeddedCluster, settings: Settings, tmp_path: Path
+) -> None:
+    """Whichever of them leads the transactions, the group or the jobs: it is among the three."""
+    with JobProducer(settings) as producer, workers(settings, tmp_path) as start:
+        start("one")
+        start("two")
+        ids: list[str] = []
+        for node_id in cluster.node_ids:
+            ids += producer.schedule_jobs(Note(text=str(number)) for number in range(300))
+            cluster[node_id].kill()
+            ids += producer.schedule_jobs(Note(text=str(number)) for number in range(300))
+            ids += producer.schedule_jobs(Fails(times=1) for _ in range(20))
+            assert set(all_final(settings, ids, 90).values()) == {JobStatus.SUCCEEDED}
+            cluster[node_id].start()
+    found = audit(settings, ids)
+    assert (found.lost, found.forked) == ([], [])
