@@ -104,13 +104,14 @@ def _look_after(
             command(slot.index),
             # Ctrl-C reaches the parent alone, which then tells its children.
             start_new_session=True,
-            preexec_fn=_die_with(os.getpid()) if sys.platform == "linux" else None,
+            preexec_fn=die_with(os.getpid()) if sys.platform == "linux" else None,
         )
         slot.started_at = now
     return code
 
 
-def _die_with(parent: int) -> Callable[[], None]:
+def die_with(parent: int) -> Callable[[], None]:
+    """What a child runs before anything else, so that it is asked to drain when ``parent`` is gone. Linux only."""
     prctl = ctypes.CDLL(None).prctl
 
     def in_child() -> None:

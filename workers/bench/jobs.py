@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass
+from typing import Final
 
 from schemas import Job
 from workers.context import WorkerContext
+
+#: Names the file that ``StampJob`` writes to.
+STAMPS_VARIABLE: Final = "RFW_BENCH_LOG"
 
 
 @dataclass
@@ -23,7 +27,7 @@ class NoopJob(Job):
 
 @dataclass
 class StampJob(Job):
-    """Writes down when its first line was reached, in nanoseconds, to the pipe of the bench."""
+    """Writes down when its first line was reached (nanoseconds) and when it was scheduled (milliseconds)."""
 
     job_type = "bench_stamp"
     number: int = 0
@@ -31,8 +35,8 @@ class StampJob(Job):
     async def execute(self, context: WorkerContext) -> None:
         """One line, in one write: lines of several processes do not mix."""
         now = time.time_ns()
-        fd = os.open(os.environ["RFW_BENCH_LOG"], os.O_WRONLY | os.O_APPEND)
+        fd = os.open(os.environ[STAMPS_VARIABLE], os.O_WRONLY | os.O_APPEND)
         try:
-            os.write(fd, f"{self.number} {now}\n".encode())
+            os.write(fd, f"{self.number} {now} {context.created_at_ms}\n".encode())
         finally:
             os.close(fd)

@@ -8,10 +8,6 @@ jobs are done. That costs the workers nothing, and counts only what is committed
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
 import time
 from typing import Any
 
@@ -28,25 +24,31 @@ from streams.scan import scan
 from streams.settings import Settings
 from workers.bench.floor import floor_per_s
 from workers.bench.jobs import NoopJob
+from workers.bench.processes import worker_processes
+from workers.progress import Progress, unseen
 
 _LIMIT_S = 600.0
 
 
-def throughput(settings: Settings, jobs: int, workers: int) -> dict[str, Any]:
+def throughput(settings: Settings, jobs: int, workers: int, progress: Progress = unseen) -> dict[str, Any]:
     """Enqueue, drain, floor. Blocks; its worker processes are gone when it returns.
 
     Raises:
         PipelineError: a worker ended by itself, or the jobs were not done in ten minutes.
     """
     provision(settings)
+    progress("scheduling", 0, jobs)
     with JobProducer(settings) as producer:
         began = time.perf_counter()
         producer.schedule_jobs(NoopJob(number) for number in range(jobs))
         enqueue_s = time.perf_counter() - began
-    drain_per_s = _drain(settings, jobs, workers)
+    progress("scheduling", jobs, jobs)
+    drain_per_s = _drain(settings, jobs, workers, progress)
     # As large as the workers' own were: fewer, larger transactions are most of what makes either of them fast.
     per_transaction = _jobs_per_transaction(settings, jobs)
+    progress("Kafka and Avro alone", 0, jobs)
     floor = floor_per_s(settings, jobs, per_transaction)
+    progress("Kafka and Avro alone", jobs, jobs)
     return {
         "jobs": jobs,
         "workers": workers,
@@ -58,61 +60,28 @@ def throughput(settings: Settings, jobs: int, workers: int) -> dict[str, Any]:
     }
 
 
-def worker_processes(settings: Settings, count: int, **environment: str) -> list[subprocess.Popen[bytes]]:
-    """Real workers, as an operator would start them."""
-    variables = {
-        **os.environ,
-        "KAFKA_BOOTSTRAP_SERVERS": settings.bootstrap_servers(),
-        "RUSTFS_WORKERS_TOPIC_PREFIX": settings.topic_prefix,
-        "RUSTFS_WORKERS_PARTITIONS": str(settings.partitions),
-        "RUSTFS_WORKERS_LOG_LEVEL": "error",
-        **environment,
-    }
-    command = [sys.executable, "-m", "workers", "worker", "--import", "workers.bench.jobs"]
-    return [
-        subprocess.Popen(
-            [*command, "--worker-id", f"bench-{number}"], env=variables, stdout=subprocess.DEVNULL
-        )
-        for number in range(count)
-    ]
-
-
-def stop_processes(processes: list[subprocess.Popen[bytes]]) -> None:
-    """Drain them, and wait."""
-    for process in processes:
-        process.send_signal(signal.SIGTERM)
-    for process in processes:
-        try:
-            process.wait(40)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def _drain(settings: Settings, jobs: int, workers: int) -> float:
+def _drain(settings: Settings, jobs: int, workers: int, progress: Progress) -> float:
     # Not a member: it only asks what is committed, without waiting for the transactions that are open.
     observer = Consumer({**reader_config(settings, read_committed=False), "group.id": settings.topics.group})
-    processes = worker_processes(settings, workers)
     try:
-        first: tuple[float, int] | None = None
-        deadline = time.perf_counter() + _LIMIT_S
-        done = 0
-        while True:
-            if any(process.poll() is not None for process in processes):
-                raise PipelineError("a worker process ended by itself")
-            now = time.perf_counter()
-            done = _committed(settings, observer)
-            if done and first is None:
-                first = (now, done)
-            if done >= jobs:
-                break
-            if now > deadline:
-                raise PipelineError(f"{done} of {jobs} jobs were done in {_LIMIT_S:.0f} s")
-            time.sleep(0.02)
-        assert first is not None  # noqa: S101 - something was done
-        return (done - first[1]) / (time.perf_counter() - first[0])
+        with worker_processes(settings, workers) as check:
+            first: tuple[float, int] | None = None
+            deadline = time.perf_counter() + _LIMIT_S
+            while True:
+                check()
+                now = time.perf_counter()
+                done = _committed(settings, observer)
+                progress("draining", done, jobs)
+                if done and first is None:
+                    first = (now, done)
+                if done >= jobs:
+                    break
+                if now > deadline:
+                    raise PipelineError(f"{done} of {jobs} jobs were done in {_LIMIT_S:.0f} s")
+                time.sleep(0.02)
+            assert first is not None  # noqa: S101 - something was done
+            return (done - first[1]) / (time.perf_counter() - first[0])
     finally:
-        stop_processes(processes)
         observer.close()
 
 

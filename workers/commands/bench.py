@@ -13,6 +13,7 @@ from workers.console import configure_logging, emit, errors_in_one_line
 
 if TYPE_CHECKING:
     from streams.settings import Settings
+    from workers.progress import Progress
 
 app = typer.Typer(help="Measure, on topics of their own that are deleted afterwards.", no_args_is_help=True)
 
@@ -32,10 +33,11 @@ def throughput(
       rustfs-workers bench throughput
       rustfs-workers bench throughput --jobs 200000 --workers 4 --json
     """
-    with errors_in_one_line(), _deployment() as settings:
+    with _bench() as (settings, progress):
         from workers.bench.throughput import throughput as measure
 
-        _print(measure(settings, jobs, workers), as_json=as_json)
+        result = measure(settings, jobs, workers, progress)
+    _print(result, as_json=as_json)
 
 
 @app.command()
@@ -51,14 +53,71 @@ def latency(
       rustfs-workers bench latency
       rustfs-workers bench latency --rate 200 --seconds 60 --json
     """
-    with errors_in_one_line(), _deployment() as settings:
+    with _bench() as (settings, progress):
         from workers.bench.latency import latency as measure
 
-        _print(measure(settings, rate, seconds), as_json=as_json)
+        result = measure(settings, rate, seconds, progress)
+    _print(result, as_json=as_json)
+
+
+@app.command()
+def delay(
+    jobs: Annotated[
+        int, typer.Option(min=2, max=100_000, help="Jobs to delay, all of them within half a minute.")
+    ] = 600,
+    as_json: AsJson = False,
+) -> None:
+    """How late jobs with delays from 1 s to 30 s begin, and how many begin early (none should). Takes a minute.
+
+    \b
+    Examples:
+      rustfs-workers bench delay
+      rustfs-workers bench delay --jobs 10000 --json
+    """
+    with _bench() as (settings, progress):
+        from workers.bench.delay import delay as measure
+
+        result = measure(settings, jobs, progress=progress)
+    _print(result, as_json=as_json)
+
+
+@app.command()
+def priority(
+    backlog: Annotated[
+        int, typer.Option(min=1000, help="Low jobs that wait, and that one worker is working on.")
+    ] = 100_000,
+    jobs: Annotated[int, typer.Option(min=1, max=100_000, help="Critical jobs.")] = 200,
+    rate: Annotated[float, typer.Option(min=1, max=1000, help="Critical jobs per second.")] = 50,
+    as_json: AsJson = False,
+) -> None:
+    """Milliseconds from schedule_job to the handler's first line for critical jobs, while low ones keep the worker busy.
+
+    The low jobs must last longer than the critical ones: more of these, or fewer a second, need a larger backlog.
+
+    \b
+    Examples:
+      rustfs-workers bench priority
+      rustfs-workers bench priority --backlog 1000000 --jobs 1000 --rate 20 --json
+    """
+    with _bench() as (settings, progress):
+        from workers.bench.priority import priority as measure
+
+        result = measure(settings, backlog, jobs, rate, progress)
+    _print(result, as_json=as_json)
 
 
 @contextmanager
-def _deployment() -> Iterator[Settings]:
+def _bench() -> Iterator[tuple[Settings, Progress]]:
+    """What every bench needs: its own deployment, and somebody to tell how far it is."""
+    from workers.progress import shown
+
+    configure_logging("warning")
+    with errors_in_one_line(), shown() as progress, _deployment(progress) as settings:
+        yield settings, progress
+
+
+@contextmanager
+def _deployment(progress: Progress) -> Iterator[Settings]:
     """A prefix of its own on the given cluster, or on a Kafka that is started for this."""
     import tempfile
     from contextlib import ExitStack
@@ -69,7 +128,6 @@ def _deployment() -> Iterator[Settings]:
     from streams.settings import load_settings
     from workers.demo import delete_topics
 
-    configure_logging("warning")
     prefix = f"bench-{uuid4().hex[:8]}."
     with ExitStack() as stack:
         if os.environ.get("KAFKA_BOOTSTRAP_SERVERS"):
@@ -77,7 +135,9 @@ def _deployment() -> Iterator[Settings]:
             stack.callback(delete_topics, settings)
         else:
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rustfs-workers-bench-")))
+            progress("starting Kafka", 0, 1)
             broker = stack.enter_context(EmbeddedBroker(BrokerConfig(directory)))
+            progress("starting Kafka", 1, 1)
             settings = load_settings(topic_prefix=prefix, kafka_bootstrap_servers=broker.bootstrap_servers)
         yield settings
 
@@ -86,5 +146,8 @@ def _print(result: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         emit(result)
     else:
+        width = max(map(len, result))
         for name, value in result.items():
-            typer.echo(f"{name:>16}  {value:,}" if isinstance(value, int) else f"{name:>16}  {value}")
+            typer.echo(
+                f"{name:>{width}}  {value:,}" if isinstance(value, int) else f"{name:>{width}}  {value}"
+            )
