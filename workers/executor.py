@@ -244,14 +244,18 @@ class Executor:
                 if self._idle or len(self._slots) < self._config.max_concurrent_jobs:
                     self.wake()
                 await self._run(message, me)
-                if now_ns() > slice_end:
-                    await asyncio.sleep(0)
-                    slice_end = now_ns() + _SLICE_NS
                 if contextvars.copy_context() != clean:
                     self._slots.discard(me)
                     self._waking = False
                     self.wake()
                     return
+                if now_ns() > slice_end:
+                    if self._waking:
+                        # The slot that was woken goes on. If all of them did, each with a slice of its own, the
+                        # event loop would come round after 64 slices, and an urgent job would wait that long.
+                        break
+                    await asyncio.sleep(0)
+                    slice_end = now_ns() + _SLICE_NS
             if scheduler.has_parked:
                 self._emit_nothing()
             parking = loop.create_future()
