@@ -11,11 +11,13 @@ import os
 import shutil
 import sysconfig
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
+
+import structlog
 
 from schemas import JobPriority, JobStatus
 from schemas.errors import PipelineError
@@ -27,15 +29,16 @@ from workers.builtin import builtin_workers
 from workers.config import WorkerConfig
 from workers.handlers.replication import ReplicationJob
 from workers.manager import WorkerManager
+from workers.progress import Progress
 from workers.storage import StorageError, object_key
+
+log = structlog.get_logger("rustfs_workers.demo")
 
 BUCKET: Final = "demo"
 TARGETS: Final = ("node-2", "node-3")
 MISSING: Final = "there-is-no-such-object"
 _MARKER: Final = ".rustfs-workers-demo"
 _URGENT: Final = 5
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass
@@ -188,7 +191,7 @@ def _on(settings: Settings, directory: Path, objects: Objects, progress: Progres
         right = verify(directory, objects.keys, progress)
     finally:
         if os.environ.get("KAFKA_BOOTSTRAP_SERVERS"):
-            delete_topics(settings)
+            delete_deployment(settings)
     return DemoReport(
         objects=len(objects.keys),
         replicated=right,
@@ -254,17 +257,31 @@ def _dead_letters(settings: Settings) -> list[dict[str, Any]]:
     return [letter.to_json() for letter in list_dead_letters(settings)]
 
 
-def delete_topics(settings: Settings) -> None:
-    """Delete every topic of this deployment: for prefixes that were made up for one run."""
+def delete_deployment(settings: Settings) -> None:
+    """Delete every topic and group of this deployment: for prefixes that were made up for one run.
+
+    Raises:
+        KafkaException: Kafka refuses.
+    """
+    from confluent_kafka import KafkaError, KafkaException
     from confluent_kafka.admin import AdminClient
 
     from streams.clients import admin_config
 
     admin = AdminClient(admin_config(settings))
     names = [name for name in admin.list_topics(timeout=10).topics if name.startswith(settings.topic_prefix)]
-    if names:
-        for deleted in admin.delete_topics(names).values():
+    for deleted in (admin.delete_topics(names) if names else {}).values():
+        deleted.result(30)
+    listed = admin.list_consumer_groups().result(10).valid
+    groups = [group.group_id for group in listed if group.group_id.startswith(settings.topic_prefix)]
+    for group, deleted in (admin.delete_consumer_groups(groups) if groups else {}).items():
+        try:
             deleted.result(30)
+        except KafkaException as error:
+            # A worker that was killed counts as a member until its session ends: an empty name stays behind.
+            if error.args[0].code() != KafkaError.NON_EMPTY_GROUP:
+                raise
+            log.warning("group not deleted: it still counts a worker that was killed", group=group)
 
 
 def _walk(source: Path, found: Objects) -> Iterator[Path]:

@@ -126,13 +126,13 @@ def _deployment(progress: Progress) -> Iterator[Settings]:
 
     from streams.embedded import BrokerConfig, EmbeddedBroker
     from streams.settings import load_settings
-    from workers.demo import delete_topics
+    from workers.demo import delete_deployment
 
     prefix = f"bench-{uuid4().hex[:8]}."
     with ExitStack() as stack:
         if os.environ.get("KAFKA_BOOTSTRAP_SERVERS"):
             settings = load_settings(topic_prefix=prefix)
-            stack.callback(delete_topics, settings)
+            stack.callback(delete_deployment, settings)
         else:
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rustfs-workers-bench-")))
             progress("starting Kafka", 0, 1)

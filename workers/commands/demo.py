@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from workers.console import FAILED, coloured, configure_logging, emit, errors_in_one_line, say
+from workers.console import FAILED, configure_logging, emit, errors_in_one_line, say
 
 
 def demo(
@@ -35,40 +34,13 @@ def demo(
         import shutil
         import tempfile
 
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TaskID,
-            TextColumn,
-            TimeElapsedColumn,
-        )
-
         from workers.demo import default_source, run_demo
+        from workers.progress import shown
 
         configure_logging("warning")
         where = directory or Path(tempfile.mkdtemp(prefix="rustfs-workers-demo-"))
-        console = Console(stderr=True, no_color=not coloured(sys.stderr))
-        bars = Progress(
-            TextColumn("{task.description:<26}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            console=console,
-            disable=not sys.stderr.isatty(),
-        )
-        tasks: dict[str, TaskID] = {}
-
-        def progress(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total)
-                if not sys.stderr.isatty():
-                    say(f"{what} …")
-            bars.update(tasks[what], completed=done, total=total)
-
         try:
-            with bars:
+            with shown() as progress:
                 report = run_demo((source or default_source()).expanduser(), where.expanduser(), progress)
         finally:
             if directory is None:
