@@ -40,8 +40,11 @@ MAX_HISTORY: Final = 10
 #: For the name of an error or of a worker.
 MAX_NAME_BYTES: Final = 256
 
-# 9999-12-31 in milliseconds: a time after it is a mistake, and would overflow a datetime.
-_LATEST_MS: Final = 253_402_300_799_999
+#: 9999-12-31 in milliseconds: a time after it is a mistake, and would overflow a datetime.
+LATEST_MS: Final = 253_402_300_799_999
+#: No honest counter comes near it. What follows one that is accepted still fits into an Avro int, so
+#: whatever can be read can be run, retried and redriven; a reader refuses what lies above.
+MAX_COUNT: Final = 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,17 +127,45 @@ def parse(raw: RawHeaders | None) -> Delivery:
         )
     return Delivery(
         job_type=_text(TYPE, fields.get(TYPE, b"")),
-        attempt=_number(fields, ATTEMPT, 1, 1, 2**31 - 1),
-        delivery=_number(fields, DELIVERY, 0, 0, 2**31 - 1),
-        not_before_ms=_number(fields, NOT_BEFORE, 0, 0, _LATEST_MS),
-        first_seen_ms=_number(fields, FIRST_SEEN, 0, 0, _LATEST_MS),
-        redrives=_number(fields, REDRIVES, 0, 0, 2**31 - 1),
+        attempt=_number(fields, ATTEMPT, 1, 1, MAX_COUNT),
+        delivery=_number(fields, DELIVERY, 0, 0, MAX_COUNT),
+        not_before_ms=_number(fields, NOT_BEFORE, 0, 0, LATEST_MS),
+        first_seen_ms=_number(fields, FIRST_SEEN, 0, 0, LATEST_MS),
+        redrives=_number(fields, REDRIVES, 0, 0, MAX_COUNT),
         origin=origin,
         error_type=_text(ERROR_TYPE, fields.get(ERROR_TYPE, b"")),
         error_message=_text(ERROR_MESSAGE, fields.get(ERROR_MESSAGE, b"")),
         history=_history(fields.get(HISTORY)),
         traceparent=_text(TRACEPARENT, fields.get(TRACEPARENT, b"")),
     )
+
+
+#: What of a record's headers may still speak for it if others cannot be read: never when it is due.
+_SALVAGED: Final = (
+    (TYPE,),
+    (ATTEMPT,),
+    (DELIVERY,),
+    (FIRST_SEEN,),
+    (REDRIVES,),
+    (ORIGIN_TOPIC, ORIGIN_PARTITION, ORIGIN_OFFSET),
+    (HISTORY,),
+)
+
+
+def salvage(raw: RawHeaders | None) -> Delivery:
+    """The delivery of a record that is going to the dead letters, from those of its headers that can be read.
+
+    Its counters tell to which life of the job the letter and its status belong.
+    """
+    good: RawHeaders = []
+    for names in _SALVAGED:
+        group = [(name, value) for name, value in raw or () if name in names]
+        try:
+            parse(group)
+        except BadHeaders:
+            continue
+        good += group
+    return parse(good)
 
 
 def build(delivery: Delivery) -> RawHeaders:
@@ -178,9 +209,21 @@ def dead_letter(
 ) -> RawHeaders:
     """Headers of a dead letter: ours and Spring Kafka's (names and byte formats of its ``KafkaHeaders``).
 
-    ``at`` is the record that failed. ``original`` are the headers of a record that we could not read: those
-    that are not ours are kept beside the ones that say why.
+    Both families name the place where the job was first read, as Spring does: what failed at last may have
+    been a copy on its way through the retry topics.
+
+    Args:
+        delivery: with the error that ended it.
+        at: the record that failed; the job's origin, if it was never published again.
+        timestamp_ms: of that record.
+        failed_at_ms: now.
+        stacktrace: of the error; 8 KiB of it are kept.
+        original: the headers of a record that we could not read: those that are not ours are kept beside the
+            ones that say why.
     """
+    origin = at
+    if delivery.origin is not None:
+        origin, timestamp_ms = delivery.origin, delivery.first_seen_ms or timestamp_ms
     foreign = [
         (name, value)
         for name, value in original or ()
@@ -188,15 +231,15 @@ def dead_letter(
     ]
     message = clip(delivery.error_message, MAX_MESSAGE_BYTES)
     return [
-        *build(replace(delivery, origin=at)),
+        *build(replace(delivery, origin=origin)),
         (FAILED_AT, str(failed_at_ms).encode()),
-        ("kafka_dlt-original-topic", at.topic.encode()),
-        ("kafka_dlt-original-partition", at.partition.to_bytes(4, "big")),
-        ("kafka_dlt-original-offset", at.offset.to_bytes(8, "big")),
+        ("kafka_dlt-original-topic", origin.topic.encode()),
+        ("kafka_dlt-original-partition", origin.partition.to_bytes(4, "big")),
+        ("kafka_dlt-original-offset", origin.offset.to_bytes(8, "big")),
         ("kafka_dlt-original-timestamp", max(timestamp_ms, 0).to_bytes(8, "big")),
         ("kafka_dlt-exception-fqcn", clip(delivery.error_type, MAX_NAME_BYTES).encode()),
         ("kafka_dlt-exception-message", message.encode()),
-        ("kafka_dlt-exception-stacktrace", clip(stacktrace, MAX_STACKTRACE_BYTES).encode()),
+        ("kafka_dlt-exception-stacktrace", clip_trace(stacktrace, MAX_STACKTRACE_BYTES).encode()),
         *foreign,
     ]
 
@@ -212,6 +255,23 @@ def clip(text: str, limit: int) -> str:
     if len(raw) <= limit:
         return raw.decode()
     return raw[: limit - 3].decode("utf-8", "ignore") + "…"
+
+
+def clip_trace(trace: str, limit: int) -> str:
+    """A stack trace of at most ``limit`` bytes of UTF-8 (from 100 up): how it begins and, mostly, how it ends.
+
+    The end has the error itself and the frames next to it; the beginning is where the call came from.
+    """
+    if len(trace) <= limit and trace.isascii():
+        return trace
+    raw = trace.encode("utf-8", "replace")
+    if len(raw) <= limit:
+        return raw.decode()
+    gap = f"\n… {len(raw) - limit:,} bytes and more left out …\n"
+    room = limit - len(gap.encode())
+    head = raw[: room // 5]
+    tail = raw[-(room - len(head)) :]
+    return head.decode("utf-8", "ignore") + gap + tail.decode("utf-8", "ignore")
 
 
 def _text(name: str, value: bytes | None) -> str:
@@ -245,7 +305,7 @@ def _history(value: bytes | None) -> tuple[Attempt, ...]:
 
 def _attempt(row: Any) -> Attempt:
     number, worker, started, finished, error_type, message = row
-    for value, low, high in ((number, 1, 2**31 - 1), (started, 0, _LATEST_MS), (finished, 0, _LATEST_MS)):
+    for value, low, high in ((number, 1, MAX_COUNT), (started, 0, LATEST_MS), (finished, 0, LATEST_MS)):
         if type(value) is not int or not low <= value <= high:
             raise ValueError(f"{value!r:.80} is not a number from {low} to {high}")
     if not all(isinstance(text, str) for text in (worker, error_type, message)):

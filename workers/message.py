@@ -6,13 +6,11 @@ from typing import TYPE_CHECKING
 
 from schemas.codec import peek_id
 from schemas.errors import WireError
-from schemas.headers import Delivery, Origin, RawHeaders, parse
+from schemas.headers import Origin, RawHeaders, parse, salvage
 from schemas.topics import JobPriority, Tier
 
 if TYPE_CHECKING:
     from workers.offsets import PartitionState
-
-_UNREADABLE = Delivery()
 
 
 class Message:
@@ -62,11 +60,16 @@ class Message:
         self.problem: WireError | None = None
         try:
             self.delivery = parse(raw_headers)
+        except WireError as error:
+            self.problem = error
+            self.delivery = salvage(raw_headers)
+        #: Empty if the bytes do not begin with one.
+        self.job_id = b""
+        try:
             self.job_id = peek_id(value)
         except WireError as error:
             self.problem = error
-            self.delivery = _UNREADABLE
-            self.job_id = b""
+            self.delivery = salvage(raw_headers)  # without a time to wait for
 
     @property
     def origin(self) -> Origin:

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from schemas.codec import Codec
 from schemas.errors import InvalidJob, JobRefused, JobTypeError, PayloadTooLarge, UnknownJobType
-from schemas.headers import MAX_MESSAGE_BYTES, MAX_NAME_BYTES, MAX_STACKTRACE_BYTES, clip
+from schemas.headers import MAX_MESSAGE_BYTES, MAX_NAME_BYTES, MAX_STACKTRACE_BYTES, clip, clip_trace
 from schemas.records import MAX_OUTPUT_BYTES
 from schemas.topics import JobPriority
 from workers import frames
@@ -139,7 +139,7 @@ def _said(result: JobResult) -> frames.Header:
                 "reason": clip(str(result.reason), MAX_MESSAGE_BYTES),
                 "retryable": bool(result.retryable),
                 "error_type": clip(str(result.error_type), MAX_NAME_BYTES),
-                "stacktrace": clip(str(result.stacktrace), MAX_STACKTRACE_BYTES),
+                "stacktrace": clip_trace(str(result.stacktrace), MAX_STACKTRACE_BYTES),
             }
         case _:
             raise TypeError(f"{type(result).__qualname__} is none of the four results")

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import random
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from schemas import headers
+from schemas.codec import Codec
 from schemas.errors import BadHeaders
 from schemas.headers import (
     ATTEMPT,
@@ -26,21 +27,27 @@ from schemas.headers import (
     RawHeaders,
     build,
     clip,
+    clip_trace,
     dead_letter,
     parse,
+    salvage,
 )
+from schemas.lifecycle import JobStatus
+from schemas.records import StatusChange, StatusWriter, decode_status
+from schemas.topics import JobPriority
 
 pytestmark = pytest.mark.job_processing
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "headers.json"
 LATEST_MS = 253_402_300_799_999
+CODEC = Codec()
 
 short_texts = st.text(max_size=60)
 times = st.integers(0, LATEST_MS)
-counts = st.integers(0, 2**31 - 1)
+counts = st.integers(0, headers.MAX_COUNT)
 attempts = st.builds(
     Attempt,
-    attempt=st.integers(1, 2**31 - 1),
+    attempt=st.integers(1, headers.MAX_COUNT),
     worker=short_texts,
     started_at_ms=times,
     finished_at_ms=times,
@@ -50,7 +57,7 @@ attempts = st.builds(
 deliveries = st.builds(
     Delivery,
     job_type=short_texts,
-    attempt=st.integers(1, 2**31 - 1),
+    attempt=st.integers(1, headers.MAX_COUNT),
     delivery=counts,
     not_before_ms=times,
     first_seen_ms=times,
@@ -174,9 +181,11 @@ def test_mutated_headers_are_a_delivery_or_bad_headers() -> None:
         (ATTEMPT, b"1.0"),
         (ATTEMPT, b""),
         (ATTEMPT, "\N{ARABIC-INDIC DIGIT ONE}".encode()),
-        (ATTEMPT, b"2147483648"),
+        (ATTEMPT, b"2147483647"),
+        (ATTEMPT, b"1000000001"),
         (ATTEMPT, b"1" * 10_000),
-        (headers.DELIVERY, b"2147483648"),
+        (headers.DELIVERY, b"2147483647"),
+        (headers.REDRIVES, b"2147483647"),
         (headers.NOT_BEFORE, str(LATEST_MS + 1).encode()),
         (TYPE, b"\xff"),
         (headers.ERROR_MESSAGE, b"\xed\xa0\x80"),
@@ -199,6 +208,51 @@ def test_a_header_of_ours_that_cannot_be_is_refused_by_name(name: str, value: by
 def test_an_origin_of_nonsense_is_refused(name: str) -> None:
     with pytest.raises(BadHeaders, match=name):
         parse([(ORIGIN_TOPIC, b"t"), (name, b"x")])
+
+
+@given(deliveries)
+@example(Delivery("t", attempt=headers.MAX_COUNT, delivery=headers.MAX_COUNT, redrives=headers.MAX_COUNT))
+def test_what_follows_a_delivery_that_can_be_read_can_be_written(delivery: Delivery) -> None:
+    """A counter that is refused only after it was raised would stop a job, or a redrive of many, half-way."""
+    following = parse(build(delivery)).next(attempt=delivery.attempt + 1, redrives=delivery.redrives + 1)
+    change = StatusChange(
+        job_id="01a20bd1-1946-743e-922d-c32f1fd9b001",
+        key=None,
+        at=1,
+        created_at=1,
+        started_at=None,
+        state=JobStatus.RETRYING,
+        type="t",
+        priority=JobPriority.LOW,
+        attempt=following.attempt,
+        delivery=following.delivery,
+        redrives=following.redrives,
+    )
+    assert decode_status(CODEC, StatusWriter(CODEC).encode(change)) == change
+    assert max(following.attempt, following.delivery, following.redrives) < 2**31
+
+
+def test_a_damaged_header_hides_none_of_the_others_from_a_dead_letter() -> None:
+    """The counters that can be read tell to which life of the job the letter belongs."""
+    raw = [(name, b"\xff" if name == ATTEMPT else value) for name, value in build(SAMPLE)]
+    kept = salvage(raw)
+    assert (kept.job_type, kept.delivery, kept.redrives, kept.origin, kept.history) == (
+        SAMPLE.job_type,
+        SAMPLE.delivery,
+        SAMPLE.redrives,
+        SAMPLE.origin,
+        SAMPLE.history,
+    )
+    assert (kept.attempt, kept.not_before_ms) == (1, 0)
+    nowhere = [(name, b"x" if name == ORIGIN_OFFSET else value) for name, value in build(SAMPLE)]
+    assert salvage(nowhere).origin is None
+
+
+@given(st.lists(st.tuples(names, values), max_size=12))
+def test_something_can_be_salvaged_from_any_headers(raw: list[tuple[str, Any]]) -> None:
+    kept = salvage(raw)
+    assert kept.not_before_ms == 0
+    build(kept.next())
 
 
 def test_type_names_from_messages_do_not_fill_the_memory() -> None:
@@ -258,6 +312,29 @@ def test_clipped_text_fits_and_is_utf8(text: str, limit: int) -> None:
     assert clipped == whole or (clipped.endswith("…") and whole.startswith(clipped[:-1]))
 
 
+@given(st.text(st.characters(exclude_categories=()), max_size=400), st.integers(100, 300))
+@example("ü" * 400, 100)
+def test_a_clipped_trace_fits_and_has_both_ends(trace: str, limit: int) -> None:
+    clipped = clip_trace(trace, limit)
+    whole = trace.encode("utf-8", "replace").decode()
+    assert len(clipped.encode()) <= limit
+    if clipped != whole:
+        head, _, rest = clipped.partition("\n… ")
+        _, _, tail = rest.partition(" left out …\n")
+        assert whole.startswith(head)
+        assert whole.endswith(tail)
+        assert len(tail.encode()) > 2 * len(head.encode())
+
+
+def test_a_long_trace_keeps_the_line_with_the_error() -> None:
+    trace = "Traceback (most recent call last):\n" + '  File "deep.py", line 1, in f\n' * 5_000 + "ValueError: it"
+    raw = dict(dead_letter(Delivery("t"), at=FAILED, timestamp_ms=1, failed_at_ms=2, stacktrace=trace))
+    kept = raw["kafka_dlt-exception-stacktrace"].decode()
+    assert kept.startswith("Traceback (most recent call last):\n")
+    assert kept.endswith("in f\nValueError: it")
+    assert 8_000 < len(kept.encode()) <= 8192
+
+
 def test_lone_surrogates_become_question_marks() -> None:
     """They stand in file names that are not UTF-8, and so in error messages."""
     run = Attempt(1, "\udcff", 1, 2, "e", "no \udcff")
@@ -270,8 +347,9 @@ def test_lone_surrogates_become_question_marks() -> None:
 
 
 def test_a_dead_letter_carries_both_families() -> None:
+    first_time = replace(SAMPLE, origin=None)
     raw = dead_letter(
-        SAMPLE,
+        first_time,
         at=FAILED,
         timestamp_ms=1_760_000_000_000,
         failed_at_ms=1_760_000_009_000,
@@ -289,6 +367,19 @@ def test_a_dead_letter_carries_both_families() -> None:
     assert parse(raw).origin == FAILED
     assert parse(raw).history == SAMPLE.history
     assert len(found) == len(raw), "no header stands twice"
+
+
+def test_both_families_name_the_place_where_the_job_was_first_read() -> None:
+    """Not the copy that failed last: tools that look for the job, or send it back, would take its retry topic."""
+    raw = dead_letter(
+        SAMPLE, at=FAILED, timestamp_ms=1_760_000_008_000, failed_at_ms=1_760_000_009_000, stacktrace=""
+    )
+    found = dict(raw)
+    assert parse(raw).origin == SAMPLE.origin == Origin("rustfs.jobs.high", 7, 123_456)
+    assert found["kafka_dlt-original-topic"] == b"rustfs.jobs.high"
+    assert int.from_bytes(found["kafka_dlt-original-partition"], "big") == 7
+    assert int.from_bytes(found["kafka_dlt-original-offset"], "big") == 123_456
+    assert int.from_bytes(found["kafka_dlt-original-timestamp"], "big") == SAMPLE.first_seen_ms
 
 
 def test_an_unreadable_record_keeps_what_is_not_ours() -> None:
@@ -324,12 +415,19 @@ def golden_samples() -> dict[str, RawHeaders]:
         "first run": build(Delivery("replication")),
         "retry": build(SAMPLE),
         "dead letter": dead_letter(
-            SAMPLE,
+            replace(SAMPLE, origin=None),
             at=FAILED,
             timestamp_ms=1_760_000_000_000,
             failed_at_ms=1_760_000_009_000,
             stacktrace="Traceback",
             original=[("x-tenant", b"7")],
+        ),
+        "dead letter of a retry": dead_letter(
+            SAMPLE,
+            at=FAILED,
+            timestamp_ms=1_760_000_008_000,
+            failed_at_ms=1_760_000_009_000,
+            stacktrace="Traceback",
         ),
     }
 
