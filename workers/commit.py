@@ -43,6 +43,8 @@ _MIN_PACE: Final = 2
 _COMMIT_TIMEOUT_S: Final = 10.0
 _PATIENCE_AT_STOP: Final = 5
 _INIT_TIMEOUT_S: Final = 15.0
+#: Type names come from messages: those beyond so many counters are counted together.
+_MOST_COUNTERS: Final = 1_000
 
 #: The group has moved on since the metadata was taken. Ordinary: fetch newer metadata and filter again.
 _STALE: Final = frozenset(
@@ -488,8 +490,10 @@ class Committer:
 
     def _count(self, outcome: Outcome) -> None:
         if outcome.counts_as is not None:
-            jobs = self.counters.jobs
-            jobs[outcome.counts_as] = jobs.get(outcome.counts_as, 0) + 1
+            jobs, name = self.counters.jobs, outcome.counts_as
+            if len(jobs) >= _MOST_COUNTERS and name not in jobs:
+                name = ("other", name[1], name[2])
+            jobs[name] = jobs.get(name, 0) + 1
         if outcome.event is not None:
             self.counters.event(outcome.event)
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
+from schemas.headers import MAX_NAME_BYTES, clip
 from schemas.job import Job
 from schemas.topics import JobPriority
 
@@ -14,6 +15,10 @@ if TYPE_CHECKING:
 
 #: Plans a child job: (job, priority, options) -> (its id, the record to produce).
 ChildPlanner = Callable[..., "tuple[str, OutRecord]"]
+
+#: How many names a run's metrics may have; what comes on top would swell every status of the job.
+MAX_METRICS: Final = 100
+_LARGEST: Final = 2**63 - 1
 
 
 class WorkerContext:
@@ -88,14 +93,27 @@ class WorkerContext:
         return datetime.fromtimestamp(self.created_at_ms / 1000, UTC)
 
     def update_metrics(self, name: str, value: float = 1) -> None:
-        """Add to a number that goes into the job's final status and into the worker's report."""
+        """Add to a number that goes into the job's final status and into the worker's report.
+
+        The first 100 names are kept, 256 bytes of each.
+
+        Raises:
+            TypeError, ValueError: the value is no number.
+        """
+        number = value if type(value) in (int, float) else float(value)
         if self._metrics is None:
             self._metrics = {}
-        self._metrics[name] = self._metrics.get(name, 0) + value
+        name = clip(str(name), MAX_NAME_BYTES)
+        if name in self._metrics or len(self._metrics) < MAX_METRICS:
+            self._metrics[name] = self._metrics.get(name, 0) + number
 
     def progress(self, done: int, total: int | None = None) -> None:
-        """Say how far the run is; published in ``jobs.status`` at most once a second."""
-        self._progress = (done, total)
+        """Say how far the run is; published in ``jobs.status`` at most once a second.
+
+        Raises:
+            TypeError, ValueError: not a whole number, nor one that can be cut to one.
+        """
+        self._progress = (_whole(done), None if total is None else _whole(total))
 
     async def schedule(
         self,
@@ -136,3 +154,8 @@ class WorkerContext:
     def metrics(self) -> dict[str, float]:
         """What ``update_metrics`` has added up so far."""
         return dict(self._metrics or {})
+
+
+def _whole(number: int) -> int:
+    """What a status can hold: 64 bits."""
+    return max(-_LARGEST, min(int(number), _LARGEST))

@@ -373,7 +373,7 @@ class Executor:
 
     def _unreadable(self, message: Message, error: WireError) -> None:
         log.warning("undecodable record dead-lettered", at=message.where, error=str(error))
-        self._emit(self._router.unreadable(message, error, self._now_ms()))
+        self._emit(self._router.unreadable(message, error, self._now_ms(), self._worker))
         self._scheduler.done(message)
 
     def _postpone(self, message: Message) -> None:

@@ -288,9 +288,10 @@ class WorkerProcess:
             elif message.copy:
                 self._drop_copy(message)
             elif message.problem is not None:
-                self._committer.emit(self._router.unreadable(message, message.problem, now))
+                unreadable = self._router.unreadable(message, message.problem, now, self.config.name)
+                self._committer.emit(unreadable)
             else:
-                self._committer.emit(self._router.forward(message, now))
+                self._committer.emit(self._router.forward(message, now, self.config.name))
         if ready:
             self._scheduler.add(ready)
             self._executor.wake()

@@ -29,6 +29,7 @@ from typing import Any, Final
 import structlog
 
 from schemas.errors import InvalidJob, JobTypeError, PermanentError
+from schemas.headers import MAX_NAME_BYTES, clip
 from schemas.job import Job
 from schemas.jobtype import JobType, job_type
 from schemas.topics import JobPriority
@@ -68,18 +69,19 @@ class ChannelContext(WorkerContext):
     def update_metrics(self, name: str, value: float = 1) -> None:
         """As in ``WorkerContext``, for every library's numbers."""
         number = value if type(value) in (int, float) else float(value)
+        name = clip(str(name), MAX_NAME_BYTES)
         with self._lock:
             self._check_running()
-            super().update_metrics(str(name), number)
+            super().update_metrics(name, number)
             metrics = self._news.setdefault("metrics", {})
-            metrics[str(name)] = metrics.get(str(name), 0) + number
+            metrics[name] = metrics.get(name, 0) + number
             self._tell()
 
     def progress(self, done: int, total: int | None = None) -> None:
         """As in ``WorkerContext``."""
         with self._lock:
             self._check_running()
-            super().progress(int(done), None if total is None else int(total))
+            super().progress(done, total)
             self._news["progress"] = self._progress
             self._tell()
 

@@ -8,6 +8,7 @@ Pure: no clock, no broker, no randomness (jitter is a hash), so the same run alw
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -16,7 +17,17 @@ from typing import Any
 from schemas.backoff import Backoff
 from schemas.codec import peek_priority
 from schemas.errors import WireError
-from schemas.headers import MAX_HISTORY, MAX_MESSAGE_BYTES, Attempt, Delivery, build, clip, dead_letter
+from schemas.headers import (
+    MAX_HISTORY,
+    MAX_MESSAGE_BYTES,
+    MAX_NAME_BYTES,
+    Attempt,
+    Delivery,
+    RawHeaders,
+    build,
+    clip,
+    dead_letter,
+)
 from schemas.lifecycle import JobStatus
 from schemas.records import MAX_OUTPUT_BYTES, StatusChange
 from schemas.topics import JobPriority, Topics, tier_for
@@ -71,7 +82,7 @@ class Router:
                     return _plain(run)
                 return _final(run, JobStatus.SUCCEEDED, records=run.children, output=_json(output))
             case Skipped(reason):
-                return _final(run, JobStatus.SKIPPED, records=run.children, error_message=reason or None)
+                return _final(run, JobStatus.SKIPPED, records=run.children, error_message=_reason(reason))
             case Snooze(delay, reason):
                 return self._snooze(run, delay, reason, rules)
             case Failed():
@@ -79,35 +90,34 @@ class Router:
             case _:
                 raise AssertionError(f"not a result: {result!r}")
 
-    def forward(self, message: Message, now_ms: int) -> Outcome:
+    def forward(self, message: Message, now_ms: int, worker: str = "") -> Outcome:
         """A record whose delay has passed goes to its job topic, or to the next retry topic of its way."""
         delivery = message.delivery
         try:
             priority = peek_priority(message.value)
         except WireError as error:
-            return self.unreadable(message, error, now_ms)
+            return self.unreadable(message, error, now_ms, worker)
         topic = self._topic_for(delivery.not_before_ms - now_ms, priority)
-        successor = delivery.next(first_seen_ms=delivery.first_seen_ms or message.timestamp_ms)
+        successor = delivery.next(
+            first_seen_ms=delivery.first_seen_ms or message.timestamp_ms,
+            origin=delivery.origin or message.origin,
+        )
         return Outcome(message, None, (self._onward(message, topic, successor),), event="forwarded")
 
-    def unreadable(self, message: Message, error: WireError, now_ms: int) -> Outcome:
-        """Bytes that cannot be understood go to the dead letters unchanged, with the reason."""
+    def unreadable(self, message: Message, error: WireError, now_ms: int, worker: str = "") -> Outcome:
+        """Bytes that cannot be understood go to the dead letters unchanged, with the reason.
+
+        If a job id can be read from them, that job is ``failed``: without a status it would be pending for ever.
+        """
         # Its counters stay: a redriven job that fails like this again must be seen as a letter of its new life.
         delivery = replace(
             message.delivery,
             error_type=type(error).__name__,
             error_message=clip(str(error), MAX_MESSAGE_BYTES),
         )
-        headers = dead_letter(
-            delivery,
-            at=message.origin,
-            timestamp_ms=message.timestamp_ms,
-            failed_at_ms=now_ms,
-            stacktrace="",
-            original=message.raw_headers,
+        return self._dead_unread(
+            message, delivery, worker, now_ms, event="undecodable", original=message.raw_headers
         )
-        record = OutRecord(self.topics.dlq, message.part.partition, message.key, message.value, headers)
-        return Outcome(message, None, (record,), event="undecodable")
 
     def worker_lost(self, message: Message, worker: str, now_ms: int) -> Outcome:
         """A job whose owner died while nothing else was running: it kills its process, and is dead-lettered."""
@@ -129,27 +139,34 @@ class Router:
         return self._dead_unread(message, delivery, worker, now_ms, event="not_writable")
 
     def _dead_unread(
-        self, message: Message, delivery: Delivery, worker: str, now_ms: int, *, event: str
+        self,
+        message: Message,
+        delivery: Delivery,
+        worker: str,
+        now_ms: int,
+        *,
+        event: str,
+        original: RawHeaders | None = None,
     ) -> Outcome:
-        """A dead letter, and a bounded status, made without decoding the job."""
+        """A dead letter, and a bounded status if there is an id, made without decoding the job."""
         headers = dead_letter(
             delivery,
             at=message.origin,
             timestamp_ms=message.timestamp_ms,
             failed_at_ms=now_ms,
             stacktrace="",
+            original=original,
         )
         record = OutRecord(self.topics.dlq, message.part.partition, message.key, message.value, headers)
-        try:
-            priority = peek_priority(message.value)
-        except WireError:
+        if not message.job_id:
             return Outcome(message, None, (record,), event=event)
+        priority = _priority_of(message)
         job_id = message.job_id.decode("ascii", "replace")
-        key = (message.key or b"").decode("utf-8", "replace")
-        job_type = delivery.job_type or "unknown"
+        key = clip((message.key or b"").decode("utf-8", "replace"), MAX_MESSAGE_BYTES)
+        job_type = clip(delivery.job_type, MAX_NAME_BYTES) or "unknown"
         change = StatusChange(
             job_id=job_id,
-            key=None if key == job_id else key,
+            key=None if key in ("", job_id) else key,
             at=now_ms,
             created_at=delivery.first_seen_ms or message.timestamp_ms,
             started_at=None,
@@ -160,7 +177,7 @@ class Router:
             delivery=delivery.delivery,
             redrives=delivery.redrives,
             worker=worker,
-            error_type=delivery.error_type,
+            error_type=clip(delivery.error_type, MAX_NAME_BYTES),
             error_message=delivery.error_message,
             attempts=delivery.history,
         )
@@ -175,10 +192,11 @@ class Router:
                 error_type="SnoozeLimitReached",
             )
             return self._fail(run, failed, rules)
-        return self._again(run, JobStatus.SCHEDULED, due, run.message.delivery, error_message=reason or None)
+        return self._again(run, JobStatus.SCHEDULED, due, run.message.delivery, error_message=_reason(reason))
 
     def _fail(self, run: Run, failed: Failed, rules: Rules) -> Outcome:
         delivery = run.message.delivery
+        failed = replace(failed, error_type=clip(failed.error_type, MAX_NAME_BYTES))
         message = clip(failed.reason, MAX_MESSAGE_BYTES)
         if not failed.retryable or delivery.attempt > rules.max_retries:
             return self._dead(run, failed, message)
@@ -269,6 +287,20 @@ def _final(run: Run, state: JobStatus, *, records: tuple[OutRecord, ...] = (), *
     )
 
 
+def _priority_of(message: Message) -> JobPriority:
+    """That of its topic; on a retry topic the job's own, as far as it can be read."""
+    if message.priority is not None:
+        return message.priority
+    try:
+        return peek_priority(message.value)
+    except WireError:
+        return JobPriority.NORMAL
+
+
+def _reason(text: str) -> str | None:
+    return clip(text, MAX_MESSAGE_BYTES) or None
+
+
 def status_of(run: Run, state: JobStatus, **facts: Any) -> StatusChange:
     """The state change of a run, with everything that the run has told."""
     delivery = run.message.delivery
@@ -286,12 +318,20 @@ def status_of(run: Run, state: JobStatus, **facts: Any) -> StatusChange:
         delivery=delivery.delivery,
         redrives=delivery.redrives,
         worker=run.worker,
-        metrics=dict(run.metrics or {}),
+        metrics={name: _double(value) for name, value in run.metrics.items()} if run.metrics else {},
         progress_done=done,
         progress_total=total,
         attempts=delivery.history,
         **facts,
     )
+
+
+def _double(number: float) -> float:
+    """An int of any size, as Avro's double can hold it."""
+    try:
+        return float(number)
+    except OverflowError:
+        return math.inf if number > 0 else -math.inf
 
 
 def as_result(value: object) -> JobResult:

@@ -327,7 +327,9 @@ def test_a_clipped_trace_fits_and_has_both_ends(trace: str, limit: int) -> None:
 
 
 def test_a_long_trace_keeps_the_line_with_the_error() -> None:
-    trace = "Traceback (most recent call last):\n" + '  File "deep.py", line 1, in f\n' * 5_000 + "ValueError: it"
+    trace = (
+        "Traceback (most recent call last):\n" + '  File "deep.py", line 1, in f\n' * 5_000 + "ValueError: it"
+    )
     raw = dict(dead_letter(Delivery("t"), at=FAILED, timestamp_ms=1, failed_at_ms=2, stacktrace=trace))
     kept = raw["kafka_dlt-exception-stacktrace"].decode()
     assert kept.startswith("Traceback (most recent call last):\n")
