@@ -13,6 +13,7 @@ import re
 from io import BytesIO
 from typing import Any, Final, Protocol
 
+from schemas.envelope import check_envelope
 from schemas.errors import BadFrame, BadRecord, BadSchema, UnknownSchema
 from schemas.job import Job
 from schemas.jobtype import ENVELOPE_NAMES, JobType
@@ -134,13 +135,19 @@ class Codec:
         return self.prefix(job_type.wire) + body
 
     def decode_any(self, value: bytes | None, known: dict[bytes, WireSchema]) -> Record:
-        """A record seen through the schema that wrote it: for people who look at jobs of any type."""
+        """A job event seen through the schema that wrote it: for people who look at jobs of any type.
+
+        Raises:
+            BadFrame, UnknownSchema, BadRecord: also if the envelope is not what it must be.
+        """
         key, start = split(value)
         assert value is not None  # noqa: S101
         body = BytesIO(value)
         body.seek(start)
         schema = known.get(key) or self.store.get(key)
-        return schema.decode(body)
+        record = schema.decode(body)
+        check_envelope(record, schema.full_name, peek_id(value))
+        return record
 
 
 def split(value: bytes | None) -> tuple[bytes, int]:

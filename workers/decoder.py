@@ -12,11 +12,12 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 from schemas.backoff import DEFAULT_BACKOFF
-from schemas.codec import Codec, split
-from schemas.errors import BadRecord
-from schemas.jobtype import ENVELOPE_NAMES
+from schemas.codec import SINGLE_OBJECT, Codec, split
+from schemas.envelope import check_envelope
+from schemas.headers import LATEST_MS
 from schemas.topics import JobPriority
 from schemas.wire import Record
+from streams.outgoing import MAX_RETRIES
 from workers.message import Message
 from workers.router import Rules
 
@@ -50,12 +51,16 @@ class Decoder:
     """Decodes with the schema that wrote the bytes, seen through the handler's own."""
 
     def __init__(
-        self, codec: Codec, handlers: Handlers, config: WorkerConfig, learn: Callable[[], None] | None = None
+        self,
+        codec: Codec,
+        handlers: Handlers,
+        config: WorkerConfig,
+        learn: Callable[[bytes], object] | None = None,
     ) -> None:
         self._codec = codec
         self._handlers = handlers
         self._learn = learn
-        self._learning: asyncio.Task[None] | None = None
+        self._learning: dict[bytes, asyncio.Task[object]] = {}
         ms = timedelta(milliseconds=1)
         self._default = Rules(config.retry_limit, DEFAULT_BACKOFF, round(config.snooze_limit / ms))
         self._default_timeout_ms = round(config.job_timeout / ms)
@@ -74,7 +79,15 @@ class Decoder:
             else round(handler.timeout / ms)
             for handler in handlers
         }
-        self._own = {codec.prefix(handler.job_type.wire): handler for handler in handlers}
+        # Both frames: jobs from before a registry was set, or after it was given up, need no asking.
+        self._own = {
+            prefix: handler
+            for handler in handlers
+            for prefix in (
+                codec.prefix(handler.job_type.wire),
+                SINGLE_OBJECT + handler.job_type.wire.fingerprint,
+            )
+        }
 
     def decode(self, message: Message) -> Decoded:
         """Decode with what is known now.
@@ -94,13 +107,15 @@ class Decoder:
         if handler is not None:
             record = handler.job_type.wire.decode(body)
             job_type = record["type"]
-            if job_type != handler.job_type.name:  # two types with the same fields
+            other = job_type != handler.job_type.name  # two types with the same fields
+            if other or record["timeout_ms"] is not None or not 0 <= record["created_at"] <= LATEST_MS:
+                check_envelope(record, handler.job_type.wire.full_name, message.job_id)
+            if other:
                 handler = self._handlers.get(job_type)
         else:
             writer = self._codec.store.get(key)
             record = writer.decode(body)
-            if any(name not in record for name in ENVELOPE_NAMES[:5]):
-                raise BadRecord(f"a {writer.full_name} is not a job event")
+            check_envelope(record, writer.full_name, message.job_id)
             job_type = record["type"]
             handler = self._handlers.get(job_type)
             if handler is not None:
@@ -116,25 +131,41 @@ class Decoder:
         )
 
     async def learn_and_decode(self, message: Message) -> Decoded:
-        """Read the ``schemas`` topic to an end taken now, then decode.
+        """Look for the schema where it is written down, with an end taken now; then decode.
 
         Raises:
             WireError: still unknown, or the bytes cannot be understood.
+            PipelineError: Kafka or the registry did not answer, so nobody knows.
         """
         if self._learn is not None:
-            # Somebody's reading that began earlier may have missed the schema; one that begins now cannot.
-            if self._learning is not None:
-                await asyncio.wait((self._learning,))
-            if self._learning is None or self._learning.done():
-                self._learning = asyncio.create_task(asyncio.to_thread(self._learn), name="learn schemas")
-            await asyncio.wait((self._learning,))
-            if (error := self._learning.exception()) is not None:
-                raise error
+            await self._look_for(split(message.value)[0], self._learn)
         return self.decode(message)
+
+    async def _look_for(self, key: bytes, learn: Callable[[bytes], object]) -> None:
+        """One look at a time for each key, however many messages wait for it."""
+        # Somebody's look that began earlier may have missed the schema; one that begins now cannot.
+        earlier = self._learning.get(key)
+        if earlier is not None:
+            await asyncio.wait((earlier,))
+        looking = self._learning.get(key)
+        if looking is None or looking.done():
+            looking = asyncio.create_task(asyncio.to_thread(learn, key), name="learn schema")
+            self._learning[key] = looking
+            looking.add_done_callback(lambda done: self._forget(key, done))
+        await asyncio.wait((looking,))
+        if (error := looking.exception()) is not None:
+            raise error
+
+    def _forget(self, key: bytes, looking: asyncio.Task[object]) -> None:
+        # Keys come from messages: those that are done with must not pile up.
+        if self._learning.get(key) is looking:
+            del self._learning[key]
+        if not looking.cancelled():
+            looking.exception()  # whoever waits has it; after a drain nobody does
 
     def _rules_of(self, job_type: str, record: Record) -> Rules:
         rules = self._rules.get(job_type, self._default)
         limit = record.get("max_retries")
         if limit is None or limit == rules.max_retries:
             return rules
-        return Rules(max(limit, 0), rules.backoff, rules.snooze_limit_ms)
+        return Rules(min(max(limit, 0), MAX_RETRIES), rules.backoff, rules.snooze_limit_ms)

@@ -28,7 +28,7 @@ from schemas.topics import JobPriority
 from streams.clients import admin_config, producer_config, worker_consumer_config
 from streams.outgoing import Rules
 from streams.provision import group_session_timeout_ms
-from streams.schemas_topic import SchemaTopicReader
+from streams.schemas_topic import schema_lookup
 from streams.settings import Settings
 from workers.children import ChildJobs
 from workers.clock import BrokerClock
@@ -73,7 +73,7 @@ class WorkerProcess:
         self._delay_timer: asyncio.TimerHandle | None = None
         self._lease_timer: asyncio.TimerHandle | None = None
         self._draining = False
-        self._schemas = SchemaTopicReader(settings, codec.store)
+        self._schemas = schema_lookup(settings, codec.store)
         self._router = Router(self._topics)
         self._delays = Delays()
         self._scheduler = Scheduler(weights=config.priority_weights, strict=config.strict_priorities)
@@ -100,7 +100,7 @@ class WorkerProcess:
         self._executor = Executor(
             config=config,
             handlers=handlers,
-            decoder=Decoder(codec, handlers, config, self._learn_schemas),
+            decoder=Decoder(codec, handlers, config, self._learn_schema),
             router=self._router,
             scheduler=self._scheduler,
             emit=self._committer.emit,
@@ -342,8 +342,8 @@ class WorkerProcess:
         read = self._committed.read_back(by_place)
         return {by_place[place]: committed for place, committed in read.items()}
 
-    def _learn_schemas(self) -> None:
-        self._schemas.catch_up(10.0)
+    def _learn_schema(self, key: bytes) -> bool:
+        return self._schemas.learn(key, 10.0)
 
     def _lease_from_broker(self) -> float:
         """A second less than the session that the group's coordinator grants."""
