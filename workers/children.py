@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from typing import Any
 
+from schemas.codec import SINGLE_OBJECT
 from schemas.job import Job
 from schemas.topics import JobPriority
-from streams.outgoing import JobOptions, Rules, plan
+from schemas.wire import WireSchema
+from streams.outgoing import JobOptions, Rules, declared_type, plan
 from workers.outcome import OutRecord
 
 
 class ChildJobs:
-    """Turns ``context.schedule`` into records."""
+    """Turns ``context.schedule`` into records. ``introduced``: schemas that readers know already."""
 
-    def __init__(self, rules: Rules) -> None:
+    def __init__(self, rules: Rules, introduced: Iterable[WireSchema] = ()) -> None:
         self._rules = rules
+        self._introduced = frozenset(schema.fingerprint for schema in introduced)
 
     def __call__(self, job: Job, priority: JobPriority, **options: Any) -> tuple[str, OutRecord]:
         """The child's id and record.
@@ -27,6 +31,14 @@ class ChildJobs:
             job, JobOptions(priority=priority, **options), time.time_ns() // 1_000_000, self._rules
         )
         partition = -1 if outgoing.partition is None else outgoing.partition
+        schema = declared_type(job).wire
+        # In a registry's frame: the codec has registered it by now.
+        known = schema.fingerprint in self._introduced or outgoing.value[:1] != SINGLE_OBJECT[:1]
         return outgoing.job_id, OutRecord(
-            outgoing.topic, partition, outgoing.key, outgoing.value, outgoing.headers
+            outgoing.topic,
+            partition,
+            outgoing.key,
+            outgoing.value,
+            outgoing.headers,
+            None if known else schema,
         )

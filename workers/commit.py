@@ -30,6 +30,8 @@ from schemas.errors import DeliveryFailed, GroupNotInitialised
 from schemas.lifecycle import JobStatus
 from schemas.offsetmap import MAX_CHARACTERS, OffsetMap
 from schemas.records import StatusWriter, tail_of
+from schemas.wire import WireSchema
+from streams.schemas_topic import schema_record
 from workers.offsets import PartitionState
 from workers.outcome import Outcome, PlainSuccess
 from workers.router import Router
@@ -136,6 +138,10 @@ class Committer:
         self._status = StatusWriter(codec)
         self._router = router
         self._status_topic = status_topic
+        self._schemas_topic = router.topics.schemas
+        #: Fingerprints of schemas that a committed transaction of ours carried, and of those in the open one.
+        self._introduced: set[bytes] = set()
+        self._introducing: set[bytes] = set()
         self._worker = worker_name
         self._lock = lock
         self._tick_s = tick_ms / 1000
@@ -311,6 +317,7 @@ class Committer:
         offsets = [_to_commit(part, plan) for part, plan in plans.items()]
         producer.poll(0)
         self._watch.lost = False
+        self._introducing.clear()
         try:
             producer.begin_transaction()
             self._produce(producer, outcomes)
@@ -374,6 +381,8 @@ class Committer:
                     _wait_for_room(producer)
                     produce(status_topic, value, key)
             for record in outcome.records:
+                if record.schema is not None:
+                    self._introduce(producer, record.schema)
                 while True:
                     try:
                         headers: Any = record.headers  # a list of another element type to the checker
@@ -381,6 +390,20 @@ class Committer:
                         break
                     except BufferError:
                         _wait_for_room(producer)
+
+    def _introduce(self, producer: Producer, schema: WireSchema) -> None:
+        """Once per process; again if the transaction that carried it was not committed for sure."""
+        if schema.fingerprint in self._introduced or schema.fingerprint in self._introducing:
+            return
+        key, value = schema_record(schema)
+        while True:
+            try:
+                producer.produce(self._schemas_topic, value, key, 0)
+            except BufferError:
+                _wait_for_room(producer)
+            else:
+                self._introducing.add(schema.fingerprint)
+                return
 
     def _abort(self, producer: Producer, error: Exception) -> None:
         """End the transaction and say what kind of failure it was. Always raises."""
@@ -482,6 +505,7 @@ class Committer:
         with self._lock:
             for part, plan in plans.items():
                 part.committed(plan)
+        self._introduced |= self._introducing
         if outcomes:
             self.counters.event("transactions")
         for outcome in outcomes:

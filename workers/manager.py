@@ -13,6 +13,7 @@ from schemas.job import Job
 from streams.registry import build_codec
 from streams.settings import Settings, load_settings
 from workers.config import WorkerConfig
+from workers.own_schemas import frame, own_schemas
 from workers.process import WorkerProcess
 from workers.worker import Handlers, Worker
 
@@ -59,7 +60,8 @@ class WorkerManager:
             raise RuntimeError("started already")
         if not len(self.handlers):
             raise PipelineError("no handler is registered: call register() first")
-        codec = await asyncio.to_thread(build_codec, self._settings)
+        schemas = own_schemas(self.handlers)
+        codec = await asyncio.to_thread(lambda: frame(build_codec(self._settings), schemas))
         process = WorkerProcess(self.config, self.handlers, self._settings, codec)
         await process.start()
         self._process = process

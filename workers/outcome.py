@@ -8,18 +8,23 @@ from schemas.headers import RawHeaders
 from schemas.lifecycle import JobStatus
 from schemas.records import StatusChange
 from schemas.topics import JobPriority
+from schemas.wire import WireSchema
 from workers.message import Message
 
 
 @dataclass(frozen=True, slots=True)
 class OutRecord:
-    """A record to produce. ``partition`` -1 lets the key decide."""
+    """A record to produce. ``partition`` -1 lets the key decide.
+
+    ``schema``: of its value, if readers may not know it yet; whoever writes the record sees to that.
+    """
 
     topic: str
     partition: int
     key: bytes | None
     value: bytes | None
     headers: RawHeaders
+    schema: WireSchema | None = None
 
 
 @dataclass(frozen=True, slots=True)

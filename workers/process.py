@@ -14,14 +14,14 @@ import time
 import uuid
 from collections.abc import Iterable
 from datetime import timedelta
-from typing import Any
+from typing import Any, Final
 
 import structlog
-from confluent_kafka import Consumer, Producer
+from confluent_kafka import Consumer, KafkaException, Producer
 from confluent_kafka.admin import AdminClient
 
 from schemas.codec import Codec
-from schemas.errors import PipelineError
+from schemas.errors import KafkaUnreachable, PipelineError, TopicsMismatch
 from schemas.offsetmap import OffsetMap
 from schemas.records import JobCounter, WorkerReport, encode_report
 from schemas.topics import JobPriority
@@ -37,9 +37,11 @@ from workers.config import WorkerConfig
 from workers.decoder import Decoder
 from workers.delay import Delays
 from workers.executor import RELEASED, Executor
+from workers.key_places import KeyPlaces
 from workers.message import Message
 from workers.offsets import PartitionState
 from workers.outcome import Outcome
+from workers.own_schemas import introduce, own_schemas
 from workers.poller import Poller
 from workers.processes import ProcessPool
 from workers.reporter import Reporter
@@ -49,6 +51,8 @@ from workers.takeover import CommittedOffsets, Place
 from workers.worker import Handlers
 
 log = structlog.get_logger("rustfs_workers.worker")
+
+_FIRST_ANSWER_S: Final = 20.0
 
 
 class WorkerProcess:
@@ -75,6 +79,7 @@ class WorkerProcess:
         self._draining = False
         self._schemas = schema_lookup(settings, codec.store)
         self._router = Router(self._topics)
+        self._key_places = KeyPlaces({})
         self._delays = Delays()
         self._scheduler = Scheduler(weights=config.priority_weights, strict=config.strict_priorities)
         self._processes = ProcessPool(config.process_pool_size, handlers)
@@ -104,7 +109,7 @@ class WorkerProcess:
             router=self._router,
             scheduler=self._scheduler,
             emit=self._committer.emit,
-            planner=ChildJobs(Rules.of(settings, codec, config.name)),
+            planner=ChildJobs(Rules.of(settings, codec, config.name), own_schemas(handlers)),
             now_ms=self._clock.now_ms,
             worker_name=config.name,
             processes=self._processes,
@@ -145,12 +150,17 @@ class WorkerProcess:
 
         Raises:
             JobTypeError: a handler for processes cannot be imported by a process of its own.
+            TopicsMismatch: a topic does not exist.
             PipelineError: Kafka does not answer.
         """
         await self._processes.start()
-        if not await asyncio.to_thread(self._reporter.first, 20.0):
+        self._key_places = KeyPlaces(await asyncio.to_thread(self._count_partitions))
+        await asyncio.to_thread(
+            introduce, self._settings, own_schemas(self._handlers), timeout_s=_FIRST_ANSWER_S
+        )
+        if not await asyncio.to_thread(self._reporter.first, _FIRST_ANSWER_S):
             raise PipelineError(
-                f"the worker's first report was not acknowledged within 20 s; are the topics there? "
+                f"the worker's first report was not acknowledged within {_FIRST_ANSWER_S:.0f} s; are the topics there? "
                 f"try `rustfs-workers topics create` ({self._topics.reports})"
             )
         self._lease_s = await asyncio.to_thread(self._lease_from_broker)
@@ -238,6 +248,9 @@ class WorkerProcess:
         now = self._clock.now_ms()
         ready: list[Message] = []
         held = False
+        misplaced = self._key_places.misplaced(messages)
+        if misplaced:
+            self._committer.counters.event("misplaced_keys", misplaced)
         for message in messages:
             if message.tier is not None:
                 self._delays.hold((message,))
@@ -344,6 +357,21 @@ class WorkerProcess:
 
     def _learn_schema(self, key: bytes) -> bool:
         return self._schemas.learn(key, 10.0)
+
+    def _count_partitions(self) -> dict[str, int]:
+        """Partitions of each topic that we read."""
+        topics = self._topics
+        try:
+            known = AdminClient(admin_config(self._settings)).list_topics(timeout=_FIRST_ANSWER_S).topics
+        except KafkaException as error:
+            raise KafkaUnreachable(self._settings.bootstrap_servers(), _FIRST_ANSWER_S) from error
+        needed = (*topics.consumed, topics.status, topics.dlq, topics.reports, topics.schemas)
+        if missing := [name for name in needed if name not in known]:
+            raise TopicsMismatch(
+                f"these topics do not exist: {', '.join(missing)}; "
+                "create them with `rustfs-workers topics create`"
+            )
+        return {name: len(known[name].partitions) for name in topics.consumed}
 
     def _lease_from_broker(self) -> float:
         """A second less than the session that the group's coordinator grants."""
