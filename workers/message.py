@@ -68,7 +68,7 @@ class Message:
         try:
             self.job_id = peek_id(value)
         except WireError as error:
-            self.problem = error
+            self.problem = self.problem or error
             self.delivery = salvage(raw_headers)  # without a time to wait for
 
     @property
