@@ -5,7 +5,6 @@ In:  a handler. Out: names that can be imported, or a ``JobTypeError`` that says
 
 from __future__ import annotations
 
-import inspect
 import sys
 from pathlib import Path
 from typing import Any
@@ -28,36 +27,33 @@ def announce(handler: Handler) -> dict[str, Any]:
     """The names under which a child imports the handler, checked here, where the mistake was made.
 
     Raises:
-        JobTypeError: it cannot be imported, or not be made without arguments.
+        JobTypeError: it cannot be imported.
     """
-    worker = None if handler.worker is None else type(handler.worker)
-    if worker is not None:
-        needed = [
-            name
-            for name, parameter in inspect.signature(worker).parameters.items()
-            if parameter.default is parameter.empty
-            and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-        ]
-        if needed:
-            raise JobTypeError(
-                f"{worker.__module__}.{worker.__qualname__} runs in a process, which makes it without arguments: "
-                f"give {', '.join(needed)} a default, or register a subclass whose __init__ takes none"
-            )
+    factory = handler.factory
     return {
         "type": handler.job_type.name,
         "schema": handler.job_type.wire.fingerprint.hex(),
         "job": _name(handler.job_type.cls),
-        "worker": None if worker is None else _name(worker),
+        "worker": None if factory is None else _name(factory),
     }
 
 
-def _name(cls: type) -> list[str]:
-    found: Any = None if cls.__module__ == "__main__" else sys.modules.get(cls.__module__)
-    for part in cls.__qualname__.split("."):
+def _name(what: Any) -> list[str]:
+    """Module and path of a class or a function."""
+    module: str = getattr(what, "__module__", None) or "__main__"
+    path: str = getattr(what, "__qualname__", "")
+    found: Any = None if module == "__main__" else sys.modules.get(module)
+    for part in path.split("."):
         found = getattr(found, part, None)
-    if not isinstance(found, type):
+    # A reloaded class is another object of the same name, and will do.
+    if found is None or not (found is what or (isinstance(found, type) and isinstance(what, type))):
         raise JobTypeError(
-            f"{cls.__module__}.{cls.__qualname__} runs in a process, which has to import it under that name: "
+            f"{_called(what)} runs in a process, which has to import it under that name: "
             "define it in a module of its own, not in the program's main file and not inside a function"
         )
-    return [cls.__module__, cls.__qualname__]
+    return [module, path]
+
+
+def _called(what: Any) -> str:
+    path = getattr(what, "__qualname__", None)
+    return f"{what!r:.100}" if path is None else f"{what.__module__}.{path}"

@@ -51,10 +51,10 @@ class ProcessPool:
     """At most ``size`` child processes, started when they are first needed. For one event loop.
 
     A child imports what this process has registered, with this process's ``sys.path`` of now, and makes each
-    ``Worker`` anew, without arguments: what was given to an instance that is registered here does not get there.
+    ``Worker`` anew, from its class or from the function that was registered.
 
     Raises:
-        JobTypeError: a handler for processes cannot be imported, or not be made, by a child.
+        JobTypeError: a handler for processes cannot be imported by a child.
     """
 
     def __init__(self, size: int, handlers: Handlers) -> None:

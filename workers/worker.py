@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from schemas.backoff import Backoff
 from schemas.errors import JobTypeError
@@ -28,6 +28,19 @@ class Worker:
 
     worker_type: ClassVar[str] = ""
     execution: ClassVar[Execution | None] = None
+
+    #: Whether it was made with arguments: a handler process, which makes it anew, does not have them.
+    _made_with_arguments: bool = False
+
+    def __new__(cls, *args: object, **kwargs: object) -> Self:
+        """Notes whether there were arguments."""
+        given = bool(args or kwargs)
+        if given and cls.__init__ is object.__init__:
+            # object's own check, which a __new__ switches off.
+            raise TypeError(f"{cls.__qualname__}() takes no arguments")
+        worker = super().__new__(cls)
+        object.__setattr__(worker, "_made_with_arguments", given)  # a subclass may be a frozen dataclass
+        return worker
 
     async def process_job(self, job: Any, context: WorkerContext) -> Any:
         """Do the work; return a ``JobResult``, or None for success. A plain function runs in a thread.
@@ -52,6 +65,8 @@ class Handler:
     timeout: timedelta | None
     backoff: Backoff
     worker: Worker | None = None
+    #: What makes such a worker again in another process, without arguments.
+    factory: Callable[[], Worker] | None = None
 
 
 class Handlers:
@@ -64,7 +79,8 @@ class Handlers:
         """Add a worker (an instance, a class or another factory), or a job class that runs itself.
 
         Raises:
-            JobTypeError: its type is not declared, or has a handler already.
+            JobTypeError: its type is not declared, or has a handler already; or it is an instance that was made with
+                arguments, and runs in processes, which do not have them.
         """
         if isinstance(what, type) and issubclass(what, Job):
             self._add(self._of_job(what))
@@ -74,7 +90,15 @@ class Handlers:
             raise JobTypeError(f"{what!r} gives {type(worker).__qualname__}, not a Worker")
         if not worker.worker_type:
             raise JobTypeError(f"{type(worker).__qualname__} needs a worker_type")
-        self._add(self._of_worker(worker))
+        factory: Any = type(worker) if worker is what else what
+        handler = self._of_worker(worker, factory)
+        if worker is what and handler.execution == "process" and worker._made_with_arguments:
+            name = type(worker).__qualname__
+            raise JobTypeError(
+                f"this {name} was made with arguments, and runs in processes, each of which makes its own without them: "
+                f"register the class, its arguments having defaults, or a function of a module that makes the {name}"
+            )
+        self._add(handler)
 
     def get(self, name: str) -> Handler | None:
         """The handler of a type, or None."""
@@ -110,11 +134,18 @@ class Handlers:
         return Handler(job_type(kind), _call_execute, execution, kind.max_retries, kind.timeout, kind.backoff)
 
     @staticmethod
-    def _of_worker(worker: Worker) -> Handler:
+    def _of_worker(worker: Worker, factory: Callable[[], Worker]) -> Handler:
         cls = job_class(worker.worker_type)
         execution = worker.execution or _execution_of(worker.process_job)
         return Handler(
-            job_type(cls), worker.process_job, execution, cls.max_retries, cls.timeout, cls.backoff, worker
+            job_type(cls),
+            worker.process_job,
+            execution,
+            cls.max_retries,
+            cls.timeout,
+            cls.backoff,
+            worker,
+            factory,
         )
 
 

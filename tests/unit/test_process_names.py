@@ -6,6 +6,8 @@ import sys
 import textwrap
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
 from importlib import import_module, invalidate_caches
 from pathlib import Path
 from typing import Any
@@ -48,9 +50,53 @@ def test_the_job_class_of_a_worker_has_to_be_importable_as_well(monkeypatch: pyt
         make_pool(jobs.Scales)
 
 
-def test_a_worker_that_needs_arguments_is_refused() -> None:
-    with pytest.raises(JobTypeError, match="give unit, precision a default"):
-        make_pool(jobs.ScalesWithArguments("g", precision=2))
+def test_an_instance_made_with_arguments_is_refused_when_it_is_registered() -> None:
+    """A process would make one with other arguments, its defaults, and say nothing."""
+    handlers = Handlers()
+    with pytest.raises(JobTypeError, match="this Scales was made with arguments"):
+        handlers.register(jobs.Scales("kg"))
+    with pytest.raises(JobTypeError, match="this ScalesWithArguments was made with arguments"):
+        handlers.register(jobs.ScalesWithArguments("g", precision=2))
+    assert len(handlers) == 0
+    handlers.register(jobs.Scales())
+
+
+def test_only_workers_that_run_in_processes_have_to_be_made_again() -> None:
+    @dataclass(frozen=True)
+    class Local(Worker):
+        worker_type = "child_weighed"
+        unit: str
+
+        async def process_job(self, job: Any, context: WorkerContext) -> None:
+            return None
+
+    handlers = Handlers()
+    handlers.register(Local("g"))
+    assert len(handlers) == 1
+
+
+def test_a_worker_without_a_constructor_takes_no_arguments() -> None:
+    class Bare(Worker):
+        worker_type = "child_weighed"
+
+    unexpected: Any = "g"
+    with pytest.raises(TypeError, match="takes no arguments"):
+        Bare(unexpected)
+
+
+def test_a_factory_that_no_process_can_import_is_refused() -> None:
+    with pytest.raises(JobTypeError, match="<lambda> runs in a process"):
+        make_pool(lambda: jobs.Scales("kg"))
+    with pytest.raises(JobTypeError, match=r"partial.* runs in a process"):
+        make_pool(partial(jobs.Scales, "kg"))
+
+
+async def test_a_process_makes_its_worker_with_the_function_that_was_registered() -> None:
+    async with pool_of(jobs.kitchen_scales) as running:
+        result = await running.run(jobs.Weighed(3))
+    assert isinstance(result, Success)
+    assert result.output is not None
+    assert result.output["weight"] == "3 kg"
 
 
 async def test_handlers_of_other_kinds_need_no_importing() -> None:
