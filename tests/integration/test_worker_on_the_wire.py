@@ -31,7 +31,7 @@ from streams.registry import RegistrySchemas
 from streams.schemas_topic import SchemaTopicReader, publish_schemas
 from streams.settings import Settings
 from tests.support.audit import raw_headers, read_all
-from tests.support.messages import JOB_ID, envelope
+from tests.support.events import JOB_ID, envelope
 from workers import WorkerConfig, WorkerContext, WorkerManager
 from workers.results import Success
 

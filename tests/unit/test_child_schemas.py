@@ -21,7 +21,7 @@ from schemas.wire import WireSchema
 from streams.outgoing import Rules
 from streams.schemas_topic import schema_record
 from tests.support.deployments import Sample, settings_for
-from tests.support.messages import job_value
+from tests.support.events import job_value
 from workers.children import ChildJobs
 from workers.commit import Committer
 from workers.message import Message

@@ -18,7 +18,7 @@ from schemas.offsetmap import OffsetMap
 from schemas.records import StatusChange, StatusWriter, decode_status
 from schemas.topics import TIERS, Topics
 from tests.support.deployments import Sample
-from tests.support.messages import JOB_ID, job_value
+from tests.support.events import JOB_ID, job_value
 from workers.context import MAX_METRICS, WorkerContext
 from workers.message import Message
 from workers.offsets import PartitionState

@@ -25,7 +25,7 @@ from schemas.records import StatusChange, StatusWriter
 from schemas.topics import Topics
 from schemas.wire import WireSchema
 from streams.jobinfo import JobEvent, JobState, job_info
-from tests.support.messages import JOB_ID, envelope, job_value
+from tests.support.events import JOB_ID, envelope, job_value
 from workers.config import WorkerConfig
 from workers.decoder import Decoded, Decoder
 from workers.message import Message
