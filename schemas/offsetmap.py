@@ -13,7 +13,8 @@ Version 1:  ``1;<flag>;<fence>;<incarnation>;<transactional id>;<start limit>;<f
 - start limit: how far behind the offset; nothing at or past it was started
 - finished: ``r`` + base64url of varints: lengths of alternating runs (unfinished, finished, …) from the offset on,
   or ``b`` + base64url of a bitset, least significant bit first, whichever is shorter
-- suspects: ``distance:deaths`` or ``distance:deathsa`` (was running alone), joined by commas
+- suspects: ``distance:deaths``, or ``distance+length:deaths`` for all unfinished ones in a stretch; an ``a`` behind the
+  deaths: it was running alone. Joined by commas. A worker that dies under load leaves hundreds: stretches keep them short
 """
 
 from __future__ import annotations
@@ -31,6 +32,9 @@ VERSION: Final = "1"
 MAX_CHARACTERS: Final = 4095
 #: At three quarters nothing more is taken from the partition: the rest is room for what is running.
 TAKE_LIMIT: Final = MAX_CHARACTERS * 3 // 4
+
+#: No map of ours spans that far; protects from garbage.
+_LONGEST_RUN: Final = 1_000_000
 
 _NAME = re.compile(r"[A-Za-z0-9._-]*")
 
@@ -67,10 +71,6 @@ class OffsetMap:
 
     def metadata(self) -> str:
         """The string to commit with ``offset``. Its length is the caller's to check."""
-        suspects = ",".join(
-            f"{offset - self.offset}:{suspect.deaths}{'a' if suspect.alone else ''}"
-            for offset, suspect in sorted(self.suspects.items())
-        )
         return ";".join(
             (
                 VERSION,
@@ -80,7 +80,7 @@ class OffsetMap:
                 self.transactional_id,
                 str(max(self.start_limit - self.offset, 0)),
                 _encode_finished(self.offset, self.finished),
-                suspects,
+                _encode_suspects(self.offset, self.finished, self.suspects),
             )
         )
 
@@ -104,15 +104,18 @@ def parse(offset: int, metadata: str | None, *, where: str = "") -> OffsetMap:
         _, flag, fence, incarnation, transactional_id, limit, finished, suspects = parts
         if flag not in ("c", "-"):
             raise ValueError(f"flag {flag!r:.20}")
+        if int(limit) > _LONGEST_RUN:
+            raise ValueError(f"a start limit {limit:.20} behind the offset")
+        done = _decode_finished(offset, finished)
         return OffsetMap(
             offset=offset,
-            finished=_decode_finished(offset, finished),
+            finished=done,
             start_limit=offset + int(limit),
             clean=flag == "c",
             fence=int(fence),
             incarnation=incarnation,
             transactional_id=transactional_id,
-            suspects=dict(_suspect(offset, text) for text in suspects.split(",") if text),
+            suspects=_decode_suspects(offset, done, suspects),
         )
     except (ValueError, IndexError) as error:
         raise GroupNotInitialised(
@@ -184,7 +187,7 @@ def _decode_finished(offset: int, text: str) -> frozenset[int]:
         shift += 7
         if byte & 0x80:
             continue
-        if length > 1_000_000:  # noqa: PLR2004 - no map of ours spans that far; protects from garbage
+        if length > _LONGEST_RUN:
             raise ValueError(f"a run of {length}")
         if done:
             finished.update(range(position, position + length))
@@ -194,9 +197,33 @@ def _decode_finished(offset: int, text: str) -> frozenset[int]:
     return frozenset(finished)
 
 
-def _suspect(offset: int, text: str) -> tuple[int, Suspect]:
-    distance, deaths = text.split(":")
-    return offset + int(distance), Suspect(int(deaths.rstrip("a")), alone=deaths.endswith("a"))
+def _encode_suspects(offset: int, finished: frozenset[int], suspects: Mapping[int, Suspect]) -> str:
+    stretches: list[tuple[int, int, Suspect]] = []
+    for current, suspect in sorted(suspects.items()):
+        if stretches:
+            first, last, before = stretches[-1]
+            if suspect == before and finished.issuperset(range(last + 1, current)):
+                stretches[-1] = (first, current, suspect)
+                continue
+        stretches.append((current, current, suspect))
+    return ",".join(
+        f"{first - offset}{f'+{last - first + 1}' if last > first else ''}"
+        f":{suspect.deaths}{'a' if suspect.alone else ''}"
+        for first, last, suspect in stretches
+    )
+
+
+def _decode_suspects(offset: int, finished: frozenset[int], text: str) -> dict[int, Suspect]:
+    suspects: dict[int, Suspect] = {}
+    for part in filter(None, text.split(",")):
+        stretch, deaths = part.split(":")
+        distance, _, length = stretch.partition("+")
+        suspect = Suspect(int(deaths.removesuffix("a")), alone=deaths.endswith("a"))
+        first, count = offset + int(distance), int(length or 1)
+        if count > _LONGEST_RUN:
+            raise ValueError(f"a stretch of {count}")
+        suspects.update((o, suspect) for o in range(first, first + count) if o not in finished)
+    return suspects
 
 
 #: What provisioning commits for a new group: nothing finished, nothing started, nobody owns it.

@@ -18,6 +18,7 @@ from schemas.offsetmap import TAKE_LIMIT, OffsetMap, Suspect
 MAX_SPREAD = 10_000
 #: Room for starts on a partition where nothing waits: a job that comes alone starts without waiting for a commit.
 MIN_START_WINDOW = 4
+_SMALL_SPREAD = 1_000
 
 
 class PartitionState:
@@ -29,6 +30,7 @@ class PartitionState:
     __slots__ = (
         "alone",
         "base",
+        "closed",
         "committed_alone",
         "committed_suspects",
         "dirty",
@@ -48,6 +50,7 @@ class PartitionState:
         "topic",
         "transactional_id",
         "unclean",
+        "wanted",
     )
 
     def __init__(
@@ -78,7 +81,11 @@ class PartitionState:
         self.started = prior.offset
         #: Offsets from here on may not start: a successor would not know of it. Nothing may before the first commit.
         self.start_limit = prior.offset
-        self.suspects: dict[int, Suspect] = {}
+        #: One past the highest offset that could not start because of the limit: the next commit opens the way to it,
+        #: however many finished, missing or key-locked ones lie before it.
+        self.wanted = prior.offset
+        #: Known before they are delivered: if we die before that as well, our successor must still know of them.
+        self.suspects = _left_behind(prior, unclean=self.unclean, ours=prior.incarnation == incarnation)
         self.committed_suspects: frozenset[int] = frozenset()
         #: The suspect that runs beside nothing else, if it is one of ours.
         self.alone: int | None = None
@@ -86,6 +93,8 @@ class PartitionState:
         self.owned = True
         #: Revocation or drain has begun: nothing more is started.
         self.releasing = False
+        #: A last map with the clean flag is planned: whatever is committed after it must not take the flag away.
+        self.closed = False
         self.dirty = True
 
     def note_delivered(self, offset: int) -> bool:
@@ -101,17 +110,7 @@ class PartitionState:
         self.top = offset + 1
         if offset >= self.start_limit:
             self.dirty = True  # the next commit opens the way for it
-        if offset in self.done or offset < self.base:
-            return False
-        if self.unclean and offset < self.prior.start_limit:
-            before = self.prior.suspects.get(offset, Suspect(0))
-            self.suspects[offset] = Suspect(before.deaths + 1, alone=before.alone)
-            self.dirty = True
-        elif (before := self.prior.suspects.get(offset, Suspect(0))).deaths:
-            # The last owner left in order: what it knew of earlier deaths still counts.
-            self.suspects[offset] = Suspect(before.deaths)
-            self.dirty = True
-        return True
+        return offset >= self.base and offset not in self.done
 
     def start(self, offset: int) -> bool:
         """Whether a committed map already says that this record may be running; if so, it counts as started.
@@ -119,9 +118,13 @@ class PartitionState:
         Looking and counting are one step: between them a commit could publish a lower limit.
         """
         with self.lock:
+            if self.releasing:
+                return False
             if offset >= self.start_limit or (
                 self.suspects and offset in self.suspects and offset not in self.committed_suspects
             ):
+                self.wanted = max(self.wanted, offset + 1)
+                self.dirty = True
                 return False
             if offset >= self.started:
                 self.started = offset + 1
@@ -141,12 +144,13 @@ class PartitionState:
 
     def full(self) -> bool:
         """Whether nothing more may be taken: the map would grow beyond what a commit can carry."""
-        if self.top - self.base < 1000 and len(self.suspects) < 100:  # noqa: PLR2004 - cannot be near the limit
+        if self.spread >= MAX_SPREAD:
+            return True
+        # The finished part of a map takes a character for six offsets at most: alone it always fits.
+        if not self.suspects or self.spread < _SMALL_SPREAD:
             return False
-        return (
-            self.spread >= MAX_SPREAD
-            or len(self._map(self.base, self.done, self.start_limit).metadata()) > TAKE_LIMIT
-        )
+        with self.lock:
+            return len(self._map(self.base, self.done, self.start_limit).metadata()) > TAKE_LIMIT
 
     def plan(
         self, finished: Iterable[int], *, window: int = MIN_START_WINDOW, clean: bool = False
@@ -157,14 +161,19 @@ class PartitionState:
         """
         # What changes from here on is for the next plan; if this one is not committed, its maker says so.
         self.dirty = False
+        self.closed = clean = clean or self.closed
         done = self.done.union(finished, self.gaps)
         base = self.base
         while base in done:
             done.remove(base)
             base += 1
-        limit = started = max(self.started, base)
+        limit = max(self.started, base)
         if not clean:
-            limit += min(window, max(self.top - started, 0) + MIN_START_WINDOW)
+            reach = max(limit, self.wanted)
+            limit = reach + min(window, max(self.top - reach, 0) + MIN_START_WINDOW)
+            if self.suspects and max(self.suspects) >= self.top:
+                # A record that we do not even have must not count our death as well as our predecessor's.
+                limit = min(limit, max(reach, self.top))
         # Lower at once: what starts between this plan and its commit must lie below the limit that is committed.
         self.start_limit = min(self.start_limit, limit)
         return self._map(base, done, limit, clean=clean)
@@ -178,7 +187,7 @@ class PartitionState:
         self._remember_suspects(plan)
         for offset in [o for o in self.suspects if plan.is_finished(o)]:
             del self.suspects[offset]
-        if self.gaps or self.top > self.start_limit:
+        if self.gaps or (self.top > self.start_limit and not self.closed):
             self.dirty = True
 
     def adopt(self, read: OffsetMap) -> None:
@@ -193,9 +202,17 @@ class PartitionState:
 
     def _remember_suspects(self, committed: OffsetMap) -> None:
         self.committed_suspects = frozenset(committed.suspects)
-        self.committed_alone = next((o for o, s in committed.suspects.items() if s.alone), None)
+        self.committed_alone = next(
+            (o for o, s in committed.suspects.items() if s.alone and not self._condemned(o)), None
+        )
+
+    def _condemned(self, offset: int) -> bool:
+        """Its last owner died while it ran alone: it is to be dead-lettered, not to be run."""
+        return offset in self.suspects and self.suspects[offset].alone
 
     def _map(self, base: int, done: set[int], limit: int, *, clean: bool = False) -> OffsetMap:
+        # What runs alone when a drain ends it did not kill anybody: a clean map names only those condemned before.
+        alone = None if clean else self.alone
         return OffsetMap(
             offset=base,
             finished=frozenset(done),
@@ -205,8 +222,23 @@ class PartitionState:
             incarnation=self.incarnation,
             transactional_id=self.transactional_id,
             suspects={
-                offset: Suspect(suspect.deaths, alone=offset == self.alone)
+                offset: Suspect(suspect.deaths, alone=suspect.alone or offset == alone)
                 for offset, suspect in self.suspects.items()
                 if offset >= base and offset not in done
             },
         )
+
+
+def _left_behind(prior: OffsetMap, *, unclean: bool, ours: bool) -> dict[int, Suspect]:
+    """The suspects to begin with: those of the last owner and, if it died, everything that it may have been running."""
+    # In a map of this very process "alone" only says what it was doing when it lost the partition, alive.
+    suspects = {
+        offset: Suspect(before.deaths, alone=before.alone and not ours)
+        for offset, before in prior.suspects.items()
+    }
+    if unclean:
+        for offset in range(prior.offset, prior.start_limit):
+            if offset not in prior.finished:
+                before = suspects.get(offset, Suspect(0))
+                suspects[offset] = Suspect(before.deaths + 1, alone=before.alone)
+    return suspects
