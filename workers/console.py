@@ -12,8 +12,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
-import structlog
-
 from schemas.errors import (
     InvalidJob,
     JobTypeError,
@@ -32,6 +30,8 @@ INTERRUPTED: Final = 130
 
 def configure_logging(level: str = "info", form: str = "console") -> None:
     """One event a line on stderr; ``json`` for programs, ``console`` for people (colours only on a terminal)."""
+    import structlog  # a fifth of a second: help and version do without
+
     number = logging.getLevelNamesMapping()[level.upper()]
     renderer: Any = structlog.processors.JSONRenderer()
     if form == "console":
