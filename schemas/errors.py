@@ -48,7 +48,8 @@ class UnknownJobType(JobRefused):
         self.known = known
         names = ", ".join(sorted(known)) or "none"
         super().__init__(
-            f"job type {job_type!r} is not known here (known: {names}); import the module that declares it"
+            f"job type {job_type!r} is not known here (known: {names}); "
+            "import the module that declares it (on the command line: --import my_package.jobs)"
         )
 
 

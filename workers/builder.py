@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from datetime import timedelta
-from typing import Any, Self
+from typing import Any, Self, cast
 
 from schemas.errors import InvalidJob
 from schemas.job import Job, job_class
 from schemas.topics import JobPriority
-from workers.fields import parse_fields
+from workers.fields import no_such_field, parse_fields
 
 
 class JobBuilder:
@@ -74,7 +75,22 @@ class JobBuilder:
         Raises:
             InvalidJob: a field is missing or unknown, or the class refuses a value.
         """
+        known = dataclasses.fields(cast("Any", self._cls))
+        names = [field.name for field in known]
+        if unknown := [name for name in self._fields if name not in names]:
+            raise no_such_field(self._cls, unknown[0])
+        missing = [field.name for field in known if field.name not in self._fields and _required(field)]
+        if missing:
+            raise InvalidJob(
+                f"{self._cls.job_type} needs {', '.join(missing)}; its fields: {', '.join(names)}"
+            )
         try:
             return self._cls(**self._fields)
         except (TypeError, ValueError) as error:
             raise InvalidJob(f"{self._cls.job_type}: {error}") from error
+
+
+def _required(field: dataclasses.Field[Any]) -> bool:
+    return (
+        field.init and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -28,13 +28,38 @@ _NOT_ASKED: Final[dict[str, Any]] = {
 
 app = typer.Typer(
     name="rustfs-workers",
-    help="Background jobs for an object store, on Apache Kafka.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     # Plain help: it comes in half the time, and examples stay on lines of their own, to be copied.
     rich_markup_mode=None,
-    context_settings={"default_map": _NOT_ASKED},
+    context_settings={"default_map": _NOT_ASKED, "help_option_names": ["-h", "--help"]},
 )
+
+
+def _show_version(asked: bool) -> None:  # noqa: FBT001 - typer hands it over so
+    if asked:
+        about.version()
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    _version: Annotated[
+        bool,
+        typer.Option("--version", help="Show versions and exit.", is_eager=True, callback=_show_version),
+    ] = False,
+) -> None:
+    """Background jobs for an object store, on Apache Kafka.
+
+    \b
+    Examples:
+      rustfs-workers demo                   see it work, with nothing but Python
+      rustfs-workers up                     Kafka and a worker on this machine
+      rustfs-workers submit replication source_path=bucket/a.bin target_nodes=n2
+      rustfs-workers jobs list
+    """
+
+
 app.command()(demo.demo)
 app.command()(up)
 app.command()(worker)

@@ -7,25 +7,25 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from schemas.errors import (
-    InvalidJob,
-    JobTypeError,
-    KafkaUnreachable,
-    PipelineError,
-    SettingsError,
-    UnknownJobType,
-)
+from schemas.errors import JobRefused, JobTypeError, KafkaUnreachable, PipelineError, SettingsError
+
+if TYPE_CHECKING:
+    from streams.settings import Settings
 
 OK: Final = 0
 FAILED: Final = 1
 USAGE: Final = 2
 UNREACHABLE: Final = 3
 INTERRUPTED: Final = 130
+
+#: Characters of a table's last column that a terminal must have room for.
+_LAST_COLUMN: Final = 20
 
 
 def configure_logging(level: str = "info", form: str = "console") -> None:
@@ -55,10 +55,21 @@ def configure_logging(level: str = "info", form: str = "console") -> None:
     logging.getLogger("rustfs_workers.librdkafka").setLevel(logging.ERROR)
 
 
+def read_settings(**given: Any) -> Settings:
+    """The settings, with logging set up as they say. Values given here win; None means "not given".
+
+    Raises:
+        SettingsError: one of them is wrong.
+    """
+    from streams.settings import load_settings
+
+    settings = load_settings(**given)
+    configure_logging(settings.log_level, settings.log_format)
+    return settings
+
+
 def coloured(stream: Any) -> bool:
     """Whether people look at this stream, and want colours."""
-    import os
-
     return bool(stream.isatty()) and not os.environ.get("NO_COLOR")
 
 
@@ -74,12 +85,17 @@ def say(text: str) -> None:
     sys.stderr.flush()
 
 
+def counted(number: int, what: str) -> str:
+    """``1 job``, ``2 jobs``."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
 def exit_code(error: BaseException) -> int:
     """The code that stands for this error."""
     match error:
         case KafkaUnreachable():
             return UNREACHABLE
-        case SettingsError() | UnknownJobType() | InvalidJob() | JobTypeError():
+        case SettingsError() | JobRefused() | JobTypeError():
             return USAGE
         case KeyboardInterrupt():
             return INTERRUPTED
@@ -100,22 +116,84 @@ def errors_in_one_line() -> Iterator[None]:
         say(f"error: {error}")
         raise SystemExit(exit_code(error)) from error
     except KafkaException as error:
-        say(f"error: Kafka says: {error.args[0]}")
-        raise SystemExit(FAILED) from error
+        raise SystemExit(_say_what_kafka_says(error)) from error
     except BrokenPipeError as error:  # `… | head` has seen enough
-        sys.stderr.close()
+        # What is still buffered would be written at the end, and complained about.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(OK) from error
+    except OSError as error:
+        if error.filename is None:
+            raise
+        say(f"error: {error.filename}: {error.strerror}")
+        raise SystemExit(FAILED) from error
 
 
-def table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, Callable[[Any], str]] | list[str]) -> None:
-    """A table for people, on stdout, as wide as the terminal."""
+def _say_what_kafka_says(error: Any) -> int:
+    """What librdkafka finds by itself has a number below zero: nobody answered. The rest is a broker's answer."""
+    fact = error.args[0]
+    if fact.code() < 0:
+        say(
+            f"error: Kafka does not answer: {fact.str()}; "
+            "start one with `rustfs-workers up`, or set KAFKA_BOOTSTRAP_SERVERS"
+        )
+        return UNREACHABLE
+    say(f"error: Kafka refused: {fact.str()} ({fact.name()})")
+    return FAILED
+
+
+def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
+    """A table for people, on stdout. Only the last column is ever cut, and only on a terminal."""
     from rich.console import Console
     from rich.table import Table
 
-    names = list(columns)
-    shown = Table(box=None, pad_edge=False, header_style="bold")
-    for name in names:
-        shown.add_column(name, overflow="fold" if name == "id" else "ellipsis", no_wrap=True)
-    for row in rows:
-        shown.add_row(*(("" if row.get(name) is None else str(row.get(name))) for name in names))
-    Console(no_color=not coloured(sys.stdout), width=None if sys.stdout.isatty() else 200).print(shown)
+    cells = [["" if row.get(name) is None else str(row[name]) for name in columns] for row in rows]
+    widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
+    fixed = sum(widths[:-1]) + 2 * len(widths[:-1])
+    whole = fixed + widths[-1]
+    console = Console(no_color=not coloured(sys.stdout), highlight=False)
+    if not console.is_terminal or console.width < fixed + _LAST_COLUMN:
+        # An id that is cut is of no use: a narrow terminal wraps the lines instead.
+        console.width = whole
+    shown = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for name, width in zip(columns[:-1], widths, strict=False):
+        shown.add_column(name, min_width=width, no_wrap=True)
+    shown.add_column(columns[-1], overflow="ellipsis", no_wrap=True)
+    for row in cells:
+        shown.add_row(*map(_literally, row))
+    with console.capture() as written:
+        console.print(shown)
+    for line in written.get().splitlines():
+        sys.stdout.write(line.rstrip() + "\n")
+    sys.stdout.flush()
+
+
+def details(record: Mapping[str, Any]) -> None:
+    """Everything about one thing, for people, on stdout: a fact a line; what is empty is left out."""
+    facts = list(_facts(record, ""))
+    width = max((len(name) for name, _ in facts), default=0)
+    for name, text in facts:
+        sys.stdout.write(f"{name:>{width}}  {text}\n")
+    sys.stdout.flush()
+
+
+def _facts(value: Any, name: str) -> Iterator[tuple[str, str]]:
+    match value:
+        case None | "" | [] | {}:
+            return
+        case Mapping():
+            for key, item in value.items():
+                yield from _facts(item, f"{name}.{key}" if name else str(key))
+        case [Mapping(), *_]:
+            for number, item in enumerate(value, 1):
+                yield from _facts(item, f"{name}.{number}")
+        case str():
+            yield name, value
+        case _:
+            yield name, json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _literally(text: str) -> Any:
+    """Text as it is: brackets in an error message are no markup."""
+    from rich.text import Text
+
+    return Text(text)

@@ -21,7 +21,7 @@ import structlog
 
 from schemas import JobPriority, JobStatus
 from schemas.errors import PipelineError
-from streams.embedded import BrokerConfig, EmbeddedBroker
+from streams.embedded import BrokerConfig, EmbeddedBroker, running_broker
 from streams.provision import provision
 from streams.queue import JobQueue
 from streams.settings import Settings, load_settings
@@ -39,6 +39,7 @@ TARGETS: Final = ("node-2", "node-3")
 MISSING: Final = "there-is-no-such-object"
 _MARKER: Final = ".rustfs-workers-demo"
 _URGENT: Final = 5
+_FILES_NAMED: Final = 10
 
 
 @dataclass
@@ -46,12 +47,15 @@ class Objects:
     """What became an object, and what could not."""
 
     keys: dict[str, int] = field(default_factory=dict)
-    #: Why, and which files (the first few).
+    #: Why, and which files.
     left_out: dict[str, list[str]] = field(default_factory=dict)
 
     def leave_out(self, reason: str, path: Path) -> None:
         """Count a file that is no object of the demo."""
-        self.left_out.setdefault(reason, []).append(str(path))
+        self.left_out.setdefault(reason, []).append(
+            # A name that is no UTF-8 cannot be printed as it is.
+            os.fsencode(path).decode("utf-8", "backslashreplace")
+        )
 
 
 @dataclass(frozen=True)
@@ -65,14 +69,23 @@ class DemoReport:
     seconds: float
     jobs_per_s: float
     verified: bool
-    left_out: dict[str, int]
+    left_out: dict[str, list[str]]
     dead_letter: dict[str, Any] | None
     directory: str
 
     @property
     def succeeded(self) -> bool:
         """Every copy is there and right, and the one job that could not succeed is a dead letter."""
-        return self.verified and self.replicated == self.objects and self.dead_letters == 1
+        return self.problem is None
+
+    @property
+    def problem(self) -> str | None:
+        """What is not as it should be, if anything."""
+        if not self.verified:
+            return f"{self.objects - self.replicated:,} of {self.objects:,} objects are not on all nodes as they should be"
+        if self.dead_letters != 1:
+            return f"there should be one dead letter, there are {self.dead_letters:,}"
+        return None
 
     def to_json(self) -> dict[str, Any]:
         """As JSON."""
@@ -84,7 +97,8 @@ class DemoReport:
             "seconds": round(self.seconds, 3),
             "jobs_per_s": round(self.jobs_per_s, 1),
             "verified": self.verified,
-            "left_out": self.left_out,
+            "left_out": {reason: len(paths) for reason, paths in self.left_out.items()},
+            "left_out_files": {reason: paths[:_FILES_NAMED] for reason, paths in self.left_out.items()},
         }
 
 
@@ -97,12 +111,14 @@ def prepare_directory(directory: Path) -> None:
     """Make the demo's directory, or empty one that an earlier demo made.
 
     Raises:
-        PipelineError: it holds something else, which the demo will not touch.
+        PipelineError: it holds something else, which the demo will not touch, or a demo runs there now.
     """
     if directory.exists() and not directory.is_dir():
-        raise PipelineError(f"{directory} is no directory")
+        raise PipelineError(f"--dir {directory} is no directory")
     if directory.is_dir() and any(directory.iterdir()) and not (directory / _MARKER).exists():
-        raise PipelineError(f"{directory} is not empty and not the demo's own; choose another --dir")
+        raise PipelineError(f"--dir {directory} is not empty and not the demo's own; choose another")
+    if running_broker(directory / "kafka") is not None:
+        raise PipelineError(f"a demo runs in --dir {directory} now; choose another")
     directory.mkdir(parents=True, exist_ok=True)
     (directory / _MARKER).write_text(
         "made by rustfs-workers demo; removed and filled anew by each one\n", "utf-8"
@@ -158,13 +174,19 @@ def run_demo(source: Path, directory: Path, progress: Progress) -> DemoReport:
         PipelineError: why it cannot be run.
     """
     if not source.is_dir():
-        raise PipelineError(f"--source {source} is no directory")
+        raise PipelineError(f"--source {source} is no directory; name a folder of files")
     if directory.resolve().is_relative_to(source.resolve()):
-        raise PipelineError(f"--dir {directory} lies inside of --source {source}, which must not change")
+        raise PipelineError(
+            f"--dir {directory} lies inside of --source {source}, which must not change; choose another"
+        )
+    if source.resolve().is_relative_to(directory.resolve()):
+        raise PipelineError(
+            f"--source {source} lies inside of --dir {directory}, which is emptied first; choose another --dir"
+        )
     prepare_directory(directory)
     objects = gather(source, directory / "node-1", progress)
     if not objects.keys:
-        raise PipelineError(f"there is no readable file under {source}")
+        raise PipelineError(f"--source {source} has no file that could become an object; choose another")
     nodes = {name: (directory / name).resolve().as_uri() for name in ("node-1", *TARGETS)}
     prefix = f"demo-{uuid4().hex[:8]}."
     given = os.environ.get("KAFKA_BOOTSTRAP_SERVERS")
@@ -200,7 +222,7 @@ def _on(settings: Settings, directory: Path, objects: Objects, progress: Progres
         seconds=seconds,
         jobs_per_s=len(objects.keys) / seconds,
         verified=right == len(objects.keys),
-        left_out={reason: len(paths) for reason, paths in objects.left_out.items()},
+        left_out=objects.left_out,
         dead_letter=dead[0] if dead else None,
         directory=str(directory),
     )

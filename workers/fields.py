@@ -6,11 +6,13 @@ In:  ``name=value`` and the class's annotations. Out: Python values, or an error
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import enum
 import json
 import re
 import types
 import typing
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any, Final
 
@@ -18,6 +20,11 @@ from schemas.errors import InvalidJob
 from schemas.job import Job
 
 _UNITS: Final = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+_PARSERS: Final[dict[type, tuple[Callable[[str], Any], str]]] = {
+    int: (int, "a whole number"),
+    float: (float, "a number"),
+    datetime: (datetime.fromisoformat, "a time such as 2026-01-31T12:00:00+00:00"),
+}
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)?")
 
 
@@ -47,12 +54,20 @@ def parse_fields(cls: type[Job], assignments: list[str]) -> dict[str, Any]:
         if not separator:
             raise InvalidJob(f"{assignment!r}: write FIELD=VALUE")
         if name not in known:
-            raise InvalidJob(f"{cls.job_type} has no field {name!r}; it has {', '.join(known)}")
+            raise no_such_field(cls, name)
         try:
             values[name] = _value(hints[name], text)
-        except ValueError as error:
-            raise InvalidJob(f"{cls.job_type}.{name}: {text!r}: {error}") from error
+        except (ValueError, InvalidJob) as error:
+            raise InvalidJob(f"{cls.job_type}.{name} is {text!r}: {error}") from error
     return values
+
+
+def no_such_field(cls: type[Job], name: str) -> InvalidJob:
+    """What to raise for a field that the class does not have."""
+    known = [field.name for field in dataclasses.fields(typing.cast("Any", cls))]
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(known) or 'none'}"
+    return InvalidJob(f"{cls.job_type} has no field {name!r}; {hint}")
 
 
 def _value(kind: Any, text: str) -> Any:  # noqa: PLR0911 - one line per kind
@@ -67,16 +82,31 @@ def _value(kind: Any, text: str) -> Any:  # noqa: PLR0911 - one line per kind
         return [_value(item, part.strip()) for part in text.split(",") if part.strip()]
     if kind is bool:
         if text.lower() not in ("true", "false", "1", "0", "yes", "no"):
-            raise ValueError("true or false")
+            raise ValueError("it takes true or false")
         return text.lower() in ("true", "1", "yes")
-    if kind in (int, float, str):
-        return kind(text)
+    if kind is str:
+        return text
     if kind is bytes:
         return text.encode()
     if kind is timedelta:
         return duration(text)
-    if kind is datetime:
-        return datetime.fromisoformat(text)
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
-        return kind(text)
-    return json.loads(text)
+        return _member(kind, text)
+    for parsed, (parse, what) in _PARSERS.items():
+        if kind is parsed:
+            return _parsed(parse, text, what)
+    return _parsed(json.loads, text, "JSON")
+
+
+def _parsed(parse: Callable[[str], Any], text: str, what: str) -> Any:
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise ValueError(f"it takes {what}") from error
+
+
+def _member(kind: type[enum.Enum], text: str) -> enum.Enum:
+    for member in kind:
+        if text in (str(member.value), member.name):
+            return member
+    raise ValueError(f"it takes one of {', '.join(str(member.value) for member in kind)}")

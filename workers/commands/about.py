@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from workers.console import FAILED, emit, errors_in_one_line, say, table
+from workers.console import FAILED, counted, emit, errors_in_one_line, say, table
 
 config_app = typer.Typer(help="Settings.", no_args_is_help=True)
 schemas_app = typer.Typer(help="Avro schemas.", no_args_is_help=True)
@@ -59,7 +59,9 @@ def config_show(as_json: AsJson = False) -> None:
 
 
 @schemas_app.command("export")
-def schemas_export(directory: Annotated[Path, typer.Argument(metavar="DIR")]) -> None:
+def schemas_export(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where to; made if it is not there.")],
+) -> None:
     """Write the Avro schemas of the built-in records, for producers in other languages.
 
     \b
@@ -79,7 +81,8 @@ def schemas_export(directory: Annotated[Path, typer.Argument(metavar="DIR")]) ->
 @schemas_app.command("check")
 def schemas_check(
     imports: Annotated[
-        list[str] | None, typer.Option("--import", help="Module that declares job types.")
+        list[str] | None,
+        typer.Option("--import", metavar="MODULE", help="Module that declares job types; repeatable."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -115,7 +118,7 @@ def schemas_check(
             else:
                 typer.echo(f"{name}: {problem or 'ok'}")
         if wrong:
-            say(f"error: {wrong} job types have no usable schema")
+            say(f"error: {counted(wrong, 'job type')} without a usable schema")
             raise SystemExit(FAILED)
 
 

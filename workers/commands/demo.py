@@ -3,26 +3,39 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from workers.console import FAILED, configure_logging, emit, errors_in_one_line, say
+from workers.console import FAILED, coloured, configure_logging, counted, emit, errors_in_one_line, say
+
+if TYPE_CHECKING:
+    from workers.demo import DemoReport
+
+#: Files of each kind that are named, of those that could not become objects.
+_NAMED: Final = 3
 
 
 def demo(
     source: Annotated[
-        Path | None, typer.Option(help="Folder of files to replicate; default: Python's own library.")
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder of files to replicate; default: Python's own library."),
     ] = None,
     directory: Annotated[
         Path | None,
         typer.Option(
-            "--dir", help="Where the demo's nodes are; default: a temporary one, removed in the end."
+            "--dir",
+            metavar="DIR",
+            help="Where the demo's nodes are; default: a temporary one, removed in the end.",
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
-    """Replicate real files between three storage nodes with jobs on a real Kafka, and watch one job fail.
+    """See it work: real files, copied by jobs on a real Kafka.
+
+    The files under --source become objects of one storage node, and jobs replicate them to two others. One job names
+    an object that does not exist: it is retried, and becomes a dead letter. Every copy is checked by SHA-256. SOURCE
+    is never changed.
 
     \b
     Examples:
@@ -48,21 +61,22 @@ def demo(
         if as_json:
             emit(report.to_json())
         else:
-            _print(report.to_json(), report.dead_letter, directory)
+            _print(report, directory)
         if not report.succeeded:
-            say("error: not every copy is there and right")
+            say(f"error: {report.problem}")
             raise SystemExit(FAILED)
 
 
-def _print(summary: dict[str, object], letter: dict[str, object] | None, directory: Path | None) -> None:
+def _print(report: DemoReport, directory: Path | None) -> None:
     echo = typer.echo
     echo(
-        f"{summary['objects']} objects on node-1, {summary['replicated']} of them verified on node-2 and node-3 by SHA-256"
+        f"{counted(report.objects, 'object')} on node-1, {report.replicated:,} verified on node-2 and node-3 by SHA-256"
     )
-    echo(f"{summary['bytes']:,} bytes copied, {summary['jobs_per_s']} jobs/s, {summary['seconds']} s")
-    left_out = summary["left_out"]
-    if isinstance(left_out, dict) and left_out:
-        echo("left out: " + ", ".join(f"{count} x {reason}" for reason, count in left_out.items()))
+    echo(f"{report.bytes:,} bytes copied in {report.seconds:.1f} s, {report.jobs_per_s:,.0f} jobs/s")
+    for reason, paths in report.left_out.items():
+        more = f" and {len(paths) - _NAMED:,} more" if len(paths) > _NAMED else ""
+        echo(f"left out, {reason}: {', '.join(paths[:_NAMED])}{more}")
+    letter = report.dead_letter
     if letter is not None:
         echo("")
         echo("One job named an object that does not exist. It was retried, and is now a dead letter:")

@@ -6,13 +6,26 @@ from typing import Annotated
 
 import typer
 
-from workers.console import FAILED, USAGE, emit, errors_in_one_line, say, table
+from workers.console import (
+    FAILED,
+    USAGE,
+    counted,
+    details,
+    emit,
+    errors_in_one_line,
+    read_settings,
+    say,
+    table,
+)
 
 app = typer.Typer(help="Dead letters: jobs that failed for good.", no_args_is_help=True)
 
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line; the summary last.")]
-JobType = Annotated[str | None, typer.Option("--type", help="Job type.")]
-ErrorType = Annotated[str | None, typer.Option("--error", help="Error type, as `dlq list` shows it.")]
+JobType = Annotated[str | None, typer.Option("--type", metavar="TYPE", help="Only those of this job type.")]
+ErrorType = Annotated[
+    str | None,
+    typer.Option("--error", metavar="ERROR", help="Only those with this error type, as `dlq list` shows it."),
+]
 
 
 @app.command("list")
@@ -31,21 +44,23 @@ def list_(
     """
     with errors_in_one_line():
         from streams.dead_letters import DeadLetterFilter, list_dead_letters
-        from streams.settings import load_settings
 
         which = DeadLetterFilter(job_type=job_type, error_type=error_type, include_redriven=redriven)
-        rows = [letter.to_json() for letter in list_dead_letters(load_settings(), which)]
+        rows = [letter.to_json() for letter in list_dead_letters(read_settings(), which)]
         if as_json:
             for row in rows:
                 emit(row)
             emit({"dead_letters": len(rows)})
             return
         table(rows, ["id", "type", "error_type", "attempt", "failed_at", "error_message"])
-        say(f"{len(rows)} dead letters")
+        say(counted(len(rows), "dead letter"))
 
 
 @app.command()
-def show(letter_id: Annotated[str, typer.Argument(metavar="ID")], as_json: AsJson = False) -> None:
+def show(
+    letter_id: Annotated[str, typer.Argument(metavar="ID", help="As `dlq list` shows it.")],
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
     """Show one dead letter: its headers, its fields, its very bytes.
 
     \b
@@ -55,10 +70,9 @@ def show(letter_id: Annotated[str, typer.Argument(metavar="ID")], as_json: AsJso
     """
     with errors_in_one_line():
         from streams.dead_letters import DeadLetterFilter, list_dead_letters
-        from streams.settings import load_settings
 
         which = DeadLetterFilter(ids=frozenset({letter_id}), include_redriven=True)
-        found = list_dead_letters(load_settings(), which)
+        found = list_dead_letters(read_settings(), which)
         if not found:
             say(f"error: no dead letter {letter_id}; `rustfs-workers dlq list` shows them all")
             raise SystemExit(FAILED)
@@ -66,24 +80,22 @@ def show(letter_id: Annotated[str, typer.Argument(metavar="ID")], as_json: AsJso
         if as_json:
             emit(record)
             return
-        for name, value in record.items():
-            if name == "headers":
-                for header, text in value:
-                    typer.echo(f"{header:>32}  {text}")
-            elif value is not None:
-                typer.echo(f"{name:>32}  {value}")
+        headers = dict(record.pop("headers"))
+        details({**record, "headers": headers})
 
 
 @app.command()
 def redrive(
-    ids: Annotated[list[str] | None, typer.Argument(metavar="ID", help="Ids of jobs.")] = None,
+    ids: Annotated[list[str] | None, typer.Argument(metavar="ID", help="Which ones, by id.")] = None,
     job_type: JobType = None,
     error_type: ErrorType = None,
-    every: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="All that wait.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")
     ] = False,
-    rate: Annotated[float | None, typer.Option(min=0.01, help="At most so many jobs a second.")] = None,
+    rate: Annotated[
+        float | None, typer.Option(metavar="N", min=0.01, help="At most so many jobs a second.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Give dead letters a new life: the same bytes, attempts counted from one again. Each only once.
@@ -97,15 +109,14 @@ def redrive(
     with errors_in_one_line():
         from streams.dead_letters import DeadLetterFilter
         from streams.redrive import redrive as run
-        from streams.settings import load_settings
 
         if not (ids or job_type or error_type or every):
-            say("error: name ids, --type, --error or --all; --dry-run shows what it would do")
+            say("error: say which: ids, --type, --error or --all; --dry-run shows what would be done")
             raise SystemExit(USAGE)
         which = DeadLetterFilter(
             ids=frozenset(ids) if ids else None, job_type=job_type, error_type=error_type
         )
-        report = run(load_settings(), which, dry_run=dry_run, rate=rate)
+        report = run(read_settings(), which, dry_run=dry_run, rate=rate)
         if as_json:
             for job_id in report.redriven:
                 emit({"id": job_id, "redriven": not dry_run})
@@ -119,7 +130,8 @@ def redrive(
                 }
             )
         else:
-            say(f"{len(report.redriven)} jobs {'would be' if dry_run else 'were'} given a new life")
+            said = "would get a new life" if dry_run else "got a new life"
+            say(f"{counted(len(report.redriven), 'job')} {said}")
             for letter in report.refused:
                 say(f"refused: {letter.id} holds no job that could run ({letter.error_type})")
             for job_id in report.not_waiting:

@@ -6,13 +6,16 @@ from typing import Annotated
 
 import typer
 
-from workers.console import emit, errors_in_one_line, say, table
+from schemas.lifecycle import JobStatus
+from schemas.topics import JobPriority
+from workers.console import counted, details, emit, errors_in_one_line, read_settings, say, table
 
 app = typer.Typer(help="See where jobs stand.", no_args_is_help=True)
 
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line; the summary last.")]
 Imports = Annotated[
-    list[str] | None, typer.Option("--import", help="Module that declares job types; repeatable.")
+    list[str] | None,
+    typer.Option("--import", metavar="MODULE", help="Module that declares job types; repeatable."),
 ]
 
 
@@ -21,12 +24,19 @@ def submit(
     fields: Annotated[
         list[str] | None, typer.Argument(metavar="FIELD=VALUE", help="The job's fields; lists with commas.")
     ] = None,
-    priority: Annotated[str, typer.Option(help="critical, high, normal or low.")] = "normal",
+    priority: Annotated[JobPriority, typer.Option(help="How urgent it is.")] = JobPriority.NORMAL,
     delay: Annotated[
-        str | None, typer.Option(help="Not before this time has passed: 500ms, 30s, 5m, 2h, 1d.")
+        str | None,
+        typer.Option(
+            metavar="DURATION", help="Not before this time has passed: 500ms, 30s, 5m, 2h, 1d; up to 400d."
+        ),
     ] = None,
-    key: Annotated[str | None, typer.Option(help="Ordering key; jobs of one key run one at a time.")] = None,
-    max_retries: Annotated[int | None, typer.Option(min=0, help="Runs after the first.")] = None,
+    key: Annotated[
+        str | None, typer.Option(metavar="KEY", help="Ordering key; jobs of one key run one at a time.")
+    ] = None,
+    max_retries: Annotated[
+        int | None, typer.Option(metavar="N", min=0, help="Runs after the first; default: the type's.")
+    ] = None,
     imports: Imports = None,
 ) -> None:
     """Schedule one job; prints its id once Kafka has it.
@@ -39,33 +49,28 @@ def submit(
     """
     with errors_in_one_line():
         import workers.handlers.replication  # noqa: F401 - declares the built-in job types
-        from schemas import JobPriority
         from streams.producer import JobProducer
-        from streams.settings import load_settings
         from workers.builder import JobBuilder
         from workers.fields import duration
         from workers.imports import import_modules
 
+        settings = read_settings()
         import_modules(imports or [])
-        try:
-            chosen = JobPriority(priority)
-        except ValueError:
-            say(f"error: --priority {priority}: use one of {', '.join(JobPriority)}")
-            raise SystemExit(2) from None
         job = JobBuilder(job_type).parse(fields or []).build()
-        with JobProducer(load_settings()) as producer:
-            job_id = producer.schedule_job(
-                job, chosen, None if delay is None else duration(delay), key=key, max_retries=max_retries
-            )
+        wait = None if delay is None else duration(delay)
+        with JobProducer(settings) as producer:
+            job_id = producer.schedule_job(job, priority, wait, key=key, max_retries=max_retries)
         emit({"id": job_id})
 
 
 @app.command("list")
 def list_(
-    status: Annotated[str | None, typer.Option(help="pending, running, failed, …")] = None,
-    job_type: Annotated[str | None, typer.Option("--type", help="Job type.")] = None,
-    priority: Annotated[str | None, typer.Option(help="critical, high, normal or low.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="At most so many, newest first.")] = 100,
+    status: Annotated[JobStatus | None, typer.Option(help="Only those that stand there.")] = None,
+    job_type: Annotated[
+        str | None, typer.Option("--type", metavar="TYPE", help="Only those of this type.")
+    ] = None,
+    priority: Annotated[JobPriority | None, typer.Option(help="Only those of this priority.")] = None,
+    limit: Annotated[int, typer.Option(metavar="N", min=1, help="At most so many.")] = 100,
     as_json: AsJson = False,
 ) -> None:
     """List jobs, newest first.
@@ -76,21 +81,10 @@ def list_(
       rustfs-workers jobs list --status failed --type replication --json
     """
     with errors_in_one_line():
-        from schemas import JobPriority, JobStatus
         from streams.reader import JobFilter, JobReader
-        from streams.settings import load_settings
 
-        try:
-            which = JobFilter(
-                status=None if status is None else JobStatus(status),
-                job_type=job_type,
-                priority=None if priority is None else JobPriority(priority),
-                limit=limit,
-            )
-        except ValueError as error:
-            say(f"error: {error}")
-            raise SystemExit(2) from error
-        reader = JobReader(load_settings())
+        reader = JobReader(read_settings())
+        which = JobFilter(status=status, job_type=job_type, priority=priority, limit=limit)
         try:
             found = reader.list_jobs(which)
         finally:
@@ -109,13 +103,18 @@ def list_(
             return
         table(rows, ["id", "type", "priority", "status", "attempt", "key", "worker", "created_at", "error"])
         say(
-            f"{len(rows)} of {found.total} jobs"
+            f"{len(rows):,} of {counted(found.total, 'job')}"
             + (" (stale: the end was not reached in time)" if found.stale else "")
         )
 
 
 @app.command()
-def show(job_id: Annotated[str, typer.Argument(metavar="ID")], as_json: AsJson = False) -> None:
+def show(
+    job_id: Annotated[
+        str, typer.Argument(metavar="ID", help="As `submit` printed it, or `jobs list` shows it.")
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
     """Show everything about one job.
 
     \b
@@ -125,9 +124,8 @@ def show(job_id: Annotated[str, typer.Argument(metavar="ID")], as_json: AsJson =
     """
     with errors_in_one_line():
         from streams.reader import JobReader
-        from streams.settings import load_settings
 
-        reader = JobReader(load_settings())
+        reader = JobReader(read_settings())
         try:
             record = reader.get_job(job_id).to_full_json()
         finally:
@@ -135,8 +133,6 @@ def show(job_id: Annotated[str, typer.Argument(metavar="ID")], as_json: AsJson =
         if as_json:
             emit(record)
             return
-        for name, value in record.items():
-            if value is not None:
-                typer.echo(f"{name:>14}  {value}")
-        if record.get("status") == "failed":
+        details(record)
+        if record["status"] == JobStatus.FAILED:
             say(f"its dead letter: rustfs-workers dlq show {job_id}")

@@ -14,14 +14,12 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from workers.console import FAILED, INTERRUPTED, configure_logging, emit, errors_in_one_line, say
+from workers.console import FAILED, INTERRUPTED, emit, errors_in_one_line, read_settings, say
 
 if TYPE_CHECKING:
     from streams.settings import Settings
 
-app = typer.Typer(
-    help="A real Apache Kafka on this machine, reachable from this machine alone.", no_args_is_help=True
-)
+app = typer.Typer(help="A real Apache Kafka, reachable from this machine alone.", no_args_is_help=True)
 
 #: How often to look whether the broker, another process, still runs.
 _LOOK_S: Final = 0.5
@@ -39,7 +37,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 @app.command()
 def run(port: Port = None, data_dir: DataDir = None) -> None:
-    r"""Run Kafka in the foreground until Ctrl-C.
+    """Run Kafka in the foreground until Ctrl-C.
 
     \b
     Examples:
@@ -49,7 +47,7 @@ def run(port: Port = None, data_dir: DataDir = None) -> None:
     with errors_in_one_line(), _ended_by_signals():
         from streams.embedded import BrokerConfig, BrokerStartError, EmbeddedBroker
 
-        with EmbeddedBroker(BrokerConfig(_directory(data_dir, _settings()), port)) as broker:
+        with EmbeddedBroker(BrokerConfig(_directory(data_dir, read_settings()), port)) as broker:
             typer.echo(f"Kafka ready at {broker.bootstrap_servers}")
             while broker.alive:
                 time.sleep(_LOOK_S)
@@ -58,7 +56,7 @@ def run(port: Port = None, data_dir: DataDir = None) -> None:
 
 @app.command()
 def start(port: Port = None, data_dir: DataDir = None, *, as_json: AsJson = False) -> None:
-    r"""Start Kafka in the background; other commands find it by themselves.
+    """Start Kafka in the background; other commands find it by themselves.
 
     \b
     Examples:
@@ -68,7 +66,7 @@ def start(port: Port = None, data_dir: DataDir = None, *, as_json: AsJson = Fals
     with errors_in_one_line():
         from streams.embedded import BrokerConfig, start_background
 
-        settings = _settings()
+        settings = read_settings()
         given = settings.kafka_bootstrap_servers
         if given:
             say(f"KAFKA_BOOTSTRAP_SERVERS is set: the Kafka at {given} is used, and nothing is started")
@@ -82,7 +80,7 @@ def start(port: Port = None, data_dir: DataDir = None, *, as_json: AsJson = Fals
 
 @app.command()
 def stop(data_dir: DataDir = None) -> None:
-    r"""Stop the Kafka in the background.
+    """Stop the Kafka in the background.
 
     \b
     Example:
@@ -91,7 +89,7 @@ def stop(data_dir: DataDir = None) -> None:
     with errors_in_one_line():
         from streams.embedded import stop_background
 
-        directory = _directory(data_dir, _settings())
+        directory = _directory(data_dir, read_settings())
         if stop_background(directory):
             say("Kafka stopped")
         else:
@@ -100,7 +98,7 @@ def stop(data_dir: DataDir = None) -> None:
 
 @app.command()
 def status(data_dir: DataDir = None, *, as_json: AsJson = False) -> None:
-    r"""Say whether a Kafka runs on the directory; exit code 1 if none does.
+    """Say whether a Kafka runs on the directory; exit code 1 if none does.
 
     \b
     Examples:
@@ -110,7 +108,7 @@ def status(data_dir: DataDir = None, *, as_json: AsJson = False) -> None:
     with errors_in_one_line():
         from streams.embedded import running_broker
 
-        directory = _directory(data_dir, _settings())
+        directory = _directory(data_dir, read_settings())
         state = running_broker(directory)
         if as_json:
             address, pid = (state.address, state.pid) if state is not None else (None, None)
@@ -124,14 +122,6 @@ def status(data_dir: DataDir = None, *, as_json: AsJson = False) -> None:
             typer.echo(f"Kafka runs at {state.address} (process {state.pid}, {place}) on {directory}")
         if state is None:
             raise SystemExit(FAILED)
-
-
-def _settings() -> Settings:
-    from streams.settings import load_settings
-
-    settings = load_settings()
-    configure_logging(settings.log_level, settings.log_format)
-    return settings
 
 
 def _directory(given: Path | None, settings: Settings) -> Path:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from workers.console import FAILED, configure_logging, emit, errors_in_one_line, say
+from workers.console import FAILED, counted, emit, errors_in_one_line, read_settings, say
 
 app = typer.Typer(help="The topics of a deployment.", no_args_is_help=True)
 
@@ -23,11 +23,11 @@ def create(as_json: AsJson = False) -> None:
       RUSTFS_WORKERS_PARTITIONS=24 rustfs-workers topics create --json
     """
     with errors_in_one_line():
+        from streams.clients import check_reachable
         from streams.provision import provision
-        from streams.settings import load_settings
 
-        settings = load_settings()
-        configure_logging(settings.log_level, settings.log_format)
+        settings = read_settings()
+        check_reachable(settings)
         report = provision(settings)
         for warning in report.warnings:
             say(f"warning: {warning}")
@@ -41,7 +41,9 @@ def create(as_json: AsJson = False) -> None:
                 }
             )
         else:
-            say(f"{len(report.created)} topics created, {len(report.existing)} were there and are right")
+            say(
+                f"{counted(len(report.created), 'topic')} created, {len(report.existing)} were there and are right"
+            )
 
 
 @app.command()
@@ -54,11 +56,13 @@ def check(as_json: AsJson = False) -> None:
       rustfs-workers topics check --json
     """
     with errors_in_one_line():
+        from streams.clients import check_reachable
         from streams.provision import check as look
-        from streams.settings import load_settings
         from streams.topic_rules import Level
 
-        findings = look(load_settings())
+        settings = read_settings()
+        check_reachable(settings)
+        findings = look(settings)
         errors = sum(finding.level is Level.ERROR for finding in findings)
         for finding in findings:
             if as_json:

@@ -7,29 +7,36 @@ from typing import Annotated
 
 import typer
 
-from workers.console import configure_logging, errors_in_one_line, say
+from workers.console import errors_in_one_line, read_settings, say
 
 
 def up(
     port: Annotated[
-        int | None, typer.Option(min=1, max=65_535, help="Kafka's port; default: a free one.")
+        int | None, typer.Option(metavar="PORT", min=1, max=65_535, help="Kafka's port; default: a free one.")
     ] = None,
     imports: Annotated[
-        list[str] | None, typer.Option("--import", help="Module with job types and workers; repeatable.")
+        list[str] | None,
+        typer.Option(
+            "--import", metavar="MODULE", help="Module with job types and workers of your own; repeatable."
+        ),
     ] = None,
 ) -> None:
-    """Run Kafka (unless KAFKA_BOOTSTRAP_SERVERS names one), create the topics, run one worker until Ctrl-C.
+    """Run Kafka, topics and one worker until Ctrl-C.
+
+    With KAFKA_BOOTSTRAP_SERVERS set, that Kafka is used and none is started. While it runs, the other commands
+    find its Kafka by themselves.
 
     \b
     Examples:
       rustfs-workers up
-      RUSTFS_WORKERS_NODES__N1=file:///srv/n1 RUSTFS_WORKERS_NODES__N2=file:///srv/n2 rustfs-workers up
+      RUSTFS_WORKERS_NODES__N1=file:///srv/n1 rustfs-workers up --port 9092
       KAFKA_BOOTSTRAP_SERVERS=kafka-1:9092 rustfs-workers up --import my_package.jobs
     """
     with errors_in_one_line():
         import asyncio
         from contextlib import ExitStack
 
+        from streams.clients import check_reachable
         from streams.embedded import (
             BrokerConfig,
             EmbeddedBroker,
@@ -38,15 +45,13 @@ def up(
             write_address,
         )
         from streams.provision import provision
-        from streams.settings import load_settings
         from workers.builtin import builtin_workers
         from workers.config import WorkerConfig
         from workers.imports import import_modules
         from workers.manager import WorkerManager
         from workers.running import run_until_signal
 
-        settings = load_settings()
-        configure_logging(settings.log_level, settings.log_format)
+        settings = read_settings()
         modules = import_modules(imports or [])
         with ExitStack() as stack:
             if not os.environ.get("KAFKA_BOOTSTRAP_SERVERS") and settings.kafka_bootstrap_servers is None:
@@ -55,6 +60,7 @@ def up(
                     broker = stack.enter_context(EmbeddedBroker(BrokerConfig(directory, port)))
                     write_address(directory, broker.bootstrap_servers)
                     stack.callback(forget_address, directory, broker.bootstrap_servers)
+            check_reachable(settings)
             say(f"Kafka ready at {settings.bootstrap_servers()}")
             provision(settings)
 

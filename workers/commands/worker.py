@@ -7,27 +7,35 @@ from typing import Annotated
 
 import typer
 
-from workers.console import configure_logging, errors_in_one_line
+from workers.console import errors_in_one_line, read_settings
 
 
 def worker(
     worker_id: Annotated[
         str | None,
-        typer.Option(help="Name of this worker; the same after a restart, different from all others."),
+        typer.Option(
+            metavar="ID",
+            help="Name of this worker; the same after a restart, different from all others. Default: the host's.",
+        ),
     ] = None,
     processes: Annotated[
-        int, typer.Option(min=1, max=64, help="Processes to run; a dead one is started again.")
+        int, typer.Option(metavar="N", min=1, max=64, help="Processes to run; a dead one is started again.")
     ] = 1,
     max_concurrent_jobs: Annotated[
-        int | None, typer.Option(min=1, help="Jobs that one process runs at a time.")
+        int | None,
+        typer.Option(metavar="N", min=1, help="Jobs that one process runs at a time; default: 64."),
     ] = None,
     imports: Annotated[
         list[str] | None,
-        typer.Option("--import", help="Module with job types and workers of your own; repeatable."),
+        typer.Option(
+            "--import", metavar="MODULE", help="Module with job types and workers of your own; repeatable."
+        ),
     ] = None,
     process_index: Annotated[int | None, typer.Option(hidden=True)] = None,
 ) -> None:
-    """Run jobs until SIGTERM or Ctrl-C, then drain: running jobs may end, what does not is run again elsewhere.
+    """Run jobs until SIGTERM or Ctrl-C, then drain.
+
+    A drain takes nothing new and lets running jobs end; what does not end in time is run again elsewhere.
 
     \b
     Examples:
@@ -36,15 +44,10 @@ def worker(
       rustfs-workers worker --import my_package.jobs --max-concurrent-jobs 200
     """
     with errors_in_one_line():
-        from streams.settings import load_settings
+        from streams.clients import check_reachable
 
-        overrides = {
-            name: value
-            for name, value in (("worker_id", worker_id), ("max_concurrent_jobs", max_concurrent_jobs))
-            if value is not None
-        }
-        settings = load_settings(**overrides)
-        configure_logging(settings.log_level, settings.log_format)
+        settings = read_settings(worker_id=worker_id, max_concurrent_jobs=max_concurrent_jobs)
+        check_reachable(settings)
         if processes > 1:
             from workers.supervisor import supervise
 
@@ -59,14 +62,12 @@ def worker(
 
         import asyncio
 
-        from streams.clients import check_reachable
         from workers.builtin import builtin_workers
         from workers.config import WorkerConfig
         from workers.imports import import_modules
         from workers.manager import WorkerManager
         from workers.running import run_until_signal
 
-        check_reachable(settings)
         config = WorkerConfig.from_settings(settings, process=process_index or 0)
 
         async def main() -> int:
