@@ -149,15 +149,14 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
     cells = [["" if row.get(name) is None else str(row[name]) for name in columns] for row in rows]
     widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
     fixed = sum(widths[:-1]) + 2 * len(widths[:-1])
-    whole = fixed + widths[-1]
     console = Console(no_color=not coloured(sys.stdout), highlight=False)
     if not console.is_terminal or console.width < fixed + _LAST_COLUMN:
         # An id that is cut is of no use: a narrow terminal wraps the lines instead.
-        console.width = whole
+        console.width = fixed + widths[-1]
     shown = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for name, width in zip(columns[:-1], widths, strict=False):
-        shown.add_column(name, min_width=width, no_wrap=True)
-    shown.add_column(columns[-1], overflow="ellipsis", no_wrap=True)
+    for name in columns[:-1]:
+        shown.add_column(name, no_wrap=True)
+    shown.add_column(columns[-1], max_width=console.width - fixed, overflow="ellipsis", no_wrap=True)
     for row in cells:
         shown.add_row(*map(_literally, row))
     with console.capture() as written:
@@ -178,7 +177,7 @@ def details(record: Mapping[str, Any]) -> None:
 
 def _facts(value: Any, name: str) -> Iterator[tuple[str, str]]:
     match value:
-        case None | "" | [] | {}:
+        case None | "" | []:
             return
         case Mapping():
             for key, item in value.items():

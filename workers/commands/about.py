@@ -40,7 +40,10 @@ def version(as_json: AsJson = False) -> None:
 
 @config_app.command("show")
 def config_show(as_json: AsJson = False) -> None:
-    """Show every setting, where its value comes from, and what it means; secrets are masked.
+    """Show every setting, and where its value comes from.
+
+    Secrets are masked. Settings come from the environment (RUSTFS_WORKERS_ and the name in capitals) and from
+    rustfs-workers.toml, in the working directory or in the user's configuration directory.
 
     \b
     Examples:
@@ -62,7 +65,7 @@ def config_show(as_json: AsJson = False) -> None:
 def schemas_export(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where to; made if it is not there.")],
 ) -> None:
-    """Write the Avro schemas of the built-in records, for producers in other languages.
+    """Write the built-in schemas, for producers in other languages.
 
     \b
     Example:
@@ -86,7 +89,9 @@ def schemas_check(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check that every declared job type has a schema that agrees with its class.
+    """Check that job types and their schemas agree.
+
+    Looks at the built-in job types and at those that the imported modules declare. Exit code 1 if one is wrong.
 
     \b
     Examples:

@@ -98,7 +98,10 @@ def redrive(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Give dead letters a new life: the same bytes, attempts counted from one again. Each only once.
+    """Give dead letters a new life.
+
+    The same bytes are run again, with attempts counted from one. A dead letter gets a new life only once; a job that
+    fails again is a new one.
 
     \b
     Examples:

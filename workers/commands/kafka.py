@@ -56,7 +56,9 @@ def run(port: Port = None, data_dir: DataDir = None) -> None:
 
 @app.command()
 def start(port: Port = None, data_dir: DataDir = None, *, as_json: AsJson = False) -> None:
-    """Start Kafka in the background; other commands find it by themselves.
+    """Start Kafka in the background.
+
+    The other commands find it by themselves. It runs until `kafka stop`, with the user's data kept.
 
     \b
     Examples:
@@ -98,7 +100,7 @@ def stop(data_dir: DataDir = None) -> None:
 
 @app.command()
 def status(data_dir: DataDir = None, *, as_json: AsJson = False) -> None:
-    """Say whether a Kafka runs on the directory; exit code 1 if none does.
+    """Say whether a Kafka runs; exit code 1 if none does.
 
     \b
     Examples:

@@ -8,14 +8,16 @@ import typer
 
 from workers.console import FAILED, counted, emit, errors_in_one_line, read_settings, say
 
-app = typer.Typer(help="The topics of a deployment.", no_args_is_help=True)
+app = typer.Typer(help="The topics and the group of a deployment.", no_args_is_help=True)
 
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line; the summary last.")]
 
 
 @app.command()
 def create(as_json: AsJson = False) -> None:
-    """Create the topics and the workers' group; refuses where something exists that breaks a guarantee.
+    """Create what is missing, and check the rest.
+
+    Refuses, with what to do, where a topic exists with settings that would break a guarantee.
 
     \b
     Examples:
@@ -48,7 +50,9 @@ def create(as_json: AsJson = False) -> None:
 
 @app.command()
 def check(as_json: AsJson = False) -> None:
-    """Say what is not as it must be, and what to do; changes nothing. Exit code 1 if something breaks a guarantee.
+    """Say what is not as it must be, and what to do.
+
+    Changes nothing. Exit code 1 if something breaks a guarantee.
 
     \b
     Examples:

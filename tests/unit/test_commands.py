@@ -1,0 +1,337 @@
+"""The commands where no Kafka is needed: help, versions, settings, schemas, and what wrong usage is told."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import structlog
+import typer.core
+import typer.main
+from typer.testing import CliRunner, Result
+
+from workers.cli import app
+
+pytestmark = pytest.mark.job_processing
+
+JOBS = """
+from dataclasses import dataclass
+from workers import Job
+
+@dataclass
+class Resize(Job):
+    job_type = "test_resize"
+    path: str
+    width: int = 100
+
+    async def execute(self, context): ...
+"""
+
+
+@pytest.fixture(autouse=True)
+def _somewhere_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No settings file, no data, and no imports of another test."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RUSTFS_WORKERS_DATA_DIR", str(tmp_path / "data"))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    yield
+    structlog.reset_defaults()
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(app, list(arguments), prog_name="rustfs-workers")
+
+
+def commands() -> dict[str, typer.core.TyperCommand]:
+    """Every command with its path, ``jobs list``."""
+    root = typer.main.get_command(app)
+    assert isinstance(root, typer.core.TyperGroup)
+    found: dict[str, typer.core.TyperCommand] = {}
+    for name, command in root.commands.items():
+        if isinstance(command, typer.core.TyperGroup):
+            found |= {f"{name} {inner}": each for inner, each in command.commands.items()}  # type: ignore[misc]
+        else:
+            assert isinstance(command, typer.core.TyperCommand)
+            found[name] = command
+    return found
+
+
+@pytest.mark.parametrize("path", sorted(commands()))
+def test_help_of_every_command_has_an_example_that_calls_it(path: str) -> None:
+    result = run(*path.split(), "--help")
+
+    assert result.exit_code == 0
+    head, _, examples = result.stdout.partition("\n\n  Example")
+    assert f"rustfs-workers {path}" in examples.partition("\n\n")[0], head
+    assert "\\b" not in result.stdout
+
+
+def test_every_command_says_in_one_line_what_it_does() -> None:
+    """The list of commands is not cut: no line of it ends in dots."""
+    for group in ("", "jobs", "dlq", "topics", "kafka", "schemas", "config"):
+        shown = run(*group.split(), "--help").stdout.partition("Commands:\n")[2]
+        assert shown, group
+        assert [line for line in shown.splitlines() if line.endswith("...")] == [], group
+
+
+@pytest.mark.parametrize("path", sorted(path for path in commands() if "bench" not in path))
+def test_every_option_says_what_it_is_for(path: str) -> None:
+    silent = [
+        parameter.name
+        for parameter in commands()[path].params
+        if not getattr(parameter, "help", None) and not getattr(parameter, "hidden", False)
+    ]
+
+    assert silent == []
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["jobs", "list", "--help"], ["version"], ["kafka", "-h"]])
+def test_help_and_version_load_nothing_that_takes_long(arguments: list[str]) -> None:
+    code = (
+        "import sys\n"
+        "from workers.cli import app\n"
+        f"try: app({arguments!r})\n"
+        "except SystemExit as end: code = end.code\n"
+        "slow = {'pydantic', 'structlog', 'rich', 'confluent_kafka', 'aiokafka', 'fastavro', 'obstore'}\n"
+        "print(sorted(slow & set(sys.modules)), code, file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert done.stderr.strip() == "[] 0"
+
+
+def test_version_names_what_matters_in_a_report() -> None:
+    plain, machine = run("version"), run("version", "--json")
+
+    assert plain.stdout.startswith("rustfs-workers ")
+    assert set(json.loads(machine.stdout)) == {"rustfs-workers", "python", "confluent-kafka"}
+    assert run("--version").stdout == plain.stdout
+
+
+def test_an_unknown_command_is_told_its_nearest_neighbour() -> None:
+    result = run("submitt")
+
+    assert result.exit_code == 2
+    assert "submit" in result.stderr
+    assert run("jobs", "list", "--limit", "0").exit_code == 2
+
+
+def test_config_show_masks_secrets_and_says_where_values_come_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KAFKA_SECURITY_PROTOCOL", "SASL_SSL")
+    monkeypatch.setenv("KAFKA_SASL_USERNAME", "alice")
+    monkeypatch.setenv("KAFKA_SASL_PASSWORD", "hunter2")
+    monkeypatch.setenv("RUSTFS_WORKERS_NODES__N1", "s3://bucket?secret_access_key=hunter3")
+
+    people, programs = run("config", "show"), run("config", "show", "--json")
+
+    rows = {row["name"]: row for row in map(json.loads, programs.stdout.splitlines())}
+    assert rows["kafka_sasl_username"]["value"] == "alice"
+    assert rows["kafka_sasl_password"]["source"] == "KAFKA_SASL_PASSWORD"
+    assert "alice" in people.stdout
+    for shown in (people.output, programs.output):
+        assert "hunter" not in shown
+        assert "******" in shown
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("RUSTFS_WORKERS_PARTITIONS", "many"),
+        ("RUSTFS_WORKERS_LOG_LEVEL", "loud"),
+        ("KAFKA_BOOTSTRAP_SERVERS", "http://kafka"),
+        ("RUSTFS_WORKERS_PARTITOINS", "3"),
+    ],
+)
+@pytest.mark.parametrize(
+    "command", ["config show", "jobs list", "worker", "submit replication", "kafka status"]
+)
+def test_a_wrong_setting_is_refused_by_name(
+    command: str, variable: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, value)
+
+    result = run(*command.split())
+
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert result.stderr.startswith(f"error: {variable} ")
+    assert "Traceback" not in result.stderr
+
+
+def test_a_wrong_key_in_the_settings_file_is_refused_with_its_file(tmp_path: Path) -> None:
+    (tmp_path / "rustfs-workers.toml").write_text("partitoins = 3\n")
+
+    result = run("config", "show")
+
+    assert result.exit_code == 2
+    assert "partitoins in" in result.stderr
+    assert "did you mean partitions" in result.stderr
+
+
+def test_schemas_export_writes_every_built_in_schema(tmp_path: Path) -> None:
+    result = run("schemas", "export", str(tmp_path / "new" / "avro"))
+
+    written = sorted(path.name for path in (tmp_path / "new" / "avro").iterdir())
+    assert result.exit_code == 0
+    assert [Path(line).name for line in result.stdout.splitlines()] == written
+    assert {"envelope.avsc", "replication.avsc", "status_change.avsc", "worker_report.avsc"} <= set(written)
+    assert json.loads((tmp_path / "new" / "avro" / "replication.avsc").read_text())["name"] == "Replication"
+
+
+def test_schemas_export_into_a_file_is_one_line_that_names_it(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("")
+
+    result = run("schemas", "export", str(tmp_path / "taken"))
+
+    assert result.exit_code == 1
+    assert result.stderr == f"error: {tmp_path / 'taken'}: File exists\n"
+
+
+def test_schemas_check_looks_at_imported_types_and_names_the_bad_ones(tmp_path: Path) -> None:
+    (tmp_path / "check_good_jobs.py").write_text(JOBS.replace("test_resize", "test_check_good"))
+    (tmp_path / "check_bad_jobs.py").write_text(
+        JOBS.replace("test_resize", "test_check_bad")
+        .replace("class Resize", "class Bad")
+        .replace("int", "object")
+    )
+
+    good = run("schemas", "check", "--import", "check_good_jobs")
+    bad = run("schemas", "check", "--import", "check_bad_jobs", "--json")
+
+    assert "replication: ok" in good.stdout.splitlines()
+    assert "test_check_good: ok" in good.stdout.splitlines()
+    found = {row["type"]: row for row in map(json.loads, bad.stdout.splitlines())}
+    assert bad.exit_code == 1
+    assert found["replication"]["ok"] is True
+    assert found["test_check_bad"]["ok"] is False
+    assert "Bad" in found["test_check_bad"]["problem"]
+    from schemas import job
+
+    job._declared.pop("test_check_bad")  # other tests look at all declared types
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["nope"], "job type 'nope' is not known here (known: "),
+        (["nope"], "--import my_package.jobs"),
+        (["test_resize", "--import", "submit_jobs"], "test_resize needs path; its fields: path, width"),
+        (["test_resize", "pth=a"], "test_resize has no field 'pth'; did you mean path?"),
+        (["test_resize", "colour=a"], "test_resize has no field 'colour'; it has path, width"),
+        (["test_resize", "path"], "'path': write FIELD=VALUE"),
+        (["test_resize", "path=a", "width=wide"], "test_resize.width is 'wide': it takes a whole number"),
+        (["test_resize", "path=a", "--delay", "soon"], "'soon' is not a duration; write 500ms, 30s"),
+        (["test_resize", "path=a", "--priority", "urgent"], "'critical', 'high', 'normal', 'low'"),
+        (["test_resize", "path=a", "--import", "no_such_module"], "--import no_such_module: "),
+        (["test_resize", "path=a", "--import", "raises_at_once"], "RuntimeError: not today"),
+        ([], "Missing argument 'TYPE'"),
+    ],
+)
+def test_submit_refuses_what_is_wrong_and_says_what_to_do(
+    arguments: list[str], said: str, tmp_path: Path
+) -> None:
+    (tmp_path / "submit_jobs.py").write_text(JOBS)
+    (tmp_path / "raises_at_once.py").write_text("raise RuntimeError('not today')\n")
+    if "--import" not in arguments:
+        arguments = [*arguments, "--import", "submit_jobs"]
+
+    result = run("submit", *arguments)
+
+    assert result.exit_code == 2
+    assert said in result.stderr
+    assert result.stdout == ""
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "jobs list",
+        "jobs show 01a20bee-31e9-7596-9025-062d10b97714",
+        "dlq list --json",
+        "dlq show 01a20bee-31e9-7596-9025-062d10b97714",
+        "dlq redrive --all",
+        "topics create",
+        "topics check",
+        "worker",
+        "worker --processes 2",
+        "submit replication source_path=bucket/a target_nodes=n2",
+    ],
+)
+def test_without_kafka_every_command_names_the_one_that_starts_it(command: str) -> None:
+    result = run(*command.split())
+
+    assert result.exit_code == 3
+    assert "rustfs-workers up" in result.stderr
+    assert "KAFKA_BOOTSTRAP_SERVERS" in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert result.stdout == ""
+
+
+def test_a_kafka_that_does_not_answer_is_told_once_and_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing listens on port 1. librdkafka's own lines about it are kept back."""
+    monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", "127.0.0.1:1")
+
+    for command in ("topics check", "jobs list", "up"):
+        result = run(*command.split())
+
+        assert result.exit_code == 3, command
+        assert result.stderr.startswith("error: no Kafka broker answered at 127.0.0.1:1 within "), (
+            result.stderr
+        )
+        assert "rustfs-workers up" in result.stderr
+        assert result.stderr.count("\n") == 1
+
+
+def test_redrive_without_a_choice_says_how_to_choose() -> None:
+    result = run("dlq", "redrive")
+
+    assert result.exit_code == 2
+    for option in ("--type", "--error", "--all", "--dry-run"):
+        assert option in result.stderr
+
+
+def test_kafka_status_and_stop_without_a_kafka() -> None:
+    status, machine, stop = run("kafka", "status"), run("kafka", "status", "--json"), run("kafka", "stop")
+
+    assert status.exit_code == 1
+    assert "no Kafka runs on" in status.stderr
+    assert json.loads(machine.stdout)["running"] is False
+    assert stop.exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--source", "missing"], "--source missing is no directory"),
+        (["--source", "empty", "--dir", "new"], "has no file that could become an object"),
+        (["--source", "files", "--dir", "files"], "is not empty and not the demo's own"),
+        (["--source", "files", "--dir", "files/inside"], "which must not change"),
+        (["--source", "outside/files", "--dir", "outside"], "which is emptied first"),
+        (["--source", "files", "--dir", "files/one"], "is no directory"),
+    ],
+)
+def test_the_demo_refuses_directories_that_are_not_its_own(
+    arguments: list[str], said: str, tmp_path: Path
+) -> None:
+    for directory in ("empty", "files", "outside/files"):
+        (tmp_path / directory).mkdir(parents=True)
+    for file in ("files/one", "outside/files/one"):
+        (tmp_path / file).write_text("1")
+    (tmp_path / "outside" / ".rustfs-workers-demo").write_text("an earlier demo's")
+    if said == "is not empty and not the demo's own":
+        arguments = ["--source", "empty", "--dir", "files"]
+    if said == "is no directory":
+        arguments = ["--source", "empty", "--dir", "files/one"]
+
+    result = run("demo", *arguments)
+
+    assert result.exit_code == 1
+    assert said in result.stderr
+    assert result.stdout == ""
+    assert (tmp_path / "files" / "one").read_text() == "1"
+    assert (tmp_path / "outside" / "files" / "one").read_text() == "1"

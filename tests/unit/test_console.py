@@ -1,0 +1,192 @@
+"""What every command does alike: where data and logs go, tables, details, errors and their exit codes."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from typing import Any
+
+import pytest
+import structlog
+from confluent_kafka import KafkaError, KafkaException
+
+from schemas.errors import (
+    InvalidJob,
+    JobTypeError,
+    KafkaUnreachable,
+    PayloadTooLarge,
+    PipelineError,
+    SettingsError,
+    UnknownJobType,
+)
+from workers import console
+
+pytestmark = pytest.mark.job_processing
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@contextmanager
+def terminal(columns: int) -> Iterator[Terminal]:
+    """Stdout is a terminal that is so wide."""
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(Terminal()) as screen:
+        patch.setenv("COLUMNS", str(columns))
+        patch.setenv("TERM", "xterm-256color")
+        yield screen
+
+
+@pytest.fixture
+def _logging_afterwards() -> Iterator[None]:
+    yield
+    structlog.reset_defaults()
+
+
+ROWS: list[dict[str, Any]] = [
+    {"id": "01a20bee-31e9-7596-9025-062d10b97714", "n": 1, "error": "[bold] is no markup " + "x" * 300},
+    {"id": "01a20bee-31e9-7596-9025-062d10b97715", "n": None, "error": ""},
+]
+
+
+def test_a_table_for_a_program_is_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    console.table(ROWS, ["id", "n", "error"])
+
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["id", "n", "error"]
+    assert lines[1] == f"{ROWS[0]['id']}  1  {ROWS[0]['error']}"
+    assert lines[2] == ROWS[1]["id"]
+
+
+def test_a_table_on_a_terminal_cuts_the_last_column_and_no_id() -> None:
+    with terminal(80) as screen:
+        console.table(ROWS, ["id", "n", "error"])
+
+    lines = screen.getvalue().splitlines()
+    assert f"{ROWS[0]['id']}  1  [bold] is no mar" in lines[1]
+    assert lines[1].endswith("…")
+    assert len(lines[1]) == 80
+
+
+def test_a_narrow_terminal_wraps_instead_of_cutting() -> None:
+    with terminal(30) as screen:
+        console.table(ROWS, ["id", "n", "error"])
+
+    assert f"{ROWS[0]['id']}  1  {ROWS[0]['error']}" in screen.getvalue()
+
+
+def test_colours_are_for_terminals_that_want_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert console.coloured(Terminal())
+    assert not console.coloured(io.StringIO())
+
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert not console.coloured(Terminal())
+
+
+def test_details_flatten_what_is_nested_and_leave_out_what_is_empty(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    console.details(
+        {
+            "id": "a",
+            "error": None,
+            "fields": {"path": "b/c", "nodes": ["n2", "n3"], "overwrite": False},
+            "attempts": [{"attempt": 1, "error": "boom"}, {"attempt": 2, "error": ""}],
+            "metrics": {},
+        }
+    )
+
+    lines = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
+    assert lines == [
+        ["id", "a"],
+        ["fields.path", "b/c"],
+        ["fields.nodes", '["n2", "n3"]'],
+        ["fields.overwrite", "false"],
+        ["attempts.1.attempt", "1"],
+        ["attempts.1.error", "boom"],
+        ["attempts.2.attempt", "2"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (SettingsError("s"), 2),
+        (UnknownJobType("t", []), 2),
+        (InvalidJob("j"), 2),
+        (PayloadTooLarge(2, 1), 2),
+        (JobTypeError("t"), 2),
+        (KafkaUnreachable("k:9092", 5), 3),
+        (KafkaException(KafkaError(KafkaError._ALL_BROKERS_DOWN)), 3),
+        (KafkaException(KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED)), 1),
+        (PipelineError("p"), 1),
+        (FileNotFoundError(2, "No such file or directory", "/there"), 1),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_every_named_error_is_one_line_and_its_exit_code(
+    error: BaseException, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end, console.errors_in_one_line():
+        raise error
+
+    written = capsys.readouterr()
+    assert end.value.code == code
+    assert written.out == ""
+    assert written.err.count("\n") == (0 if code == 130 else 1)
+    assert code == 130 or written.err.startswith("error: ")
+
+
+def test_an_error_without_a_name_keeps_its_trace() -> None:
+    with pytest.raises(ZeroDivisionError), console.errors_in_one_line():
+        _ = 1 / 0
+
+
+def test_a_reader_that_has_seen_enough_is_no_failure() -> None:
+    """``rustfs-workers config show --json | head -1``"""
+    code = (
+        "from workers.console import emit, errors_in_one_line\n"
+        "with errors_in_one_line():\n"
+        "    for n in range(100_000):\n"
+        "        emit({'n': n})\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert json.loads(process.stdout.readline()) == {"n": 0}
+        process.stdout.close()
+        assert process.stderr.read() == ""
+        assert process.wait(30) == 0
+
+
+@pytest.mark.usefixtures("_logging_afterwards")
+@pytest.mark.parametrize("form", ["json", "console"])
+def test_logs_go_to_stderr_and_only_as_many_as_asked_for(
+    form: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    console.configure_logging("warning", form)
+    log = structlog.get_logger("test")
+
+    log.info("of no interest")
+    log.warning("job failed", job_id="j1")
+
+    written = capsys.readouterr()
+    assert written.out == ""
+    assert "of no interest" not in written.err
+    assert "job failed" in written.err
+    assert "\x1b[" not in written.err
+    if form == "json":
+        assert json.loads(written.err)["job_id"] == "j1"
+
+
+@pytest.mark.parametrize(("number", "said"), [(0, "0 jobs"), (1, "1 job"), (1234, "1,234 jobs")])
+def test_numbers_come_with_their_noun(number: int, said: str) -> None:
+    assert console.counted(number, "job") == said
