@@ -52,10 +52,9 @@ class Objects:
 
     def leave_out(self, reason: str, path: Path) -> None:
         """Count a file that is no object of the demo."""
-        self.left_out.setdefault(reason, []).append(
-            # A name that is no UTF-8 cannot be printed as it is.
-            os.fsencode(path).decode("utf-8", "backslashreplace")
-        )
+        # A name that is no UTF-8, or has a line break, cannot be printed as it is.
+        shown = "".join(char if char.isprintable() else repr(char)[1:-1] for char in str(path))
+        self.left_out.setdefault(reason, []).append(shown)
 
 
 @dataclass(frozen=True)

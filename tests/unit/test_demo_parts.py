@@ -1,0 +1,110 @@
+"""The parts of the demo that need no Kafka: what becomes an object, what does not, and what it leaves alone."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from schemas.errors import PipelineError
+from workers.demo import DemoReport, gather, prepare_directory, verify
+
+pytestmark = pytest.mark.job_processing
+
+
+def ignore(what: str, done: int, total: int) -> None:
+    """Progress that nobody looks at."""
+
+
+def test_what_cannot_become_an_object_is_counted_and_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, node = tmp_path / "source", tmp_path / "node"
+    (source / "sub" / "__pycache__").mkdir(parents=True)
+    (source / "site-packages").mkdir()
+    for name in (
+        "a.txt",
+        "sub/b.txt",
+        "sub/__pycache__/c.pyc",
+        "site-packages/d.py",
+        "secret",
+        "line\nbreak",
+    ):
+        (source / name).write_text(name)
+    (source / "link").symlink_to("a.txt")
+    (source / "dead link").symlink_to("nowhere")
+    (source / "folder link").symlink_to("sub")
+    os.mkfifo(source / "pipe")
+    Path(os.fsdecode(os.fsencode(source) + b"/bad\xff")).write_text("no UTF-8")
+
+    original = shutil.copyfile
+
+    def copyfile(origin: Path, target: Path) -> None:
+        # Permissions do not stop root, who runs the tests in a container.
+        if origin.name == "secret":
+            raise PermissionError(13, "Permission denied", str(origin))
+        original(origin, target)
+
+    monkeypatch.setattr(shutil, "copyfile", copyfile)
+
+    found = gather(source, node, ignore)
+
+    assert found.keys == {"a.txt": 5, "sub/b.txt": 9}
+    assert {reason: sorted(map(os.path.basename, paths)) for reason, paths in found.left_out.items()} == {
+        "symbolic link": ["dead link", "folder link", "link"],
+        "no regular file": ["pipe"],
+        "not readable (Permission denied)": ["secret"],
+        "a node refuses the name": ["bad\\udcff", "line\\nbreak"],
+    }
+    assert sorted(path.name for path in node.rglob("*") if path.is_file()) == ["a.txt", "b.txt"]
+
+
+def test_verify_counts_the_objects_that_are_the_same_everywhere(tmp_path: Path) -> None:
+    for node in ("node-1", "node-2", "node-3"):
+        (tmp_path / node / "demo").mkdir(parents=True)
+        for name in ("same", "other", "missing"):
+            (tmp_path / node / "demo" / name).write_text(name)
+    (tmp_path / "node-3" / "demo" / "other").write_text("OTHER")
+    (tmp_path / "node-2" / "demo" / "missing").unlink()
+
+    assert verify(tmp_path, {"same": 4, "other": 5, "missing": 7}, ignore) == 1
+
+
+def test_the_demo_empties_only_directories_that_it_made(tmp_path: Path) -> None:
+    prepare_directory(tmp_path / "new")
+    (tmp_path / "new" / "node-1" / "demo").mkdir()
+    (tmp_path / "new" / "notes.txt").write_text("somebody's")
+
+    prepare_directory(tmp_path / "new")
+
+    assert list((tmp_path / "new" / "node-1").iterdir()) == []
+    assert (tmp_path / "new" / "notes.txt").exists()
+    (tmp_path / "taken" / "node-1").mkdir(parents=True)
+    with pytest.raises(PipelineError, match="not the demo's own; choose another"):
+        prepare_directory(tmp_path / "taken")
+    assert (tmp_path / "taken" / "node-1").exists()
+
+
+def report(*, replicated: int = 3, dead_letters: int = 1) -> DemoReport:
+    return DemoReport(
+        objects=3,
+        replicated=replicated,
+        dead_letters=dead_letters,
+        bytes=6,
+        seconds=0.5,
+        jobs_per_s=6.0,
+        verified=replicated == 3,
+        left_out={"symbolic link": [f"/source/{number}" for number in range(12)]},
+        dead_letter=None,
+        directory="/demo",
+    )
+
+
+def test_the_report_succeeds_only_if_every_copy_and_the_dead_letter_are_there() -> None:
+    assert report().succeeded
+    assert report(replicated=2).problem == "1 of 3 objects are not on all nodes as they should be"
+    assert report(dead_letters=0).problem == "there should be one dead letter, there are 0"
+    assert report().to_json()["left_out"] == {"symbolic link": 12}
+    assert len(report().to_json()["left_out_files"]["symbolic link"]) == 10

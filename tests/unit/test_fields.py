@@ -1,0 +1,137 @@
+"""Field values as people type them, and the builder that takes them."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from schemas import Job, JobPriority
+from schemas.errors import InvalidJob, UnknownJobType
+from workers import JobBuilder
+from workers.fields import duration, parse_fields
+
+pytestmark = pytest.mark.job_processing
+
+
+class Colour(enum.Enum):
+    RED = "red"
+    BLUE = "blue"
+
+
+@dataclass
+class Everything(Job):
+    """One field of each kind that can be typed."""
+
+    job_type = "test_everything_typed"
+    path: str
+    count: int = 0
+    share: float = 0.0
+    deep: bool = False
+    nodes: list[str] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
+    colour: Colour = Colour.RED
+    wait: timedelta = timedelta(0)
+    when: datetime | None = None
+    raw: bytes = b""
+    labels: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.count < 0:
+            raise ValueError("count must not be negative")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("path=a=b, c", "a=b, c"),
+        ("path=", ""),
+        ("count=-12", -12),
+        ("share=0.5", 0.5),
+        ("deep=yes", True),
+        ("deep=FALSE", False),
+        ("nodes=n1, n2,", ["n1", "n2"]),
+        ("nodes=", []),
+        ("sizes=1,2", [1, 2]),
+        ("colour=blue", Colour.BLUE),
+        ("wait=90s", timedelta(seconds=90)),
+        ("when=2026-01-31T12:00:00+00:00", datetime(2026, 1, 31, 12, tzinfo=UTC)),
+        ("when=", None),
+        ("raw=ü", "ü".encode()),
+        ('labels={"a": "b"}', {"a": "b"}),
+    ],
+)
+def test_values_are_parsed_by_the_type_of_their_field(text: str, value: Any) -> None:
+    assert parse_fields(Everything, [text]) == {text.partition("=")[0]: value}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("count=1.5", "test_everything_typed.count is '1.5': it takes a whole number"),
+        ("share=half", "it takes a number"),
+        ("deep=maybe", "it takes true or false"),
+        ("sizes=1,two", "test_everything_typed.sizes is '1,two': it takes a whole number"),
+        ("colour=green", "it takes one of red, blue"),
+        ("wait=long", "test_everything_typed.wait is 'long': 'long' is not a duration; write 500ms"),
+        ("when=noon", "it takes a time such as 2026-01-31"),
+        ("labels=a", "it takes JSON"),
+        ("cuont=1", "no field 'cuont'; did you mean count?"),
+        ("path", "'path': write FIELD=VALUE"),
+    ],
+)
+def test_a_value_that_does_not_fit_is_refused_with_what_its_field_takes(text: str, said: str) -> None:
+    with pytest.raises(InvalidJob) as refusal:
+        parse_fields(Everything, [text])
+
+    assert said in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("250ms", 0.25), ("30s", 30), ("1.5m", 90), ("2h", 7200), ("1d", 86400), (" 7 ", 7)]
+)
+def test_durations_have_units_and_a_bare_number_is_seconds(text: str, seconds: float) -> None:
+    assert duration(text) == timedelta(seconds=seconds)
+
+
+@pytest.mark.parametrize("text", ["", "-1s", "1 week", "s", "1e3s", "inf"])
+def test_what_is_no_duration_is_refused(text: str) -> None:
+    with pytest.raises(InvalidJob, match="is not a duration"):
+        duration(text)
+
+
+def test_the_builder_builds_a_job_and_keeps_how_to_schedule_it() -> None:
+    builder = (
+        JobBuilder("test_everything_typed")
+        .field("path", "a/b")
+        .fields(count=2, deep=True)
+        .parse(["nodes=n1,n2"])
+        .priority(JobPriority.HIGH)
+        .delay(timedelta(seconds=3))
+        .key("a/b")
+        .max_retries(7)
+        .timeout(timedelta(minutes=1))
+    )
+
+    assert builder.build() == Everything("a/b", count=2, deep=True, nodes=["n1", "n2"])
+    assert builder.options == {
+        "priority": JobPriority.HIGH,
+        "delay": timedelta(seconds=3),
+        "key": "a/b",
+        "max_retries": 7,
+        "timeout": timedelta(minutes=1),
+    }
+
+
+def test_the_builder_names_what_is_missing_unknown_or_refused() -> None:
+    with pytest.raises(InvalidJob, match="test_everything_typed needs path; its fields: path, count, "):
+        JobBuilder("test_everything_typed").build()
+    with pytest.raises(InvalidJob, match="has no field 'pth'; did you mean path"):
+        JobBuilder("test_everything_typed").field("pth", "a").build()
+    with pytest.raises(InvalidJob, match="test_everything_typed: count must not be negative"):
+        JobBuilder("test_everything_typed").fields(path="a", count=-1).build()
+    with pytest.raises(UnknownJobType, match="import the module that declares it"):
+        JobBuilder("test_no_such_type")
