@@ -25,6 +25,8 @@ EARLIEST: OffsetSpec = OffsetSpec.earliest()  # type: ignore[no-untyped-call]
 LATEST: OffsetSpec = OffsetSpec.latest()  # type: ignore[no-untyped-call]
 
 _BATCH: Final = 500
+#: Missing topics that an error names.
+_NAMED: Final = 3
 _MOVING_PAUSE_S: Final = 0.05
 #: A topic that was just created, or a broker that just went: somebody else will answer soon.
 _MOVING: Final = frozenset(
@@ -104,11 +106,22 @@ def partitions_of(
         raise kafka_failed(settings, error, timeout_s) from error
     missing = [topic for topic in topics if topic not in known or not known[topic].partitions]
     if missing:
+        more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
         raise TopicsMismatch(
-            f"these topics do not exist: {', '.join(missing)}; "
+            f"these topics do not exist: {', '.join(missing[:_NAMED])}{more}; "
             "create them with `rustfs-workers topics create`"
         )
     return [(topic, number) for topic in topics for number in sorted(known[topic].partitions)]
+
+
+def require_topics(settings: Settings, timeout_s: float = 5.0) -> None:
+    """Every topic of the deployment exists. Blocks.
+
+    Raises:
+        As ``partitions_of``.
+    """
+    names = [spec.name for spec in settings.topics.specs(settings.partitions)]
+    partitions_of(settings, AdminClient(admin_config(settings)), names, timeout_s)
 
 
 def offsets(

@@ -44,10 +44,10 @@ def worker(
       rustfs-workers worker --import my_package.jobs --max-concurrent-jobs 200
     """
     with errors_in_one_line():
-        from streams.clients import check_reachable
+        from streams.scan import require_topics
 
         settings = read_settings(worker_id=worker_id, max_concurrent_jobs=max_concurrent_jobs)
-        check_reachable(settings)
+        require_topics(settings)
         if processes > 1:
             from workers.supervisor import supervise
 
