@@ -26,7 +26,8 @@ DEFAULT_WEIGHTS: Final[Mapping[JobPriority, int]] = {
     JobPriority.NORMAL: 2,
     JobPriority.LOW: 1,
 }
-#: A job that waited longer than this (since its record was written) takes turns with the critical ones.
+#: A job that waited longer than this (since its record was written) takes turns with the critical ones, no more:
+#: hours of backlog must leave the others their share.
 DEFAULT_MAX_WAIT_MS: Final[Mapping[JobPriority, int]] = {
     JobPriority.HIGH: 30_000,
     JobPriority.NORMAL: 120_000,
@@ -60,6 +61,11 @@ class _KeyLock:
         self.waiting = deque([first])
 
 
+def _must_run_alone(message: Message) -> bool:
+    suspects = message.part.suspects
+    return bool(suspects) and message.offset in suspects and suspects[message.offset].deaths >= ALONE_AFTER
+
+
 class Scheduler:
     """The messages that wait for a handler."""
 
@@ -83,6 +89,8 @@ class Scheduler:
         self._alone: deque[Message] = deque()
         #: The message that runs beside nothing else, until it ends or has survived long enough.
         self.isolated: Message | None = None
+        #: The one before, until a commit says that it runs alone no longer.
+        self._was_isolated: Message | None = None
         #: Messages taken and not done.
         self.running = 0
         # Each number has one writer (poll thread, event loop), so none is lost between them.
@@ -107,15 +115,14 @@ class Scheduler:
         for message in messages:
             priority = message.priority
             assert priority is not None  # noqa: S101 - retry records do not come here
-            suspects = message.part.suspects
-            if suspects and message.offset in suspects and suspects[message.offset].deaths >= ALONE_AFTER:
+            if _must_run_alone(message):
                 self._alone.append(message)
             else:
                 self._buffers[priority].append(message)
 
     def take(self, now_ms: int) -> Message | None:
         """The next message to start; its key is locked until ``done``. None: nothing can start now."""
-        if self.isolated is not None:
+        if self._isolating():
             return None
         if self._alone:
             return self._take_alone()
@@ -146,11 +153,15 @@ class Scheduler:
     def put_back(self, message: Message) -> None:
         """A taken message that was cancelled while its partition is still ours: it starts again, and keeps its key."""
         self.running -= 1
-        self._no_longer_alone(message)
         assert message.priority is not None  # noqa: S101
         self._departed[message.priority] -= 1
         self._departed_bytes[message.priority] -= message.size
-        self._buffers[message.priority].appendleft(message)
+        if _must_run_alone(message):
+            if self.isolated is message:
+                self.isolated = None  # the permission to run alone still stands
+            self._alone.appendleft(message)
+        else:
+            self._buffers[message.priority].appendleft(message)
 
     def survived(self) -> None:
         """The isolated message has run long enough without killing the process: others may start again."""
@@ -192,7 +203,7 @@ class Scheduler:
     @property
     def has_ready(self) -> bool:
         """Whether ``take`` might give a message."""
-        return self.isolated is None and (any(self._in_order) or (bool(self._alone) and not self.running))
+        return not self._isolating() and (any(self._in_order) or (bool(self._alone) and not self.running))
 
     @property
     def has_parked(self) -> bool:
@@ -210,16 +221,20 @@ class Scheduler:
         else:
             return first  # none, or only one priority has work
         overdue = self._overdue(now_ms)
-        if overdue is not None and (self._promote_next or not self._buffers[JobPriority.CRITICAL]):
-            self._promote_next = False
-            return overdue
         if self._strict:
-            self._promote_next = overdue is not None
-            return first
+            self._promote_next = overdue is not None and not self._promote_next
+            return first if self._promote_next or overdue is None else overdue
         while True:
             priority = self._turns[self._turn]
             self._turn = (self._turn + 1) % len(self._turns)
             buffer = self._buffers[priority]
+            if (
+                priority is JobPriority.CRITICAL
+                and overdue is not None
+                and (self._promote_next or not buffer)
+            ):
+                self._promote_next = False
+                return overdue
             if buffer:
                 if priority is JobPriority.CRITICAL:
                     self._promote_next = True
@@ -253,7 +268,7 @@ class Scheduler:
             if part.committed_alone != message.offset or not part.start(message.offset):
                 return None
             self._alone.popleft()
-            self._lock(message)
+            self._seize(message)
             self._start(message)
             self.isolated = message
             return message
@@ -264,7 +279,19 @@ class Scheduler:
             message.part.alone = None
             message.part.dirty = True
             if self.isolated is message:
-                self.isolated = None
+                self.isolated, self._was_isolated = None, message
+
+    def _isolating(self) -> bool:
+        """Whether a message runs alone, or a commit still says so: a death now would condemn it, whoever caused it."""
+        if self.isolated is not None:
+            return True
+        before = self._was_isolated
+        if before is not None:
+            part = before.part
+            if part.owned and not part.releasing and part.committed_alone == before.offset:
+                return True
+            self._was_isolated = None
+        return False
 
     def _start(self, message: Message) -> None:
         assert message.priority is not None  # noqa: S101
@@ -296,6 +323,24 @@ class Scheduler:
             return True
         lock.waiting.append(message)
         return False
+
+    def _seize(self, message: Message) -> None:
+        """The key for one that runs beside nothing else. Whoever holds it has not started, and is first in line after it."""
+        if self._lock(message):
+            return
+        assert message.key is not None  # noqa: S101 - only a key can be somebody else's
+        lock = self._keys[message.key]
+        assert isinstance(lock, _KeyLock)  # noqa: S101 - two want it by now
+        before = lock.holder
+        assert before.priority is not None  # noqa: S101
+        lock.waiting.remove(message)
+        lock.waiting.appendleft(before)
+        lock.holder = message
+        parked = self._parked.get(before.part)
+        if parked is not None and before in parked:
+            parked.remove(before)
+        else:
+            self._buffers[before.priority].remove(before)
 
     def _unlock(self, message: Message) -> None:
         key = message.key
