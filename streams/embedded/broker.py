@@ -248,7 +248,14 @@ class EmbeddedBroker:
     def _format(self, command: list[str], properties: Path) -> None:
         """Make the data directory a node's. What is half done (we were killed) is done again."""
         cluster_id = self.config.cluster_id or new_cluster_id()
-        tool = ["kafka.tools.StorageTool", "format", "--cluster-id", cluster_id, "--config", str(properties)]
+        # One argument: an id may begin with a dash.
+        tool = [
+            "kafka.tools.StorageTool",
+            "format",
+            f"--cluster-id={cluster_id}",
+            "--config",
+            str(properties),
+        ]
         with self.log_path.open("wb") as out:
             try:
                 done = subprocess.run(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from workers.console import FAILED, coloured, configure_logging, counted, emit, errors_in_one_line, say
+from workers.console import FAILED, configure_logging, counted, emit, errors_in_one_line, say
 
 if TYPE_CHECKING:
     from workers.demo import DemoReport
