@@ -90,7 +90,9 @@ def idle(directory: Path, options: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--seconds", type=float, default=30.0)
-    parser.add_argument("--partitions", type=int, default=12, help="of each topic; a worker has twelve topics")
+    parser.add_argument(
+        "--partitions", type=int, default=12, help="of each topic; a worker has twelve topics"
+    )
     parser.add_argument("--rounds", type=int, default=1)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bench-idle-") as directory:
