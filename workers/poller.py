@@ -38,6 +38,8 @@ log = structlog.get_logger("rustfs_workers.poller")
 _BATCH: Final = 1_000
 #: Messages taken in one go before flow control looks again.
 _MAX_ROUND: Final = 4_000
+#: The same for records of retry topics: they stay in memory until they are due.
+_TIER_ROUND: Final = 250
 _MAX_BUFFERED_BYTES: Final = 8 * 1024 * 1024
 _IDLE_POLL_S: Final = 0.1
 _BUSY_POLL_S: Final = 0.005
@@ -156,10 +158,12 @@ class Poller:
         if first is not None:
             received = [first]
             while len(received) < _MAX_ROUND:
+                waits = received[-1].topic() in self._topics.tier_of
+                batch = _TIER_ROUND if waits else _BATCH
                 # poll() waits, consume() with no time does not: together they return what there is, at once
-                more = consumer.consume(_BATCH, 0)
+                more = consumer.consume(batch, 0)
                 received += more
-                if len(more) < _BATCH:
+                if waits or len(more) < batch:
                     break
             self._receive(received)
         self._control_flow(consumer)
@@ -217,6 +221,7 @@ class Poller:
                 if message.priority is not None:
                     arrived[message.priority] += 1
                     arrived_bytes[message.priority] += message.size
+            self._delays.arrived(messages)
             self._deliver(messages)
 
     @staticmethod
@@ -240,13 +245,14 @@ class Poller:
             elif buffered <= self._low and size <= _MAX_BUFFERED_BYTES // 2:
                 self._paused_priorities.discard(priority)
         wanted: set[Place] = set()
+        now_ms = time.time_ns() // 1_000_000
         for place, part in self.parts.items():
             priority_paused = self._topics.priority_of.get(place[0]) in self._paused_priorities
             if (
                 self._drain
                 or priority_paused
                 or part.full()
-                or self._delays.holds_enough(part, place in self._paused)
+                or self._delays.holds_enough(part, now_ms, paused=place in self._paused)
             ):
                 wanted.add(place)
         if wanted == self._paused:
