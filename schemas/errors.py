@@ -17,6 +17,7 @@
     ├── KafkaUnreachable        no broker answered (exit code 3)
     ├── DeliveryFailed          Kafka did not acknowledge a record
     ├── TopicsMismatch          a topic exists with settings that break a guarantee
+    ├── WorkerIdTaken           another process works under the same worker id
     ├── GroupNotInitialised     a partition has no committed offset or no map this version can read
     ├── TransientError          raised by handlers: try again later (the default for exceptions)
     └── PermanentError          raised by handlers: trying again cannot help, dead-letter at once
@@ -122,6 +123,10 @@ class DeliveryFailed(PipelineError):
 
 class TopicsMismatch(PipelineError):
     """A topic exists with settings that would break a guarantee."""
+
+
+class WorkerIdTaken(PipelineError):
+    """Another process works under the same worker id: each of them would refuse what the other writes."""
 
 
 class GroupNotInitialised(PipelineError):

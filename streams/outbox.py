@@ -21,11 +21,12 @@ import structlog
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from schemas.codec import peek_id
-from schemas.errors import DeliveryFailed, KafkaUnreachable, TopicsMismatch, WireError
+from schemas.errors import DeliveryFailed, KafkaUnreachable, WireError
 from schemas.headers import RawHeaders
 from schemas.wire import WireSchema
 from streams.clients import kafka_failed, producer_config
 from streams.outgoing import OutgoingJob
+from streams.partition_counts import equal_count
 from streams.schemas_topic import schema_record
 from streams.settings import Settings
 
@@ -366,20 +367,7 @@ class Outbox:
             self._doubtful = True
             self._unreachable_at = time.monotonic()
             raise kafka_failed(self._settings, error, self._unreachable_after_s) from error
-        counts = {name: len(known[name].partitions) if name in known else 0 for name in names}
-        missing = [name for name, count in counts.items() if not count]
-        if missing:
-            raise TopicsMismatch(
-                f"these topics do not exist: {', '.join(missing)}; "
-                "create them with `rustfs-workers topics create`"
-            )
-        if len(set(counts.values())) > 1:
-            listed = ", ".join(f"{name} has {count}" for name, count in counts.items())
-            raise TopicsMismatch(
-                f"job and retry topics have unequal partition counts: {listed}; one object's jobs would run "
-                "side by side. See `rustfs-workers topics check`"
-            )
-        self._count = counts[names[0]]
+        self._count = equal_count(known, names)
         self._counted_at = time.monotonic()
 
     def _publish(self, schema: WireSchema) -> None:

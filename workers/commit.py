@@ -31,6 +31,7 @@ from schemas.lifecycle import JobStatus
 from schemas.offsetmap import MAX_CHARACTERS, OffsetMap
 from schemas.records import StatusWriter, tail_of
 from schemas.wire import WireSchema
+from streams.clients import FENCED
 from streams.schemas_topic import schema_record
 from workers.offsets import PartitionState
 from workers.outcome import Outcome, PlainSuccess
@@ -268,6 +269,9 @@ class Committer:
                 case _Ambiguous():
                     log.warning("commit without a clear answer", error=str(error), outcomes=len(outcomes))
                     self.counters.event("ambiguous_commits")
+                    if error.fenced:
+                        self.counters.event("fenced")
+                        self._on_fenced()
                     outcomes = self._recover(outcomes)
                 case _Stale():
                     log.info("group metadata was stale", error=str(error))
@@ -332,7 +336,7 @@ class Committer:
         except KafkaException as error:
             if error.args[0].txn_requires_abort():
                 self._abort(producer, error)
-            raise _Ambiguous(str(error)) from error
+            raise _Ambiguous(str(error), fenced=_says_fenced(error)) from error
         producer.poll(0)
         self._on_answer()
         if self._watch.lost:
@@ -412,7 +416,8 @@ class Committer:
             producer.abort_transaction(_COMMIT_TIMEOUT_S)
         except KafkaException as abort_error:
             # Nothing of it can become visible: the next producer ends it, but let Kafka say what stands.
-            raise _Ambiguous(f"{error}; and the abort failed: {abort_error}") from error
+            fenced = _says_fenced(error) or _says_fenced(abort_error)
+            raise _Ambiguous(f"{error}; and the abort failed: {abort_error}", fenced=fenced) from error
         producer.poll(0)
         if kafka_error is None:
             raise _Refused(f"{type(error).__name__}: {error}") from error
@@ -422,7 +427,7 @@ class Committer:
             KafkaError.INVALID_PRODUCER_ID_MAPPING,
             KafkaError._FENCED,
         ):
-            raise _Ambiguous(str(kafka_error)) from error
+            raise _Ambiguous(str(kafka_error), fenced=_says_fenced(error)) from error
         if kafka_error.retriable() or kafka_error.code() in (KafkaError._TIMED_OUT, KafkaError._TRANSPORT):
             raise _Ambiguous(str(kafka_error)) from error
         raise _Refused(str(kafka_error)) from error
@@ -477,7 +482,6 @@ class Committer:
                 waited = min(waited * 2, 2.0)
             else:
                 self._producer = producer
-                self._on_fenced()
                 return
 
     def _divide(
@@ -527,7 +531,11 @@ class _NotCommitted(Exception):
 
 
 class _Ambiguous(_NotCommitted):
-    """Whether the transaction was committed is unknown."""
+    """Whether the transaction was committed is unknown. ``fenced``: another producer has our transactional id."""
+
+    def __init__(self, text: str, *, fenced: bool = False) -> None:
+        super().__init__(text)
+        self.fenced = fenced
 
 
 class _Stale(_NotCommitted):
@@ -546,6 +554,10 @@ def _to_commit(part: PartitionState, plan: OffsetMap) -> TopicPartition:
             f"the map of {part.topic}/{part.partition} has {len(metadata)} characters, {MAX_CHARACTERS} fit"
         )
     return TopicPartition(part.topic, part.partition, plan.offset, metadata)
+
+
+def _says_fenced(error: Exception) -> bool:
+    return isinstance(error, KafkaException) and error.args[0].code() in FENCED
 
 
 def _wait_for_room(producer: Producer) -> None:

@@ -8,7 +8,7 @@ the same time. Nothing can be done about it here: the job is run all the same, a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Final
 
 import structlog
@@ -26,10 +26,10 @@ _MOST_KINDS: Final = 1_000
 
 
 class KeyPlaces:
-    """Compares keys with partitions. ``counts``: topic to its number of partitions. For one thread."""
+    """Compares keys with partitions, of which each topic has ``count``. For one thread."""
 
-    def __init__(self, counts: Mapping[str, int]) -> None:
-        self._counts = counts
+    def __init__(self, count: int) -> None:
+        self._count = count
         self._told: set[tuple[int, str]] = set()
 
     def misplaced(self, messages: Iterable[Message]) -> int:
@@ -47,10 +47,10 @@ class KeyPlaces:
             if looked_at > SAMPLE:
                 break
             part = message.part
-            count = self._counts.get(part.topic)
-            if count and partition_of(key, count) != part.partition:
+            right = partition_of(key, self._count)
+            if right != part.partition:
                 found += 1
-                self._tell(message, partition_of(key, count))
+                self._tell(message, right)
         return found
 
     def _tell(self, message: Message, expected: int) -> None:

@@ -21,8 +21,10 @@ import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka import Message as KafkaMessage
 
+from schemas.errors import PipelineError
 from schemas.headers import RawHeaders
 from schemas.topics import PRIORITIES, JobPriority, Topics
+from streams.partition_counts import changed
 from workers.duplicates import DuplicateWindow
 from workers.message import Message
 from workers.offsets import PartitionState
@@ -70,6 +72,7 @@ class Poller:
         purge: Callable[[set[PartitionState]], None],
         deliver: Callable[[list[Message]], None],
         on_failure: Callable[[BaseException], None],
+        on_refusal: Callable[[PipelineError], None],
         on_answer: Callable[[], None],
     ) -> None:
         self._make_consumer = make_consumer
@@ -89,7 +92,10 @@ class Poller:
         self._purge = purge
         self._deliver = deliver
         self._on_failure = on_failure
+        self._on_refusal = on_refusal
         self._on_answer = on_answer
+        #: Partitions that each topic had when the worker started; set before ``start``.
+        self.partition_count: int | None = None
         self.metadata: Any = None
         self._metadata_at = 0.0
         self._wanted = threading.Event()
@@ -290,7 +296,7 @@ class Poller:
     def _assign(self, consumer: Consumer, assigned: list[TopicPartition]) -> None:
         started = time.monotonic()
         self._take_metadata(consumer, started)
-        places = [(tp.topic, tp.partition) for tp in assigned]
+        places = self._known(assigned)
         if not places:
             consumer.incremental_assign([])
             return
@@ -323,6 +329,13 @@ class Poller:
         self._on_answer()
         # The first commit opens the partitions: before it nothing of them may start.
         self._committer.nudge()
+
+    def _known(self, assigned: list[TopicPartition]) -> list[Place]:
+        """Those that existed when the worker started. Others mean that keys have moved: nothing is read of them."""
+        count = self.partition_count
+        if count is not None and (highest := max((tp.partition for tp in assigned), default=0)) >= count:
+            self._on_refusal(changed(count, highest + 1))
+        return [(tp.topic, tp.partition) for tp in assigned if count is None or tp.partition < count]
 
     def _on_revoke(self, consumer: Consumer, revoked: list[TopicPartition]) -> None:
         """Let running jobs end, commit them with the metadata that still counts, then let go; bounded by the deadline."""

@@ -21,11 +21,11 @@ from confluent_kafka import Consumer, KafkaException, Producer
 from confluent_kafka.admin import AdminClient
 
 from schemas.codec import Codec
-from schemas.errors import KafkaUnreachable, PipelineError, TopicsMismatch
+from schemas.errors import PipelineError
 from schemas.offsetmap import OffsetMap
 from schemas.records import JobCounter, WorkerReport, encode_report
 from schemas.topics import JobPriority
-from streams.clients import admin_config, producer_config, worker_consumer_config
+from streams.clients import admin_config, kafka_failed, producer_config, worker_consumer_config
 from streams.outgoing import Rules
 from streams.provision import group_session_timeout_ms
 from streams.schemas_topic import schema_lookup
@@ -42,9 +42,11 @@ from workers.message import Message
 from workers.offsets import PartitionState
 from workers.outcome import Outcome
 from workers.own_schemas import introduce, own_schemas
+from workers.partition_watch import PartitionWatch
 from workers.poller import Poller
 from workers.processes import ProcessPool
 from workers.reporter import Reporter
+from workers.rival import FenceCount, find_rival, worker_id_taken
 from workers.router import Router
 from workers.scheduler import Scheduler
 from workers.takeover import CommittedOffsets, Place
@@ -53,6 +55,7 @@ from workers.worker import Handlers
 log = structlog.get_logger("rustfs_workers.worker")
 
 _FIRST_ANSWER_S: Final = 20.0
+_ANSWER_S: Final = 10.0
 
 
 class WorkerProcess:
@@ -68,6 +71,10 @@ class WorkerProcess:
         self._loop = asyncio.get_running_loop()
         self._topics = settings.topics
         self._transactional_id = f"{self._topics.prefix}worker.{config.name}"
+        self._producer_id = self._transactional_id
+        self._fences = FenceCount()
+        #: After a failure: whether a drain is still possible.
+        self.can_drain = False
         self._lock = threading.Lock()
         self._clock = BrokerClock()
         self._started_ms = time.time_ns() // 1_000_000
@@ -79,7 +86,7 @@ class WorkerProcess:
         self._draining = False
         self._schemas = schema_lookup(settings, codec.store)
         self._router = Router(self._topics)
-        self._key_places = KeyPlaces({})
+        self._key_places = KeyPlaces(settings.partitions)
         self._delays = Delays()
         self._scheduler = Scheduler(weights=config.priority_weights, strict=config.strict_priorities)
         self._processes = ProcessPool(config.process_pool_size, handlers)
@@ -100,6 +107,7 @@ class WorkerProcess:
             tick_ms=config.tick_ms,
             on_committed=self._committed_one,
             on_failure=self._fail,
+            on_fenced=self._fenced,
             on_answer=self._answered,
         )
         self._executor = Executor(
@@ -133,10 +141,18 @@ class WorkerProcess:
             purge=self._purge,
             deliver=self._deliver,
             on_failure=self._fail,
+            on_refusal=self._refuse,
             on_answer=self._answered,
         )
+        producer = Producer(producer_config(settings, linger_ms=0))
+        self._counts = PartitionWatch(
+            lambda: producer.list_topics(timeout=_ANSWER_S).topics,
+            (*self._topics.consumed, self._topics.dlq, self._topics.status),
+            self._refuse,
+            also=(self._topics.reports, self._topics.schemas),
+        )
         self._reporter = Reporter(
-            producer=Producer(producer_config(settings, linger_ms=0)),
+            producer=producer,
             topic=self._topics.reports,
             key=config.name,
             make=self._report,
@@ -150,11 +166,15 @@ class WorkerProcess:
 
         Raises:
             JobTypeError: a handler for processes cannot be imported by a process of its own.
-            TopicsMismatch: a topic does not exist.
+            TopicsMismatch: topics are missing, or their partition counts differ.
             PipelineError: Kafka does not answer.
         """
+        try:
+            count = self.poller.partition_count = await self._counts.count()
+        except KafkaException as error:
+            raise kafka_failed(self._settings, error, _ANSWER_S) from error
         await self._processes.start()
-        self._key_places = KeyPlaces(await asyncio.to_thread(self._count_partitions))
+        self._key_places = KeyPlaces(count)
         await asyncio.to_thread(
             introduce, self._settings, own_schemas(self._handlers), timeout_s=_FIRST_ANSWER_S
         )
@@ -167,6 +187,7 @@ class WorkerProcess:
         self._reporter.start()
         self._committer.start()
         self.poller.start()
+        self._counts.start(count)
         self._check_lease()
         log.info(
             "worker started",
@@ -201,6 +222,7 @@ class WorkerProcess:
 
     async def stop(self) -> None:
         """End every thread. After a drain this takes a moment; without one it is an unclean death for our successor."""
+        await self._counts.stop()
         for timer in (self._delay_timer, self._lease_timer):
             if timer is not None:
                 timer.cancel()
@@ -241,6 +263,27 @@ class WorkerProcess:
                 self.failure.set_exception(error)
 
         self._loop.call_soon_threadsafe(set_failure)
+
+    def _refuse(self, error: PipelineError) -> None:
+        """Stop for a reason that leaves all parts in order: there will be a drain, and it can commit."""
+        log.error("worker stops", worker=self.config.name, error=str(error))
+        self.can_drain = True
+        self._fail(error)
+
+    def _fenced(self) -> None:
+        """Another producer took our transactional id. Once can be a mistake; twice, and somebody else lives by our name."""
+        if not self._fences.again(time.monotonic()):
+            return
+        try:
+            rival = find_rival(self._settings, self._codec, self.config.name, self.incarnation)
+        except (PipelineError, KafkaException) as error:
+            log.warning("fenced twice, and the reports cannot be read", error=str(error))
+            return
+        if rival is None:
+            return
+        # The name is the other's from now on; our last outcomes are committed under one that nobody else has.
+        self._producer_id = f"{self._transactional_id}.{self.incarnation}"
+        self._refuse(worker_id_taken(rival, self.incarnation, socket.gethostname()))
 
     # --- in the event loop ----------------------------------------------------------------------
 
@@ -343,7 +386,7 @@ class WorkerProcess:
         return Producer(
             {
                 **producer_config(
-                    self._settings, transactional_id=self._transactional_id, linger_ms=1, logger=logger
+                    self._settings, transactional_id=self._producer_id, linger_ms=1, logger=logger
                 ),
                 # Success is known from the commit: a report per record would cost a microsecond each.
                 "delivery.report.only.error": True,
@@ -357,21 +400,6 @@ class WorkerProcess:
 
     def _learn_schema(self, key: bytes) -> bool:
         return self._schemas.learn(key, 10.0)
-
-    def _count_partitions(self) -> dict[str, int]:
-        """Partitions of each topic that we read."""
-        topics = self._topics
-        try:
-            known = AdminClient(admin_config(self._settings)).list_topics(timeout=_FIRST_ANSWER_S).topics
-        except KafkaException as error:
-            raise KafkaUnreachable(self._settings.bootstrap_servers(), _FIRST_ANSWER_S) from error
-        needed = (*topics.consumed, topics.status, topics.dlq, topics.reports, topics.schemas)
-        if missing := [name for name in needed if name not in known]:
-            raise TopicsMismatch(
-                f"these topics do not exist: {', '.join(missing)}; "
-                "create them with `rustfs-workers topics create`"
-            )
-        return {name: len(known[name].partitions) for name in topics.consumed}
 
     def _lease_from_broker(self) -> float:
         """A second less than the session that the group's coordinator grants."""

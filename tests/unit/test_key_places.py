@@ -22,10 +22,10 @@ from workers.offsets import PartitionState
 pytestmark = pytest.mark.job_processing
 
 TOPIC = Topics("p.").jobs[JobPriority.LOW]
-COUNTS = {TOPIC: 3}
+COUNT = 3
 KEY = b"bucket/key-5"
-HOME = partition_of(KEY, 3)
-ELSEWHERE = (HOME + 1) % 3
+HOME = partition_of(KEY, COUNT)
+ELSEWHERE = (HOME + 1) % COUNT
 VALUE = job_value(Sample())
 
 
@@ -38,19 +38,19 @@ def message_at(partition: int, key: bytes | None = KEY, delivery: Delivery | Non
 
 
 def test_only_keys_that_lie_elsewhere_are_counted() -> None:
-    places = KeyPlaces(COUNTS)
+    places = KeyPlaces(COUNT)
     assert places.misplaced([message_at(HOME), message_at(ELSEWHERE), message_at(ELSEWHERE)]) == 2
     anywhere = [message_at(partition, JOB_ID.encode()) for partition in range(3)]
     assert places.misplaced([*anywhere, message_at(ELSEWHERE, None)]) == 0
 
 
 def test_what_was_published_again_follows_its_record_and_is_not_counted_twice() -> None:
-    places = KeyPlaces(COUNTS)
+    places = KeyPlaces(COUNT)
     assert places.misplaced([message_at(ELSEWHERE, delivery=Delivery("t", attempt=2, delivery=1))]) == 0
 
 
 def test_each_partition_and_type_is_told_once() -> None:
-    places = KeyPlaces(COUNTS)
+    places = KeyPlaces(COUNT)
     third = (HOME + 2) % 3
     with capture_logs() as logs:
         for _ in range(3):
@@ -75,7 +75,7 @@ def test_a_flood_of_keys_costs_no_more_than_a_sample(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(partitions_module, "murmur2", counted)
     keyless = [message_at(0, JOB_ID.encode())] * 1_000
     keyed = [message_at(0, b"bucket/flood-%d" % number) for number in range(4_000)]
-    found = KeyPlaces(COUNTS).misplaced([*keyless, *keyed])
+    found = KeyPlaces(COUNT).misplaced([*keyless, *keyed])
     assert 0 < found < SAMPLE
     assert SAMPLE <= len(hashed) <= 2 * SAMPLE
-    assert KeyPlaces(COUNTS).misplaced(keyless) == 0
+    assert KeyPlaces(COUNT).misplaced(keyless) == 0

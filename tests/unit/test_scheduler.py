@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 
 import pytest
@@ -75,7 +76,7 @@ def test_each_priority_gets_as_many_turns_as_its_weight_says(weights: dict[JobPr
 def test_turns_are_spread_evenly() -> None:
     order = turns(DEFAULT_WEIGHTS)
     at = [index for index, priority in enumerate(order + order) if priority is CRITICAL]
-    assert max(after - before for before, after in zip(at, at[1:], strict=False)) <= 3
+    assert max(after - before for before, after in itertools.pairwise(at)) <= 3
 
 
 def test_with_work_everywhere_each_gets_its_share() -> None:

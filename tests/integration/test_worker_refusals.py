@@ -1,0 +1,97 @@
+"""When a worker refuses to go on, what it says, and that nothing is lost by it. Real processes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from confluent_kafka.admin import AdminClient, NewPartitions  # type: ignore[attr-defined]  # it has no __all__
+
+from schemas import JobStatus
+from schemas.topics import JobPriority
+from streams.producer import JobProducer
+from streams.settings import Settings
+from tests.support.audit import audit, statuses
+from tests.support.jobs import Note, Waits
+from tests.support.workers import WorkerUnderTest, eventually, runs, workers
+
+pytestmark = [pytest.mark.worker_coordination, pytest.mark.integration]
+
+Start = Callable[..., WorkerUnderTest]
+
+
+@pytest.fixture
+def start(provisioned: Settings, tmp_path: Path) -> Iterator[Start]:
+    with workers(provisioned, tmp_path) as start:
+        yield start
+
+
+@pytest.fixture
+def producer(provisioned: Settings) -> Iterator[JobProducer]:
+    with JobProducer(provisioned) as producer:
+        yield producer
+
+
+def succeeded(settings: Settings, ids: list[str]) -> bool:
+    known = statuses(settings)
+    return all(job_id in known and known[job_id][-1].state is JobStatus.SUCCEEDED for job_id in ids)
+
+
+def error_line(worker: WorkerUnderTest) -> str:
+    (line,) = [text for text in worker.stderr_file.read_text().splitlines() if text.startswith("error: ")]
+    return line
+
+
+def grow(settings: Settings, topic: str, count: int) -> None:
+    admin = AdminClient({"bootstrap.servers": settings.bootstrap_servers()})
+    for answer in admin.create_partitions([NewPartitions(topic, count)]).values():
+        answer.result(20)
+
+
+def test_of_two_processes_with_one_worker_id_one_stops_and_names_the_other(
+    start: Start, producer: JobProducer, provisioned: Settings, tmp_path: Path
+) -> None:
+    (tmp_path / "1").mkdir()
+    older = start("twin")
+    eventually(lambda: older.said("partitions assigned"), 40, "the older one works")
+    with workers(provisioned, tmp_path / "1") as start_elsewhere:
+        newer = start_elsewhere("twin", RFW_TEST_LOG=str(older.log_file))
+        eventually(lambda: newer.said("partitions assigned"), 40, "the newer one works")
+        ids: list[str] = []
+        # Each commit of one fences the other, so both need work until one has had enough.
+        deadline = time.monotonic() + 60
+        while all(worker.process and worker.process.poll() is None for worker in (older, newer)):
+            assert time.monotonic() < deadline, "both go on"
+            ids += producer.schedule_jobs(Note(text=str(n)) for n in range(20))
+        ended, left = sorted((older, newer), key=lambda worker: worker.process.poll() is None)  # type: ignore[union-attr]
+        assert ended.wait(30) == 1
+        (incarnation,) = [e["incarnation"] for e in left.events() if e["event"] == "worker started"]
+        said = error_line(ended)
+        assert f"incarnation {incarnation}" in said
+        assert "--worker-id" in said
+        ids += producer.schedule_jobs(Note(text=str(n)) for n in range(20))
+        eventually(lambda: succeeded(provisioned, ids), 60, "the other one does all that is left")
+        found = audit(provisioned, ids)
+        assert (found.lost, found.forked) == ([], [])
+        assert left.terminate() == 0
+
+
+def test_a_worker_stops_in_order_when_a_topic_grows_and_does_not_start_again(
+    start: Start, producer: JobProducer, provisioned: Settings, tmp_path: Path
+) -> None:
+    go = tmp_path / "go"
+    worker = start("w")
+    (job_id,) = producer.schedule_jobs([Waits(until=str(go))])
+    eventually(lambda: runs(tmp_path), 40, "the job runs")
+    grow(provisioned, provisioned.topics.jobs[JobPriority.HIGH], 4)
+    eventually(lambda: worker.said("worker stops"), 40, "the worker has noticed")
+    go.touch()
+    assert worker.wait(40) == 1
+    assert "have 4 partitions now, and had 3" in error_line(worker)
+    assert statuses(provisioned)[job_id][-1].state is JobStatus.SUCCEEDED, "what ran was let to its end"
+    late = start("late")
+    assert late.wait(40) == 1
+    assert f"{provisioned.topics.jobs[JobPriority.HIGH]} has 4, the others 3" in error_line(late)
+    assert "topics check" in error_line(late)

@@ -1,0 +1,73 @@
+"""When a worker must not go on: partition counts that differ or change, and a name that is used twice."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import pytest
+from confluent_kafka import KafkaError, KafkaException
+
+from schemas.errors import TopicsMismatch
+from streams.partition_counts import equal_count
+from workers.partition_watch import PartitionWatch
+from workers.rival import WINDOW_S, FenceCount
+
+pytestmark = pytest.mark.worker_coordination
+
+
+@dataclass
+class Topic:
+    partitions: range
+
+
+def topics(**counts: int) -> Mapping[str, Topic]:
+    return {name: Topic(range(count)) for name, count in counts.items()}
+
+
+def test_equal_counts_are_one_number() -> None:
+    assert equal_count(topics(a=3, b=3, other=7), ["a", "b"]) == 3
+
+
+def test_the_topic_that_differs_is_named() -> None:
+    with pytest.raises(TopicsMismatch, match=r"b has 4, the others 3"):
+        equal_count(topics(a=3, b=4, c=3), ["a", "b", "c"])
+
+
+def test_a_missing_topic_is_named_with_the_remedy() -> None:
+    with pytest.raises(TopicsMismatch, match=r"do not exist: b; create them"):
+        equal_count(topics(a=3), ["a", "b"])
+
+
+async def test_a_changed_count_is_told_once_and_no_answer_is_none() -> None:
+    """All topics growing alike leaves the counts equal: only the number at the start tells."""
+
+    def answers() -> Iterator[Mapping[str, Topic]]:
+        yield topics(a=3, b=3)
+        yield topics(a=3, b=3)
+        yield topics(a=6, b=6)
+
+    asked, given = 0, answers()
+
+    def ask() -> Mapping[str, Topic]:
+        nonlocal asked
+        asked += 1
+        if asked == 2:
+            raise KafkaException(KafkaError(KafkaError._TRANSPORT))
+        return next(given)
+
+    told: asyncio.Queue[TopicsMismatch] = asyncio.Queue()
+    watch = PartitionWatch(ask, ["a", "b"], told.put_nowait, interval_s=0.001)
+    watch.start(await watch.count())
+    error = await asyncio.wait_for(told.get(), 30)
+    assert "have 6 partitions now, and had 3" in str(error)
+    await watch.stop()
+    assert (asked, told.qsize()) == (4, 0)
+
+
+def test_being_fenced_twice_counts_only_within_a_minute() -> None:
+    fences = FenceCount()
+    assert not fences.again(0.0)
+    assert not fences.again(WINDOW_S + 1)
+    assert fences.again(WINDOW_S + 2)

@@ -1,0 +1,86 @@
+"""Two processes with one worker id: each takes the transactional id from the other, for ever.
+
+In:  the moments at which another producer took our id, and the reports of all workers. Out: the other one, if it
+lives.
+
+Being fenced once is ordinary: a successor that ends what it thinks a dead worker left open does it, and a transaction
+that took too long looks the same. So it takes two within a minute and a report, written after that, by another
+incarnation.
+"""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from typing import Final
+
+import structlog
+from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka.admin import AdminClient
+
+from schemas.codec import Codec
+from schemas.errors import WireError, WorkerIdTaken
+from schemas.records import WorkerReport, decode_report
+from streams.clients import admin_config, reader_config
+from streams.scan import LATEST, offsets, partitions_of
+from streams.settings import Settings
+
+log = structlog.get_logger("rustfs_workers.rival")
+
+WINDOW_S: Final = 60.0
+#: Everybody reports once a second; a busy machine may be late.
+PATIENCE_S: Final = 4.0
+_ANSWER_S: Final = 5.0
+
+
+class FenceCount:
+    """Pure: whether being fenced has become a habit."""
+
+    def __init__(self) -> None:
+        self._last: float | None = None
+
+    def again(self, now_s: float) -> bool:
+        """Note that it happened. True: it happened before within a minute."""
+        last, self._last = self._last, now_s
+        return last is not None and now_s - last <= WINDOW_S
+
+
+def find_rival(
+    settings: Settings, codec: Codec, name: str, incarnation: str, *, patience_s: float = PATIENCE_S
+) -> WorkerReport | None:
+    """A report of another incarnation of ``name``, written from now on; None if there is none in time. Blocks.
+
+    Raises:
+        PipelineError, KafkaException: the reports cannot be read.
+    """
+    admin = AdminClient(admin_config(settings))
+    places = partitions_of(settings, admin, [settings.topics.reports], _ANSWER_S)
+    ends = offsets(settings, admin, places, LATEST, timeout_s=_ANSWER_S)
+    consumer = Consumer(reader_config(settings))
+    try:
+        consumer.assign([TopicPartition(topic, number, end) for (topic, number), end in ends.items()])
+        deadline = time.monotonic() + patience_s
+        while (left := deadline - time.monotonic()) > 0:
+            message = consumer.poll(left)
+            if message is None or message.error() is not None or message.key() != name.encode():
+                continue
+            try:
+                report = decode_report(codec, message.value() or b"")
+            except WireError as error:
+                log.info("unreadable report", error=str(error))
+                continue
+            if report.incarnation != incarnation and report.state != "stopped":
+                return report
+        return None
+    finally:
+        consumer.close()
+
+
+def worker_id_taken(rival: WorkerReport, incarnation: str, host: str) -> WorkerIdTaken:
+    """What to raise about it."""
+    since = datetime.fromtimestamp(rival.started_at / 1000, UTC).isoformat(timespec="seconds")
+    return WorkerIdTaken(
+        f"worker id {rival.worker_id!r} is used by another process as well: incarnation {rival.incarnation} on "
+        f"{rival.host}, running since {since}. This one (incarnation {incarnation} on {host}) stops, the other "
+        "goes on; give each worker an id of its own with --worker-id or RUSTFS_WORKERS_WORKER_ID"
+    )
