@@ -34,6 +34,8 @@ FENCED: Final = frozenset(
 TRANSACTION_TIMEOUT_MS: Final = 5_000
 #: Largest request that a producer sends; Kafka's own limit for a batch is a little higher.
 MAX_MESSAGE_BYTES: Final = 1_000_000
+#: Kafka's own limit for a topic.
+MAX_FORWARDED_BYTES: Final = 1_048_588
 
 #: Where librdkafka's own lines go unless a caller has a logger for them; stderr at the most, never stdout.
 log = logging.getLogger("rustfs_workers.librdkafka")
@@ -108,6 +110,8 @@ def producer_config(
     return {
         **config,
         "transactional.id": transactional_id,
+        # What it forwards has grown by some headers since a producer with the limit above wrote it.
+        "message.max.bytes": MAX_FORWARDED_BYTES,
         "transaction.timeout.ms": TRANSACTION_TIMEOUT_MS,
         # With the default of 100 ms each transaction waits out CONCURRENT_TRANSACTIONS: 65 ms instead of 4.
         "retry.backoff.ms": 1,

@@ -499,10 +499,16 @@ class Committer:
         if outcome.message is None:
             log.error("news dropped, since Kafka refuses it", error=error)
             return
-        if outcome.event == "not_writable":
+        if outcome.event == "not_kept":
             raise DeliveryFailed(f"the dead letter of {outcome.message.where} was refused as well: {error}")
         log.error("outcome cannot be written", at=outcome.message.where, error=error)
-        bounded = self._router.not_writable(outcome, error, self._worker, time.time_ns() // 1_000_000)
+        bounded = self._router.not_writable(
+            outcome,
+            error,
+            self._worker,
+            time.time_ns() // 1_000_000,
+            bare=outcome.event == "not_writable",
+        )
         self._commit(self._membership.metadata, [bounded], released)
 
     def _committed(self, outcomes: list[Outcome], plans: dict[PartitionState, OffsetMap]) -> None:

@@ -125,8 +125,13 @@ class Router:
         delivery = replace(message.delivery, error_type="worker_lost", error_message=reason)
         return self._dead_unread(message, delivery, worker, now_ms, event="worker_lost")
 
-    def not_writable(self, outcome: Outcome, error: str, worker: str, now_ms: int) -> Outcome:
-        """An outcome that Kafka refuses becomes ``failed``, in a form that is small enough for it to take."""
+    def not_writable(
+        self, outcome: Outcome, error: str, worker: str, now_ms: int, *, bare: bool = False
+    ) -> Outcome:
+        """An outcome that Kafka refuses becomes ``failed``, in a form that is small enough for it to take.
+
+        ``bare``: the record's own bytes are too many as well; the letter says where they stand.
+        """
         message = outcome.message
         assert message is not None  # noqa: S101 - news without a message is dropped instead
         delivery = replace(
@@ -136,7 +141,17 @@ class Router:
             history=(),
             traceparent="",
         )
-        return self._dead_unread(message, delivery, worker, now_ms, event="not_writable")
+        if not bare:
+            return self._dead_unread(message, delivery, worker, now_ms, event="not_writable")
+        size = len(message.value or b"")
+        delivery = replace(
+            delivery,
+            error_type="TooLargeToKeep",
+            error_message=f"its {size:,} bytes were refused, and stand at {message.where} alone: {clip(error, 200)}",
+        )
+        dead = self._dead_unread(message, delivery, worker, now_ms, event="not_kept")
+        key = message.key if len(message.key or b"") <= MAX_MESSAGE_BYTES else None
+        return replace(dead, records=tuple(replace(record, value=None, key=key) for record in dead.records))
 
     def _dead_unread(
         self,

@@ -158,6 +158,38 @@ async def test_records_that_others_wrote_wrongly_are_failed_or_counted_and_hold_
     assert (last.state, last.events["misplaced_keys"]) == ("stopped", 1)
 
 
+async def test_records_that_are_too_large_for_a_dead_letter_stop_nobody(provisioned: Settings) -> None:
+    """As large as a producer may write; and larger, since Kafka counts compressed bytes."""
+    topics = provisioned.topics
+    large = Producer({"bootstrap.servers": provisioned.bootstrap_servers()})
+    large.produce(topics.jobs[JobPriority.LOW], bytes(999_900), b"k", 0)
+    huge = Producer(
+        {
+            "bootstrap.servers": provisioned.bootstrap_servers(),
+            "message.max.bytes": 20_000_000,
+            "compression.type": "lz4",
+        }
+    )
+    front = Codec().encode_job(
+        job_type(WireJob), WireJob("x" * 5_000_000), envelope("wire_job", id=number(1))
+    )
+    huge.produce(topics.jobs[JobPriority.LOW], front, number(1).encode(), 0)
+    assert large.flush(20) == huge.flush(20) == 0
+    async with JobQueue.connect(provisioned) as queue, worker_on(provisioned):
+        failed = await queue.wait(number(1), LIMIT)
+        behind = await queue.schedule_job(WireJob("behind"), JobPriority.LOW)
+        assert (await queue.wait(behind, LIMIT)).status is JobStatus.SUCCEEDED
+    assert (failed.status, failed.error_type) == (JobStatus.FAILED, "TooLargeToKeep")
+    letters = sorted(read_all(provisioned, topics.dlq), key=lambda letter: letter.offset() or 0)
+    assert sorted(len(letter.value() or b"") for letter in letters) == [0, 999_900]
+    (bare,) = (letter for letter in letters if not letter.value())
+    delivery = parse(raw_headers(bare))
+    assert delivery.error_type == "TooLargeToKeep"
+    assert delivery.error_message.startswith(
+        f"its {len(front):,} bytes were refused, and stand at {topics.jobs[JobPriority.LOW]}/0/1"
+    )
+
+
 @pytest.fixture
 def registry_of_all(provisioned: Settings, monkeypatch: pytest.MonkeyPatch) -> tuple[Settings, Any]:
     """Settings with a registry, and the one client that everybody here gets."""
