@@ -1,0 +1,59 @@
+"""A bulk beside an event loop gives the interpreter up by time, however long a job takes."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from schemas.codec import Codec
+from schemas.topics import Topics
+from streams import producer as producer_module
+from streams.outgoing import JobOptions, Rules
+from streams.producer import _Bulk
+from tests.support.deployments import Sample
+
+pytestmark = pytest.mark.job_processing
+
+
+class Clock:
+    """Stands still but for what a job takes."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.naps: list[float] = []
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def time_ns(self) -> int:
+        return round(self.now * 1e9)
+
+    def sleep(self, _: float) -> None:
+        self.naps.append(self.now)
+
+
+@pytest.mark.parametrize("job_s", [20e-6, 300e-6, 5e-3])
+def test_nobody_waits_for_a_bulk_much_longer_than_a_millisecond(
+    monkeypatch: pytest.MonkeyPatch, job_s: float
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr(producer_module, "time", clock)
+
+    def send(*_: Any) -> bool:
+        clock.now += job_s
+        return True
+
+    outbox = SimpleNamespace(send=send, prepare=lambda *_, **__: None, next_partition=lambda: 0)
+    owner: Any = SimpleNamespace(outbox=outbox, rules=Rules(Codec(), Topics("p.")))
+    bulk = _Bulk(owner, JobOptions(), lambda _: None, yielding=True)
+    for _ in range(1_000):
+        bulk.add(Sample())
+    between = [later - earlier for earlier, later in zip(clock.naps, clock.naps[1:], strict=False)]
+    assert len(between) >= min(1_000 * job_s / 1e-3, 1_000) * 0.7
+    assert max(between) <= 1e-3 + job_s + 1e-9
+    quiet = _Bulk(owner, JobOptions(), lambda _: None, yielding=False)
+    before = len(clock.naps)
+    quiet.add(Sample())
+    assert len(clock.naps) == before
