@@ -76,12 +76,10 @@ def foreign_schema() -> dict[str, Any]:
     return {**job_type(WireJob).wire.schema, "fields": [*own, {"name": "colour", "type": "string"}]}
 
 
-def produce(
-    settings: Settings, value: bytes, partition: int, key: bytes, *, priority: JobPriority = JobPriority.LOW
-) -> None:
+def produce(settings: Settings, value: bytes, partition: int, key: bytes, **more: bytes) -> None:
     producer = Producer(producer_config(settings))
-    headers: Any = build(Delivery("wire_job"))
-    producer.produce(settings.topics.jobs[priority], value, key, partition, headers=headers)
+    headers: Any = [*build(Delivery("wire_job")), *more.items()]
+    producer.produce(settings.topics.jobs[JobPriority.LOW], value, key, partition, headers=headers)
     assert producer.flush(20) == 0
 
 
@@ -138,21 +136,25 @@ async def test_records_that_others_wrote_wrongly_are_failed_or_counted_and_hold_
     kind = job_type(WireJob)
     keyed = envelope("wire_job", id=number(2), priority="low", key=key.decode())
     produce(provisioned, Codec().encode_job(kind, WireJob("b"), keyed), elsewhere, key)
+    damaged = Codec().encode_job(kind, WireJob("c"), envelope("wire_job", id=number(3)))
+    produce(provisioned, damaged, 0, number(3).encode(), **{"rfw-delivery": b"2147483647"})
     async with JobQueue.connect(provisioned) as queue, worker_on(provisioned) as manager:
         failed = await queue.wait(number(1), LIMIT)
         misplaced = await queue.wait(number(2), LIMIT)
         behind = [await queue.schedule_job(WireJob(str(n)), JobPriority.LOW) for n in range(6)]
         for job_id in behind:
             assert (await queue.wait(job_id, LIMIT)).status is JobStatus.SUCCEEDED
-        assert (await queue.list_jobs()).total == 8
+        refused = await queue.wait(number(3), LIMIT)
+        assert (await queue.list_jobs()).total == 9
         assert manager.process.events["misplaced_keys"] == 1
-        assert manager.process.events["undecodable"] == 1
+        assert manager.process.events["undecodable"] == 2
     assert (failed.status, failed.type) == (JobStatus.FAILED, "wire_job")
     assert failed.error is not None
     assert failed.error.startswith("rustfs.jobs.Strange.type: {'a': 'map'}")
     assert (misplaced.status, misplaced.output) == (JobStatus.SUCCEEDED, {"text": "b"})
-    (letter,) = read_all(provisioned, provisioned.topics.dlq)
-    assert parse(raw_headers(letter)).error_type == "BadRecord"
+    assert (refused.status, refused.error_type) == (JobStatus.FAILED, "BadHeaders")
+    letters = read_all(provisioned, provisioned.topics.dlq)
+    assert {parse(raw_headers(letter)).error_type for letter in letters} == {"BadRecord", "BadHeaders"}
     reports = read_all(provisioned, provisioned.topics.reports)
     last = decode_report(Codec(), reports[-1].value() or b"")
     assert (last.state, last.events["misplaced_keys"]) == ("stopped", 1)
