@@ -62,6 +62,11 @@ _STALE: Final = frozenset(
 )
 
 
+#: What encoding raises at values that cannot be written. Metrics and progress are the handler's own: they must fail its job,
+#: not end the worker.
+_NOT_WRITABLE: Final = (ValueError, TypeError, ArithmeticError, AttributeError, LookupError)
+
+
 class Membership(Protocol):
     """What the poll thread knows of the group."""
 
@@ -229,8 +234,11 @@ class Committer:
         # First the metadata, then the filter, then exactly this metadata: the order is the fence.
         metadata = self._membership.metadata
         outcomes: list[Outcome] = []
+        releases: list[tuple[frozenset[PartitionState], threading.Event]] = []
         with self._lock:
-            releases, self._releases = self._releases, []
+            # A release is the last commit: what ended before it and does not fit into this transaction goes first.
+            if len(self._outbox) <= MAX_BATCH:
+                releases, self._releases = self._releases, []
             for _ in range(min(len(self._outbox), MAX_BATCH)):
                 outcomes.append(self._outbox.popleft())
         self._pace = max(len(outcomes), _MIN_PACE, self._pace * 7 // 8)
@@ -327,9 +335,7 @@ class Committer:
             self._produce(producer, outcomes)
             if offsets:
                 producer.send_offsets_to_transaction(offsets, metadata, _COMMIT_TIMEOUT_S)
-        except KafkaException as error:
-            self._abort(producer, error)
-        except (ValueError, TypeError, BufferError) as error:
+        except (KafkaException, BufferError, *_NOT_WRITABLE) as error:
             self._abort(producer, error)
         try:
             producer.commit_transaction(_COMMIT_TIMEOUT_S)
@@ -379,11 +385,12 @@ class Committer:
                 else:
                     key = status.job_id.encode()  # type: ignore[union-attr]
                     value = writer.encode(status)  # type: ignore[arg-type]
-                try:
-                    produce(status_topic, value, key)
-                except BufferError:
-                    _wait_for_room(producer)
-                    produce(status_topic, value, key)
+                while True:
+                    try:
+                        produce(status_topic, value, key)
+                        break
+                    except BufferError:
+                        _wait_for_room(producer)
             for record in outcome.records:
                 if record.schema is not None:
                     self._introduce(producer, record.schema)
@@ -498,6 +505,7 @@ class Committer:
         (outcome,) = outcomes
         if outcome.message is None:
             log.error("news dropped, since Kafka refuses it", error=error)
+            self._commit(metadata, [], released)
             return
         if outcome.event == "not_kept":
             raise DeliveryFailed(f"the dead letter of {outcome.message.where} was refused as well: {error}")

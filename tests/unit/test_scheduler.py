@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -76,7 +76,7 @@ def test_each_priority_gets_as_many_turns_as_its_weight_says(weights: dict[JobPr
 def test_turns_are_spread_evenly() -> None:
     order = turns(DEFAULT_WEIGHTS)
     at = [index for index, priority in enumerate(order + order) if priority is CRITICAL]
-    assert max(after - before for before, after in itertools.pairwise(at)) <= 3
+    assert max(after - before for before, after in pairwise(at)) <= 3
 
 
 def test_with_work_everywhere_each_gets_its_share() -> None:
@@ -206,6 +206,19 @@ def test_a_key_of_a_lost_partition_is_free_again() -> None:
     lost.releasing = True
     assert scheduler.purge({lost}) == 1
     assert take(scheduler) is other
+
+
+def test_a_key_is_not_handed_to_a_partition_that_is_leaving() -> None:
+    scheduler = Scheduler()
+    leaving = open_partition()
+    holder, following = message(open_partition(HIGH), 0, key=b"k"), message(leaving, 0, key=b"k")
+    arrive(scheduler, holder, following)
+    assert take(scheduler) is holder
+    assert scheduler.take(NOW_MS) is None
+    leaving.releasing = True
+    scheduler.done(holder)
+    assert len(scheduler) == 0
+    assert scheduler.purge({leaving}) == 0, "it is counted out already"
 
 
 # --- alone --------------------------------------------------------------------------------------------------

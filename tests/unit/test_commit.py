@@ -1,0 +1,633 @@
+"""The commit thread: the order of its steps, and what it does with every answer that Kafka can give."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
+
+from schemas.codec import Codec
+from schemas.errors import DeliveryFailed, GroupNotInitialised
+from schemas.lifecycle import JobStatus
+from schemas.offsetmap import OffsetMap, Suspect, parse
+from schemas.records import StatusChange, decode_status
+from schemas.topics import JobPriority
+from tests.support.messages import TOPICS, committed, message, partition
+from workers.commit import MAX_BATCH, Committer
+from workers.message import Message
+from workers.offsets import PartitionState
+from workers.outcome import Outcome, OutRecord, PlainSuccess
+from workers.router import Router
+
+pytestmark = pytest.mark.worker_coordination
+
+CODEC = Codec()
+
+
+def kafka_error(
+    code: int, *, fatal: bool = False, retriable: bool = False, abort: bool = False
+) -> KafkaException:
+    return KafkaException(
+        KafkaError(code, "made up", fatal=fatal, retriable=retriable, txn_requires_abort=abort)
+    )
+
+
+@dataclass
+class Transaction:
+    records: list[tuple[str, bytes | None, bytes | None]] = field(default_factory=list)
+    offsets: dict[tuple[str, int], OffsetMap] = field(default_factory=dict)
+    metadata: Any = None
+
+
+class FakeKafka:
+    """A broker, its producers and the group: what is committed, every step that was asked for, and faults to come."""
+
+    def __init__(self) -> None:
+        self.committed: list[Transaction] = []
+        self.stored: dict[tuple[str, int], OffsetMap] = {}
+        self.steps: list[str] = []
+        #: By step: what it does instead of succeeding, once each. An exception that is returned is raised.
+        self.faults: dict[str, list[Callable[[FakeProducer], Exception | None]]] = {}
+        self.refuse: Callable[[Transaction], Exception | None] = lambda _: None
+        self.generation = 1
+        self.producers = 0
+        self.logger: logging.Logger | None = None
+
+    # the group
+
+    @property
+    def metadata(self) -> Any:
+        self.steps.append("metadata")
+        return self.generation
+
+    def refresh(self, timeout_s: float) -> None:
+        self.steps.append("refresh")
+        self.generation += 1
+
+    def read_back(self, parts: Iterable[PartitionState]) -> dict[PartitionState, OffsetMap]:
+        self.steps.append("read back")
+        return {part: self.stored.get((part.topic, part.partition), committed()) for part in parts}
+
+    # the broker
+
+    def producer(self, logger: logging.Logger) -> Any:
+        self.producers += 1
+        self.logger = logger
+        return FakeProducer(self)
+
+    def fault(self, step: str, what: Callable[[FakeProducer], Exception | None] | Exception) -> None:
+        self.faults.setdefault(step, []).append(what if callable(what) else lambda _: what)
+
+    def land(self, transaction: Transaction) -> None:
+        self.committed.append(transaction)
+        self.stored |= transaction.offsets
+
+    @property
+    def statuses(self) -> list[StatusChange]:
+        return [
+            decode_status(CODEC, value)
+            for transaction in self.committed
+            for topic, value, _ in transaction.records
+            if topic == TOPICS.status and value is not None
+        ]
+
+
+class FakeProducer:
+    def __init__(self, kafka: FakeKafka) -> None:
+        self.kafka = kafka
+        self.open = Transaction()
+
+    def _step(self, name: str) -> None:
+        self.kafka.steps.append(name)
+        faults = self.kafka.faults.get(name)
+        if faults and (error := faults.pop(0)(self)) is not None:
+            raise error
+
+    def init_transactions(self, timeout_s: float) -> None:
+        self._step("init")
+
+    def begin_transaction(self) -> None:
+        self.open = Transaction()
+        self._step("begin")
+
+    def produce(
+        self, topic: str, value: bytes | None, key: bytes | None, partition: int = -1, headers: Any = None
+    ) -> None:
+        self._step("produce")
+        self.open.records.append((topic, value, key))
+
+    def send_offsets_to_transaction(
+        self, offsets: list[TopicPartition], metadata: Any, timeout_s: float
+    ) -> None:
+        self.open.metadata = metadata
+        self.open.offsets = {(tp.topic, tp.partition): parse(tp.offset, tp.metadata) for tp in offsets}
+        self._step("offsets")
+
+    def commit_transaction(self, timeout_s: float) -> None:
+        self._step("commit")
+        if (error := self.kafka.refuse(self.open)) is not None:
+            raise error
+        self.kafka.land(self.open)
+
+    def abort_transaction(self, timeout_s: float) -> None:
+        self._step("abort")
+
+    def poll(self, timeout_s: float) -> int:
+        return 0
+
+
+class Bench:
+    """A commit thread without its thread: each tick is called for."""
+
+    def __init__(self, *, records: int = 10) -> None:
+        self.kafka = FakeKafka()
+        self.after_commit = 0
+        self.committer = Committer(
+            make_producer=self.kafka.producer,
+            membership=self.kafka,
+            read_back=self.kafka.read_back,
+            codec=CODEC,
+            router=Router(TOPICS),
+            status_topic=TOPICS.status,
+            worker_name="w.0",
+            lock=threading.Lock(),
+            tick_ms=1,
+            on_committed=self._note_commit,
+            on_failure=self._fail,
+        )
+        self.committer._new_producer()
+        self.part = self.assign(records)
+        self.kafka.steps.clear()
+        self.kafka.committed.clear()
+
+    def _note_commit(self) -> None:
+        self.after_commit += 1
+
+    def _fail(self, error: BaseException) -> None:
+        raise error
+
+    def assign(self, records: int, number: int = 0) -> PartitionState:
+        part = partition(number=number)
+        for offset in range(records):
+            part.note_delivered(offset)
+        self.committer.parts.add(part)
+        self.tick()
+        return part
+
+    def tick(self) -> bool:
+        return self.committer._tick()
+
+    def success(self, offset: int, part: PartitionState | None = None) -> Outcome:
+        """A job that has ended well."""
+        outcome = succeeded(message(part or self.part, offset))
+        self.committer.emit(outcome)
+        return outcome
+
+    def emit(self, outcome: Outcome) -> Outcome:
+        self.committer.emit(outcome)
+        return outcome
+
+    @property
+    def stored(self) -> OffsetMap:
+        return self.kafka.stored[self.part.topic, self.part.partition]
+
+    @property
+    def events(self) -> dict[str, int]:
+        return self.committer.counters.events
+
+    @property
+    def counted(self) -> int:
+        return sum(self.committer.counters.jobs.values())
+
+
+def succeeded(one: Message) -> Outcome:
+    return Outcome(
+        one,
+        PlainSuccess(None, 2_000, 1_000, 1_500, "test", JobPriority.NORMAL),
+        counts_as=("test", JobPriority.NORMAL, "succeeded"),
+    )
+
+
+def told(one: Message, **facts: Any) -> Outcome:
+    """An outcome with a status that says more than success."""
+    return Outcome(one, status(one, JobStatus.SUCCEEDED, **facts))
+
+
+def status(one: Message, state: JobStatus, **facts: Any) -> StatusChange:
+    return StatusChange(
+        job_id=one.job_id.decode(),
+        key=None,
+        at=2_000,
+        created_at=1_000,
+        started_at=1_500,
+        state=state,
+        type="test",
+        priority=JobPriority.NORMAL,
+        attempt=1,
+        delivery=0,
+        **facts,
+    )
+
+
+# --- the ordinary way ------------------------------------------------------------------------------------
+
+
+def test_the_order_of_steps_is_the_fence() -> None:
+    """Metadata, then the filter, then exactly this metadata: a partition given away in between makes it too old."""
+    bench = Bench()
+    bench.success(0)
+    bench.tick()
+    assert bench.kafka.steps == ["metadata", "begin", "produce", "offsets", "commit"]
+    assert bench.kafka.committed[0].metadata == 1
+
+
+def test_a_tick_is_one_transaction_with_everything_that_ended() -> None:
+    bench = Bench()
+    for offset in (0, 1, 3):
+        bench.success(offset)
+    assert bench.tick()
+    (transaction,) = bench.kafka.committed
+    assert len(transaction.records) == 3
+    assert (bench.stored.offset, set(bench.stored.finished)) == (2, {3})
+    assert bench.counted == 3
+    assert {change.state for change in bench.kafka.statuses} == {JobStatus.SUCCEEDED}
+
+
+def test_a_tick_with_nothing_to_say_asks_kafka_for_nothing() -> None:
+    bench = Bench(records=0)
+    assert not bench.tick()
+    assert bench.kafka.committed == []
+
+
+def test_records_status_and_offset_go_together() -> None:
+    bench = Bench()
+    one = message(bench.part, 0)
+    retry = OutRecord(TOPICS.retry[next(iter(TOPICS.retry))], 0, None, one.value, [])
+    bench.emit(Outcome(one, status(one, JobStatus.RETRYING), (retry,)))
+    bench.tick()
+    (transaction,) = bench.kafka.committed
+    assert [topic for topic, *_ in transaction.records] == [TOPICS.status, retry.topic]
+    assert bench.stored.offset == 1
+
+
+def test_outcomes_of_a_lost_partition_are_dropped_and_counted() -> None:
+    bench = Bench()
+    bench.success(0)
+    bench.part.owned = False
+    bench.tick()
+    assert bench.kafka.committed == []
+    assert (bench.counted, bench.events["fenced_outcomes"]) == (0, 1)
+
+
+def test_news_of_a_job_whose_partition_is_lost_is_not_told() -> None:
+    bench = Bench()
+    one = message(bench.part, 0)
+    bench.part.owned = False
+    bench.emit(Outcome(None, status(one, JobStatus.RUNNING), owner=one))
+    bench.tick()
+    assert bench.kafka.committed == []
+
+
+def test_before_the_first_assignment_outcomes_wait_in_their_order() -> None:
+    bench = Bench()
+    outcomes = [bench.success(offset) for offset in range(3)]
+    bench.kafka.generation = None  # type: ignore[assignment]
+    bench.kafka.refresh = lambda timeout_s: None  # type: ignore[method-assign]
+    bench.tick()
+    assert list(bench.committer._outbox) == outcomes
+
+
+def test_a_transaction_is_bounded() -> None:
+    bench = Bench(records=MAX_BATCH + 5)
+    for offset in range(MAX_BATCH + 5):
+        bench.success(offset)
+    bench.tick()
+    assert (len(bench.kafka.committed[0].records), bench.committer.pending) == (MAX_BATCH, 5)
+
+
+def test_a_full_producer_queue_is_waited_for() -> None:
+    bench = Bench()
+    for _ in range(4):
+        bench.kafka.fault("produce", BufferError("full"))
+    bench.success(0)
+    bench.tick()
+    assert len(bench.kafka.committed) == 1
+    assert "abort" not in bench.kafka.steps
+
+
+# --- leaving ---------------------------------------------------------------------------------------------------
+
+
+def test_a_release_commits_a_clean_map_and_says_so() -> None:
+    bench = Bench()
+    bench.success(0)
+    done = bench.committer.release([bench.part])
+    bench.tick()
+    assert done.is_set()
+    assert (bench.stored.clean, bench.stored.offset) == (True, 1)
+
+
+def test_a_release_waits_for_the_outcomes_before_it() -> None:
+    """More ended than one transaction carries: none of it may be left behind and run again."""
+    bench = Bench(records=MAX_BATCH + 5)
+    for offset in range(MAX_BATCH + 5):
+        bench.success(offset)
+    done = bench.committer.release([bench.part])
+    while not done.is_set():
+        bench.tick()
+    assert (bench.stored.clean, bench.stored.offset) == (True, MAX_BATCH + 5)
+
+
+def test_a_release_is_answered_even_if_the_thread_fails() -> None:
+    bench = Bench()
+    done = bench.committer.release([bench.part])
+    bench.kafka.fault("begin", RuntimeError("a bug"))
+    bench.kafka.fault("abort", RuntimeError("a bug"))
+    with pytest.raises(RuntimeError):
+        bench.tick()
+    assert done.is_set()
+
+
+def test_the_clean_flag_survives_a_refused_piece_of_news() -> None:
+    bench = Bench()
+    one = message(bench.part, 0)
+    bench.kafka.refuse = lambda open_: (
+        kafka_error(KafkaError.MSG_SIZE_TOO_LARGE, abort=True) if open_.records else None
+    )
+    bench.emit(Outcome(None, status(one, JobStatus.RUNNING), owner=one))
+    bench.committer.release([bench.part])
+    bench.tick()
+    assert bench.stored.clean
+    assert bench.kafka.statuses == []
+
+
+# --- stale metadata ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        KafkaError.ILLEGAL_GENERATION,
+        KafkaError.UNKNOWN_MEMBER_ID,
+        KafkaError.REBALANCE_IN_PROGRESS,
+        KafkaError.FENCED_INSTANCE_ID,
+    ],
+)
+def test_stale_metadata_is_fetched_anew_before_the_filter_looks_again(code: int) -> None:
+    bench = Bench()
+    lost = bench.assign(5, number=1)
+    bench.kafka.steps.clear()
+    bench.kafka.committed.clear()
+
+    def the_group_moves_on(_: FakeProducer) -> Exception:
+        lost.owned = False
+        return kafka_error(code, abort=True)
+
+    bench.kafka.fault("offsets", the_group_moves_on)
+    bench.success(0)
+    bench.success(0, lost)
+    bench.tick()
+    assert bench.kafka.steps[:6] == ["metadata", "begin", "produce", "produce", "offsets", "abort"]
+    assert bench.kafka.steps[6:8] == ["refresh", "metadata"]
+    (transaction,) = bench.kafka.committed
+    assert (transaction.metadata, list(transaction.offsets)) == (2, [(bench.part.topic, 0)])
+    assert (bench.events["stale_metadata"], bench.events["fenced_outcomes"]) == (1, 1)
+    assert bench.kafka.producers == 1, "stale metadata is ordinary"
+
+
+def test_what_changed_meanwhile_is_in_the_next_plan() -> None:
+    bench = Bench()
+    bench.kafka.fault("offsets", kafka_error(KafkaError.ILLEGAL_GENERATION, abort=True))
+    bench.part.dirty = True
+    bench.tick()
+    assert len(bench.kafka.committed) == 1
+
+
+def test_at_the_end_a_group_that_is_gone_is_not_asked_for_ever() -> None:
+    bench = Bench()
+    bench.committer._stop = True
+    for _ in range(20):
+        bench.kafka.fault("offsets", kafka_error(KafkaError.UNKNOWN_MEMBER_ID, abort=True))
+    bench.success(0)
+    bench.tick()
+    assert bench.kafka.committed == []
+
+
+# --- ambiguous commits -----------------------------------------------------------------------------------------------
+
+
+def commits_then(error: Exception | None = None) -> Callable[[FakeProducer], Exception | None]:
+    """The broker commits, but the answer is lost."""
+
+    def what(producer: FakeProducer) -> Exception | None:
+        producer.kafka.land(producer.open)
+        return error
+
+    return what
+
+
+TIMED_OUT = kafka_error(KafkaError._TIMED_OUT, retriable=True)
+
+
+def test_an_ambiguous_commit_that_arrived_is_not_written_again() -> None:
+    bench = Bench()
+    bench.kafka.fault("commit", commits_then(TIMED_OUT))
+    bench.success(0)
+    bench.success(2)
+    bench.tick()
+    assert len(bench.kafka.statuses) == 2
+    assert bench.kafka.producers == 2, "the old epoch's stragglers are refused"
+    assert bench.kafka.steps.index("init") < bench.kafka.steps.index("read back")
+    assert bench.counted == 2
+    assert bench.events["ambiguous_commits"] == 1
+    assert (bench.part.base, bench.part.done) == (1, {2})
+
+
+def test_an_ambiguous_commit_that_did_not_arrive_is_written_again() -> None:
+    bench = Bench()
+    bench.kafka.fault("commit", TIMED_OUT)
+    bench.success(0)
+    bench.tick()
+    assert len(bench.kafka.statuses) == 1
+    assert (bench.stored.offset, bench.counted) == (1, 1)
+
+
+def test_only_what_is_not_finished_is_written_again() -> None:
+    """What ends between the two commits is new, and what a partition lost meanwhile is nobody's."""
+    bench = Bench()
+    lost = bench.assign(5, number=1)
+
+    def lands_and_loses(producer: FakeProducer) -> Exception:
+        lost.owned = False
+        del producer.open.offsets[bench.part.topic, 1]
+        commits_then()(producer)
+        return TIMED_OUT
+
+    bench.kafka.fault("commit", lands_and_loses)
+    bench.success(0)
+    bench.success(0, lost)
+    bench.tick()
+    bench.success(1)
+    bench.tick()
+    assert bench.stored.offset == 2
+    assert bench.counted == 2
+
+
+def test_a_lost_connection_makes_a_reported_success_ambiguous() -> None:
+    """librdkafka repeats an EndTxn by itself; the first one can still arrive, in a later transaction."""
+    bench = Bench()
+
+    def disconnects(producer: FakeProducer) -> None:
+        assert producer.kafka.logger is not None
+        producer.kafka.logger.log(logging.INFO, "FAIL [thrd:main]: Disconnected (after 3 ms)")
+
+    bench.kafka.fault("commit", disconnects)
+    bench.success(0)
+    bench.tick()
+    assert bench.kafka.producers == 2
+    assert len(bench.kafka.statuses) == 1
+    assert bench.counted == 1
+
+
+def test_a_connection_lost_before_the_transaction_does_not_matter() -> None:
+    bench = Bench()
+    assert bench.kafka.logger is not None
+    bench.kafka.logger.log(logging.INFO, "Disconnected")
+    bench.success(0)
+    bench.tick()
+    assert bench.kafka.producers == 1
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        kafka_error(KafkaError._FENCED, fatal=True),
+        kafka_error(KafkaError.INVALID_PRODUCER_ID_MAPPING, abort=True),
+        kafka_error(KafkaError._TRANSPORT),
+    ],
+)
+def test_a_producer_that_is_of_no_more_use_is_replaced(error: Exception) -> None:
+    bench = Bench()
+    bench.kafka.fault("offsets", error)
+    bench.success(0)
+    bench.tick()
+    assert bench.kafka.producers == 2
+    assert len(bench.kafka.statuses) == 1
+
+
+def test_an_abort_that_fails_makes_it_ambiguous() -> None:
+    bench = Bench()
+    bench.kafka.fault("offsets", kafka_error(KafkaError.ILLEGAL_GENERATION, abort=True))
+    bench.kafka.fault("abort", TIMED_OUT)
+    bench.success(0)
+    bench.tick()
+    assert bench.kafka.producers == 2
+    assert len(bench.kafka.statuses) == 1
+
+
+def test_a_transactional_id_that_is_not_ours_to_use_ends_the_worker() -> None:
+    bench = Bench()
+    bench.kafka.fault("init", kafka_error(KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED))
+    with pytest.raises(KafkaException):
+        bench.committer._new_producer()
+
+
+# --- refusals --------------------------------------------------------------------------------------------------------
+
+
+def refuse_jobs(*poison: bytes) -> Callable[[Transaction], Exception | None]:
+    """The broker refuses every transaction that holds a status or a record of these jobs."""
+
+    def refuse(open_: Transaction) -> Exception | None:
+        if any(key in poison and topic == TOPICS.status for topic, _, key in open_.records):
+            value = next(value for _, value, key in open_.records if key in poison)
+            if value is not None and decode_status(CODEC, value).state is JobStatus.SUCCEEDED:
+                return kafka_error(KafkaError.MSG_SIZE_TOO_LARGE, abort=True)
+        return None
+
+    return refuse
+
+
+def test_one_that_kafka_refuses_fails_alone() -> None:
+    bench = Bench(records=40)
+    outcomes = [bench.success(offset) for offset in range(40)]
+    poison = outcomes[17].message
+    assert poison is not None
+    bench.kafka.refuse = refuse_jobs(poison.job_id)
+    bench.tick()
+    states = {change.job_id.encode(): change for change in bench.kafka.statuses}
+    assert len(states) == 40
+    failed = states.pop(poison.job_id)
+    assert (failed.state, failed.error_type) == (JobStatus.FAILED, "OutcomeNotWritable")
+    assert {change.state for change in states.values()} == {JobStatus.SUCCEEDED}
+    assert bench.stored.offset == 40
+    dead = [record for t in bench.kafka.committed for record in t.records if record[0] == TOPICS.dlq]
+    assert len(dead) == 1
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"progress_done": 2**70},
+        {"progress_done": "half"},
+        {"metrics": {"n": 10**400}},
+        {"metrics": {5: 1.0}},
+        {"metrics": {"n": "many"}},
+        {"output": object()},
+    ],
+    ids=["huge", "text", "huge float", "no name", "no number", "no text"],
+)
+def test_what_a_handler_told_and_nobody_can_write_fails_its_own_job(facts: dict[str, Any]) -> None:
+    """Numbers and texts of a handler's progress and metrics are its own: they must not end the worker."""
+    bench = Bench()
+    one = message(bench.part, 0)
+    bench.emit(told(one, **facts))
+    bench.success(1)
+    bench.tick()
+    found = {change.job_id.encode(): change.state for change in bench.kafka.statuses}
+    assert found.pop(one.job_id) is JobStatus.FAILED
+    assert list(found.values()) == [JobStatus.SUCCEEDED]
+    assert bench.stored.offset == 2
+
+
+def test_news_that_cannot_be_written_is_dropped() -> None:
+    bench = Bench()
+    one = message(bench.part, 0)
+    bench.emit(Outcome(None, status(one, JobStatus.RUNNING, progress_done=2**70), owner=one))
+    bench.success(1)
+    bench.tick()
+    assert [change.state for change in bench.kafka.statuses] == [JobStatus.SUCCEEDED]
+
+
+def test_a_dead_letter_that_is_refused_as_well_ends_the_worker() -> None:
+    """Going on would lose the job: somebody has to look."""
+    bench = Bench()
+    bench.kafka.refuse = lambda open_: (
+        kafka_error(KafkaError.MSG_SIZE_TOO_LARGE, abort=True) if open_.records else None
+    )
+    bench.success(0)
+    with pytest.raises(DeliveryFailed):
+        bench.tick()
+    assert bench.kafka.committed == []
+
+
+def test_offsets_that_kafka_refuses_end_the_worker() -> None:
+    bench = Bench()
+    bench.kafka.refuse = lambda _: kafka_error(KafkaError.OFFSET_METADATA_TOO_LARGE, abort=True)
+    bench.part.dirty = True
+    with pytest.raises(GroupNotInitialised):
+        bench.tick()
+
+
+def test_a_map_that_does_not_fit_is_never_sent() -> None:
+    bench = Bench()
+    bench.part.suspects = {2 * n: Suspect(1 + n % 2) for n in range(2_000)}
+    bench.part.dirty = True
+    with pytest.raises(GroupNotInitialised, match="characters"):
+        bench.tick()
+    assert bench.kafka.committed == []
