@@ -17,6 +17,7 @@
     ├── KafkaUnreachable        no broker answered (exit code 3)
     ├── DeliveryFailed          Kafka did not acknowledge a record
     ├── TopicsMismatch          a topic exists with settings that break a guarantee
+    ├── CommitVanished          Kafka shows less as committed than it has acknowledged
     ├── WorkerIdTaken           another process works under the same worker id
     ├── GroupNotInitialised     a partition has no committed offset or no map this version can read
     ├── TransientError          raised by handlers: try again later (the default for exceptions)
@@ -123,6 +124,10 @@ class DeliveryFailed(PipelineError):
 
 class TopicsMismatch(PipelineError):
     """A topic exists with settings that would break a guarantee."""
+
+
+class CommitVanished(PipelineError):
+    """Kafka shows less as committed than it has acknowledged: going on from memory would lose jobs."""
 
 
 class WorkerIdTaken(PipelineError):

@@ -7,7 +7,9 @@ check that somebody answers. No other module writes a client option down.
 from __future__ import annotations
 
 import logging
+import re
 import socket
+import time
 from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
@@ -39,7 +41,35 @@ MAX_FORWARDED_BYTES: Final = 1_048_588
 
 #: Where librdkafka's own lines go unless a caller has a logger for them; stderr at the most, never stdout.
 log = logging.getLogger("rustfs_workers.librdkafka")
+#: Lines that differ only in numbers are said once in this time: a client without its broker tries 40 times a second.
+_REPEAT_S: Final = 10.0
 
+
+class RepeatFilter(logging.Filter):
+    """Lets a line through that was not said lately. Safe from any thread; a line too many does no harm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: dict[str, float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether it is news."""
+        return self.is_news(record.getMessage())
+
+    def is_news(self, text: str) -> bool:
+        """Whether nothing like it was said in the last seconds."""
+        line, now = _NUMBER.sub("0", text), time.monotonic()
+        if now - self._said.get(line, -_REPEAT_S) < _REPEAT_S:
+            return False
+        if len(self._said) > _REMEMBERED:
+            self._said.clear()
+        self._said[line] = now
+        return True
+
+
+_NUMBER: Final = re.compile(r"\d+")
+_REMEMBERED: Final = 200
+log.addFilter(RepeatFilter())
 
 #: Faults of ours that librdkafka finds, before anybody is asked.
 _OUR_FAULT: Final = frozenset({KafkaError._CONFLICT, KafkaError._INVALID_ARG})

@@ -26,7 +26,7 @@ import structlog
 from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
 
 from schemas.codec import Codec
-from schemas.errors import DeliveryFailed, GroupNotInitialised
+from schemas.errors import CommitVanished, DeliveryFailed, GroupNotInitialised, KafkaUnreachable
 from schemas.lifecycle import JobStatus
 from schemas.offsetmap import MAX_CHARACTERS, OffsetMap
 from schemas.records import StatusWriter, tail_of
@@ -135,6 +135,7 @@ class Committer:
         tick_ms: int,
         on_committed: Callable[[], None],
         on_failure: Callable[[BaseException], None],
+        end_forgotten: Callable[[Producer, Any], None] = lambda _producer, _metadata: None,
         on_fenced: Callable[[], None] = lambda: None,
         on_answer: Callable[[], None] = lambda: None,
     ) -> None:
@@ -153,6 +154,7 @@ class Committer:
         self._tick_s = tick_ms / 1000
         self._on_committed = on_committed
         self._on_failure = on_failure
+        self._end_forgotten = end_forgotten
         self._on_fenced = on_fenced
         self._on_answer = on_answer
         self._watch = ConnectionWatch()
@@ -442,12 +444,16 @@ class Committer:
     def _recover(self, outcomes: list[Outcome]) -> list[Outcome]:
         """After an ambiguous commit: a new producer, then only those that Kafka does not show as finished."""
         self._new_producer()
-        with self._lock:
-            parts = {o.message.part for o in outcomes if o.message is not None and o.message.part.owned}
-            parts |= {part for part in self.parts if part.owned}
-        read = self._read_back(parts)
+        read = self._read_what_stands(outcomes)
         remaining: list[Outcome] = []
         with self._lock:
+            for part, committed in read.items():
+                if part.owned and not part.agrees_with(committed):
+                    raise CommitVanished(
+                        f"Kafka has acknowledged more of {part.topic}/{part.partition} (up to {part.base}) than it "
+                        f"shows now (up to {committed.offset}): it has lost a transaction. This worker stops; after a "
+                        "restart the jobs concerned run again"
+                    )
             for part, committed in read.items():
                 if part.owned:
                     part.adopt(committed)
@@ -465,6 +471,27 @@ class Committer:
                     self._count(outcome)
         self._on_committed()
         return remaining
+
+    def _read_what_stands(self, outcomes: list[Outcome]) -> dict[PartitionState, OffsetMap]:
+        """Offsets and maps, as soon as no transaction is about to change them."""
+        while True:
+            with self._lock:
+                parts = {o.message.part for o in outcomes if o.message is not None and o.message.part.owned}
+                parts |= {part for part in self.parts if part.owned}
+            try:
+                return self._read_back(parts)
+            except KafkaUnreachable as error:
+                if self._stop:
+                    raise
+                log.warning("what is committed cannot be read yet", error=str(error))
+            # Either Kafka is away again, and this waits for it; or our own transaction is the one that stays open.
+            self._new_producer()
+            assert self._producer is not None  # noqa: S101
+            try:
+                self._end_forgotten(self._producer, self._membership.metadata)
+            except KafkaException as error:
+                log.warning("a forgotten transaction cannot be ended now", error=str(error))
+                self._new_producer()
 
     def _new_producer(self) -> None:
         """A producer with a new epoch: whatever the old one left open ends, and its stragglers are refused."""

@@ -190,6 +190,10 @@ class PartitionState:
         if self.gaps or (self.top > self.start_limit and not self.closed):
             self.dirty = True
 
+    def agrees_with(self, read: OffsetMap) -> bool:
+        """Whether Kafka still shows as finished what it has acknowledged to us."""
+        return read.offset >= self.base and all(read.is_finished(offset) for offset in self.done)
+
     def adopt(self, read: OffsetMap) -> None:
         """After an ambiguous commit: what Kafka says was committed is what was."""
         self.gaps = [gap for gap in self.gaps if not read.is_finished(gap)]

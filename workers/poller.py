@@ -24,6 +24,7 @@ from confluent_kafka import Message as KafkaMessage
 from schemas.errors import PipelineError
 from schemas.headers import RawHeaders
 from schemas.topics import PRIORITIES, JobPriority, Topics
+from streams.clients import RepeatFilter
 from streams.partition_counts import changed
 from workers.duplicates import DuplicateWindow
 from workers.message import Message
@@ -105,6 +106,7 @@ class Poller:
         self._left = threading.Event()
         self.parts: dict[Place, PartitionState] = {}
         self._copies = DuplicateWindow()
+        self._news = RepeatFilter()
         self._paused: set[Place] = set()
         self._paused_priorities: set[JobPriority] = set()
         self._positions_at = 0.0
@@ -239,7 +241,7 @@ class Poller:
     def _on_error(self, error: KafkaError) -> None:
         if error.fatal():
             self._on_failure(KafkaException(error))
-        else:
+        elif self._news.is_news(str(error)):
             log.info("kafka client", error=str(error))
 
     def _control_flow(self, consumer: Consumer) -> None:

@@ -37,6 +37,7 @@ from workers.config import WorkerConfig
 from workers.decoder import Decoder
 from workers.delay import Delays
 from workers.executor import RELEASED, Executor
+from workers.forgotten import ForgottenTransactions
 from workers.key_places import KeyPlaces
 from workers.message import Message
 from workers.offsets import PartitionState
@@ -90,10 +91,12 @@ class WorkerProcess:
         self._delays = Delays()
         self._scheduler = Scheduler(weights=config.priority_weights, strict=config.strict_priorities)
         self._processes = ProcessPool(config.process_pool_size, handlers)
+        forgotten = ForgottenTransactions(self._topics, lambda: self.poller.partition_count or 0)
         self._committed = CommittedOffsets(
             settings,
             lambda transactional_id: Producer(producer_config(settings, transactional_id=transactional_id)),
             own_transactional_id=self._transactional_id,
+            forgotten=forgotten,
         )
         self._committer = Committer(
             make_producer=self._make_producer,
@@ -107,6 +110,7 @@ class WorkerProcess:
             tick_ms=config.tick_ms,
             on_committed=self._committed_one,
             on_failure=self._fail,
+            end_forgotten=forgotten.end,
             on_fenced=self._fenced,
             on_answer=self._answered,
         )

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import structlog
 from confluent_kafka import (
@@ -25,6 +26,7 @@ from schemas.errors import KafkaUnreachable
 from schemas.offsetmap import OffsetMap, parse
 from streams.committed import committed_offsets
 from streams.settings import Settings
+from workers.forgotten import PATIENCE_S, ForgottenTransactions
 
 log = structlog.get_logger("rustfs_workers.takeover")
 
@@ -45,11 +47,13 @@ class CommittedOffsets:
         make_producer: Callable[[str], Producer],
         *,
         own_transactional_id: str,
+        forgotten: ForgottenTransactions,
     ) -> None:
         self._settings = settings
         self._group = settings.topics.group
         self._make_producer = make_producer
         self._own = own_transactional_id
+        self._forgotten = forgotten
 
     def for_assignment(self, consumer: Consumer, places: Iterable[Place]) -> dict[Place, OffsetMap]:
         """Offset and map of each partition, from one read, repeated until Kafka answers.
@@ -59,7 +63,8 @@ class CommittedOffsets:
             KafkaUnreachable: no answer within a minute.
         """
         wanted = [TopicPartition(topic, partition) for topic, partition in places]
-        deadline = time.monotonic() + _LIMIT_S
+        started = time.monotonic()
+        deadline, too_long = started + _LIMIT_S, started + PATIENCE_S
         patience = _PATIENCE_S
         ended: set[str] = set()
         while True:
@@ -75,6 +80,9 @@ class CommittedOffsets:
                 ):
                     raise
                 self._end_open_transactions(wanted, ended)
+                if time.monotonic() > too_long:
+                    self._end_forgotten_transactions(consumer.consumer_group_metadata())
+                    too_long = time.monotonic() + PATIENCE_S
                 patience = _READ_TIMEOUT_S
             else:
                 return {(tp.topic, tp.partition): _map_of(tp) for tp in read}
@@ -86,7 +94,7 @@ class CommittedOffsets:
             GroupNotInitialised, KafkaUnreachable.
         """
         wanted = list(places)
-        timeout_s = _LIMIT_S if stable else _READ_TIMEOUT_S
+        timeout_s = PATIENCE_S if stable else _READ_TIMEOUT_S
         found = committed_offsets(self._settings, self._group, wanted, timeout_s=timeout_s, stable=stable)
         return {place: parse(*found.get(place, (-1, "")), where=f"{place[0]}/{place[1]}") for place in wanted}
 
@@ -115,6 +123,19 @@ class CommittedOffsets:
                     transactional_id=transactional_id,
                     seconds=round(time.monotonic() - started, 3),
                 )
+
+    def _end_forgotten_transactions(self, group_metadata: Any) -> None:
+        """Whoever owned any partition of the group may have left it. Each of them gets a new producer, no more."""
+        topics = self._settings.topics.consumed
+        every = [(topic, number) for topic in topics for number in range(self._forgotten.partitions)]
+        try:
+            owners = {found.transactional_id for found in self.read_back(every, stable=False).values()}
+            for transactional_id in sorted((owners | {self._own}) - {""}):
+                producer = self._make_producer(transactional_id)
+                producer.init_transactions(_READ_TIMEOUT_S)
+                self._forgotten.end(producer, group_metadata)
+        except (KafkaException, KafkaUnreachable) as error:
+            log.warning("forgotten transactions cannot be ended now", error=str(error))
 
 
 def _map_of(tp: TopicPartition) -> OffsetMap:

@@ -1,4 +1,4 @@
-"""When a worker must not go on: partition counts that differ or change, and a name that is used twice."""
+"""When a worker must not go on (counts that change, a name used twice, a commit that vanished), and what it says."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ import pytest
 from confluent_kafka import KafkaError, KafkaException
 
 from schemas.errors import TopicsMismatch
+from schemas.offsetmap import OffsetMap
+from streams.clients import RepeatFilter
 from streams.partition_counts import equal_count
+from workers.offsets import PartitionState
 from workers.partition_watch import PartitionWatch
 from workers.rival import WINDOW_S, FenceCount
 
@@ -71,3 +74,23 @@ def test_being_fenced_twice_counts_only_within_a_minute() -> None:
     assert not fences.again(0.0)
     assert not fences.again(WINDOW_S + 1)
     assert fences.again(WINDOW_S + 2)
+
+
+def test_memory_and_kafka_disagree_when_an_acknowledged_commit_is_gone() -> None:
+    """Going on from memory would commit past jobs whose outcomes nobody can read."""
+    part = PartitionState("t", 0, OffsetMap(10), incarnation="i", transactional_id="x")
+    part.note_delivered(10)
+    part.note_delivered(11)
+    part.note_delivered(12)
+    part.committed(part.plan([10, 12]))
+    assert part.agrees_with(OffsetMap(11, frozenset({12})))
+    assert part.agrees_with(OffsetMap(13))
+    assert not part.agrees_with(OffsetMap(10, frozenset({12})))
+    assert not part.agrees_with(OffsetMap(11))
+
+
+def test_a_line_that_differs_only_in_numbers_is_said_once() -> None:
+    news = RepeatFilter()
+    assert news.is_news("127.0.0.1:25 refused after 3 ms")
+    assert not news.is_news("127.0.0.1:25 refused after 4 ms")
+    assert news.is_news("127.0.0.1:25 reset")
