@@ -323,10 +323,13 @@ class Executor:
                 result = as_result(await self._in_thread(active))
             else:
                 result = await self._in_process(active)
-        except asyncio.CancelledError:
-            if active.cancel_reason is None:
+        except asyncio.CancelledError as error:
+            if active.cancel_reason is not None:
+                result = _timed_out(active)
+            elif slot is not None and slot.cancelling():
                 raise  # the slot itself is being stopped
-            result = _timed_out(active)
+            else:
+                result = _failed(error, retryable=True)  # something that the handler waited for was cancelled
         except PermanentError as error:
             result = _failed(error, retryable=False)
         except Exception as error:  # noqa: BLE001 - whatever a handler raises is a failure of its job
@@ -402,7 +405,7 @@ class Executor:
         """A plain function in a thread. Its timeout sets ``context.cancelled``; the thread itself cannot be ended."""
         loop = asyncio.get_running_loop()
         active.abandoned = loop.create_future()
-        call = loop.run_in_executor(self._threads, active.handler.call, active.decoded.job, active.context)
+        call = loop.run_in_executor(self._threads, _call, active)
         await asyncio.wait((call, active.abandoned), return_when=asyncio.FIRST_COMPLETED)
         if call.done():
             return call.result()
@@ -507,6 +510,14 @@ class Executor:
                 and now - active.progress_at_ms >= _PROGRESS_INTERVAL_MS
             ):
                 self._announce(active, progress)
+
+
+def _call(active: Active) -> Any:
+    try:
+        return active.handler.call(active.decoded.job, active.context)
+    except StopIteration as error:
+        # A future refuses it and would never be done. Coroutines and generators say the same.
+        raise RuntimeError("the handler raised StopIteration") from error
 
 
 def _timed_out(active: Active) -> Failed:

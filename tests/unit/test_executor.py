@@ -1,0 +1,631 @@
+"""The executor: every way in which a handler can end, and what its slot, its key and its context look like after it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import threading
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from schemas.backoff import Backoff
+from schemas.errors import BadRecord, PermanentError, UnknownSchema
+from schemas.headers import Delivery
+from schemas.job import Execution
+from schemas.lifecycle import JobStatus
+from schemas.offsetmap import OffsetMap, Suspect
+from tests.support.messages import TOPICS, commit, message, partition
+from workers import executor as module
+from workers.children import ChildJobs
+from workers.config import WorkerConfig
+from workers.context import WorkerContext
+from workers.executor import ALONE_MS, RELEASED, UNKNOWN_TYPE_LIMIT_MS, Executor
+from workers.message import Message
+from workers.offsets import PartitionState
+from workers.outcome import Outcome, PlainSuccess
+from workers.results import Failed, Skipped, Snooze, Success
+from workers.router import Router, Rules
+from workers.scheduler import Scheduler
+
+pytestmark = pytest.mark.job_processing
+
+NOW_MS = 1_000_000
+HOUR_MS = 3_600_000
+RULES = Rules(3, Backoff(base=timedelta(seconds=2)), HOUR_MS)
+Call = Callable[[Any, WorkerContext], Any]
+
+
+@dataclass
+class FakeHandler:
+    call: Call
+    execution: Execution = "async"
+
+
+@dataclass
+class FakeDecoded:
+    handler: FakeHandler | None
+    record: dict[str, Any]
+    timeout_ms: int = HOUR_MS
+    job_type: str = "test"
+    job: Any = None
+    rules: Rules = RULES
+    priority: Any = None
+
+
+class FakeDecoder:
+    """Gives each message what the test has laid down for it."""
+
+    def __init__(self) -> None:
+        self.by_offset: dict[int, FakeDecoded | Exception] = {}
+        self.learned: dict[int, FakeDecoded | Exception] = {}
+
+    def decode(self, one: Message) -> FakeDecoded:
+        return self._give(self.by_offset[one.offset])
+
+    async def learn_and_decode(self, one: Message) -> FakeDecoded:
+        await asyncio.sleep(0)
+        return self._give(self.learned[one.offset])
+
+    @staticmethod
+    def _give(what: FakeDecoded | Exception) -> FakeDecoded:
+        if isinstance(what, Exception):
+            raise what
+        return what
+
+
+class Bench:
+    """An executor with a clock that the test moves, and a list instead of a commit thread."""
+
+    def __init__(self, concurrency: int = 4) -> None:
+        self.now_ms = NOW_MS
+        self.outcomes: list[Outcome] = []
+        self.failures: list[BaseException] = []
+        self.emitted = asyncio.Event()
+        self.decoder = FakeDecoder()
+        self.scheduler = Scheduler()
+        self.part = partition()
+        self.part.top = 1_000
+        commit(self.part)
+        self.part.top = 0
+        fake: Any = self.decoder
+        handlers: Any = None
+        planning: Any = None
+        self.executor = Executor(
+            config=WorkerConfig(worker_id="w", max_concurrent_jobs=concurrency, tick_ms=1),
+            handlers=handlers,
+            decoder=fake,
+            router=Router(TOPICS),
+            scheduler=self.scheduler,
+            emit=self._emit,
+            planner=ChildJobs(planning),
+            now_ms=lambda: self.now_ms,
+            worker_name="w.0",
+        )
+        self.executor.on_failure(self.failures.append)
+
+    def _emit(self, outcome: Outcome) -> None:
+        self.outcomes.append(outcome)
+        self.emitted.set()
+
+    def add(
+        self,
+        call: Call | None,
+        *,
+        execution: Execution = "async",
+        key: bytes | None = None,
+        part: PartitionState | None = None,
+        timeout_ms: int | None = HOUR_MS,
+        delivery: Delivery | None = None,
+    ) -> Message:
+        """A job whose handler is ``call`` arrives."""
+        part = part or self.part
+        one = message(part, part.top, key=key, delivery=delivery, timestamp_ms=NOW_MS)
+        part.note_delivered(part.top)
+        record = {"id": one.job_id.decode(), "key": None, "created_at": NOW_MS, "timeout_ms": timeout_ms}
+        handler = None if call is None else FakeHandler(call, execution)
+        self.decoder.by_offset[one.offset] = FakeDecoded(handler, record)
+        assert one.priority is not None
+        self.scheduler.arrived[one.priority] += 1
+        self.scheduler.arrived_bytes[one.priority] += one.size
+        self.scheduler.add([one])
+        return one
+
+    @property
+    def ends(self) -> list[Outcome]:
+        """What has ended; news of running jobs left out."""
+        return [outcome for outcome in self.outcomes if outcome.message is not None]
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(30):
+            while not condition():
+                self.emitted.clear()
+                try:
+                    await asyncio.wait_for(self.emitted.wait(), 0.01)
+                except TimeoutError:
+                    continue
+
+    async def ended(self, count: int = 1) -> list[Outcome]:
+        self.executor.wake()
+        await self.until(lambda: len(self.ends) >= count)
+        assert self.failures == []
+        return self.ends
+
+    async def end_of(self, call: Call, **facts: Any) -> Outcome:
+        """How the only job ends."""
+        self.add(call, **facts)
+        (outcome,) = await self.ended()
+        assert self.scheduler.running == 0
+        return outcome
+
+
+@pytest.fixture
+async def bench() -> AsyncIterator[Bench]:
+    bench = Bench()
+    yield bench
+    await bench.executor.stop()
+    assert bench.failures == []
+
+
+def state_of(outcome: Outcome) -> JobStatus | None:
+    return outcome.state
+
+
+def error_of(outcome: Outcome) -> tuple[str | None, str | None]:
+    assert outcome.status is not None
+    assert not isinstance(outcome.status, PlainSuccess)
+    return outcome.status.error_type, outcome.status.error_message
+
+
+class Gate:
+    """A handler that waits until the test opens it, and notes what happens to it."""
+
+    def __init__(self) -> None:
+        self.started = asyncio.Event()
+        self.opened = asyncio.Event()
+        self.runs = 0
+        self.context: WorkerContext | None = None
+
+    async def __call__(self, job: Any, context: WorkerContext) -> None:
+        self.runs += 1
+        self.context = context
+        self.started.set()
+        await self.opened.wait()
+
+
+# --- how a handler ends --------------------------------------------------------------------------------------
+
+
+async def returns_nothing(job: Any, context: WorkerContext) -> None:
+    return None
+
+
+def returning(value: Any) -> Call:
+    async def call(job: Any, context: WorkerContext) -> Any:
+        return value
+
+    return call
+
+
+def raising(error: BaseException) -> Call:
+    async def call(job: Any, context: WorkerContext) -> Any:
+        raise error
+
+    return call
+
+
+def raising_in_thread(error: BaseException) -> Call:
+    def call(job: Any, context: WorkerContext) -> Any:
+        raise error
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("value", "state"),
+    [
+        (None, JobStatus.SUCCEEDED),
+        ({"n": 1}, JobStatus.SUCCEEDED),
+        (Success({"n": 1}), JobStatus.SUCCEEDED),
+        (Skipped("nothing to do"), JobStatus.SKIPPED),
+        (Snooze(timedelta(seconds=5)), JobStatus.SCHEDULED),
+        (Failed("no"), JobStatus.RETRYING),
+        (Failed("no", retryable=False), JobStatus.FAILED),
+        (42, JobStatus.FAILED),
+    ],
+)
+async def test_what_a_handler_returns_decides(bench: Bench, value: Any, state: JobStatus) -> None:
+    assert state_of(await bench.end_of(returning(value))) is state
+
+
+class Panic(BaseException):
+    """As native code raises it."""
+
+
+@pytest.mark.parametrize("execution", ["async", "thread"])
+@pytest.mark.parametrize(
+    ("error", "state"),
+    [
+        (ValueError("bad"), JobStatus.RETRYING),
+        (PermanentError("never"), JobStatus.FAILED),
+        (SystemExit(3), JobStatus.RETRYING),
+        (Panic("from below"), JobStatus.RETRYING),
+        (asyncio.CancelledError(), JobStatus.RETRYING),
+        (StopIteration(), JobStatus.RETRYING),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else str(value),
+)
+async def test_whatever_a_handler_raises_fails_its_own_job(
+    bench: Bench, execution: Execution, error: BaseException, state: JobStatus
+) -> None:
+    call = raising(error) if execution == "async" else raising_in_thread(error)
+    outcome = await bench.end_of(call, execution=execution)
+    assert state_of(outcome) is state
+    name = type(error).__name__
+    # Neither a coroutine nor a future can hand it on.
+    assert error_of(outcome)[0] == ("RuntimeError" if name == "StopIteration" else name)
+    again = bench.add(returns_nothing)
+    assert (await bench.ended(2))[-1].message is again, "the worker goes on"
+
+
+async def test_a_handler_that_waited_for_something_cancelled_fails_its_job(bench: Bench) -> None:
+    """An inner task that somebody cancelled is no request to end the slot."""
+
+    async def call(job: Any, context: WorkerContext) -> None:
+        inner = asyncio.create_task(asyncio.sleep(60))
+        inner.cancel()
+        await inner
+
+    outcome = await bench.end_of(call, key=b"k")
+    assert state_of(outcome) is JobStatus.RETRYING
+    assert error_of(outcome)[0] == "CancelledError"
+
+
+async def test_a_key_is_free_after_every_end(bench: Bench) -> None:
+    for call in (
+        raising(ValueError()),
+        raising(SystemExit()),
+        raising(asyncio.CancelledError()),
+        returns_nothing,
+    ):
+        bench.add(call, key=b"k")
+    assert len(await bench.ended(4)) == 4
+
+
+async def test_a_handler_for_processes_without_a_pool_fails_for_good(bench: Bench) -> None:
+    bench.add(returns_nothing, execution="process")
+    decoded: Any = bench.decoder.by_offset[0]
+    decoded.handler.job_type = _NoWire()
+    (outcome,) = await bench.ended()
+    assert state_of(outcome) is JobStatus.FAILED
+
+
+class _NoWire:
+    wire: Any = None
+
+    def to_record(self, job: Any, record: Any) -> Any:
+        return record
+
+
+# --- what cannot be run ---------------------------------------------------------------------------------------
+
+
+async def test_bytes_that_cannot_be_understood_go_to_the_dead_letters(bench: Bench) -> None:
+    one = bench.add(returns_nothing)
+    bench.decoder.by_offset[one.offset] = BadRecord("nonsense")
+    (outcome,) = await bench.ended()
+    assert [record.topic for record in outcome.records] == [TOPICS.dlq]
+    assert outcome.event == "undecodable"
+
+
+async def test_an_unknown_schema_is_read_up_first(bench: Bench) -> None:
+    one = bench.add(returns_nothing)
+    bench.decoder.learned[one.offset] = bench.decoder.by_offset[one.offset]
+    bench.decoder.by_offset[one.offset] = UnknownSchema(b"12345678")
+    (outcome,) = await bench.ended()
+    assert state_of(outcome) is JobStatus.SUCCEEDED
+
+
+async def test_a_schema_that_nobody_knows_is_a_dead_letter(bench: Bench) -> None:
+    one = bench.add(returns_nothing)
+    bench.decoder.by_offset[one.offset] = UnknownSchema(b"12345678")
+    bench.decoder.learned[one.offset] = UnknownSchema(b"12345678")
+    (outcome,) = await bench.ended()
+    assert outcome.event == "undecodable"
+
+
+async def test_a_schema_that_cannot_be_had_now_is_asked_for_again(bench: Bench) -> None:
+    one = bench.add(returns_nothing, key=b"k")
+    decoded = bench.decoder.by_offset[one.offset]
+    bench.decoder.by_offset[one.offset] = UnknownSchema(b"12345678")
+    bench.decoder.learned[one.offset] = ConnectionError("no registry")
+    bench.executor.wake()
+    await bench.until(lambda: bench.scheduler.running == 1)
+    bench.decoder.learned[one.offset] = decoded
+    (outcome,) = await bench.ended()
+    assert state_of(outcome) is JobStatus.SUCCEEDED
+
+
+async def test_an_unknown_type_waits_for_a_release_to_be_rolled_out(bench: Bench) -> None:
+    bench.add(None)
+    first = NOW_MS - UNKNOWN_TYPE_LIMIT_MS
+    bench.add(None, delivery=Delivery(job_type="test", first_seen_ms=first + 1))
+    bench.add(None, delivery=Delivery(job_type="test", first_seen_ms=first))
+    outcomes = await bench.ended(3)
+    assert [state_of(o) for o in outcomes] == [JobStatus.SCHEDULED, JobStatus.SCHEDULED, JobStatus.FAILED]
+    assert error_of(outcomes[-1])[0] == "HandlerNotFound"
+
+
+# --- time-outs ----------------------------------------------------------------------------------------------------
+
+
+async def test_a_handler_that_takes_too_long_is_cancelled_and_its_slot_goes_on(bench: Bench) -> None:
+    gate = Gate()
+    bench.add(gate, timeout_ms=500, key=b"k")
+    bench.executor.wake()
+    await gate.started.wait()
+    bench.now_ms += 501
+    (outcome,) = await bench.ended()
+    assert state_of(outcome) is JobStatus.RETRYING
+    assert error_of(outcome) == ("Timeout", "the run took longer than 500 ms")
+    after = Gate()
+    after.opened.set()
+    bench.add(after, key=b"k")
+    assert state_of((await bench.ended(2))[-1]) is JobStatus.SUCCEEDED
+    assert all(slot.cancelling() == 0 for slot in bench.executor._slots), (
+        "nothing of the cancellation is left"
+    )
+
+
+async def test_a_handler_within_its_limit_is_left_alone(bench: Bench) -> None:
+    gate = Gate()
+    bench.add(gate, timeout_ms=500)
+    bench.executor.wake()
+    await gate.started.wait()
+    bench.now_ms += 499
+    await bench.until(lambda: not bench.executor._fresh and not bench.executor._aging)
+    assert gate.context is not None
+    assert not gate.context.cancelled
+    gate.opened.set()
+    assert state_of((await bench.ended())[0]) is JobStatus.SUCCEEDED
+
+
+async def test_a_handler_that_ends_well_though_it_was_too_late_has_ended_well(bench: Bench) -> None:
+    async def stubborn(job: Any, context: WorkerContext) -> Success:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            return Success({"cleaned": True})
+        return Success()
+
+    bench.add(stubborn, timeout_ms=500)
+    bench.executor.wake()
+    await bench.until(lambda: bool(bench.executor.active))
+    bench.now_ms += 501
+    assert state_of((await bench.ended())[0]) is JobStatus.SUCCEEDED
+
+
+async def test_without_a_limit_of_its_own_the_types_limit_counts(bench: Bench) -> None:
+    one = bench.add(Gate(), timeout_ms=None)
+    decoded: Any = bench.decoder.by_offset[one.offset]
+    decoded.timeout_ms = 700
+    bench.executor.wake()
+    await bench.until(lambda: bool(bench.executor.active))
+    bench.now_ms += 701
+    assert error_of((await bench.ended())[0])[1] == "the run took longer than 700 ms"
+
+
+async def test_a_thread_is_asked_to_end_and_its_own_word_counts(bench: Bench) -> None:
+    def obedient(job: Any, context: WorkerContext) -> Skipped:
+        while not context.cancelled:
+            threading.Event().wait(0.005)
+        return Skipped("asked to end")
+
+    bench.add(obedient, execution="thread", timeout_ms=500)
+    bench.executor.wake()
+    await bench.until(lambda: bool(bench.executor.active))
+    bench.now_ms += 501
+    assert state_of((await bench.ended())[0]) is JobStatus.SKIPPED
+
+
+async def test_a_thread_that_does_not_listen_is_left_behind_with_its_pool(bench: Bench) -> None:
+    release, in_handler = threading.Event(), threading.Event()
+
+    def deaf(job: Any, context: WorkerContext) -> None:
+        in_handler.set()
+        release.wait(60)
+
+    bench.add(deaf, execution="thread", timeout_ms=500)
+    bench.executor.wake()
+    await asyncio.to_thread(in_handler.wait, 30)
+    try:
+        bench.now_ms += 501
+        await bench.until(lambda: any(a.cancel_reason is not None for a in bench.executor.active))
+        assert bench.ends == [], "it may still listen"
+        bench.now_ms += module.ABANDON_AFTER_MS
+        (outcome,) = await bench.ended()
+        assert error_of(outcome)[0] == "Timeout"
+        together = threading.Barrier(4)
+        for _ in range(4):
+            bench.add(lambda job, context: {"place": together.wait(20)}, execution="thread")
+        ends = await bench.ended(5)
+        assert {state_of(end) for end in ends[1:]} == {JobStatus.SUCCEEDED}, "its place is not missing"
+    finally:
+        release.set()
+
+
+# --- cancellation ---------------------------------------------------------------------------------------------------
+
+
+async def test_a_released_job_is_nobodys_here(bench: Bench) -> None:
+    gate = Gate()
+    bench.add(gate, key=b"k")
+    bench.executor.wake()
+    await gate.started.wait()
+    bench.part.releasing = True
+    await bench.executor.release({bench.part}, 0.01)
+    assert bench.ends == []
+    assert (bench.scheduler.running, len(bench.scheduler)) == (0, 0)
+    assert bench.executor.active == {}
+
+
+async def test_a_release_waits_for_those_that_end_in_time(bench: Bench) -> None:
+    gate = Gate()
+    bench.add(gate)
+    bench.executor.wake()
+    await gate.started.wait()
+    bench.part.releasing = True
+    releasing = asyncio.create_task(bench.executor.release({bench.part}, 30))
+    await asyncio.sleep(0)
+    gate.opened.set()
+    await releasing
+    assert [state_of(outcome) for outcome in bench.ends] == [JobStatus.SUCCEEDED]
+
+
+async def test_a_release_leaves_other_partitions_alone(bench: Bench) -> None:
+    gate = Gate()
+    bench.add(gate)
+    bench.executor.wake()
+    await gate.started.wait()
+    await bench.executor.release({partition(number=9)}, 5)
+    assert gate.context is not None
+    assert not gate.context.cancelled
+    gate.opened.set()
+    await bench.ended()
+
+
+async def test_after_a_lost_connection_what_is_still_ours_starts_again_with_its_key(bench: Bench) -> None:
+    gate = Gate()
+    bench.add(gate, key=b"k")
+    bench.executor.wake()
+    await gate.started.wait()
+    bench.executor.cut_off = True
+    bench.executor.cancel_all(RELEASED)
+    await bench.until(lambda: not bench.executor.active)
+    await asyncio.sleep(0)
+    assert (gate.runs, bench.scheduler.running, len(bench.scheduler)) == (1, 0, 1)
+    bench.executor.wake()
+    await asyncio.sleep(0)
+    assert gate.runs == 1, "nothing starts while Kafka does not answer"
+    gate.opened.set()
+    bench.executor.cut_off = False
+    (outcome,) = await bench.ended()
+    assert (gate.runs, state_of(outcome)) == (2, JobStatus.SUCCEEDED)
+    assert not bench.scheduler._keys
+
+
+async def test_at_the_end_slots_end_and_report_nothing() -> None:
+    bench = Bench()
+    gate = Gate()
+    bench.add(gate)
+    bench.executor.wake()
+    await gate.started.wait()
+    await bench.executor.stop()
+    assert (bench.ends, bench.failures) == ([], [])
+
+
+# --- slots -----------------------------------------------------------------------------------------------------------
+
+COLOUR: contextvars.ContextVar[str] = contextvars.ContextVar("colour", default="none")
+
+
+async def test_nobody_inherits_what_a_handler_left_in_its_context() -> None:
+    bench = Bench(concurrency=1)
+    seen: list[str] = []
+
+    async def paints(job: Any, context: WorkerContext) -> None:
+        seen.append(COLOUR.get())
+        COLOUR.set("red")
+
+    for _ in range(5):
+        bench.add(paints)
+    await bench.ended(5)
+    await bench.executor.stop()
+    assert seen == ["none"] * 5
+
+
+async def test_no_more_run_at_once_than_allowed() -> None:
+    bench = Bench(concurrency=3)
+    gates = [Gate() for _ in range(5)]
+    for gate in gates:
+        bench.add(gate)
+    bench.executor.wake()
+    await asyncio.gather(*(gate.started.wait() for gate in gates[:3]))
+    assert len(bench.executor.active) == 3
+    for gate in gates:
+        gate.opened.set()
+    await bench.ended(5)
+    await bench.executor.stop()
+
+
+async def test_many_short_jobs_leave_nothing_behind(bench: Bench) -> None:
+    for number in range(500):
+        bench.add(returns_nothing, key=b"%d" % (number % 7))
+    await bench.ended(500)
+    assert (bench.scheduler.running, len(bench.scheduler), bench.executor.active) == (0, 0, {})
+
+
+# --- what is told of a running job -------------------------------------------------------------------------------------
+
+
+async def test_a_job_that_outlives_a_tick_is_announced_as_running(bench: Bench) -> None:
+    gate = Gate()
+    one = bench.add(gate)
+    bench.executor.wake()
+    await bench.until(lambda: bool(bench.outcomes))
+    (news,) = bench.outcomes
+    assert (news.state, news.message, news.owner) == (JobStatus.RUNNING, None, one)
+    gate.opened.set()
+    await bench.ended()
+
+
+async def test_progress_is_told_at_most_once_a_second(bench: Bench) -> None:
+    gate = Gate()
+    bench.add(gate)
+    bench.executor.wake()
+    await bench.until(lambda: len(bench.outcomes) == 1)
+    assert gate.context is not None
+    gate.context.progress(1, 10)
+    bench.now_ms += 999
+    bench.executor._sweep()
+    assert len(bench.outcomes) == 1
+    bench.now_ms += 1
+    bench.executor._sweep()
+    assert len(bench.outcomes) == 2
+    bench.now_ms += 1_000
+    bench.executor._sweep()
+    assert len(bench.outcomes) == 2, "nothing new to tell"
+    assert bench.outcomes[-1].status is not None
+    assert not isinstance(bench.outcomes[-1].status, PlainSuccess)
+    assert bench.outcomes[-1].status.progress_done == 1
+    gate.opened.set()
+    await bench.ended()
+
+
+def may_join(bench: Bench) -> bool:
+    return bench.scheduler.isolated is None
+
+
+async def test_who_survives_alone_for_long_enough_is_joined_by_others(bench: Bench) -> None:
+    prior = OffsetMap(0, start_limit=1, clean=False, incarnation="dead", suspects={0: Suspect(1)})
+    part = partition(number=1, prior=prior)
+    gate = Gate()
+    bench.add(gate, part=part)
+    commit(part)
+    bench.executor.wake()
+    await bench.until(lambda: part.alone == 0)
+    commit(part)
+    bench.executor.wake()
+    await gate.started.wait()
+    bench.now_ms += ALONE_MS
+    bench.executor._sweep()
+    assert not may_join(bench)
+    bench.now_ms += 1
+    bench.executor._sweep()
+    assert may_join(bench)
+    assert bench.outcomes[-1] == Outcome(None, None), "a commit is asked for"
+    gate.opened.set()
+    await bench.ended()
