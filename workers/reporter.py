@@ -101,7 +101,7 @@ class Reporter:
         kind, broker_ms = message.timestamp()
         if kind != 2 or broker_ms <= 0:  # noqa: PLR2004 - 2: LogAppendTime, the broker's own clock
             return
-        self._clock.sample(broker_ms, time.time_ns() // 1_000_000)
+        self._clock.sample(broker_ms)
         if abs(self._clock.offset_ms) > WARN_OFFSET_MS and not self._warned:
             self._warned = True
             log.warning("clocks differ", broker_minus_local_ms=self._clock.offset_ms)

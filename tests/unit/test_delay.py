@@ -1,0 +1,172 @@
+"""What waits for its time: never early, in order, bounded in memory, and given back when its partition goes."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from schemas.headers import Delivery
+from schemas.topics import TIERS, JobPriority, tier_for
+from tests.support.messages import TOPICS, job_value, message, partition
+from workers.delay import MAX_HELD_BYTES, MAX_HELD_RECORDS, MAX_TOTAL_BYTES, Delays, due_at
+from workers.message import Message
+from workers.offsets import PartitionState
+from workers.router import Router
+
+pytestmark = pytest.mark.job_processing
+
+tiers = st.sampled_from(TIERS)
+times = st.integers(0, 2 * 86_400_000)
+
+
+def waiting(
+    part: PartitionState, offset: int, *, at_ms: int = 0, not_before_ms: int = 0, value: bytes | None = None
+) -> Message:
+    delivery = Delivery(job_type="test", delivery=1, not_before_ms=not_before_ms)
+    return message(part, offset, delivery=delivery, timestamp_ms=at_ms, value=value)
+
+
+@given(tiers, times, times)
+def test_a_record_is_looked_at_when_its_tier_ends_or_at_its_time_if_that_is_near(
+    tier: object, at_ms: int, later_ms: int
+) -> None:
+    part = partition(TOPICS.retry[tier])  # type: ignore[index]
+    one = waiting(part, 0, at_ms=at_ms, not_before_ms=at_ms + later_ms)
+    assert one.tier is not None
+    end = at_ms + one.tier.delay_ms
+    due = due_at(one)
+    assert end <= due < end + 1_000
+    if end < at_ms + later_ms < end + 1_000:
+        assert due == at_ms + later_ms
+    else:
+        assert due == end
+
+
+@given(st.integers(0, 400 * 86_400_000), st.integers(0, 3))
+def test_any_time_is_reached_by_hops_and_never_early(delay_ms: int, lag_ms: int) -> None:
+    """A job hops from tier to tier; at the end less than a second is left, which it waits in memory."""
+    router = Router(TOPICS)
+    goal = 1_000 + delay_ms
+    now, hops, deliveries = 1_000, 0, 0
+    tier = tier_for(goal - now)
+    while tier is not None:
+        one = message(
+            partition(TOPICS.retry[tier]),
+            0,
+            delivery=Delivery(job_type="test", delivery=deliveries, not_before_ms=goal),
+            timestamp_ms=now,
+            value=job_value("0" * 36),
+        )
+        now = due_at(one) + lag_ms
+        (record,) = router.forward(one, now).records
+        tier = TOPICS.tier_of.get(record.topic)
+        deliveries += 1
+        hops += 1
+        assert now <= goal + 3 * hops
+    assert goal - now < 1_000
+    assert hops <= 400 + 40
+
+
+def test_what_is_due_comes_in_order_and_no_sooner() -> None:
+    delays = Delays()
+    part = partition(TOPICS.retry[TIERS[0]])
+    late, soon, same = (waiting(part, offset, at_ms=at) for offset, at in enumerate([500, 100, 500]))
+    delays.hold([late, soon, same])
+    assert delays.next_due_ms() == 1_100
+    assert delays.take_due(1_099) == []
+    assert delays.take_due(1_100) == [soon]
+    assert delays.take_due(9_999) == [late, same]
+    assert (delays.next_due_ms(), len(delays)) == (None, 0)
+
+
+def test_a_job_whose_time_is_near_waits_for_just_that() -> None:
+    delays = Delays()
+    one = message(partition(), 0)
+    delays.hold_until(one, 750)
+    assert delays.take_due(749) == []
+    assert delays.take_due(750) == [one]
+
+
+def test_a_partition_with_enough_records_pauses_until_half_of_them_are_gone() -> None:
+    delays = Delays()
+    part, other = partition(TOPICS.retry[TIERS[0]]), partition(TOPICS.retry[TIERS[0]], 1)
+    delays.hold(waiting(part, offset, at_ms=offset, value=b"") for offset in range(MAX_HELD_RECORDS - 1))
+    assert not delays.holds_enough(part, paused=False)
+    delays.hold([waiting(part, MAX_HELD_RECORDS, at_ms=MAX_HELD_RECORDS, value=b"")])
+    assert delays.holds_enough(part, paused=False)
+    assert not delays.holds_enough(other, paused=False)
+    delays.take_due(1_000 + MAX_HELD_RECORDS // 2 - 1)
+    assert delays.holds_enough(part, paused=True)
+    assert not delays.holds_enough(part, paused=False)
+    delays.take_due(1_000 + MAX_HELD_RECORDS // 2)
+    assert not delays.holds_enough(part, paused=True)
+
+
+def test_a_partition_with_enough_bytes_pauses_too() -> None:
+    delays = Delays()
+    part = partition(TOPICS.retry[TIERS[0]])
+    delays.hold([waiting(part, 0, value=bytes(MAX_HELD_BYTES - 400))])
+    assert delays.holds_enough(part, paused=False)
+
+
+def test_all_of_it_together_is_bounded() -> None:
+    delays = Delays()
+    parts = [partition(TOPICS.retry[TIERS[0]], number) for number in range(200)]
+    value = bytes(MAX_HELD_BYTES - 1_000)
+    for part in parts:
+        if not any(delays.holds_enough(each, paused=False) for each in parts):
+            delays.hold([waiting(part, 0, value=value)])
+    assert len(delays) * len(value) <= MAX_TOTAL_BYTES + MAX_HELD_BYTES
+    assert len(delays) > 100
+
+
+class Holding(RuleBasedStateMachine):
+    """Whatever comes and goes: what is held is known, and nothing of it stays in the books."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.delays = Delays()
+        self.now = 0
+        self.parts = [partition(TOPICS.retry[tier], number) for tier in TIERS[:2] for number in (0, 1)]
+        self.parts.append(partition(TOPICS.jobs[JobPriority.HIGH]))
+        self.held: list[tuple[int, Message]] = []
+
+    @rule(where=st.integers(0, 3), later=st.integers(0, 3_000), size=st.sampled_from([0, 9, 200_000]))
+    def a_record_comes(self, where: int, later: int, size: int) -> None:
+        one = waiting(self.parts[where], 0, at_ms=self.now, not_before_ms=self.now + later, value=bytes(size))
+        self.delays.hold([one])
+        self.held.append((due_at(one), one))
+
+    @rule(later=st.integers(0, 999))
+    def a_job_waits_for_its_time(self, later: int) -> None:
+        one = message(self.parts[4], 0)
+        self.delays.hold_until(one, self.now + later)
+        self.held.append((self.now + later, one))
+
+    @rule(later=st.integers(0, 4_000))
+    def time_passes(self, later: int) -> None:
+        self.now += later
+        due = self.delays.take_due(self.now)
+        expected = sorted((at, index) for index, (at, _) in enumerate(self.held) if at <= self.now)
+        assert due == [self.held[index][1] for _, index in expected]
+        self.held = [(at, one) for at, one in self.held if at > self.now]
+
+    @rule(which=st.sets(st.integers(0, 4), max_size=3))
+    def partitions_go(self, which: set[int]) -> None:
+        gone = {self.parts[index] for index in which}
+        dropped = self.delays.purge(gone)
+        assert set(dropped) == {one for _, one in self.held if one.part in gone}
+        self.held = [(at, one) for at, one in self.held if one.part not in gone]
+
+    @invariant()
+    def the_books_are_right(self) -> None:
+        assert len(self.delays) == len(self.held)
+        assert self.delays.next_due_ms() == min((at for at, _ in self.held), default=None)
+        assert self.delays._bytes == sum(one.size for _, one in self.held)
+        assert set(self.delays._held) == {one.part for _, one in self.held}
+
+
+TestHolding = Holding.TestCase
+TestHolding.settings = settings(max_examples=60, stateful_step_count=40)

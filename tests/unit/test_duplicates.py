@@ -1,0 +1,70 @@
+"""A copy is the same delivery of the same job at another place; nothing else is."""
+
+from __future__ import annotations
+
+import uuid
+
+import pytest
+
+from schemas.headers import Delivery
+from schemas.topics import TIERS
+from tests.support.messages import TOPICS, message, partition
+from workers.duplicates import DuplicateWindow
+
+pytestmark = pytest.mark.job_processing
+
+JOB, OTHER = str(uuid.UUID(int=1)), str(uuid.UUID(int=2))
+SECOND = Delivery(job_type="test", delivery=1)
+
+
+def test_the_same_delivery_at_another_offset_is_a_copy() -> None:
+    window, part = DuplicateWindow(), partition()
+    assert not window.is_copy(message(part, 0, job_id=JOB))
+    assert window.is_copy(message(part, 1, job_id=JOB))
+    assert window.is_copy(message(part, 2, job_id=JOB))
+
+
+def test_the_same_record_delivered_again_is_no_copy() -> None:
+    """After a lost session our own record comes a second time: it must run."""
+    window = DuplicateWindow()
+    assert not window.is_copy(message(partition(), 0, job_id=JOB))
+    assert not window.is_copy(message(partition(), 0, job_id=JOB))
+
+
+def test_a_successor_is_no_copy_and_a_copy_of_it_is_one() -> None:
+    window, part = DuplicateWindow(), partition()
+    retry = partition(TOPICS.retry[TIERS[0]])
+    assert not window.is_copy(message(part, 0, job_id=JOB))
+    assert not window.is_copy(message(retry, 0, job_id=JOB, delivery=SECOND))
+    assert not window.is_copy(message(part, 1, job_id=OTHER, delivery=SECOND))
+    assert window.is_copy(message(retry, 1, job_id=JOB, delivery=SECOND))
+
+
+def test_a_copy_on_another_topic_is_recognised() -> None:
+    window = DuplicateWindow()
+    assert not window.is_copy(message(partition(TOPICS.retry[TIERS[0]]), 7, job_id=JOB, delivery=SECOND))
+    assert window.is_copy(message(partition(TOPICS.retry[TIERS[1]]), 7, job_id=JOB, delivery=SECOND))
+
+
+def test_what_cannot_be_read_is_never_a_copy() -> None:
+    window, part = DuplicateWindow(), partition()
+    assert [window.is_copy(message(part, offset, value=b"garbage")) for offset in range(3)] == [False] * 3
+
+
+def test_another_owner_sees_what_comes_next() -> None:
+    window = DuplicateWindow()
+    window.is_copy(message(partition(number=3), 0, job_id=JOB))
+    window.is_copy(message(partition(number=4), 0, job_id=OTHER))
+    window.forget({3, 9})
+    assert not window.is_copy(message(partition(number=3), 5, job_id=JOB))
+    assert window.is_copy(message(partition(number=4), 5, job_id=OTHER))
+
+
+def test_the_window_is_bounded_and_forgets_the_oldest_first() -> None:
+    window, part = DuplicateWindow(3), partition()
+    jobs = [str(uuid.UUID(int=number)) for number in range(4)]
+    for offset, job in enumerate(jobs):
+        assert not window.is_copy(message(part, offset, job_id=job))
+    assert window.is_copy(message(part, 10, job_id=jobs[1]))
+    assert not window.is_copy(message(part, 10, job_id=jobs[0]))
+    assert len(window._seen[0]) == 3
