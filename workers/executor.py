@@ -436,6 +436,12 @@ class Executor:
         self._sweep_timer = asyncio.get_running_loop().call_later(self._config.tick_ms / 1000, self._sweep)
 
     def _sweep(self) -> None:
+        try:
+            self._look_around()
+        except Exception as error:  # noqa: BLE001 - without sweeps nothing would ever time out: rather no worker
+            self._failure(error)
+
+    def _look_around(self) -> None:
         """Look at what is still running, once a tick."""
         now = self._now_ms()
         for active in self._aging:

@@ -296,7 +296,8 @@ def _plain(run: Run) -> Outcome:
 def _final(run: Run, state: JobStatus, *, records: tuple[OutRecord, ...] = (), **facts: Any) -> Outcome:
     return Outcome(
         run.message,
-        status_of(run, state, children=len(run.children) if state.final else 0, **facts),
+        # A run that failed has scheduled nobody, whatever it asked for.
+        status_of(run, state, children=len(run.children) if records is run.children else 0, **facts),
         records,
         counts_as=(run.job_type, run.priority, state.value),
     )
@@ -333,7 +334,8 @@ def status_of(run: Run, state: JobStatus, **facts: Any) -> StatusChange:
         delivery=delivery.delivery,
         redrives=delivery.redrives,
         worker=run.worker,
-        metrics={name: _double(value) for name, value in run.metrics.items()} if run.metrics else {},
+        # A copy: the handler's thread may be adding to them.
+        metrics={name: _double(value) for name, value in dict(run.metrics).items()} if run.metrics else {},
         progress_done=done,
         progress_total=total,
         attempts=delivery.history,
@@ -342,11 +344,13 @@ def status_of(run: Run, state: JobStatus, **facts: Any) -> StatusChange:
 
 
 def _double(number: float) -> float:
-    """An int of any size, as Avro's double can hold it."""
+    """A number of any size or kind, as Avro's double can hold it."""
     try:
         return float(number)
     except OverflowError:
         return math.inf if number > 0 else -math.inf
+    except (TypeError, ValueError):
+        return math.nan
 
 
 def as_result(value: object) -> JobResult:
@@ -389,10 +393,13 @@ def _all_text(*values: object) -> bool:
     return all(isinstance(value, str) for value in values)
 
 
-def _json(output: Mapping[str, Any] | None) -> str | None:
+def _json(output: Any) -> str | None:
     if output is None:
         return None
+    if isinstance(output, Mapping):
+        output = dict(output)  # json writes a mapping of any other kind as one text
     text = json.dumps(output, separators=(",", ":"), ensure_ascii=False, default=str)
     if len(text.encode("utf-8", "replace")) > MAX_OUTPUT_BYTES:
-        return json.dumps({"truncated": clip(text, MAX_OUTPUT_BYTES // 2)}, ensure_ascii=False)
+        # Each of its characters may need a backslash, and the name around it some more.
+        return json.dumps({"truncated": clip(text, MAX_OUTPUT_BYTES // 2 - 16)}, ensure_ascii=False)
     return text

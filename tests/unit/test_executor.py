@@ -629,3 +629,20 @@ async def test_who_survives_alone_for_long_enough_is_joined_by_others(bench: Ben
     assert bench.outcomes[-1] == Outcome(None, None), "a commit is asked for"
     gate.opened.set()
     await bench.ended()
+
+
+async def test_an_error_of_our_own_while_looking_around_ends_the_worker() -> None:
+    """A sweep that raised was never repeated: nothing timed out any more, and nobody knew."""
+    bench = Bench()
+    gate = Gate()
+    bench.add(gate)
+    bench.executor.wake()
+    await gate.started.wait()
+
+    def broken() -> int:
+        raise ZeroDivisionError
+
+    bench.executor._now_ms = broken
+    await bench.until(lambda: bool(bench.failures))
+    assert isinstance(bench.failures[0], ZeroDivisionError)
+    await bench.executor.stop()
