@@ -59,7 +59,7 @@ def committed_offsets(
                     if answer.error is not None:
                         raise KafkaException(answer.error)
             except KafkaException as error:
-                if not _passes(error) or time.monotonic() > deadline:
+                if not passes(error) or time.monotonic() > deadline:
                     raise kafka_failed(settings, error, timeout_s) from error
                 time.sleep(_PAUSE_S)
             else:
@@ -72,7 +72,7 @@ def committed_offsets(
         reader.close()
 
 
-def _passes(error: KafkaException) -> bool:
+def passes(error: KafkaException) -> bool:
     """Whether the same question may get another answer soon."""
     code = error.args[0].code()
     # The library's own errors are negative: a time-out, a lost connection, no coordinator yet.

@@ -43,6 +43,14 @@ class _Slot:
     started_at: float = 0.0
     deaths: int = 0
     restart_at: float = field(default=0.0)
+    #: How many signals have been passed on to this process.
+    told: int = 0
+
+    def tell(self, signals: int) -> None:
+        """Pass on what has not been passed on yet: SIGTERM the first time, SIGKILL after that."""
+        if self.process is not None and self.told < signals and self.process.poll() is None:
+            self.told = signals
+            self.process.send_signal(signal.SIGTERM if signals == 1 else signal.SIGKILL)
 
 
 def supervise(count: int, command: Callable[[int], Sequence[str]]) -> int:
@@ -53,13 +61,13 @@ def supervise(count: int, command: Callable[[int], Sequence[str]]) -> int:
     """
     slots = [_Slot(index) for index in range(count)]
     stopping: list[int] = []
+    hopeless: int | None = None
     changed = threading.Event()
 
     def on_signal(number: int, _frame: object) -> None:
         stopping.append(number)
         for slot in slots:
-            if slot.process is not None and slot.process.poll() is None:
-                slot.process.send_signal(signal.SIGTERM if len(stopping) == 1 else signal.SIGKILL)
+            slot.tell(len(stopping))
         changed.set()
 
     before = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -70,11 +78,11 @@ def supervise(count: int, command: Callable[[int], Sequence[str]]) -> int:
             for slot in slots:
                 code = _look_after(slot, command, now, stopping=bool(stopping))
                 if code in _HOPELESS and not stopping:
+                    hopeless = code
                     on_signal(signal.SIGTERM, None)
-                    stopping.clear()
-                    stopping.extend((-code, -code))
+                slot.tell(len(stopping))  # it may have come while this very process was being started
             if stopping and all(slot.process is None or slot.process.poll() is not None for slot in slots):
-                return _exit_code(stopping[0])
+                return _exit_code(stopping[0]) if hopeless is None else hopeless
             waits = [slot.restart_at - now for slot in slots if slot.process is None]
             changed.wait(max(min([*waits, 1.0]), 0.01))
             changed.clear()
@@ -107,6 +115,7 @@ def _look_after(
             preexec_fn=die_with(os.getpid()) if sys.platform == "linux" else None,
         )
         slot.started_at = now
+        slot.told = 0
     return code
 
 
@@ -123,6 +132,4 @@ def die_with(parent: int) -> Callable[[], None]:
 
 
 def _exit_code(first: int) -> int:
-    if first < 0:
-        return -first
     return INTERRUPTED if first == signal.SIGINT else OK

@@ -24,7 +24,7 @@ from confluent_kafka import (
 
 from schemas.errors import KafkaUnreachable
 from schemas.offsetmap import OffsetMap, parse
-from streams.committed import committed_offsets
+from streams.committed import committed_offsets, passes
 from streams.settings import Settings
 from workers.forgotten import PATIENCE_S, ForgottenTransactions
 
@@ -34,6 +34,9 @@ log = structlog.get_logger("rustfs_workers.takeover")
 _PATIENCE_S = 0.3
 _READ_TIMEOUT_S = 2.0
 _LIMIT_S = 60.0
+_PAUSE_S = 0.05
+#: What a read gets while a transaction is about to commit offsets of its partitions.
+_HELD_BACK = frozenset({KafkaError._TIMED_OUT, KafkaError.UNSTABLE_OFFSET_COMMIT})
 
 Place = tuple[str, int]
 
@@ -70,19 +73,21 @@ class CommittedOffsets:
         while True:
             try:
                 read = consumer.committed(wanted, timeout=patience)
+                for tp in read:
+                    if tp.error is not None:
+                        raise KafkaException(tp.error)
             except KafkaException as error:
-                kafka_error = error.args[0]
+                if error.args[0].fatal() or not passes(error):
+                    raise
                 if time.monotonic() > deadline:
                     raise KafkaUnreachable("the group's coordinator", _LIMIT_S) from error
-                if not (
-                    kafka_error.retriable()
-                    or kafka_error.code() in (KafkaError._TIMED_OUT, KafkaError._TRANSPORT)
-                ):
-                    raise
-                self._end_open_transactions(wanted, ended)
-                if time.monotonic() > too_long:
-                    self._end_forgotten_transactions(consumer.consumer_group_metadata())
-                    too_long = time.monotonic() + PATIENCE_S
+                if error.args[0].code() in _HELD_BACK:
+                    self._end_open_transactions(wanted, ended)
+                    if time.monotonic() > too_long:
+                        self._end_forgotten_transactions(consumer.consumer_group_metadata())
+                        too_long = time.monotonic() + PATIENCE_S
+                else:
+                    time.sleep(_PAUSE_S)  # a coordinator that moves: nobody's transaction is in the way
                 patience = _READ_TIMEOUT_S
             else:
                 return {(tp.topic, tp.partition): _map_of(tp) for tp in read}

@@ -3,14 +3,14 @@ from __future__ import annotations
 import pytest
 from confluent_kafka import KafkaError, KafkaException
 
-from streams.committed import _passes, committed_offsets
+from streams.committed import committed_offsets, passes
 from streams.settings import load_settings
 
 pytestmark = pytest.mark.job_processing
 
 
 @pytest.mark.parametrize(
-    ("code", "passes"),
+    ("code", "soon"),
     [
         (KafkaError.COORDINATOR_LOAD_IN_PROGRESS, True),
         (KafkaError.NOT_COORDINATOR, True),
@@ -21,8 +21,8 @@ pytestmark = pytest.mark.job_processing
         (KafkaError.INVALID_GROUP_ID, False),
     ],
 )
-def test_only_answers_that_change_by_themselves_are_waited_for(code: int, passes: bool) -> None:  # noqa: FBT001
-    assert _passes(KafkaException(KafkaError(code))) is passes
+def test_only_answers_that_change_by_themselves_are_waited_for(code: int, soon: bool) -> None:  # noqa: FBT001
+    assert passes(KafkaException(KafkaError(code))) is soon
 
 
 def test_nothing_is_asked_about_no_partition() -> None:
