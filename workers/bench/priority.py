@@ -4,6 +4,9 @@ In:  the size of the crowd. Out: percentiles in milliseconds, from the call of `
 first line, and how much of the crowd still waited when the last critical job had started.
 
 The low jobs do nothing, so the one worker is as busy as it can be for as long as they last.
+
+Pace and backlog matter: on two cores the p99 was 40 to 63 ms at 100 a second behind 100,000, and 86 to 104 ms at 20 a
+second behind 400,000. Compare only results of the same numbers.
 """
 
 from __future__ import annotations

@@ -87,17 +87,18 @@ def priority(
         int, typer.Option(min=1000, help="Low jobs that wait, and that one worker is working on.")
     ] = 100_000,
     jobs: Annotated[int, typer.Option(min=1, max=100_000, help="Critical jobs.")] = 200,
-    rate: Annotated[float, typer.Option(min=1, max=1000, help="Critical jobs per second.")] = 50,
+    rate: Annotated[float, typer.Option(min=1, max=1000, help="Critical jobs per second.")] = 100,
     as_json: AsJson = False,
 ) -> None:
     """Milliseconds from schedule_job to the handler's first line for critical jobs, while low ones keep the worker busy.
 
     The low jobs must last longer than the critical ones: more of these, or fewer a second, need a larger backlog.
+    The default is a short look of two seconds; the second example looks for ten, and usually finds slower starts.
 
     \b
     Examples:
       rustfs-workers bench priority
-      rustfs-workers bench priority --backlog 1000000 --jobs 1000 --rate 20 --json
+      rustfs-workers bench priority --backlog 400000 --rate 20 --json
     """
     with _bench() as (settings, progress):
         from workers.bench.priority import priority as measure
