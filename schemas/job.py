@@ -83,8 +83,13 @@ class Job:
         """
         return None
 
-    async def execute(self, context: Any) -> Any:
-        """Do the work; return a ``JobResult``, or None for success. A plain function runs in a thread."""
+    # Any parameters, any result: type checkers then take `async def` and `def`, with a context and without.
+    def execute(self, *_context: Any, **_: Any) -> Any:
+        """Do the work; return a ``JobResult``, or None for success.
+
+        Write it as ``async def execute(self, context)``, or as a plain function, which runs in a thread. One that
+        does not look at its ``WorkerContext`` may leave the parameter out.
+        """
         raise JobTypeError(
             f"{type(self).__qualname__} has no execute(); "
             f"give it one, or register a Worker for {self.job_type!r}"

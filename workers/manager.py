@@ -8,7 +8,6 @@ from datetime import timedelta
 from types import TracebackType
 from typing import Self
 
-from schemas.errors import PipelineError
 from schemas.job import Job
 from streams.registry import build_codec
 from streams.settings import Settings, load_settings
@@ -40,6 +39,8 @@ class WorkerManager:
     def register(self, *what: type[Worker | Job] | Worker | Callable[[], Worker]) -> Self:
         """Add workers (instances, classes or other factories) and job classes that run themselves.
 
+        A manager to which nothing is added runs the workers that come with the project.
+
         Raises:
             JobTypeError: a type is not declared, or has a handler already.
             RuntimeError: the manager has been started.
@@ -54,12 +55,14 @@ class WorkerManager:
         """Join the group and begin to work.
 
         Raises:
-            PipelineError: nothing is registered, or Kafka does not answer.
+            PipelineError: Kafka does not answer, or the topics are not there.
         """
         if self._process is not None:
             raise RuntimeError("started already")
         if not len(self.handlers):
-            raise PipelineError("no handler is registered: call register() first")
+            from workers.builtin import builtin_workers  # they load the storage clients
+
+            self.register(*builtin_workers(self._settings))
         schemas = own_schemas(self.handlers)
         codec = await asyncio.to_thread(lambda: frame(build_codec(self._settings), schemas))
         process = WorkerProcess(self.config, self.handlers, self._settings, codec)

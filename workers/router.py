@@ -359,6 +359,8 @@ def as_result(value: object) -> JobResult:
     A result that could not be written down is the handler's mistake, and fails its own job alone: found only while
     the outcome is made, it would end the worker, and the next one that runs the job.
     """
+    if value is Success or value is Skipped:  # `return JobResult.Success`: there is nothing to add
+        value = value()
     result = Success() if value is None else Success(value) if isinstance(value, Mapping) else value
     problem = _problem_with(result)
     if problem is not None:

@@ -42,9 +42,11 @@ class Worker:
         object.__setattr__(worker, "_made_with_arguments", given)  # a subclass may be a frozen dataclass
         return worker
 
-    async def process_job(self, job: Any, context: WorkerContext) -> Any:
-        """Do the work; return a ``JobResult``, or None for success. A plain function runs in a thread.
+    # Any result: type checkers then take `async def` and `def`.
+    def process_job(self, job: Any, context: WorkerContext) -> Any:
+        """Do the work; return a ``JobResult``, or None for success.
 
+        Write it as an ``async def``, or as a plain function, which runs in a thread.
         It can run again after a crash, so its effects must be idempotent.
         """
         raise JobTypeError(f"{type(self).__qualname__} has no process_job()")
@@ -131,7 +133,8 @@ class Handlers:
                 f"{kind.__qualname__} has no execute(); give it one, or register a Worker for {kind.job_type!r}"
             )
         execution = kind.execution or _execution_of(kind.execute)
-        return Handler(job_type(kind), _call_execute, execution, kind.max_retries, kind.timeout, kind.backoff)
+        call = _call_execute if _takes_context(kind) else _call_execute_alone
+        return Handler(job_type(kind), call, execution, kind.max_retries, kind.timeout, kind.backoff)
 
     @staticmethod
     def _of_worker(worker: Worker, factory: Callable[[], Worker]) -> Handler:
@@ -151,6 +154,23 @@ class Handlers:
 
 def _call_execute(job: Any, context: WorkerContext) -> Any:
     return job.execute(context)
+
+
+def _call_execute_alone(job: Any, _context: WorkerContext) -> Any:
+    return job.execute()
+
+
+def _takes_context(kind: type[Job]) -> bool:
+    signature = inspect.signature(kind.execute)
+    for arguments, answer in ((("self", "context"), True), (("self",), False)):
+        try:
+            signature.bind(*arguments)
+        except TypeError:
+            continue
+        return answer
+    raise JobTypeError(
+        f"{kind.__qualname__}.execute{signature} cannot be called; write execute(self, context)"
+    )
 
 
 def _execution_of(function: Callable[..., Any]) -> Execution:

@@ -147,7 +147,7 @@ class InThread(Job):
     job_type = "test_thread"
     wait_s: float = 0.0
 
-    def execute(self, context: WorkerContext) -> Success | Skipped:  # type: ignore[override]
+    def execute(self, context: WorkerContext) -> Success | Skipped:
         import threading
 
         write_log("run", context, thread=threading.current_thread().name)
@@ -168,7 +168,7 @@ class InProcess(Job):
     max_retries = 0
     spin: bool = False
 
-    def execute(self, context: WorkerContext) -> Success:  # type: ignore[override]
+    def execute(self, context: WorkerContext) -> Success:
         write_log("run", context)
         while self.spin:
             pass

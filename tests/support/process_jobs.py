@@ -124,7 +124,7 @@ class Spins(Job):
     stubborn: bool = False
     program: bool = False
 
-    def execute(self, context: WorkerContext) -> None:  # type: ignore[override]
+    def execute(self, context: WorkerContext) -> None:
         if self.stubborn:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         if self.program:
@@ -174,7 +174,7 @@ class Dies(Job):
     execution = "process"
     how: str = "exit"
 
-    def execute(self, context: WorkerContext) -> None:  # type: ignore[override]
+    def execute(self, context: WorkerContext) -> None:
         if self.how == "exit":
             os._exit(3)
         if self.how == "forked" and os.fork() == 0:
@@ -195,7 +195,7 @@ class Meets(Job):
     fifo: str = ""
     waits: bool = True
 
-    def execute(self, context: WorkerContext) -> Success:  # type: ignore[override]
+    def execute(self, context: WorkerContext) -> Success:
         context.progress(os.getpid(), 7)
         with open(self.fifo, "r" if self.waits else "w"):  # noqa: PTH123 - a FIFO
             return Success({"pid": os.getpid()})
@@ -209,7 +209,7 @@ class Counts(Job):
     execution = "process"
     rounds: int = 0
 
-    def execute(self, context: WorkerContext) -> None:  # type: ignore[override]
+    def execute(self, context: WorkerContext) -> None:
         for number in range(self.rounds):
             context.update_metrics("rounds")
             context.progress(number + 1, self.rounds)
@@ -224,7 +224,7 @@ class Leaves(Job):
     fifo: str = ""
     told: str = ""
 
-    def execute(self, context: WorkerContext) -> None:  # type: ignore[override]
+    def execute(self, context: WorkerContext) -> None:
         def late() -> None:
             with open(self.fifo):  # noqa: PTH123 - a FIFO
                 pass
@@ -313,7 +313,7 @@ class Scales(Worker):
     def __init__(self, unit: str = "g") -> None:
         self.unit = unit
 
-    def process_job(self, job: Weighed, context: WorkerContext) -> dict[str, Any]:  # type: ignore[override]
+    def process_job(self, job: Weighed, context: WorkerContext) -> dict[str, Any]:
         return {"weight": f"{job.weight} {self.unit}", "pid": os.getpid()}
 
 
@@ -341,7 +341,7 @@ def nested() -> Iterator[type[Job]]:
         job_type = "child_hidden"
         execution = "process"
 
-        def execute(self, context: WorkerContext) -> None:  # type: ignore[override]
+        def execute(self, context: WorkerContext) -> None:
             return None
 
     try:

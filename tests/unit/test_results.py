@@ -51,3 +51,11 @@ def test_a_good_result_is_taken_as_it_is(result: JobResult) -> None:
 def test_nothing_and_a_mapping_are_successes() -> None:
     assert as_result(None) == Success()
     assert as_result({"n": 1}) == Success({"n": 1})
+
+
+def test_a_result_without_details_may_be_returned_by_its_name() -> None:
+    assert as_result(JobResult.Success) == Success()
+    assert as_result(JobResult.Skipped) == Skipped()
+    no_reason = as_result(JobResult.Failed)
+    assert isinstance(no_reason, Failed)
+    assert no_reason.error_type == "BadResult"
