@@ -153,7 +153,9 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
     if not console.is_terminal or console.width < fixed + _LAST_COLUMN:
         # An id that is cut is of no use: a narrow terminal wraps the lines instead.
         console.width = fixed + widths[-1]
-    shown = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    shown = Table(
+        box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold" if coloured(sys.stdout) else ""
+    )
     for name in columns[:-1]:
         shown.add_column(name, no_wrap=True)
     shown.add_column(columns[-1], max_width=console.width - fixed, overflow="ellipsis", no_wrap=True)

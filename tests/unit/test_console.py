@@ -85,8 +85,15 @@ def test_colours_are_for_terminals_that_want_them(monkeypatch: pytest.MonkeyPatc
     assert console.coloured(Terminal())
     assert not console.coloured(io.StringIO())
 
+    with terminal(80) as screen:
+        console.table(ROWS, ["id", "n", "error"])
+    assert "\x1b[" in screen.getvalue()
+
     monkeypatch.setenv("NO_COLOR", "1")
     assert not console.coloured(Terminal())
+    with terminal(80) as screen:
+        console.table(ROWS, ["id", "n", "error"])
+    assert "\x1b[" not in screen.getvalue()
 
 
 def test_details_flatten_what_is_nested_and_leave_out_what_is_empty(

@@ -13,6 +13,7 @@ from schemas.errors import GroupNotInitialised, KafkaUnreachable
 from schemas.offsetmap import EMPTY_MAP, OffsetMap
 from streams.settings import load_settings
 from workers import takeover
+from workers.forgotten import ForgottenTransactions
 from workers.takeover import CommittedOffsets, Place
 
 pytestmark = pytest.mark.worker_coordination
@@ -80,7 +81,8 @@ class Heir:
         self.unreadable: Exception | None = None
         make: Callable[[str], Any] = lambda name: FakeProducer(name, self)  # noqa: E731
         settings = load_settings(kafka_bootstrap_servers="127.0.0.1:1", topic_prefix="t.")
-        self.offsets = CommittedOffsets(settings, make, own_transactional_id=OURS)
+        forgotten = ForgottenTransactions(settings.topics, lambda: 1)
+        self.offsets = CommittedOffsets(settings, make, own_transactional_id=OURS, forgotten=forgotten)
         monkeypatch.setattr(takeover, "committed_offsets", self._read)
         monkeypatch.setattr(takeover, "_PAUSE_S", 0.0)
 
