@@ -10,6 +10,8 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -23,22 +25,27 @@ pytestmark = [pytest.mark.integration, pytest.mark.job_processing]
 PROGRAMS = ROOT / "tests" / "seed_programs"
 
 
-def start(
+@contextmanager
+def started(
     name: str, settings: Settings, directory: Path, *arguments: str, **environment: str
-) -> subprocess.Popen[str]:
-    """The program, in a directory of its own, told by the environment where Kafka is."""
-    return subprocess.Popen(
+) -> Iterator[subprocess.Popen[str]]:
+    """The program, in a directory of its own, told by the environment where Kafka is; killed if it does not end."""
+    with subprocess.Popen(
         [sys.executable, "-u", str(PROGRAMS / f"{name}.py"), *arguments],
         cwd=directory,
         env=CommandLine.on(settings, directory, **environment).environment,
         stdout=subprocess.PIPE,
         text=True,
-    )
+    ) as program:
+        try:
+            yield program
+        finally:
+            program.kill()
 
 
 def run(name: str, settings: Settings, directory: Path, *arguments: str) -> list[str]:
     """What the program printed; it must succeed."""
-    with start(name, settings, directory, *arguments) as program:
+    with started(name, settings, directory, *arguments) as program:
         out, _ = program.communicate(timeout=100)
         assert program.returncode == 0
     # structlog prints to stdout where a program has not set up its logs.
@@ -56,7 +63,7 @@ def test_a_basic_worker_runs_the_built_in_job_types_until_ctrl_c(
     nodes = {f"RUSTFS_WORKERS_NODES__{name}": (tmp_path / name.lower()).as_uri() for name in ("N1", "N2")}
     command = CommandLine.on(provisioned, tmp_path)
 
-    with start("basic_worker", provisioned, tmp_path, **nodes) as program:
+    with started("basic_worker", provisioned, tmp_path, **nodes) as program:
         assert program.stdout is not None
         eventually(
             lambda: program.stdout is not None and program.stdout.readline() == "started\n", 60, "it started"
