@@ -48,7 +48,7 @@ class JobQueue:
         self._loop = asyncio.get_running_loop()
         self._reports = _Reports(self._loop)
         self._reader = JobReader(producer.settings, producer.codec)
-        self._watch = StatusWatch(producer.settings, producer.codec)
+        self._watch = StatusWatch(producer.settings, producer.codec, self._reader.read_status)
         self._preparing: dict[bytes, asyncio.Task[None]] = {}
 
     @classmethod

@@ -21,7 +21,7 @@ from schemas.headers import parse
 from schemas.job import declared_job_types
 from schemas.jobtype import job_type
 from schemas.lifecycle import JobStatus
-from schemas.records import decode_status
+from schemas.records import StatusChange, decode_status
 from schemas.topics import JobPriority, Topics
 from schemas.wire import WireSchema
 from streams.jobinfo import (
@@ -235,6 +235,15 @@ class JobReader:
         seen.complete = scan(self._settings, topics, take, timeout_s=timeout_s).complete
         return seen
 
+    def read_status(self, value: bytes) -> StatusChange:
+        """A status from its bytes; its schema is looked up if it is not known yet. Blocks then.
+
+        Raises:
+            WireError: it cannot be understood.
+            KafkaUnreachable, RegistryFailed: nobody answered who may know the schema.
+        """
+        return self._schemas.with_lookup(lambda: decode_status(self.codec, value))
+
     def close(self) -> None:
         """Let the connections go."""
         self._schemas.close()
@@ -273,8 +282,9 @@ class Schemas:
         except UnknownSchema as error:
             if error.schema_key in self._asked:
                 raise
-            self._asked.add(error.schema_key)
             if not self._lookup.learn(error.schema_key, _LOOKUP_S):
+                # Only now: who did not answer may answer the next time.
+                self._asked.add(error.schema_key)
                 raise
             return decode()
 

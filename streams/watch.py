@@ -19,8 +19,8 @@ from confluent_kafka import IsolationLevel
 from confluent_kafka.admin import AdminClient
 
 from schemas.codec import Codec
-from schemas.errors import KafkaUnreachable, WireError
-from schemas.records import decode_status
+from schemas.errors import KafkaUnreachable, UnknownSchema, WireError
+from schemas.records import StatusChange, decode_status
 from streams.clients import admin_config, aiokafka_config
 from streams.jobinfo import StatusSeen
 from streams.scan import LATEST, offsets, partitions_of
@@ -34,11 +34,26 @@ _ANSWER_S = 10.0
 
 
 class StatusWatch:
-    """Hands state changes to listeners. Belongs to one event loop."""
+    """Hands state changes to listeners. Belongs to one event loop.
 
-    def __init__(self, settings: Settings, codec: Codec, *, linger_s: float = 5.0) -> None:
+    Args:
+        settings: where Kafka is.
+        codec: reads statuses whose schema is known.
+        look_up: reads a status whose schema is not known yet, and may block for that; called in a thread.
+        linger_s: seconds that the reading goes on after the last listener has gone.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        codec: Codec,
+        look_up: Callable[[bytes], StatusChange],
+        *,
+        linger_s: float = 5.0,
+    ) -> None:
         self._settings = settings
         self._codec = codec
+        self._look_up = look_up
         self._linger_s = linger_s
         self._listeners: dict[str, list[Listener]] = {}
         self._task: asyncio.Task[None] | None = None
@@ -109,7 +124,7 @@ class StatusWatch:
                 batches = await consumer.getmany(timeout_ms=60_000)
                 for batch in batches.values():
                     for record in batch:
-                        self._hand_out(record)
+                        await self._hand_out(record)
         except Exception as error:  # noqa: BLE001 - handed to all who wait
             self._fail(started, error)
         finally:
@@ -144,7 +159,7 @@ class StatusWatch:
             isolation=IsolationLevel.READ_COMMITTED,
         )
 
-    def _hand_out(self, record: object) -> None:
+    async def _hand_out(self, record: object) -> None:
         key, value = record.key, record.value  # type: ignore[attr-defined]
         if value is None or key is None:
             return
@@ -152,7 +167,11 @@ class StatusWatch:
         if not listeners:
             return
         try:
-            change = decode_status(self._codec, value)
+            try:
+                change = decode_status(self._codec, value)
+            except UnknownSchema:
+                # The worker that wrote it has another release, or a registry gave it a number that is new here.
+                change = await asyncio.to_thread(self._look_up, value)
         except WireError as error:
             log.warning("status not readable", job_id=repr(key)[:60], error=str(error))
             return

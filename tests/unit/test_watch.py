@@ -1,0 +1,63 @@
+"""What those who wait for a job get to hear of its statuses."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from schemas.codec import Codec
+from schemas.errors import UnknownSchema
+from schemas.lifecycle import JobStatus
+from schemas.records import StatusChange, StatusWriter, decode_status
+from schemas.topics import JobPriority
+from streams.jobinfo import StatusSeen
+from streams.settings import load_settings
+from streams.watch import StatusWatch
+
+pytestmark = pytest.mark.job_processing
+
+JOB_ID = "01a20bd1-1946-743e-922d-c32f1fd9b001"
+CHANGE = StatusChange(
+    job_id=JOB_ID,
+    key=None,
+    at=3,
+    created_at=1,
+    started_at=2,
+    state=JobStatus.SUCCEEDED,
+    type="test",
+    priority=JobPriority.NORMAL,
+    attempt=1,
+    delivery=0,
+)
+VALUE = StatusWriter(Codec()).encode(CHANGE)
+#: As a worker writes it that has another registry number, or another release's schema.
+NUMBERED = b"\x00\x00\x00\x00\x07" + VALUE[10:]
+RECORD = SimpleNamespace(key=JOB_ID.encode(), value=NUMBERED, topic="t.jobs.status", partition=0, offset=5)
+
+
+async def heard(look_up: list[StatusChange]) -> list[StatusSeen | Exception]:
+    """What a listener hears of the record if the look-up knows these."""
+
+    def read(value: bytes) -> StatusChange:
+        assert value == NUMBERED
+        if not look_up:
+            raise UnknownSchema(value[:5])
+        return look_up[0]
+
+    told: list[StatusSeen | Exception] = []
+    watch = StatusWatch(load_settings(kafka_bootstrap_servers="127.0.0.1:1"), Codec(), read)
+    watch._listeners[JOB_ID] = [told.append]
+    await watch._hand_out(RECORD)
+    return told
+
+
+async def test_a_status_of_a_schema_that_is_new_here_is_looked_up_and_handed_out() -> None:
+    """Left out, whoever waits for the job would wait for ever."""
+    with pytest.raises(UnknownSchema):
+        decode_status(Codec(), NUMBERED)
+    assert await heard([CHANGE]) == [StatusSeen(CHANGE, ("t.jobs.status", 0, 5))]
+
+
+async def test_a_status_of_a_schema_that_nobody_knows_is_left_out() -> None:
+    assert await heard([]) == []
