@@ -303,6 +303,8 @@ class Committer:
         """What of this is still ours, and the maps that go with it. Under the lock."""
         kept: list[Outcome] = []
         finished: dict[PartitionState, list[int]] = {}
+        #: A transaction without offsets is not fenced: the news of a frozen owner would land behind its heir's end.
+        told_of: set[PartitionState] = set()
         for outcome in outcomes:
             message = outcome.message
             if message is not None:
@@ -315,11 +317,13 @@ class Committer:
                 offsets.append(message.offset)
             elif outcome.owner is None or not outcome.owner.part.owned:
                 continue
+            else:
+                told_of.add(outcome.owner.part)
             kept.append(outcome)
         plans = {
             part: part.plan(finished.get(part, ()), window=2 * self._pace, clean=part in released)
             for part in self.parts
-            if part.owned and (part.dirty or part in finished or part in released)
+            if part.owned and (part.dirty or part in finished or part in told_of or part in released)
         }
         return kept, plans
 

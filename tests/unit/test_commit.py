@@ -293,6 +293,19 @@ def test_news_of_a_job_whose_partition_is_lost_is_not_told() -> None:
     assert bench.kafka.committed == []
 
 
+def test_news_alone_is_fenced_by_the_offset_of_its_partition() -> None:
+    """Else an owner that was frozen says "running" of a job that its heir has ended, and compaction keeps that."""
+    bench = Bench()
+    one = message(bench.part, 0)
+    bench.part.dirty = False
+    bench.emit(Outcome(None, status(one, JobStatus.RUNNING), owner=one))
+    bench.tick()
+    (transaction,) = bench.kafka.committed
+    assert [change.state for change in bench.kafka.statuses] == [JobStatus.RUNNING]
+    assert set(transaction.offsets) == {(bench.part.topic, bench.part.partition)}
+    assert transaction.metadata == bench.kafka.generation
+
+
 def test_before_the_first_assignment_outcomes_wait_in_their_order() -> None:
     bench = Bench()
     outcomes = [bench.success(offset) for offset in range(3)]
