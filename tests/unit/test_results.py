@@ -29,7 +29,7 @@ LOOP["itself"] = LOOP
         Skipped(NOT_TEXT),
         Snooze(NOT_A_DELAY),
         Snooze(timedelta(seconds=1), NOT_TEXT),
-        object(),
+        object,
         7,
     ],
     ids=repr,
