@@ -118,7 +118,7 @@ def test_all_options_reach_the_record() -> None:
         JobOptions(delay=400 * DAY + timedelta(milliseconds=1)),
         JobOptions(at=datetime.fromtimestamp(NOW / 1000, UTC) + 401 * DAY),
         JobOptions(at=datetime(2030, 1, 1)),  # noqa: DTZ001 - that is what is refused
-        JobOptions(delay=DAY, at=datetime.now(UTC)),
+        JobOptions(delay=DAY, at=datetime.fromtimestamp(NOW / 1000, UTC)),
         JobOptions(delay=5),  # type: ignore[arg-type]
         JobOptions(priority="high"),  # type: ignore[arg-type]
         JobOptions(key=""),
