@@ -23,19 +23,15 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 import structlog
-from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
+from confluent_kafka import KafkaException, Producer, TopicPartition
 
 from schemas.codec import Codec
 from schemas.errors import CommitVanished, DeliveryFailed, GroupNotInitialised, KafkaUnreachable
-from schemas.lifecycle import JobStatus
 from schemas.offsetmap import MAX_CHARACTERS, OffsetMap
-from schemas.records import StatusWriter, tail_of
-from schemas.wire import WireSchema
-from streams.clients import FENCED
-from streams.schemas_topic import schema_record
 from workers.offsets import PartitionState
-from workers.outcome import Outcome, PlainSuccess
+from workers.outcome import Outcome
 from workers.router import Router
+from workers.transactions import Ambiguous, NotCommitted, Refused, Stale, Transactions
 
 log = structlog.get_logger("rustfs_workers.commit")
 
@@ -43,28 +39,9 @@ log = structlog.get_logger("rustfs_workers.commit")
 MAX_BATCH: Final = 2_000
 _FIRST_PACE: Final = 64
 _MIN_PACE: Final = 2
-_COMMIT_TIMEOUT_S: Final = 10.0
 _PATIENCE_AT_STOP: Final = 5
-_INIT_TIMEOUT_S: Final = 15.0
 #: Type names come from messages: those beyond so many counters are counted together.
 _MOST_COUNTERS: Final = 1_000
-
-#: The group has moved on since the metadata was taken. Ordinary: fetch newer metadata and filter again.
-_STALE: Final = frozenset(
-    {
-        KafkaError.ILLEGAL_GENERATION,
-        KafkaError.UNKNOWN_MEMBER_ID,
-        KafkaError.REBALANCE_IN_PROGRESS,
-        KafkaError.FENCED_INSTANCE_ID,
-        getattr(KafkaError, "STALE_MEMBER_EPOCH", -9999),
-        getattr(KafkaError, "FENCED_MEMBER_EPOCH", -9998),
-    }
-)
-
-
-#: What encoding raises at values that cannot be written. Metrics and progress are the handler's own: they must fail its job,
-#: not end the worker.
-_NOT_WRITABLE: Final = (ValueError, TypeError, ArithmeticError, AttributeError, LookupError)
 
 
 class Membership(Protocol):
@@ -100,26 +77,8 @@ class CommitCounters:
         self.events[name] = self.events.get(name, 0) + count
 
 
-class ConnectionWatch(logging.Handler):
-    """Notices, from librdkafka's own log, that a connection was lost while a transaction was open.
-
-    librdkafka retries an EndTxn by itself and then reports success; the straggler can still arrive later, inside the next
-    transaction of the same epoch. This is the only trace that it leaves.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lost = False
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """One line of librdkafka's log."""
-        text = record.getMessage()
-        if "FAIL" in text or "Disconnected" in text or "REQTMOUT" in text:
-            self.lost = True
-
-
 class Committer:
-    """Owns the transactional producer. ``emit`` may be called from any thread; everything else happens in its own."""
+    """Decides what goes into each transaction. ``emit`` may be called from any thread; everything else happens in its own."""
 
     def __init__(
         self,
@@ -129,7 +88,6 @@ class Committer:
         read_back: ReadBack,
         codec: Codec,
         router: Router,
-        status_topic: str,
         worker_name: str,
         lock: threading.Lock,
         tick_ms: int,
@@ -139,16 +97,9 @@ class Committer:
         on_fenced: Callable[[], None] = lambda: None,
         on_answer: Callable[[], None] = lambda: None,
     ) -> None:
-        self._make_producer = make_producer
         self._membership = membership
         self._read_back = read_back
-        self._status = StatusWriter(codec)
         self._router = router
-        self._status_topic = status_topic
-        self._schemas_topic = router.topics.schemas
-        #: Fingerprints of schemas that a committed transaction of ours carried, and of those in the open one.
-        self._introduced: set[bytes] = set()
-        self._introducing: set[bytes] = set()
         self._worker = worker_name
         self._lock = lock
         self._tick_s = tick_ms / 1000
@@ -156,12 +107,14 @@ class Committer:
         self._on_failure = on_failure
         self._end_forgotten = end_forgotten
         self._on_fenced = on_fenced
-        self._on_answer = on_answer
-        self._watch = ConnectionWatch()
-        self._logger = logging.getLogger(f"rustfs_workers.librdkafka.commit.{worker_name}")
-        self._logger.setLevel(logging.DEBUG)
-        self._logger.addHandler(self._watch)
-        self._logger.propagate = False
+        self._transactions = Transactions(
+            make_producer=make_producer,
+            codec=codec,
+            topics=router.topics,
+            worker_name=worker_name,
+            on_answer=on_answer,
+            given_up=lambda: self._stop,
+        )
         self._outbox: deque[Outcome] = deque()
         self._wake = threading.Event()
         self._stop = False
@@ -169,7 +122,6 @@ class Committer:
         #: All partitions of ours, kept by the poll thread under the lock.
         self.parts: set[PartitionState] = set()
         self.counters = CommitCounters()
-        self._producer: Producer | None = None
         #: Jobs that end between two commits lately: how many may be started before the next one.
         self._pace = _FIRST_PACE
         self._thread = threading.Thread(target=self._run, name="commit", daemon=True)
@@ -210,7 +162,7 @@ class Committer:
 
     def _run(self) -> None:
         try:
-            self._new_producer()
+            self._transactions.renew()
             last = 0.0
             while True:
                 self._wake.wait()
@@ -265,8 +217,9 @@ class Committer:
             if not outcomes and not plans:
                 return
             try:
-                self._transact(metadata, outcomes, plans)
-            except _NotCommitted as reason:
+                offsets = [_to_commit(part, plan) for part, plan in plans.items()]
+                self._transactions.write(metadata, outcomes, offsets)
+            except NotCommitted as reason:
                 with self._lock:
                     for part in plans:
                         part.dirty = True
@@ -276,20 +229,20 @@ class Committer:
                 return
             failures += 1
             match error:
-                case _Ambiguous():
+                case Ambiguous():
                     log.warning("commit without a clear answer", error=str(error), outcomes=len(outcomes))
                     self.counters.event("ambiguous_commits")
                     if error.fenced:
                         self.counters.event("fenced")
                         self._on_fenced()
                     outcomes = self._recover(outcomes)
-                case _Stale():
+                case Stale():
                     log.info("group metadata was stale", error=str(error))
                     self.counters.event("stale_metadata")
                     self._membership.refresh(1.0)
                     if self._stop and failures > _PATIENCE_AT_STOP:
                         return  # the group is gone, and so are our partitions
-                case _Refused():
+                case Refused():
                     refusals += 1
                     log.warning("transaction refused", error=str(error), outcomes=len(outcomes))
                     if refusals > 1:
@@ -327,127 +280,9 @@ class Committer:
         }
         return kept, plans
 
-    def _transact(
-        self, metadata: Any, outcomes: list[Outcome], plans: dict[PartitionState, OffsetMap]
-    ) -> None:
-        producer = self._producer
-        assert producer is not None  # noqa: S101 - made before the first tick
-        offsets = [_to_commit(part, plan) for part, plan in plans.items()]
-        producer.poll(0)
-        self._watch.lost = False
-        self._introducing.clear()
-        try:
-            producer.begin_transaction()
-            self._produce(producer, outcomes)
-            if offsets:
-                producer.send_offsets_to_transaction(offsets, metadata, _COMMIT_TIMEOUT_S)
-        except (KafkaException, BufferError, *_NOT_WRITABLE) as error:
-            self._abort(producer, error)
-        try:
-            producer.commit_transaction(_COMMIT_TIMEOUT_S)
-        except KafkaException as error:
-            if error.args[0].txn_requires_abort():
-                self._abort(producer, error)
-            raise _Ambiguous(str(error), fenced=_says_fenced(error)) from error
-        producer.poll(0)
-        self._on_answer()
-        if self._watch.lost:
-            raise _Ambiguous(
-                "a connection was lost during the transaction, though it was reported as committed"
-            )
-
-    def _produce(self, producer: Producer, outcomes: list[Outcome]) -> None:
-        produce, status_topic, writer, worker = (
-            producer.produce,
-            self._status_topic,
-            self._status,
-            self._worker,
-        )
-        succeeded = JobStatus.SUCCEEDED
-        for outcome in outcomes:
-            status = outcome.status
-            if status is not None:
-                if type(status) is PlainSuccess:
-                    message = outcome.message
-                    assert message is not None  # noqa: S101
-                    delivery = message.delivery
-                    key = message.job_id
-                    value = writer.succeeded(
-                        key,
-                        status.key,
-                        status.at,
-                        status.created_at,
-                        status.started_at,
-                        tail_of(
-                            succeeded,
-                            status.job_type,
-                            status.priority,
-                            delivery.attempt,
-                            delivery.delivery,
-                            delivery.redrives,
-                            worker,
-                        ),
-                    )
-                else:
-                    key = status.job_id.encode()  # type: ignore[union-attr]
-                    value = writer.encode(status)  # type: ignore[arg-type]
-                while True:
-                    try:
-                        produce(status_topic, value, key)
-                        break
-                    except BufferError:
-                        _wait_for_room(producer)
-            for record in outcome.records:
-                if record.schema is not None:
-                    self._introduce(producer, record.schema)
-                while True:
-                    try:
-                        headers: Any = record.headers  # a list of another element type to the checker
-                        produce(record.topic, record.value, record.key, record.partition, headers=headers)
-                        break
-                    except BufferError:
-                        _wait_for_room(producer)
-
-    def _introduce(self, producer: Producer, schema: WireSchema) -> None:
-        """Once per process; again if the transaction that carried it was not committed for sure."""
-        if schema.fingerprint in self._introduced or schema.fingerprint in self._introducing:
-            return
-        key, value = schema_record(schema)
-        while True:
-            try:
-                producer.produce(self._schemas_topic, value, key, 0)
-            except BufferError:
-                _wait_for_room(producer)
-            else:
-                self._introducing.add(schema.fingerprint)
-                return
-
-    def _abort(self, producer: Producer, error: Exception) -> None:
-        """End the transaction and say what kind of failure it was. Always raises."""
-        kafka_error = error.args[0] if isinstance(error, KafkaException) else None
-        try:
-            producer.abort_transaction(_COMMIT_TIMEOUT_S)
-        except KafkaException as abort_error:
-            # Nothing of it can become visible: the next producer ends it, but let Kafka say what stands.
-            fenced = _says_fenced(error) or _says_fenced(abort_error)
-            raise _Ambiguous(f"{error}; and the abort failed: {abort_error}", fenced=fenced) from error
-        producer.poll(0)
-        if kafka_error is None:
-            raise _Refused(f"{type(error).__name__}: {error}") from error
-        if kafka_error.code() in _STALE:
-            raise _Stale(str(kafka_error)) from error
-        if kafka_error.fatal() or kafka_error.code() in (
-            KafkaError.INVALID_PRODUCER_ID_MAPPING,
-            KafkaError._FENCED,
-        ):
-            raise _Ambiguous(str(kafka_error), fenced=_says_fenced(error)) from error
-        if kafka_error.retriable() or kafka_error.code() in (KafkaError._TIMED_OUT, KafkaError._TRANSPORT):
-            raise _Ambiguous(str(kafka_error)) from error
-        raise _Refused(str(kafka_error)) from error
-
     def _recover(self, outcomes: list[Outcome]) -> list[Outcome]:
         """After an ambiguous commit: a new producer, then only those that Kafka does not show as finished."""
-        self._new_producer()
+        self._transactions.renew()
         read = self._read_what_stands(outcomes)
         remaining: list[Outcome] = []
         with self._lock:
@@ -489,38 +324,12 @@ class Committer:
                     raise
                 log.warning("what is committed cannot be read yet", error=str(error))
             # Either Kafka is away again, and this waits for it; or our own transaction is the one that stays open.
-            self._new_producer()
-            assert self._producer is not None  # noqa: S101
+            self._transactions.renew()
             try:
-                self._end_forgotten(self._producer, self._membership.metadata)
+                self._end_forgotten(self._transactions.producer, self._membership.metadata)
             except KafkaException as error:
                 log.warning("a forgotten transaction cannot be ended now", error=str(error))
-                self._new_producer()
-
-    def _new_producer(self) -> None:
-        """A producer with a new epoch: whatever the old one left open ends, and its stragglers are refused."""
-        self._producer = None
-        waited = 0.05
-        while True:
-            producer = self._make_producer(self._logger)
-            try:
-                producer.init_transactions(_INIT_TIMEOUT_S)
-            except KafkaException as error:
-                kafka_error = error.args[0]
-                if kafka_error.code() in (
-                    KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED,
-                    KafkaError.CLUSTER_AUTHORIZATION_FAILED,
-                    KafkaError.INVALID_TRANSACTION_TIMEOUT,
-                ):
-                    raise
-                log.warning("no transactional producer yet", error=str(kafka_error))
-                if self._stop:
-                    raise
-                threading.Event().wait(waited)
-                waited = min(waited * 2, 2.0)
-            else:
-                self._producer = producer
-                return
+                self._transactions.renew()
 
     def _divide(
         self, metadata: Any, outcomes: list[Outcome], released: set[PartitionState], error: str
@@ -554,7 +363,6 @@ class Committer:
         with self._lock:
             for part, plan in plans.items():
                 part.committed(plan)
-        self._introduced |= self._introducing
         if outcomes:
             self.counters.event("transactions")
         for outcome in outcomes:
@@ -571,26 +379,6 @@ class Committer:
             self.counters.event(outcome.event)
 
 
-class _NotCommitted(Exception):
-    """The transaction did not end with a clear success."""
-
-
-class _Ambiguous(_NotCommitted):
-    """Whether the transaction was committed is unknown. ``fenced``: another producer has our transactional id."""
-
-    def __init__(self, text: str, *, fenced: bool = False) -> None:
-        super().__init__(text)
-        self.fenced = fenced
-
-
-class _Stale(_NotCommitted):
-    """Refused because the group has moved on."""
-
-
-class _Refused(_NotCommitted):
-    """Refused because of what it contains."""
-
-
 def _to_commit(part: PartitionState, plan: OffsetMap) -> TopicPartition:
     metadata = plan.metadata()
     if len(metadata) > MAX_CHARACTERS:
@@ -599,11 +387,3 @@ def _to_commit(part: PartitionState, plan: OffsetMap) -> TopicPartition:
             f"the map of {part.topic}/{part.partition} has {len(metadata)} characters, {MAX_CHARACTERS} fit"
         )
     return TopicPartition(part.topic, part.partition, plan.offset, metadata)
-
-
-def _says_fenced(error: Exception) -> bool:
-    return isinstance(error, KafkaException) and error.args[0].code() in FENCED
-
-
-def _wait_for_room(producer: Producer) -> None:
-    producer.poll(0.1)

@@ -104,7 +104,6 @@ class WorkerProcess:
             read_back=self._read_back,
             codec=codec,
             router=self._router,
-            status_topic=self._topics.status,
             worker_name=config.name,
             lock=self._lock,
             tick_ms=config.tick_ms,

@@ -83,14 +83,13 @@ def committer_of(producer: TransactionLog) -> Committer:
         read_back=lambda parts: {part: OffsetMap(0) for part in parts},
         codec=Codec(),
         router=Router(TOPICS),
-        status_topic=TOPICS.status,
         worker_name="w",
         lock=threading.Lock(),
         tick_ms=20,
         on_committed=lambda: None,
         on_failure=lambda error: None,
     )
-    committer._new_producer()
+    committer._transactions.renew()
     return committer
 
 

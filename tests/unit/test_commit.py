@@ -3,235 +3,22 @@
 from __future__ import annotations
 
 import logging
-import threading
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from confluent_kafka import KafkaError, KafkaException, TopicPartition
+from confluent_kafka import KafkaError, KafkaException
 
-from schemas.codec import Codec
 from schemas.errors import DeliveryFailed, GroupNotInitialised
 from schemas.lifecycle import JobStatus
-from schemas.offsetmap import OffsetMap, Suspect, parse
-from schemas.records import StatusChange, decode_status
-from schemas.topics import JobPriority
-from tests.support.messages import TOPICS, committed, message, partition
-from workers.commit import MAX_BATCH, Committer
-from workers.message import Message
-from workers.offsets import PartitionState
-from workers.outcome import Outcome, OutRecord, PlainSuccess
-from workers.router import Router
+from schemas.offsetmap import Suspect
+from schemas.records import decode_status
+from tests.support.commit_bench import CODEC, Bench, FakeProducer, Transaction, kafka_error, status, told
+from tests.support.messages import TOPICS, message
+from workers.commit import MAX_BATCH
+from workers.outcome import Outcome, OutRecord
 
 pytestmark = pytest.mark.worker_coordination
-
-CODEC = Codec()
-
-
-def kafka_error(
-    code: int, *, fatal: bool = False, retriable: bool = False, abort: bool = False
-) -> KafkaException:
-    return KafkaException(
-        KafkaError(code, "made up", fatal=fatal, retriable=retriable, txn_requires_abort=abort)
-    )
-
-
-@dataclass
-class Transaction:
-    records: list[tuple[str, bytes | None, bytes | None]] = field(default_factory=list)
-    offsets: dict[tuple[str, int], OffsetMap] = field(default_factory=dict)
-    metadata: Any = None
-
-
-class FakeKafka:
-    """A broker, its producers and the group: what is committed, every step that was asked for, and faults to come."""
-
-    def __init__(self) -> None:
-        self.committed: list[Transaction] = []
-        self.stored: dict[tuple[str, int], OffsetMap] = {}
-        self.steps: list[str] = []
-        #: By step: what it does instead of succeeding, once each. An exception that is returned is raised.
-        self.faults: dict[str, list[Callable[[FakeProducer], Exception | None]]] = {}
-        self.refuse: Callable[[Transaction], Exception | None] = lambda _: None
-        self.generation = 1
-        self.producers = 0
-        self.logger: logging.Logger | None = None
-
-    # the group
-
-    @property
-    def metadata(self) -> Any:
-        self.steps.append("metadata")
-        return self.generation
-
-    def refresh(self, timeout_s: float) -> None:
-        self.steps.append("refresh")
-        self.generation += 1
-
-    def read_back(self, parts: Iterable[PartitionState]) -> dict[PartitionState, OffsetMap]:
-        self.steps.append("read back")
-        return {part: self.stored.get((part.topic, part.partition), committed()) for part in parts}
-
-    # the broker
-
-    def producer(self, logger: logging.Logger) -> Any:
-        self.producers += 1
-        self.logger = logger
-        return FakeProducer(self)
-
-    def fault(self, step: str, what: Callable[[FakeProducer], Exception | None] | Exception) -> None:
-        self.faults.setdefault(step, []).append(what if callable(what) else lambda _: what)
-
-    def land(self, transaction: Transaction) -> None:
-        self.committed.append(transaction)
-        self.stored |= transaction.offsets
-
-    @property
-    def statuses(self) -> list[StatusChange]:
-        return [
-            decode_status(CODEC, value)
-            for transaction in self.committed
-            for topic, value, _ in transaction.records
-            if topic == TOPICS.status and value is not None
-        ]
-
-
-class FakeProducer:
-    def __init__(self, kafka: FakeKafka) -> None:
-        self.kafka = kafka
-        self.open = Transaction()
-
-    def _step(self, name: str) -> None:
-        self.kafka.steps.append(name)
-        faults = self.kafka.faults.get(name)
-        if faults and (error := faults.pop(0)(self)) is not None:
-            raise error
-
-    def init_transactions(self, timeout_s: float) -> None:
-        self._step("init")
-
-    def begin_transaction(self) -> None:
-        self.open = Transaction()
-        self._step("begin")
-
-    def produce(
-        self, topic: str, value: bytes | None, key: bytes | None, partition: int = -1, headers: Any = None
-    ) -> None:
-        self._step("produce")
-        self.open.records.append((topic, value, key))
-
-    def send_offsets_to_transaction(
-        self, offsets: list[TopicPartition], metadata: Any, timeout_s: float
-    ) -> None:
-        self.open.metadata = metadata
-        self.open.offsets = {(tp.topic, tp.partition): parse(tp.offset, tp.metadata) for tp in offsets}
-        self._step("offsets")
-
-    def commit_transaction(self, timeout_s: float) -> None:
-        self._step("commit")
-        if (error := self.kafka.refuse(self.open)) is not None:
-            raise error
-        self.kafka.land(self.open)
-
-    def abort_transaction(self, timeout_s: float) -> None:
-        self._step("abort")
-
-    def poll(self, timeout_s: float) -> int:
-        return 0
-
-
-class Bench:
-    """A commit thread without its thread: each tick is called for."""
-
-    def __init__(self, *, records: int = 10) -> None:
-        self.kafka = FakeKafka()
-        self.after_commit = 0
-        self.committer = Committer(
-            make_producer=self.kafka.producer,
-            membership=self.kafka,
-            read_back=self.kafka.read_back,
-            codec=CODEC,
-            router=Router(TOPICS),
-            status_topic=TOPICS.status,
-            worker_name="w.0",
-            lock=threading.Lock(),
-            tick_ms=1,
-            on_committed=self._note_commit,
-            on_failure=self._fail,
-        )
-        self.committer._new_producer()
-        self.part = self.assign(records)
-        self.kafka.steps.clear()
-        self.kafka.committed.clear()
-
-    def _note_commit(self) -> None:
-        self.after_commit += 1
-
-    def _fail(self, error: BaseException) -> None:
-        raise error
-
-    def assign(self, records: int, number: int = 0) -> PartitionState:
-        part = partition(number=number)
-        for offset in range(records):
-            part.note_delivered(offset)
-        self.committer.parts.add(part)
-        self.tick()
-        return part
-
-    def tick(self) -> bool:
-        return self.committer._tick()
-
-    def success(self, offset: int, part: PartitionState | None = None) -> Outcome:
-        """A job that has ended well."""
-        outcome = succeeded(message(part or self.part, offset))
-        self.committer.emit(outcome)
-        return outcome
-
-    def emit(self, outcome: Outcome) -> Outcome:
-        self.committer.emit(outcome)
-        return outcome
-
-    @property
-    def stored(self) -> OffsetMap:
-        return self.kafka.stored[self.part.topic, self.part.partition]
-
-    @property
-    def events(self) -> dict[str, int]:
-        return self.committer.counters.events
-
-    @property
-    def counted(self) -> int:
-        return sum(self.committer.counters.jobs.values())
-
-
-def succeeded(one: Message) -> Outcome:
-    return Outcome(
-        one,
-        PlainSuccess(None, 2_000, 1_000, 1_500, "test", JobPriority.NORMAL),
-        counts_as=("test", JobPriority.NORMAL, "succeeded"),
-    )
-
-
-def told(one: Message, **facts: Any) -> Outcome:
-    """An outcome with a status that says more than success."""
-    return Outcome(one, status(one, JobStatus.SUCCEEDED, **facts))
-
-
-def status(one: Message, state: JobStatus, **facts: Any) -> StatusChange:
-    return StatusChange(
-        job_id=one.job_id.decode(),
-        key=None,
-        at=2_000,
-        created_at=1_000,
-        started_at=1_500,
-        state=state,
-        type="test",
-        priority=JobPriority.NORMAL,
-        attempt=1,
-        delivery=0,
-        **facts,
-    )
 
 
 # --- the ordinary way ------------------------------------------------------------------------------------
@@ -547,7 +334,7 @@ def test_a_transactional_id_that_is_not_ours_to_use_ends_the_worker() -> None:
     bench = Bench()
     bench.kafka.fault("init", kafka_error(KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED))
     with pytest.raises(KafkaException):
-        bench.committer._new_producer()
+        bench.committer._transactions.renew()
 
 
 # --- refusals --------------------------------------------------------------------------------------------------------

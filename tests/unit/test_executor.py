@@ -5,161 +5,26 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import threading
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
 
 import pytest
 
-from schemas.backoff import Backoff
 from schemas.errors import BadRecord, PermanentError, UnknownSchema
 from schemas.headers import Delivery
 from schemas.job import Execution
 from schemas.lifecycle import JobStatus
 from schemas.offsetmap import OffsetMap, Suspect
-from tests.support.messages import TOPICS, commit, message, partition
+from tests.support.executor_bench import NOW_MS, Bench, Call
+from tests.support.messages import TOPICS, commit, partition
 from workers import executor as module
-from workers.children import ChildJobs
-from workers.config import WorkerConfig
 from workers.context import WorkerContext
-from workers.executor import ALONE_MS, RELEASED, UNKNOWN_TYPE_LIMIT_MS, Executor
-from workers.message import Message
-from workers.offsets import PartitionState
+from workers.executor import ALONE_MS, RELEASED, UNKNOWN_TYPE_LIMIT_MS
 from workers.outcome import Outcome, PlainSuccess
 from workers.results import Failed, Skipped, Snooze, Success
-from workers.router import Router, Rules
-from workers.scheduler import Scheduler
 
 pytestmark = pytest.mark.job_processing
-
-NOW_MS = 1_000_000
-HOUR_MS = 3_600_000
-RULES = Rules(3, Backoff(base=timedelta(seconds=2)), HOUR_MS)
-Call = Callable[[Any, WorkerContext], Any]
-
-
-@dataclass
-class FakeHandler:
-    call: Call
-    execution: Execution = "async"
-
-
-@dataclass
-class FakeDecoded:
-    handler: FakeHandler | None
-    record: dict[str, Any]
-    timeout_ms: int = HOUR_MS
-    job_type: str = "test"
-    job: Any = None
-    rules: Rules = RULES
-    priority: Any = None
-
-
-class FakeDecoder:
-    """Gives each message what the test has laid down for it."""
-
-    def __init__(self) -> None:
-        self.by_offset: dict[int, FakeDecoded | Exception] = {}
-        self.learned: dict[int, FakeDecoded | Exception] = {}
-
-    def decode(self, one: Message) -> FakeDecoded:
-        return self._give(self.by_offset[one.offset])
-
-    async def learn_and_decode(self, one: Message) -> FakeDecoded:
-        await asyncio.sleep(0)
-        return self._give(self.learned[one.offset])
-
-    @staticmethod
-    def _give(what: FakeDecoded | Exception) -> FakeDecoded:
-        if isinstance(what, Exception):
-            raise what
-        return what
-
-
-class Bench:
-    """An executor with a clock that the test moves, and a list instead of a commit thread."""
-
-    def __init__(self, concurrency: int = 4) -> None:
-        self.now_ms = NOW_MS
-        self.outcomes: list[Outcome] = []
-        self.failures: list[BaseException] = []
-        self.emitted = asyncio.Event()
-        self.decoder = FakeDecoder()
-        self.scheduler = Scheduler()
-        self.part = partition()
-        self.part.top = 1_000
-        commit(self.part)
-        self.part.top = 0
-        fake: Any = self.decoder
-        handlers: Any = None
-        planning: Any = None
-        self.executor = Executor(
-            config=WorkerConfig(worker_id="w", max_concurrent_jobs=concurrency, tick_ms=1),
-            handlers=handlers,
-            decoder=fake,
-            router=Router(TOPICS),
-            scheduler=self.scheduler,
-            emit=self._emit,
-            planner=ChildJobs(planning),
-            now_ms=lambda: self.now_ms,
-            worker_name="w.0",
-        )
-        self.executor.on_failure(self.failures.append)
-
-    def _emit(self, outcome: Outcome) -> None:
-        self.outcomes.append(outcome)
-        self.emitted.set()
-
-    def add(
-        self,
-        call: Call | None,
-        *,
-        execution: Execution = "async",
-        key: bytes | None = None,
-        part: PartitionState | None = None,
-        timeout_ms: int | None = HOUR_MS,
-        delivery: Delivery | None = None,
-    ) -> Message:
-        """A job whose handler is ``call`` arrives."""
-        part = part or self.part
-        one = message(part, part.top, key=key, delivery=delivery, timestamp_ms=NOW_MS)
-        part.note_delivered(part.top)
-        record = {"id": one.job_id.decode(), "key": None, "created_at": NOW_MS, "timeout_ms": timeout_ms}
-        handler = None if call is None else FakeHandler(call, execution)
-        self.decoder.by_offset[one.offset] = FakeDecoded(handler, record)
-        assert one.priority is not None
-        self.scheduler.arrived[one.priority] += 1
-        self.scheduler.arrived_bytes[one.priority] += one.size
-        self.scheduler.add([one])
-        return one
-
-    @property
-    def ends(self) -> list[Outcome]:
-        """What has ended; news of running jobs left out."""
-        return [outcome for outcome in self.outcomes if outcome.message is not None]
-
-    async def until(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(30):
-            while not condition():
-                self.emitted.clear()
-                try:
-                    await asyncio.wait_for(self.emitted.wait(), 0.01)
-                except TimeoutError:
-                    continue
-
-    async def ended(self, count: int = 1) -> list[Outcome]:
-        self.executor.wake()
-        await self.until(lambda: len(self.ends) >= count)
-        assert self.failures == []
-        return self.ends
-
-    async def end_of(self, call: Call, **facts: Any) -> Outcome:
-        """How the only job ends."""
-        self.add(call, **facts)
-        (outcome,) = await self.ended()
-        assert self.scheduler.running == 0
-        return outcome
 
 
 @pytest.fixture

@@ -1,0 +1,285 @@
+"""One Kafka transaction: write, send the offsets, commit; or say in which of three ways it did not happen.
+
+In:  outcomes, the offsets to commit and the group metadata that fences them. Out: nothing, or ``Ambiguous``, ``Stale``
+or ``Refused``.
+
+What to do about each of them is the commit thread's decision (``workers.commit``). This is for its thread alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any, Final, NoReturn
+
+import structlog
+from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
+
+from schemas.codec import Codec
+from schemas.lifecycle import JobStatus
+from schemas.records import StatusWriter, tail_of
+from schemas.topics import Topics
+from schemas.wire import WireSchema
+from streams.clients import FENCED
+from streams.schemas_topic import schema_record
+from workers.outcome import Outcome, PlainSuccess
+
+log = structlog.get_logger("rustfs_workers.commit")
+
+COMMIT_TIMEOUT_S: Final = 10.0
+_INIT_TIMEOUT_S: Final = 15.0
+_ROOM_S: Final = 0.1
+
+#: The group has moved on since the metadata was taken. Ordinary: fetch newer metadata and filter again.
+_STALE: Final = frozenset(
+    {
+        KafkaError.ILLEGAL_GENERATION,
+        KafkaError.UNKNOWN_MEMBER_ID,
+        KafkaError.REBALANCE_IN_PROGRESS,
+        KafkaError.FENCED_INSTANCE_ID,
+        getattr(KafkaError, "STALE_MEMBER_EPOCH", -9999),
+        getattr(KafkaError, "FENCED_MEMBER_EPOCH", -9998),
+    }
+)
+
+
+#: What encoding raises at values that cannot be written. Metrics and progress are the handler's own: they must fail its job,
+#: not end the worker.
+_NOT_WRITABLE: Final = (ValueError, TypeError, ArithmeticError, AttributeError, LookupError)
+
+
+class NotCommitted(Exception):
+    """The transaction did not end with a clear success."""
+
+
+class Ambiguous(NotCommitted):
+    """Whether the transaction was committed is unknown. ``fenced``: another producer has our transactional id."""
+
+    def __init__(self, text: str, *, fenced: bool = False) -> None:
+        super().__init__(text)
+        self.fenced = fenced
+
+
+class Stale(NotCommitted):
+    """Refused because the group has moved on."""
+
+
+class Refused(NotCommitted):
+    """Refused because of what it contains."""
+
+
+class ConnectionWatch(logging.Handler):
+    """Notices, from librdkafka's own log, that a connection was lost while a transaction was open.
+
+    librdkafka retries an EndTxn by itself and then reports success; the straggler can still arrive later, inside the next
+    transaction of the same epoch. This is the only trace that it leaves.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lost = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """One line of librdkafka's log."""
+        text = record.getMessage()
+        if "FAIL" in text or "Disconnected" in text or "REQTMOUT" in text:
+            self.lost = True
+
+
+class Transactions:
+    """Owns the transactional producer.
+
+    Args:
+        make_producer: makes one whose log goes to the given logger; ``renew`` initialises it.
+        codec: writes statuses.
+        topics: where to.
+        worker_name: stands in each status.
+        on_answer: called when Kafka has acknowledged a commit.
+        given_up: whether nobody waits for a producer any more.
+    """
+
+    def __init__(
+        self,
+        *,
+        make_producer: Callable[[logging.Logger], Producer],
+        codec: Codec,
+        topics: Topics,
+        worker_name: str,
+        on_answer: Callable[[], None],
+        given_up: Callable[[], bool],
+    ) -> None:
+        self._make_producer = make_producer
+        self._status = StatusWriter(codec)
+        self._status_topic = topics.status
+        self._schemas_topic = topics.schemas
+        self._worker = worker_name
+        self._on_answer = on_answer
+        self._given_up = given_up
+        #: Fingerprints of schemas that a committed transaction of ours carried, and of those in the open one.
+        self._introduced: set[bytes] = set()
+        self._introducing: set[bytes] = set()
+        self._watch = ConnectionWatch()
+        self._logger = logging.getLogger(f"rustfs_workers.librdkafka.commit.{worker_name}")
+        self._logger.setLevel(logging.DEBUG)
+        self._logger.addHandler(self._watch)
+        self._logger.propagate = False
+        self._producer: Producer | None = None
+
+    @property
+    def producer(self) -> Producer:
+        """The one that ``renew`` made last."""
+        assert self._producer is not None  # noqa: S101 - made before the first tick
+        return self._producer
+
+    def renew(self) -> None:
+        """A producer with a new epoch: whatever the old one left open ends, and its stragglers are refused. Blocks.
+
+        Raises:
+            KafkaException: the transactional id is not ours to use, or nobody waits any more.
+        """
+        self._producer = None
+        waited = 0.05
+        while True:
+            producer = self._make_producer(self._logger)
+            try:
+                producer.init_transactions(_INIT_TIMEOUT_S)
+            except KafkaException as error:
+                kafka_error = error.args[0]
+                if kafka_error.code() in (
+                    KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED,
+                    KafkaError.CLUSTER_AUTHORIZATION_FAILED,
+                    KafkaError.INVALID_TRANSACTION_TIMEOUT,
+                ):
+                    raise
+                log.warning("no transactional producer yet", error=str(kafka_error))
+                if self._given_up():
+                    raise
+                threading.Event().wait(waited)
+                waited = min(waited * 2, 2.0)
+            else:
+                self._producer = producer
+                return
+
+    def write(self, metadata: Any, outcomes: list[Outcome], offsets: list[TopicPartition]) -> None:
+        """Everything of ``outcomes`` and the offsets, or nothing. Blocks.
+
+        Raises:
+            Ambiguous, Stale, Refused: it is not surely committed.
+        """
+        producer = self.producer
+        producer.poll(0)
+        self._watch.lost = False
+        self._introducing.clear()
+        try:
+            producer.begin_transaction()
+            self._produce(producer, outcomes)
+            if offsets:
+                producer.send_offsets_to_transaction(offsets, metadata, COMMIT_TIMEOUT_S)
+        except (KafkaException, BufferError, *_NOT_WRITABLE) as error:
+            self._abort(producer, error)
+        try:
+            producer.commit_transaction(COMMIT_TIMEOUT_S)
+        except KafkaException as error:
+            if error.args[0].txn_requires_abort():
+                self._abort(producer, error)
+            raise Ambiguous(str(error), fenced=_says_fenced(error)) from error
+        producer.poll(0)
+        self._on_answer()
+        if self._watch.lost:
+            raise Ambiguous(
+                "a connection was lost during the transaction, though it was reported as committed"
+            )
+        self._introduced |= self._introducing
+
+    def _produce(self, producer: Producer, outcomes: list[Outcome]) -> None:
+        produce, status_topic, writer, worker = (
+            producer.produce,
+            self._status_topic,
+            self._status,
+            self._worker,
+        )
+        succeeded = JobStatus.SUCCEEDED
+        for outcome in outcomes:
+            status = outcome.status
+            if status is not None:
+                if type(status) is PlainSuccess:
+                    message = outcome.message
+                    assert message is not None  # noqa: S101
+                    delivery = message.delivery
+                    key = message.job_id
+                    value = writer.succeeded(
+                        key,
+                        status.key,
+                        status.at,
+                        status.created_at,
+                        status.started_at,
+                        tail_of(
+                            succeeded,
+                            status.job_type,
+                            status.priority,
+                            delivery.attempt,
+                            delivery.delivery,
+                            delivery.redrives,
+                            worker,
+                        ),
+                    )
+                else:
+                    key = status.job_id.encode()  # type: ignore[union-attr]
+                    value = writer.encode(status)  # type: ignore[arg-type]
+                try:
+                    produce(status_topic, value, key)
+                except BufferError:
+                    _produce_when_there_is_room(producer, status_topic, value, key)
+            for record in outcome.records:
+                if record.schema is not None:
+                    self._introduce(producer, record.schema)
+                headers: Any = record.headers  # a list of another element type to the checker
+                _produce_when_there_is_room(
+                    producer, record.topic, record.value, record.key, record.partition, headers=headers
+                )
+
+    def _introduce(self, producer: Producer, schema: WireSchema) -> None:
+        """Once per process; again if the transaction that carried it was not committed for sure."""
+        if schema.fingerprint in self._introduced or schema.fingerprint in self._introducing:
+            return
+        key, value = schema_record(schema)
+        _produce_when_there_is_room(producer, self._schemas_topic, value, key, 0)
+        self._introducing.add(schema.fingerprint)
+
+    def _abort(self, producer: Producer, error: Exception) -> NoReturn:
+        """End the transaction and say what kind of failure it was. Always raises."""
+        kafka_error = error.args[0] if isinstance(error, KafkaException) else None
+        try:
+            producer.abort_transaction(COMMIT_TIMEOUT_S)
+        except KafkaException as abort_error:
+            # Nothing of it can become visible: the next producer ends it, but let Kafka say what stands.
+            fenced = _says_fenced(error) or _says_fenced(abort_error)
+            raise Ambiguous(f"{error}; and the abort failed: {abort_error}", fenced=fenced) from error
+        producer.poll(0)
+        if kafka_error is None:
+            raise Refused(f"{type(error).__name__}: {error}") from error
+        if kafka_error.code() in _STALE:
+            raise Stale(str(kafka_error)) from error
+        if kafka_error.fatal() or kafka_error.code() in (
+            KafkaError.INVALID_PRODUCER_ID_MAPPING,
+            KafkaError._FENCED,
+        ):
+            raise Ambiguous(str(kafka_error), fenced=_says_fenced(error)) from error
+        if kafka_error.retriable() or kafka_error.code() in (KafkaError._TIMED_OUT, KafkaError._TRANSPORT):
+            raise Ambiguous(str(kafka_error)) from error
+        raise Refused(str(kafka_error)) from error
+
+
+def _says_fenced(error: Exception) -> bool:
+    return isinstance(error, KafkaException) and error.args[0].code() in FENCED
+
+
+def _produce_when_there_is_room(producer: Producer, *record: Any, **more: Any) -> None:
+    while True:
+        try:
+            producer.produce(*record, **more)
+        except BufferError:
+            producer.poll(_ROOM_S)
+        else:
+            return
