@@ -178,17 +178,14 @@ class WorkerProcess:
             raise kafka_failed(self._settings, error, _ANSWER_S) from error
         await self._processes.start()
         self._key_places = KeyPlaces(count)
-        await asyncio.to_thread(
-            introduce, self._settings, own_schemas(self._handlers), timeout_s=_FIRST_ANSWER_S
-        )
-        if not await asyncio.to_thread(self._reporter.first, _FIRST_ANSWER_S):
-            raise PipelineError(
-                f"the worker's first report was not acknowledged within {_FIRST_ANSWER_S:.0f} s; are the topics there? "
-                f"try `rustfs-workers topics create` ({self._topics.reports})"
-            )
-        self._lease_s = await asyncio.to_thread(self._lease_from_broker)
-        self._reporter.start()
+        # Beside what follows: on a Kafka that has just been started a new producer waits half a second.
         self._committer.start()
+        try:
+            await self._introduce_itself()
+        except BaseException:
+            await asyncio.to_thread(self._committer.stop, _ANSWER_S)
+            raise
+        self._reporter.start()
         self.poller.start()
         self._counts.start(count)
         self._check_lease()
@@ -199,6 +196,18 @@ class WorkerProcess:
             types=self._handlers.types,
             lease_s=self._lease_s,
         )
+
+    async def _introduce_itself(self) -> None:
+        """What others must know before the first job is taken, and the lease."""
+        await asyncio.to_thread(
+            introduce, self._settings, own_schemas(self._handlers), timeout_s=_FIRST_ANSWER_S
+        )
+        if not await asyncio.to_thread(self._reporter.first, _FIRST_ANSWER_S):
+            raise PipelineError(
+                f"the worker's first report was not acknowledged within {_FIRST_ANSWER_S:.0f} s; are the topics there? "
+                f"try `rustfs-workers topics create` ({self._topics.reports})"
+            )
+        self._lease_s = await asyncio.to_thread(self._lease_from_broker)
 
     async def drain(self, timeout_s: float) -> None:
         """Stop taking, let running jobs end until the deadline, cancel the rest, commit, leave the group in order."""

@@ -51,11 +51,20 @@ def by_thread(process: psutil.Process) -> Counter[str]:
     return found
 
 
+def outlives(worker: psutil.Process, seconds: float) -> None:
+    """Let the time pass that is to be measured; a worker that ends meanwhile ends the bench."""
+    try:
+        code = worker.wait(seconds)
+    except psutil.TimeoutExpired:
+        return
+    raise SystemExit(f"the worker ended by itself (exit code {code})")
+
+
 def measure(worker: psutil.Process, broker: psutil.Process, seconds: float) -> dict[str, Any]:
     threads, began = by_thread(worker), time.monotonic()
     worker_s, broker_s = cpu_seconds(worker), cpu_seconds(broker)
     switches = worker.num_ctx_switches()
-    time.sleep(seconds)
+    outlives(worker, seconds)
     took = time.monotonic() - began
     after = worker.num_ctx_switches()
     busiest = (by_thread(worker) - threads).most_common(MOST)
@@ -80,7 +89,7 @@ def idle(directory: Path, options: argparse.Namespace) -> None:
         with workers(settings, directory) as start:
             worker = start("idle")
             eventually(lambda: worker.said("partitions assigned"), 60, "the worker has its partitions")
-            time.sleep(SETTLE_S)
+            outlives(psutil.Process(worker.pid), SETTLE_S)
             for _ in range(options.rounds):
                 found = measure(psutil.Process(worker.pid), psutil.Process(broker.pid), options.seconds)
                 print(json.dumps({"partitions": 12 * options.partitions, **found}), flush=True)

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import sys
@@ -128,7 +129,8 @@ def watch(
             if time.monotonic() - asked > 1:
                 asked, finished = time.monotonic(), done(settings, observer)
             # A reading of its own for each moment: the kernel's peak alone would not show a trend.
-            time.sleep(LOOK_S)
+            with contextlib.suppress(psutil.TimeoutExpired):
+                raise SystemExit(f"the worker ended by itself (exit code {process.wait(LOOK_S)})")
         assert not worker.said("partitions lost"), "it was given up while it was measured"
         return {
             "peak_mib": round(peak_rss(process) / MIB, 1),

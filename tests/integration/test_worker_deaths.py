@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,23 +13,9 @@ from streams.producer import JobProducer
 from streams.settings import Settings
 from tests.support.audit import audit, statuses
 from tests.support.jobs import Fails, Kills, Note, Waits
-from tests.support.workers import WorkerUnderTest, all_final, eventually, runs, workers
+from tests.support.workers import Start, all_final, eventually, runs
 
 pytestmark = [pytest.mark.distributed, pytest.mark.integration]
-
-Start = Callable[..., WorkerUnderTest]
-
-
-@pytest.fixture
-def start(provisioned: Settings, tmp_path: Path) -> Iterator[Start]:
-    with workers(provisioned, tmp_path) as start:
-        yield start
-
-
-@pytest.fixture
-def producer(provisioned: Settings) -> Iterator[JobProducer]:
-    with JobProducer(provisioned) as producer:
-        yield producer
 
 
 def test_kill_9_with_jobs_in_flight_loses_none_and_forks_none(

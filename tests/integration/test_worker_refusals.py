@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,23 +14,9 @@ from streams.producer import JobProducer
 from streams.settings import Settings
 from tests.support.audit import audit, statuses
 from tests.support.jobs import Note, Waits
-from tests.support.workers import WorkerUnderTest, eventually, runs, workers
+from tests.support.workers import Start, WorkerUnderTest, eventually, runs, workers
 
 pytestmark = [pytest.mark.worker_coordination, pytest.mark.integration]
-
-Start = Callable[..., WorkerUnderTest]
-
-
-@pytest.fixture
-def start(provisioned: Settings, tmp_path: Path) -> Iterator[Start]:
-    with workers(provisioned, tmp_path) as start:
-        yield start
-
-
-@pytest.fixture
-def producer(provisioned: Settings) -> Iterator[JobProducer]:
-    with JobProducer(provisioned) as producer:
-        yield producer
 
 
 def succeeded(settings: Settings, ids: list[str]) -> bool:

@@ -15,6 +15,7 @@ from schemas.lifecycle import JobStatus
 from schemas.offsetmap import OffsetMap, parse
 from schemas.records import StatusChange, decode_status
 from schemas.topics import JobPriority
+from tests.support import statuses
 from tests.support.messages import TOPICS, committed, message, partition
 from workers.commit import Committer
 from workers.message import Message
@@ -214,16 +215,5 @@ def told(one: Message, **facts: Any) -> Outcome:
 
 
 def status(one: Message, state: JobStatus, **facts: Any) -> StatusChange:
-    return StatusChange(
-        job_id=one.job_id.decode(),
-        key=None,
-        at=2_000,
-        created_at=1_000,
-        started_at=1_500,
-        state=state,
-        type="test",
-        priority=JobPriority.NORMAL,
-        attempt=1,
-        delivery=0,
-        **facts,
-    )
+    """The status of this message's job."""
+    return statuses.status(state, job_id=one.job_id.decode(), **facts)

@@ -101,8 +101,12 @@ class WorkerUnderTest:
         return lines
 
 
+#: Starts a worker: its id, arguments of the command, variables of its environment.
+Start = Callable[..., WorkerUnderTest]
+
+
 @contextmanager
-def workers(settings: Settings, directory: Path) -> Iterator[Callable[..., WorkerUnderTest]]:
+def workers(settings: Settings, directory: Path) -> Iterator[Start]:
     """A function that starts workers; all of them are ended afterwards."""
     started: list[WorkerUnderTest] = []
 

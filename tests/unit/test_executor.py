@@ -140,7 +140,7 @@ async def test_a_handler_that_waited_for_something_cancelled_fails_its_job(bench
     """An inner task that somebody cancelled is no request to end the slot."""
 
     async def call(job: Any, context: WorkerContext) -> None:
-        inner = asyncio.create_task(asyncio.sleep(60))
+        inner = asyncio.create_task(asyncio.Event().wait())
         inner.cancel()
         await inner
 
@@ -261,7 +261,7 @@ async def test_a_handler_within_its_limit_is_left_alone(bench: Bench) -> None:
 async def test_a_handler_that_ends_well_though_it_was_too_late_has_ended_well(bench: Bench) -> None:
     async def stubborn(job: Any, context: WorkerContext) -> Success:
         try:
-            await asyncio.sleep(60)
+            await asyncio.Event().wait()
         except asyncio.CancelledError:
             return Success({"cleaned": True})
         return Success()

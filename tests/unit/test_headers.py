@@ -33,8 +33,8 @@ from schemas.headers import (
     salvage,
 )
 from schemas.lifecycle import JobStatus
-from schemas.records import StatusChange, StatusWriter, decode_status
-from schemas.topics import JobPriority
+from schemas.records import StatusWriter, decode_status
+from tests.support.statuses import status
 
 pytestmark = pytest.mark.job_processing
 
@@ -215,15 +215,8 @@ def test_an_origin_of_nonsense_is_refused(name: str) -> None:
 def test_what_follows_a_delivery_that_can_be_read_can_be_written(delivery: Delivery) -> None:
     """A counter that is refused only after it was raised would stop a job, or a redrive of many, half-way."""
     following = parse(build(delivery)).next(attempt=delivery.attempt + 1, redrives=delivery.redrives + 1)
-    change = StatusChange(
-        job_id="01a20bd1-1946-743e-922d-c32f1fd9b001",
-        key=None,
-        at=1,
-        created_at=1,
-        started_at=None,
-        state=JobStatus.RETRYING,
-        type="t",
-        priority=JobPriority.LOW,
+    change = status(
+        JobStatus.RETRYING,
         attempt=following.attempt,
         delivery=following.delivery,
         redrives=following.redrives,

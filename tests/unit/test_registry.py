@@ -7,12 +7,13 @@ from schemas import JobPriority, JobStatus
 from schemas.codec import Codec
 from schemas.errors import SettingsError, UnknownSchema
 from schemas.jobtype import job_type
-from schemas.records import STATUS, StatusChange, StatusWriter, decode_status
+from schemas.records import STATUS, StatusWriter, decode_status
 from streams.clients import registry_client
 from streams.outgoing import JobOptions, Rules, plan
 from streams.registry import RegistryFailed, RegistrySchemas, build_codec
 from streams.settings import Settings, load_settings
 from tests.support.deployments import Sample
+from tests.support.statuses import status
 
 pytestmark = pytest.mark.job_processing
 
@@ -69,18 +70,7 @@ def test_a_reader_learns_a_number_that_somebody_else_registered(settings: Settin
 
 def test_both_frames_are_read_whatever_is_written(settings: Settings) -> None:
     """A deployment that gets a registry still has jobs without one in its topics, and the other way round."""
-    change = StatusChange(
-        job_id="01a20bd1-1946-743e-922d-c32f1fd9b001",
-        key=None,
-        at=1,
-        created_at=1,
-        started_at=None,
-        state=JobStatus.FAILED,
-        type="t",
-        priority=JobPriority.LOW,
-        attempt=1,
-        delivery=0,
-    )
+    change = status(JobStatus.FAILED)
     registry = build_codec(settings, client=registry_client(settings))
     plain = StatusWriter(Codec()).encode(change)
     framed = StatusWriter(registry).encode(change)

@@ -8,28 +8,15 @@ import pytest
 
 from schemas.codec import Codec
 from schemas.errors import UnknownSchema
-from schemas.lifecycle import JobStatus
 from schemas.records import StatusChange, StatusWriter, decode_status
-from schemas.topics import JobPriority
 from streams.jobinfo import StatusSeen
 from streams.settings import load_settings
 from streams.watch import StatusWatch
+from tests.support.statuses import JOB_ID, status
 
 pytestmark = pytest.mark.job_processing
 
-JOB_ID = "01a20bd1-1946-743e-922d-c32f1fd9b001"
-CHANGE = StatusChange(
-    job_id=JOB_ID,
-    key=None,
-    at=3,
-    created_at=1,
-    started_at=2,
-    state=JobStatus.SUCCEEDED,
-    type="test",
-    priority=JobPriority.NORMAL,
-    attempt=1,
-    delivery=0,
-)
+CHANGE = status()
 VALUE = StatusWriter(Codec()).encode(CHANGE)
 #: As a worker writes it that has another registry number, or another release's schema.
 NUMBERED = b"\x00\x00\x00\x00\x07" + VALUE[10:]
