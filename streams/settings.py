@@ -190,7 +190,6 @@ class Settings(BaseSettings):
     max_concurrent_jobs: int = Field(
         default=64, ge=1, le=10_000, description="jobs that one process runs at a time"
     )
-    thread_pool_size: int = Field(default=16, ge=1, le=1000, description="threads for plain functions")
     process_pool_size: int = Field(
         default_factory=lambda: os.cpu_count() or 1, ge=1, le=1000, description="processes for CPU-bound jobs"
     )
@@ -204,7 +203,7 @@ class Settings(BaseSettings):
         description="how often a failed job runs again, unless the job or its type says otherwise",
     )
     cleanup_interval_s: Seconds = Field(
-        default=60.0, description="seconds between two rounds of housekeeping"
+        default=60.0, description="seconds between two rounds of housekeeping (there is none yet)"
     )
     tick_ms: int = Field(
         default=20, ge=1, le=1000, description="milliseconds between two transactions of a worker"
@@ -240,9 +239,6 @@ class Settings(BaseSettings):
     )
     max_delay_days: int = Field(
         default=400, ge=0, le=3650, description="longest delay that is accepted, in days"
-    )
-    metrics_port: int | None = Field(
-        default=None, ge=1, le=65_535, description="port of /metrics; none: not served"
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="least level that is logged: debug, info, warning or error"

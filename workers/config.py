@@ -23,7 +23,7 @@ class WorkerConfig:
         max_concurrent_jobs: handlers that run at the same time.
         job_timeout: limit of one run, unless the job or its type says otherwise.
         retry_limit: runs after the first, unless the job or its type says otherwise.
-        cleanup_interval: between two rounds of housekeeping.
+        cleanup_interval: between two rounds of housekeeping; there is none yet.
         process: number of this process among those of one worker.
         process_pool_size: processes for handlers with ``execution = "process"``.
         tick_ms: milliseconds between two transactions.

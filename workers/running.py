@@ -9,20 +9,32 @@ import asyncio
 import os
 import signal
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Final
 
 import structlog
 
+from schemas.errors import PipelineError
 from workers.console import INTERRUPTED, OK
 from workers.manager import WorkerManager
 
 log = structlog.get_logger("rustfs_workers.running")
 
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+_LOOK_S: Final = 1.0
 
 
-async def run_until_signal(manager: WorkerManager, ready: Callable[[], None] = lambda: None) -> int:
+async def run_until_signal(
+    manager: WorkerManager,
+    ready: Callable[[], None] = lambda: None,
+    check: Callable[[], None] = lambda: None,
+) -> int:
     """Start, wait, drain. 0 after SIGTERM, 130 after Ctrl-C.
+
+    Args:
+        manager: what runs.
+        ready: called when it has started.
+        check: called now and then; it raises if there is no sense in going on, and then nothing is waited for.
 
     Raises:
         PipelineError, KafkaException: why the worker could not start, or not go on.
@@ -38,6 +50,7 @@ async def run_until_signal(manager: WorkerManager, ready: Callable[[], None] = l
         log.info("draining; once more to stop at once", signal=number.name)
         stop.set()
 
+    waiting: tuple[asyncio.Task[object], ...] = ()
     loop = asyncio.get_running_loop()
     for number in _SIGNALS:
         loop.add_signal_handler(number, on_signal, number)
@@ -46,12 +59,19 @@ async def run_until_signal(manager: WorkerManager, ready: Callable[[], None] = l
         ready()
         stopping = asyncio.create_task(stop.wait(), name="signal")
         failing = asyncio.create_task(manager.wait(), name="failure")
-        await asyncio.wait((stopping, failing), return_when=asyncio.FIRST_COMPLETED)
+        waiting = (stopping, failing)
+        while not (stopping.done() or failing.done()):
+            await asyncio.wait((stopping, failing), timeout=_LOOK_S, return_when=asyncio.FIRST_COMPLETED)
+            try:
+                check()
+            except PipelineError:
+                await manager.shutdown(timedelta(0))
+                raise
         if not stopping.done():
             failing.result()
-        for task in (stopping, failing):
-            task.cancel()
     finally:
+        for task in waiting:
+            task.cancel()
         await manager.shutdown()
         for number in _SIGNALS:
             loop.remove_signal_handler(number)

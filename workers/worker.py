@@ -52,7 +52,7 @@ class Worker:
         raise JobTypeError(f"{type(self).__qualname__} has no process_job()")
 
     async def health_check(self) -> bool:
-        """Whether it could work now."""
+        """Whether it could work now. For whoever asks: the worker process itself does not yet."""
         return True
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 from pathlib import Path
 from typing import Any
@@ -272,6 +273,21 @@ def test_up_serves_other_processes_until_ctrl_c_and_takes_its_kafka_along(shop: 
     assert "rustfs-workers up" in gone.err
 
 
+def test_up_ends_by_name_when_its_kafka_dies(tmp_path: Path) -> None:
+    """A worker waits for a Kafka that is somebody else's to bring back; nobody would bring back this one."""
+    data = tmp_path / "data"
+    command = CommandLine(tmp_path, {"RUSTFS_WORKERS_DATA_DIR": str(data), "RUSTFS_WORKERS_PARTITIONS": "2"})
+    with command.running("up") as up:
+        up.wait_for("worker ready", 120)
+        broker = running_broker(data / "kafka")
+        assert broker is not None
+        os.kill(broker.pid, signal.SIGKILL)
+        ended = up.end(90)
+    assert ended.code == 1
+    assert "error: Kafka ended by itself" in ended.err
+    assert str(data / "kafka" / "broker.log") in ended.err
+
+
 def snapshot(directory: Path) -> dict[str, tuple[int, int, bytes | None]]:
     """Names, kinds, times of change and contents of everything below."""
     return {
@@ -341,8 +357,9 @@ def test_the_demo_replicates_a_folder_with_odd_files_and_can_be_repeated(kafka: 
 
 
 @pytest.mark.timeout(180)
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
 def test_an_interrupted_demo_drains_stops_its_kafka_and_leaves_nothing_in_its_default_directory(
-    tmp_path: Path,
+    tmp_path: Path, how: signal.Signals
 ) -> None:
     source, temporary = tmp_path / "source", tmp_path / "tmp"
     source.mkdir()
@@ -355,7 +372,7 @@ def test_an_interrupted_demo_drains_stops_its_kafka_and_leaves_nothing_in_its_de
         demo.wait_for("replicating", 120)
         (made,) = temporary.glob("rustfs-workers-demo-*")
         broker = running_broker(made / "kafka")
-        demo.interrupt()
+        demo.interrupt(how)
         ended = demo.end(90)
 
     assert broker is not None

@@ -139,9 +139,9 @@ class Running:
 
         eventually(said, timeout_s, f"{text!r} on stderr")
 
-    def interrupt(self) -> None:
-        """Ctrl-C."""
-        self.process.send_signal(signal.SIGINT)
+    def interrupt(self, number: signal.Signals = signal.SIGINT) -> None:
+        """Ctrl-C, or another signal."""
+        self.process.send_signal(number)
 
     def end(self, timeout_s: float = 60) -> Finished:
         """Wait for its end."""

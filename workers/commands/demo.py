@@ -45,12 +45,15 @@ def demo(
     """
     with errors_in_one_line():
         import shutil
+        import signal
         import tempfile
 
         from workers.demo import default_source, run_demo
         from workers.progress import shown
 
         configure_logging("warning")
+        # As Ctrl-C: the Kafka that it started is stopped, and its files are removed.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         where = directory or Path(tempfile.mkdtemp(prefix="rustfs-workers-demo-"))
         try:
             with shown() as progress:

@@ -39,6 +39,7 @@ def up(
         from streams.clients import check_reachable
         from streams.embedded import (
             BrokerConfig,
+            BrokerStartError,
             EmbeddedBroker,
             forget_address,
             running_broker,
@@ -54,6 +55,7 @@ def up(
         settings = read_settings()
         modules = import_modules(imports or [])
         with ExitStack() as stack:
+            broker: EmbeddedBroker | None = None
             if not os.environ.get("KAFKA_BOOTSTRAP_SERVERS") and settings.kafka_bootstrap_servers is None:
                 directory = settings.data_dir / "kafka"
                 if running_broker(directory) is None:
@@ -64,10 +66,16 @@ def up(
             say(f"Kafka ready at {settings.bootstrap_servers()}")
             provision(settings)
 
+            def check() -> None:
+                if broker is not None and not broker.alive:
+                    raise BrokerStartError("Kafka ended by itself", broker.log_path, broker.log_end())
+
             async def main() -> int:
                 manager = WorkerManager(WorkerConfig.from_settings(settings), settings)
                 manager.register(*builtin_workers(settings), *modules)
-                return await run_until_signal(manager, lambda: say("worker ready; Ctrl-C drains and ends"))
+                return await run_until_signal(
+                    manager, lambda: say("worker ready; Ctrl-C drains and ends"), check
+                )
 
             code = asyncio.run(main())
         raise SystemExit(code)
