@@ -232,6 +232,10 @@ class EmbeddedBroker:
             f"-Xmx{self.config.heap_mb}m",
             # One core's worth of collector: the others are for the broker, and for us.
             "-XX:+UseSerialGC",
+            # With the defaults the second compiler's absence shrinks the code cache, and a collection of everything
+            # for its sake stops the broker for 0.1 s some ten seconds after the start; two more for the classes before.
+            "-XX:ReservedCodeCacheSize=240m",
+            "-XX:MetaspaceSize=96m",
             *(["-XX:TieredStopAtLevel=1"] if few_cores else []),
             "-Xshare:auto",
             "-XX:+ExitOnOutOfMemoryError",
