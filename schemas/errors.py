@@ -15,6 +15,7 @@
     │   └── BadHeaders          a header of ours that is not what it should be
     ├── IllegalTransition       a change of state that the table in ``lifecycle`` does not have
     ├── KafkaUnreachable        no broker answered (exit code 3)
+    ├── ReadIncomplete          topics could not be read to their end in time
     ├── DeliveryFailed          Kafka did not acknowledge a record
     ├── TopicsMismatch          a topic exists with settings that break a guarantee
     ├── CommitVanished          Kafka shows less as committed than it has acknowledged
@@ -115,6 +116,16 @@ class KafkaUnreachable(PipelineError):
         super().__init__(
             f"no Kafka broker answered at {bootstrap_servers} within {seconds:.0f} s; "
             "start one with `rustfs-workers up`, or set KAFKA_BOOTSTRAP_SERVERS"
+        )
+
+
+class ReadIncomplete(PipelineError):
+    """Topics could not be read to their end in time, and half of what they say would be a wrong answer."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(
+            f"the topics could not be read to their end within {seconds:.0f} s: they hold more, or an open transaction "
+            "hides the rest; try again"
         )
 
 

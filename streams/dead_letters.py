@@ -14,7 +14,7 @@ from confluent_kafka import Message
 
 from schemas import headers as h
 from schemas.codec import Codec, peek_id, peek_priority
-from schemas.errors import BadHeaders, KafkaUnreachable, WireError
+from schemas.errors import BadHeaders, ReadIncomplete, WireError
 from schemas.headers import Delivery, RawHeaders
 from schemas.jobtype import ENVELOPE_NAMES
 from schemas.records import StatusChange
@@ -129,13 +129,14 @@ def list_dead_letters(
     """Dead letters, oldest first, with their fields. Blocks: not for an event loop.
 
     Raises:
-        KafkaUnreachable: the topics could not be read to their end in time.
+        ReadIncomplete: the topics could not be read to their end in time.
+        KafkaUnreachable: no broker answered.
         TopicsMismatch: a topic does not exist.
     """
     which = which or DeadLetterFilter()
     found = read_dead_letters(settings, codec or build_codec(settings), decode=True, timeout_s=LOOK_S)
     if not found.complete:
-        raise KafkaUnreachable(settings.bootstrap_servers(), LOOK_S)
+        raise ReadIncomplete(LOOK_S)
     return [letter for letter in found.letters if which.matches(letter)]
 
 

@@ -176,6 +176,8 @@ class JobInfo:
     source: str | None = None
     parent_id: str | None = None
     fields: Mapping[str, Any] | None = None
+    #: The topics were not read to their end: it may have moved on.
+    stale: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """What ``jobs list --json`` prints of it."""
@@ -221,6 +223,7 @@ class JobInfo:
             "source": self.source,
             "parent_id": self.parent_id,
             "fields": jsonable(self.fields),
+            "stale": self.stale,
         }
 
 
@@ -252,7 +255,11 @@ def created_ms(state: JobState) -> int:
 
 
 def job_info(
-    job_id: str, state: JobState, decode: Callable[[bytes], Mapping[str, Any]] | None = None
+    job_id: str,
+    state: JobState,
+    decode: Callable[[bytes], Mapping[str, Any]] | None = None,
+    *,
+    stale: bool = False,
 ) -> JobInfo:
     """The whole story. ``decode`` makes a job's bytes its record; its ``WireError`` means "no fields"."""
     event, seen = state.event, state.last_status
@@ -286,6 +293,7 @@ def job_info(
         fields={name: value for name, value in record.items() if name not in ENVELOPE_NAMES}
         if record
         else None,
+        stale=stale,
         **facts,
     )
 

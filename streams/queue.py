@@ -177,10 +177,11 @@ class JobQueue:
         return await asyncio.to_thread(self._reader.list_jobs, which)
 
     async def get_job(self, job_id: str) -> JobInfo:
-        """One job.
+        """One job; ``stale`` says that it may have moved on.
 
         Raises:
             JobNotFound: there is nothing of it.
+            ReadIncomplete: nothing of it was found, but there is more than could be read.
             KafkaUnreachable, TopicsMismatch: as ``list_jobs``.
         """
         return await asyncio.to_thread(self._reader.get_job, job_id)
@@ -199,6 +200,7 @@ class JobQueue:
         Raises:
             TimeoutError: it was not in time; it goes on all the same.
             JobNotFound: there is nothing of it.
+            ReadIncomplete: the topics could not be read to their end in time.
             KafkaUnreachable, TopicsMismatch: as ``list_jobs``.
         """
         async with asyncio.timeout(timeout.total_seconds() if timeout is not None else None):
@@ -221,6 +223,7 @@ class JobQueue:
         Raises:
             JobNotFound: its record is gone.
             IllegalTransition: it is not finished.
+            ReadIncomplete: the topics could not be read to their end in time; nothing has changed.
             RedriveTakenOver: a redrive began meanwhile; nothing has changed.
             KafkaUnreachable, TopicsMismatch: as ``list_jobs``.
             DeliveryFailed: Kafka did not take it; nothing has changed.

@@ -16,7 +16,7 @@ import structlog
 from confluent_kafka import Message
 
 from schemas.codec import Codec, peek_id, peek_priority
-from schemas.errors import JobTypeError, PipelineError, UnknownSchema, WireError
+from schemas.errors import JobTypeError, PipelineError, ReadIncomplete, UnknownSchema, WireError
 from schemas.headers import parse
 from schemas.job import declared_job_types
 from schemas.jobtype import job_type
@@ -45,6 +45,8 @@ log = structlog.get_logger("rustfs_workers.reader")
 
 #: A call answers after this long, complete or not.
 TIME_LIMIT_S: Final = 3.0
+#: Longer where half a picture would be a wrong answer: "not known", or a wait for what has happened already.
+PATIENCE_S: Final = 30.0
 #: How many unreadable records a listing names; all are counted.
 _NAMED: Final = 100
 _LOOKUP_S: Final = 2.0
@@ -144,6 +146,10 @@ class Seen:
     unreadable_count: int = 0
     complete: bool = True
 
+    def state_of(self, job_id: str) -> JobState:
+        """What was found of one job."""
+        return self.fold.states.get(job_id) or JobState()
+
     def living(self) -> Iterator[tuple[str, JobState]]:
         """Every job of which something is left."""
         return ((job_id, state) for job_id, state in self.fold.states.items() if not state.gone)
@@ -175,19 +181,32 @@ class JobReader:
         return JobListing(jobs, len(chosen), not seen.complete, seen.unreadable_count, tuple(seen.unreadable))
 
     def get_job(self, job_id: str) -> JobInfo:
-        """One job.
+        """One job; ``stale`` says that it may have moved on.
 
         Raises:
             JobNotFound: there is nothing of it.
+            ReadIncomplete: nothing of it was found, but there is more than could be read.
             KafkaUnreachable, TopicsMismatch: as ``list_jobs``.
         """
-        return self.info(job_id, self.state_of(job_id))
+        seen = self.read(job_id)
+        state = seen.state_of(job_id)
+        if state.gone and not seen.complete:
+            return self.info(job_id, self.state_of(job_id))
+        return self.info(job_id, state, stale=not seen.complete)
 
     def state_of(self, job_id: str) -> JobState:
-        """What is known of one job."""
-        return self.read(job_id).fold.states.get(job_id) or JobState()
+        """All that is known of one job.
 
-    def info(self, job_id: str, state: JobState) -> JobInfo:
+        Raises:
+            ReadIncomplete: there may be more.
+            KafkaUnreachable, TopicsMismatch: as ``list_jobs``.
+        """
+        seen = self.read(job_id, timeout_s=PATIENCE_S)
+        if not seen.complete:
+            raise ReadIncomplete(PATIENCE_S)
+        return seen.state_of(job_id)
+
+    def info(self, job_id: str, state: JobState, *, stale: bool = False) -> JobInfo:
         """The story of one job.
 
         Raises:
@@ -195,7 +214,7 @@ class JobReader:
         """
         if state.gone:
             raise JobNotFound(job_id)
-        return job_info(job_id, state, self._schemas.decode_job)
+        return job_info(job_id, state, self._schemas.decode_job, stale=stale)
 
     def statistics(self) -> JobStatistics:
         """Counts of all jobs.

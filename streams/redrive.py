@@ -21,7 +21,7 @@ from confluent_kafka import KafkaException, Producer
 
 from schemas import headers as h
 from schemas.codec import Codec
-from schemas.errors import DeliveryFailed, KafkaUnreachable, PipelineError
+from schemas.errors import DeliveryFailed, KafkaUnreachable, PipelineError, ReadIncomplete
 from schemas.headers import MAX_HISTORY, Attempt, Delivery, RawHeaders, clip
 from schemas.lifecycle import JobStatus, actor_of
 from schemas.records import STATUS, StatusChange, StatusWriter
@@ -115,7 +115,8 @@ def redrive(
         after_batch: called after each transaction with the number of jobs so far.
 
     Raises:
-        KafkaUnreachable: the topics could not be read to their end; nothing was redriven.
+        ReadIncomplete: the topics could not be read to their end; nothing was redriven.
+        KafkaUnreachable: no broker answered; nothing was redriven.
         TopicsMismatch: a topic does not exist.
         RedriveTakenOver: another redrive began.
         DeliveryFailed: Kafka failed time and again; each job is either as it was or redriven.
@@ -162,7 +163,8 @@ def retry_job(settings: Settings, job_id: str, *, codec: Codec | None = None) ->
     Raises:
         JobNotFound: its record is gone.
         IllegalTransition: it is not finished.
-        KafkaUnreachable: the topics could not be read to their end; nothing was changed.
+        ReadIncomplete: the topics could not be read to their end; nothing was changed.
+        KafkaUnreachable: no broker answered; nothing was changed.
         TopicsMismatch: a topic does not exist.
         RedriveTakenOver: a redrive began meanwhile; nothing was changed.
         DeliveryFailed: Kafka failed time and again; the job is either as it was or pending.
@@ -175,8 +177,8 @@ def retry_job(settings: Settings, job_id: str, *, codec: Codec | None = None) ->
     def run(session: _Session) -> None:
         seen = reader.read(job_id, timeout_s=_READ_S)
         if not seen.complete:
-            raise KafkaUnreachable(settings.bootstrap_servers(), _READ_S)
-        state = seen.fold.states.get(job_id) or JobState()
+            raise ReadIncomplete(_READ_S)
+        state = seen.state_of(job_id)
         if state.gone:
             raise JobNotFound(job_id)
         progress.clear_doubt(lambda _: _life_of(state))
@@ -406,7 +408,7 @@ def _in_sessions(
 def _read(settings: Settings, codec: Codec) -> DeadLetters:
     found = read_dead_letters(settings, codec, timeout_s=_READ_S)
     if not found.complete:
-        raise KafkaUnreachable(settings.bootstrap_servers(), _READ_S)
+        raise ReadIncomplete(_READ_S)
     return found
 
 

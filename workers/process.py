@@ -184,6 +184,7 @@ class WorkerProcess:
             await self._introduce_itself()
         except BaseException:
             await asyncio.to_thread(self._committer.stop, _ANSWER_S)
+            await self._processes.close()
             raise
         self._reporter.start()
         self.poller.start()

@@ -27,11 +27,13 @@ from schemas.errors import (
     InvalidJob,
     KafkaUnreachable,
     PayloadTooLarge,
+    ReadIncomplete,
     TopicsMismatch,
     UnknownJobType,
     UnknownSchema,
 )
 from schemas.headers import Delivery
+from schemas.ids import new_job_id
 from schemas.jobtype import job_type
 from schemas.partitions import partition_of
 from streams import outbox as outbox_module
@@ -41,6 +43,7 @@ from streams.producer import JobProducer
 from streams.provision import provision
 from streams.queue import JobQueue
 from streams.reader import JobFilter, JobNotFound, JobReader
+from streams.scan import ScanResult, scan
 from streams.schemas_topic import SchemaTopicReader, publish_schemas
 from streams.settings import Settings, load_settings
 from tests.support.deployments import Sample, Writer, count_all, read_all, settings_for
@@ -300,10 +303,33 @@ async def test_a_client_sees_its_own_write_behind_an_open_transaction(
     job_id = await queue.schedule_job(Sample())
     hidden = await queue.list_jobs()
     assert hidden.stale
+    asked = asyncio.create_task(queue.get_job(job_id))
     rival.abort_transaction(20)
     shown = await queue.list_jobs()
     assert not shown.stale
     assert [job.id for job in shown] == [job_id]
+    assert (await asked).id == job_id
+
+
+async def test_half_a_picture_is_no_answer(
+    settings: Settings, queue: JobQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A backlog that takes longer to read than the limit: what was found is stale, what was not is not "unknown"."""
+    job_id = await queue.schedule_job(Sample())
+    limits: list[float] = []
+
+    def cut_short(*arguments: Any, timeout_s: float, **options: Any) -> ScanResult:
+        limits.append(timeout_s)
+        scan(*arguments, timeout_s=20, **options)
+        return ScanResult(complete=False, behind=((settings.topics.status, 0),))
+
+    monkeypatch.setattr("streams.reader.scan", cut_short)
+    assert (await queue.get_job(job_id)).stale
+    with pytest.raises(ReadIncomplete, match="within 30 s"):
+        await queue.get_job(new_job_id())
+    with pytest.raises(ReadIncomplete):
+        await queue.wait(job_id, timedelta(seconds=20))
+    assert limits == [3, 3, 30, 30]
 
 
 async def test_many_at_once_each_get_their_id(settings: Settings, queue: JobQueue) -> None:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from confluent_kafka.admin import AdminClient, NewPartitions  # type: ignore[attr-defined]  # it has no __all__
 
 from schemas import JobStatus
+from schemas.errors import PipelineError
 from schemas.topics import JobPriority
 from streams.producer import JobProducer
 from streams.settings import Settings
 from tests.support.audit import audit, statuses
-from tests.support.jobs import Note, Waits
+from tests.support.jobs import InProcess, Note, Waits
 from tests.support.workers import Start, WorkerUnderTest, eventually, runs, workers
+from workers.config import WorkerConfig
+from workers.manager import WorkerManager
 
 pytestmark = [pytest.mark.worker_coordination, pytest.mark.integration]
 
@@ -61,6 +66,25 @@ def test_of_two_processes_with_one_worker_id_one_stops_and_names_the_other(
         found = audit(provisioned, ids)
         assert (found.lost, found.forked) == ([], [])
         assert left.terminate() == 0
+
+
+async def test_a_manager_that_cannot_start_leaves_nothing_running(
+    provisioned: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program may try again later: its handler processes and threads must not add up."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PipelineError("the registry says no")
+
+    monkeypatch.setattr("workers.process.introduce", refuse)
+    children, threads = psutil.Process().children(recursive=True), set(threading.enumerate())
+    manager = WorkerManager(WorkerConfig(worker_id="w"), provisioned).register(InProcess)
+    with pytest.raises(PipelineError, match="the registry says no"):
+        await manager.start()
+    assert psutil.Process().children(recursive=True) == children
+    left = {thread.name for thread in threading.enumerate() if thread not in threads}
+    assert {name for name in left if not name.startswith("asyncio_")} == set()
+    await manager.shutdown()
 
 
 def test_a_worker_stops_in_order_when_a_topic_grows_and_does_not_start_again(

@@ -133,6 +133,9 @@ def show(
         if as_json:
             emit(record)
             return
+        stale = record.pop("stale")
         details(record)
+        if stale:
+            say("stale: the end was not reached in time, so the job may have moved on")
         if record["status"] == JobStatus.FAILED:
             say(f"its dead letter: rustfs-workers dlq show {job_id}")
