@@ -7,14 +7,20 @@ its owner may have started (``start_limit``), who the owner is, whether it left 
 records have been unfinished at the death of an owner before. A successor reads offset and map in one
 call, so the two never disagree.
 
-Version 1:  ``1;<flag>;<fence>;<incarnation>;<transactional id>;<start limit>;<finished>;<suspects>``
+Version 2:  ``2;<flag>;<fence>;<incarnation>;<transactional id>;<start limit>;<finished>;<suspects>;<losses>``
 
 - flag: ``c`` for clean (set by a drain, or nothing was ever started), else ``-``
 - start limit: how far behind the offset; nothing at or past it was started
 - finished: ``r`` + base64url of varints: lengths of alternating runs (unfinished, finished, …) from the offset on,
   or ``b`` + base64url of a bitset, least significant bit first, whichever is shorter
-- suspects: ``distance:deaths``, or ``distance+length:deaths`` for all unfinished ones in a stretch; an ``a`` behind the
-  deaths: it was running alone. Joined by commas. A worker that dies under load leaves hundreds: stretches keep them short
+- suspects: ``distance:owners``, or ``distance+length:owners`` for all unfinished ones in a stretch, joined by commas. A worker
+  that dies under load leaves hundreds: stretches keep them short. ``owners`` is a digit for each owner that was lost while the
+  record was unfinished, its place among the losses; then ``*`` if it was running alone, and with which of them (no digit: with
+  the owner who writes this)
+- losses: ``incarnation@time``, joined by commas: who was lost, and when (milliseconds of broker time, hexadecimal). Who is heard
+  of later was frozen or cut off and did not die of a job, so a loss can be taken back
+
+Version 1 had a number of deaths instead of owners, ``a`` instead of ``*``, and no losses.
 """
 
 from __future__ import annotations
@@ -27,7 +33,8 @@ from typing import Final
 
 from schemas.errors import GroupNotInitialised
 
-VERSION: Final = "1"
+VERSION: Final = "2"
+_BEFORE: Final = "1"
 #: The broker's ``offset.metadata.max.bytes`` is 4,096, and librdkafka sends a trailing NUL.
 MAX_CHARACTERS: Final = 4095
 #: At three quarters nothing more is taken from the partition: the rest is room for what is running.
@@ -36,16 +43,28 @@ TAKE_LIMIT: Final = MAX_CHARACTERS * 3 // 4
 #: No map of ours spans that far; protects from garbage.
 _LONGEST_RUN: Final = 1_000_000
 
+#: Lost owners that a map names, each with one digit, and those that one record can have: two make it run alone.
+MAX_LOSSES: Final = 8
+MAX_OWNERS: Final = 6
+#: Stands for all owners whose names are not kept: nobody will ever hear of them.
+UNKNOWN: Final = "unknown"
+
 _NAME = re.compile(r"[A-Za-z0-9._-]*")
 
 
 @dataclass(frozen=True, slots=True)
 class Suspect:
-    """A record that was unfinished when an owner died without a word."""
+    """A record that was unfinished when an owner was lost without a word."""
 
-    deaths: int
-    #: It was the only one running: if the owner dies now, it is the one that kills.
-    alone: bool = False
+    #: The incarnations that were lost, the last one last; at most six.
+    owners: tuple[str, ...] = ()
+    #: The incarnation with which it was the only one running: if that one dies, this is the record that kills.
+    alone: str = ""
+
+    @property
+    def deaths(self) -> int:
+        """How many owners it may have killed."""
+        return len(self.owners)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +83,9 @@ class OffsetMap:
     incarnation: str = ""
     transactional_id: str = ""
     suspects: Mapping[int, Suspect] = field(default_factory=dict)
+    #: Owners that were lost without a word, all that suspects speak of, and when their successor noticed, in milliseconds of
+    #: broker time.
+    losses: Mapping[str, int] = field(default_factory=dict)
 
     def is_finished(self, offset: int) -> bool:
         """Whether the record at ``offset`` needs no work any more."""
@@ -71,6 +93,7 @@ class OffsetMap:
 
     def metadata(self) -> str:
         """The string to commit with ``offset``. Its length is the caller's to check."""
+        places = {incarnation: str(place) for place, incarnation in enumerate(self.losses)}
         return ";".join(
             (
                 VERSION,
@@ -80,7 +103,8 @@ class OffsetMap:
                 self.transactional_id,
                 str(max(self.start_limit - self.offset, 0)),
                 _encode_finished(self.offset, self.finished),
-                _encode_suspects(self.offset, self.finished, self.suspects),
+                _encode_suspects(self.offset, self.finished, self.suspects, {**places, self.incarnation: ""}),
+                ",".join(f"{incarnation}@{at:x}" for incarnation, at in self.losses.items()),
             )
         )
 
@@ -99,14 +123,19 @@ def parse(offset: int, metadata: str | None, *, where: str = "") -> OffsetMap:
         )
     parts = (metadata or "").split(";")
     try:
-        if parts[0] != VERSION or len(parts) != 8:  # noqa: PLR2004 - the format's own count
+        if parts[0] == _BEFORE:
+            parts = _of_version_1(parts)
+        if parts[0] != VERSION or len(parts) != 9:  # noqa: PLR2004 - the format's own count
             raise ValueError(f"it begins with {parts[0]!r:.20}")
-        _, flag, fence, incarnation, transactional_id, limit, finished, suspects = parts
+        _, flag, fence, incarnation, transactional_id, limit, finished, suspects, lost = parts
         if flag not in ("c", "-"):
             raise ValueError(f"flag {flag!r:.20}")
         if int(limit) > _LONGEST_RUN:
             raise ValueError(f"a start limit {limit:.20} behind the offset")
         done = _decode_finished(offset, finished)
+        losses = {
+            name: int(at, 16) for name, at in (loss.split("@") for loss in filter(None, lost.split(",")))
+        }
         return OffsetMap(
             offset=offset,
             finished=done,
@@ -115,7 +144,8 @@ def parse(offset: int, metadata: str | None, *, where: str = "") -> OffsetMap:
             fence=int(fence),
             incarnation=incarnation,
             transactional_id=transactional_id,
-            suspects=_decode_suspects(offset, done, suspects),
+            suspects=_decode_suspects(offset, done, suspects, tuple(losses), incarnation),
+            losses=losses,
         )
     except (ValueError, IndexError) as error:
         raise GroupNotInitialised(
@@ -197,7 +227,17 @@ def _decode_finished(offset: int, text: str) -> frozenset[int]:
     return frozenset(finished)
 
 
-def _encode_suspects(offset: int, finished: frozenset[int], suspects: Mapping[int, Suspect]) -> str:
+def named_losses(suspects: Mapping[int, Suspect], losses: Mapping[str, int]) -> dict[str, str]:
+    """The lost owners that suspects speak of, each with its name in the map: the oldest of too many are ``UNKNOWN`` from now on."""
+    spoken = {name for suspect in set(suspects.values()) for name in (*suspect.owners, suspect.alone)}
+    names = sorted(spoken & losses.keys(), key=lambda name: (losses[name], name))
+    kept = names if len(names) <= MAX_LOSSES else names[1 - MAX_LOSSES :]
+    return {name: name if name in kept else UNKNOWN for name in names}
+
+
+def _encode_suspects(
+    offset: int, finished: frozenset[int], suspects: Mapping[int, Suspect], places: Mapping[str, str]
+) -> str:
     stretches: list[tuple[int, int, Suspect]] = []
     for current, suspect in sorted(suspects.items()):
         if stretches:
@@ -207,23 +247,43 @@ def _encode_suspects(offset: int, finished: frozenset[int], suspects: Mapping[in
                 continue
         stretches.append((current, current, suspect))
     return ",".join(
-        f"{first - offset}{f'+{last - first + 1}' if last > first else ''}"
-        f":{suspect.deaths}{'a' if suspect.alone else ''}"
+        f"{first - offset}{f'+{last - first + 1}' if last > first else ''}:{_encode_owners(suspect, places)}"
         for first, last, suspect in stretches
     )
 
 
-def _decode_suspects(offset: int, finished: frozenset[int], text: str) -> dict[int, Suspect]:
+def _encode_owners(suspect: Suspect, places: Mapping[str, str]) -> str:
+    digits = "".join(places[name] for name in suspect.owners)
+    return f"{digits}*{places[suspect.alone]}" if suspect.alone else digits
+
+
+def _decode_suspects(
+    offset: int, finished: frozenset[int], text: str, lost: tuple[str, ...], incarnation: str
+) -> dict[int, Suspect]:
     suspects: dict[int, Suspect] = {}
     for part in filter(None, text.split(",")):
-        stretch, deaths = part.split(":")
+        stretch, code = part.split(":")
         distance, _, length = stretch.partition("+")
-        suspect = Suspect(int(deaths.removesuffix("a")), alone=deaths.endswith("a"))
+        digits, star, last = code.partition("*")
+        alone = "" if not star else lost[int(last)] if last else incarnation
+        suspect = Suspect(tuple(lost[int(digit)] for digit in digits[-MAX_OWNERS:]), alone)
         first, count = offset + int(distance), int(length or 1)
         if count > _LONGEST_RUN:
             raise ValueError(f"a stretch of {count}")
         suspects.update((o, suspect) for o in range(first, first + count) if o not in finished)
     return suspects
+
+
+def _of_version_1(parts: list[str]) -> list[str]:
+    """The same with an owner that nobody will ever hear of for each death."""
+    *before, suspects = parts
+    codes = []
+    for suspect in filter(None, suspects.split(",")):
+        stretch, deaths = suspect.split(":")
+        codes.append(
+            f"{stretch}:{'0' * min(int(deaths.removesuffix('a')), MAX_OWNERS)}{'*' if deaths.endswith('a') else ''}"
+        )
+    return [VERSION, *before[1:], ",".join(codes), f"{UNKNOWN}@0" if codes else ""]
 
 
 #: What provisioning commits for a new group: nothing finished, nothing started, nobody owns it.

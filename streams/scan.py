@@ -59,6 +59,7 @@ def scan(
     *,
     timeout_s: float,
     read_committed: bool = True,
+    start: OffsetSpec = EARLIEST,
 ) -> ScanResult:
     """Call ``each`` for every record of ``topics``, tombstones included; order holds within a partition.
 
@@ -71,8 +72,9 @@ def scan(
     admin = AdminClient(admin_config(settings))
     partitions = partitions_of(settings, admin, topics, timeout_s)
     ends = offsets(settings, admin, partitions, LATEST, timeout_s=timeout_s)
-    starts = offsets(settings, admin, partitions, EARLIEST, timeout_s=timeout_s)
-    open_ends = {partition: end for partition, end in ends.items() if starts[partition] < end}
+    starts = offsets(settings, admin, partitions, start, timeout_s=timeout_s)
+    # -1: there is no record since the time that was asked for
+    open_ends = {partition: end for partition, end in ends.items() if 0 <= starts[partition] < end}
     if not open_ends:
         return ScanResult(complete=True)
     deadline = time.monotonic() + timeout_s
@@ -89,6 +91,11 @@ def scan(
     finally:
         consumer.close()
     return ScanResult(complete=not open_ends, behind=tuple(open_ends))
+
+
+def since(timestamp_ms: int) -> OffsetSpec:
+    """Where the first record is that is not older than this, as ``scan`` and ``offsets`` take it."""
+    return OffsetSpec.for_timestamp(timestamp_ms)  # type: ignore[no-any-return]
 
 
 def partitions_of(

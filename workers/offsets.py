@@ -8,14 +8,16 @@ outcome of the old one finds that it is not ``owned`` any more, and is dropped.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import AbstractContextManager
 from threading import Lock
 
-from schemas.offsetmap import TAKE_LIMIT, OffsetMap, Suspect
+from schemas.offsetmap import MAX_OWNERS, TAKE_LIMIT, UNKNOWN, OffsetMap, Suspect, named_losses
 
 #: A partition with this many finished or held records behind its lowest unfinished one stops.
 MAX_SPREAD = 10_000
+#: Losses of an owner after which a record runs alone.
+ALONE_AFTER = 2
 #: Room for starts on a partition where nothing waits: a job that comes alone starts without waiting for a commit.
 MIN_START_WINDOW = 4
 _SMALL_SPREAD = 1_000
@@ -39,6 +41,7 @@ class PartitionState:
         "gaps",
         "incarnation",
         "lock",
+        "losses",
         "owned",
         "partition",
         "prior",
@@ -61,13 +64,14 @@ class PartitionState:
         *,
         incarnation: str,
         transactional_id: str,
+        now_ms: int = 0,
         lock: AbstractContextManager[object] | None = None,
     ) -> None:
         self.lock = lock or Lock()
         self.topic = topic
         self.partition = partition
         self.prior = prior
-        #: The last owner died without a word, unless that was this very process.
+        #: The last owner was lost without a word, unless that was this very process.
         self.unclean = not prior.clean and prior.incarnation != incarnation
         self.incarnation = incarnation
         self.transactional_id = transactional_id
@@ -85,7 +89,11 @@ class PartitionState:
         #: however many finished, missing or key-locked ones lie before it.
         self.wanted = prior.offset
         #: Known before they are delivered: if we die before that as well, our successor must still know of them.
-        self.suspects = _left_behind(prior, unclean=self.unclean, ours=prior.incarnation == incarnation)
+        self.suspects = _left_behind(prior, unclean=self.unclean)
+        #: Who was lost, and when: what suspects are suspected of.
+        self.losses = {**prior.losses, prior.incarnation: now_ms} if self.unclean else dict(prior.losses)
+        # Whatever others thought of us, we live. Where a map of ours says "alone", it is what ran when the partition went.
+        self.absolve((incarnation,))
         self.committed_suspects: frozenset[int] = frozenset()
         #: The suspect that runs beside nothing else, if it is one of ours.
         self.alone: int | None = None
@@ -96,6 +104,35 @@ class PartitionState:
         #: A last map with the clean flag is planned: whatever is committed after it must not take the flag away.
         self.closed = False
         self.dirty = True
+
+    @property
+    def losses_in_question(self) -> Mapping[str, int]:
+        """The lost owners because of whom a record is to run alone, or not again; empty if there is no such record."""
+        if any(suspect.alone or suspect.deaths >= ALONE_AFTER for suspect in self.suspects.values()):
+            return self.losses
+        return {}
+
+    def absolve(self, alive: Collection[str]) -> None:
+        """These owners were frozen or cut off: no record killed them. To be called before the first plan is made."""
+        for offset, suspect in list(self.suspects.items()):
+            kept = Suspect(
+                tuple(owner for owner in suspect.owners if owner not in alive),
+                "" if suspect.alone in alive else suspect.alone,
+            )
+            if kept.owners or kept.alone:
+                self.suspects[offset] = kept
+            else:
+                del self.suspects[offset]
+        self._name_losses()
+
+    def _name_losses(self) -> None:
+        names = named_losses(self.suspects, self.losses)
+        if UNKNOWN in names.values():
+            for offset, suspect in self.suspects.items():
+                self.suspects[offset] = Suspect(
+                    tuple(names[owner] for owner in suspect.owners), names.get(suspect.alone, "")
+                )
+        self.losses = {name: 0 if name == UNKNOWN else self.losses[name] for name in names.values()}
 
     def note_delivered(self, offset: int) -> bool:
         """A record arrived. False: it is finished, or was delivered before, and needs no work.
@@ -211,12 +248,18 @@ class PartitionState:
         )
 
     def _condemned(self, offset: int) -> bool:
-        """Its last owner died while it ran alone: it is to be dead-lettered, not to be run."""
-        return offset in self.suspects and self.suspects[offset].alone
+        """An owner died while it ran alone: it is to be dead-lettered, not to be run."""
+        return offset in self.suspects and bool(self.suspects[offset].alone)
 
     def _map(self, base: int, done: set[int], limit: int, *, clean: bool = False) -> OffsetMap:
+        suspects = {
+            offset: suspect
+            for offset, suspect in self.suspects.items()
+            if offset >= base and offset not in done
+        }
         # What runs alone when a drain ends it did not kill anybody: a clean map names only those condemned before.
-        alone = None if clean else self.alone
+        if not clean and self.alone is not None and self.alone in suspects:
+            suspects[self.alone] = Suspect(suspects[self.alone].owners, self.incarnation)
         return OffsetMap(
             offset=base,
             finished=frozenset(done),
@@ -225,24 +268,17 @@ class PartitionState:
             fence=self.fence,
             incarnation=self.incarnation,
             transactional_id=self.transactional_id,
-            suspects={
-                offset: Suspect(suspect.deaths, alone=suspect.alone or offset == alone)
-                for offset, suspect in self.suspects.items()
-                if offset >= base and offset not in done
-            },
+            suspects=suspects,
+            losses=self.losses if suspects else {},
         )
 
 
-def _left_behind(prior: OffsetMap, *, unclean: bool, ours: bool) -> dict[int, Suspect]:
-    """The suspects to begin with: those of the last owner and, if it died, everything that it may have been running."""
-    # In a map of this very process "alone" only says what it was doing when it lost the partition, alive.
-    suspects = {
-        offset: Suspect(before.deaths, alone=before.alone and not ours)
-        for offset, before in prior.suspects.items()
-    }
+def _left_behind(prior: OffsetMap, *, unclean: bool) -> dict[int, Suspect]:
+    """The suspects to begin with: those of the last owner and, if it was lost, everything that it may have been running."""
+    suspects = dict(prior.suspects)
     if unclean:
         for offset in range(prior.offset, prior.start_limit):
             if offset not in prior.finished:
-                before = suspects.get(offset, Suspect(0))
-                suspects[offset] = Suspect(before.deaths + 1, alone=before.alone)
+                before = suspects.get(offset, Suspect())
+                suspects[offset] = Suspect((*before.owners, prior.incarnation)[-MAX_OWNERS:], before.alone)
     return suspects

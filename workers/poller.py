@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from concurrent.futures import TimeoutError as FutureTimeout
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -69,6 +69,8 @@ class Poller:
         buffer_high: int,
         buffer_low: int,
         revoke_timeout_s: float,
+        now_ms: Callable[[], int],
+        last_heard: Callable[[Mapping[str, int]], Mapping[str, int]],
         release: Callable[[set[PartitionState], float], Coroutine[Any, Any, None]],
         purge: Callable[[set[PartitionState]], None],
         deliver: Callable[[list[Message]], None],
@@ -89,6 +91,8 @@ class Poller:
         self._high = buffer_high
         self._low = buffer_low
         self._revoke_timeout_s = revoke_timeout_s
+        self._now_ms = now_ms
+        self._last_heard = last_heard
         self._release = release
         self._purge = purge
         self._deliver = deliver
@@ -218,7 +222,7 @@ class Poller:
                 )
                 message.copy = self._copies.is_copy(message)
                 if part.suspects and offset in part.suspects:
-                    message.lost_worker = part.suspects[offset].alone
+                    message.lost_worker = bool(part.suspects[offset].alone)
                 messages.append(message)
         self._on_answer()
         if any(message.offset >= message.part.start_limit for message in messages[-1:]):
@@ -303,6 +307,7 @@ class Poller:
             consumer.incremental_assign([])
             return
         maps = self._committed.for_assignment(consumer, places)
+        now_ms = self._now_ms()
         states = [
             PartitionState(
                 topic,
@@ -310,10 +315,12 @@ class Poller:
                 maps[topic, partition],
                 incarnation=self._incarnation,
                 transactional_id=self._transactional_id,
+                now_ms=now_ms,
                 lock=self._lock,
             )
             for topic, partition in places
         ]
+        self._absolve(states)
         with self._lock:
             for state in states:
                 self.parts[state.topic, state.partition] = state
@@ -331,6 +338,19 @@ class Poller:
         self._on_answer()
         # The first commit opens the partitions: before it nothing of them may start.
         self._committer.nudge()
+
+    def _absolve(self, states: list[PartitionState]) -> None:
+        """Who was only frozen or cut off did not die of a job: what counts because of it is taken back."""
+        losses: dict[str, int] = {}
+        for state in states:
+            for owner, lost_ms in state.losses_in_question.items():
+                losses[owner] = min(lost_ms, losses.get(owner, lost_ms))
+        if losses:
+            heard = self._last_heard(losses)
+            for state in states:
+                state.absolve(
+                    {owner for owner, lost_ms in state.losses.items() if heard.get(owner, 0) > lost_ms}
+                )
 
     def _known(self, assigned: list[TopicPartition]) -> list[Place]:
         """Those that existed when the worker started. Others mean that keys have moved: nothing is read of them."""

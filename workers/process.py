@@ -50,6 +50,7 @@ from workers.reporter import Reporter
 from workers.rival import FenceCount, find_rival, worker_id_taken
 from workers.router import Router
 from workers.scheduler import Scheduler
+from workers.survivors import last_heard
 from workers.takeover import CommittedOffsets, Place
 from workers.worker import Handlers
 
@@ -85,6 +86,7 @@ class WorkerProcess:
         self._delay_timer: asyncio.TimerHandle | None = None
         self._lease_timer: asyncio.TimerHandle | None = None
         self._draining = False
+        self._stopping = False
         self._schemas = schema_lookup(settings, codec.store)
         self._router = Router(self._topics)
         self._key_places = KeyPlaces(settings.partitions)
@@ -139,6 +141,8 @@ class WorkerProcess:
             transactional_id=self._transactional_id,
             buffer_high=config.buffer_high,
             buffer_low=config.buffer_low,
+            now_ms=self._clock.now_ms,
+            last_heard=lambda losses: last_heard(settings, codec, losses),
             revoke_timeout_s=config.revoke_timeout / timedelta(seconds=1),
             release=self._executor.release,
             purge=self._purge,
@@ -235,6 +239,7 @@ class WorkerProcess:
 
     async def stop(self) -> None:
         """End every thread. After a drain this takes a moment; without one it is an unclean death for our successor."""
+        self._stopping = True
         await self._counts.stop()
         for timer in (self._delay_timer, self._lease_timer):
             if timer is not None:
@@ -429,7 +434,7 @@ class WorkerProcess:
             started_at=self._started_ms,
             at=time.time_ns() // 1_000_000,
             host=socket.gethostname(),
-            state="draining" if self._draining and state == "running" else state,
+            state=self._state(state),
             job_types=self._handlers.types,
             partitions=self.poller.partitions,
             running=self._scheduler.running,
@@ -441,6 +446,12 @@ class WorkerProcess:
             events=dict(counters.events),
         )
         return encode_report(self._codec, report)
+
+    def _state(self, state: str) -> str:
+        """Ended before its end: a successor must not take the last words of one that has failed for a sign of life."""
+        if self._stopping or self.failure.done():
+            return "stopped"
+        return "draining" if self._draining and state == "running" else state
 
 
 class _LateMembership:

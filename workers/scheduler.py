@@ -18,7 +18,7 @@ from typing import Final
 
 from schemas.topics import PRIORITIES, JobPriority
 from workers.message import Message
-from workers.offsets import PartitionState
+from workers.offsets import ALONE_AFTER, PartitionState
 
 DEFAULT_WEIGHTS: Final[Mapping[JobPriority, int]] = {
     JobPriority.CRITICAL: 8,
@@ -33,8 +33,6 @@ DEFAULT_MAX_WAIT_MS: Final[Mapping[JobPriority, int]] = {
     JobPriority.NORMAL: 120_000,
     JobPriority.LOW: 600_000,
 }
-#: Deaths of an owner after which a record runs alone.
-ALONE_AFTER: Final = 2
 
 
 def turns(weights: Mapping[JobPriority, int]) -> tuple[JobPriority, ...]:

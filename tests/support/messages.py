@@ -22,7 +22,12 @@ def committed(offset: int = 0) -> OffsetMap:
 
 
 def partition(
-    topic: str | None = None, number: int = 0, *, prior: OffsetMap | None = None, incarnation: str = "me"
+    topic: str | None = None,
+    number: int = 0,
+    *,
+    prior: OffsetMap | None = None,
+    incarnation: str = "me",
+    now_ms: int = 0,
 ) -> PartitionState:
     """A partition just assigned; nothing of it may start before its first commit."""
     return PartitionState(
@@ -31,6 +36,7 @@ def partition(
         prior or committed(),
         incarnation=incarnation,
         transactional_id=f"t.worker.{incarnation}",
+        now_ms=now_ms,
     )
 
 

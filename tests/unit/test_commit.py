@@ -426,7 +426,8 @@ def test_offsets_that_kafka_refuses_end_the_worker() -> None:
 
 def test_a_map_that_does_not_fit_is_never_sent() -> None:
     bench = Bench()
-    bench.part.suspects = {2 * n: Suspect(1 + n % 2) for n in range(2_000)}
+    bench.part.suspects = {2 * n: Suspect(("dead",) * (1 + n % 2)) for n in range(2_000)}
+    bench.part.losses = {"dead": 1}
     bench.part.dirty = True
     with pytest.raises(GroupNotInitialised, match="characters"):
         bench.tick()

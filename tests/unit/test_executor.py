@@ -475,7 +475,10 @@ def may_join(bench: Bench) -> bool:
 
 
 async def test_who_survives_alone_for_long_enough_is_joined_by_others(bench: Bench) -> None:
-    prior = OffsetMap(0, start_limit=1, clean=False, incarnation="dead", suspects={0: Suspect(1)})
+    suspects = {0: Suspect(("first",))}
+    prior = OffsetMap(
+        0, start_limit=1, clean=False, incarnation="dead", suspects=suspects, losses={"first": 1}
+    )
     part = partition(number=1, prior=prior)
     gate = Gate()
     bench.add(gate, part=part)

@@ -7,7 +7,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.errors import GroupNotInitialised
-from schemas.offsetmap import EMPTY_MAP, MAX_CHARACTERS, OffsetMap, Suspect, check_name, parse, runs
+from schemas.offsetmap import (
+    EMPTY_MAP,
+    MAX_CHARACTERS,
+    MAX_LOSSES,
+    MAX_OWNERS,
+    UNKNOWN,
+    OffsetMap,
+    Suspect,
+    check_name,
+    parse,
+    runs,
+)
 
 pytestmark = pytest.mark.worker_coordination
 
@@ -21,8 +32,10 @@ def maps(draw: st.DrawFn) -> OffsetMap:
     for first in draw(st.lists(distances, max_size=3)):
         finished |= set(range(BASE + first + 1, BASE + first + draw(st.integers(1, 300))))
     suspects: dict[int, Suspect] = {}
+    losses = {f"lost-{n}": draw(st.integers(0, 2**41)) for n in range(draw(st.integers(1, MAX_LOSSES)))}
+    owners = st.lists(st.sampled_from(sorted(losses)), min_size=1, max_size=MAX_OWNERS).map(tuple)
     for first in draw(st.lists(distances, max_size=3)):
-        suspect = Suspect(draw(st.integers(1, 12)), alone=draw(st.booleans()))
+        suspect = Suspect(draw(owners), draw(st.sampled_from(["", "a1b2c3", *losses])))
         suspects |= dict.fromkeys(range(BASE + first, BASE + first + draw(st.integers(1, 300))), suspect)
     return OffsetMap(
         offset=BASE,
@@ -33,6 +46,7 @@ def maps(draw: st.DrawFn) -> OffsetMap:
         incarnation="a1b2c3",
         transactional_id="rustfs.worker.w-1.0",
         suspects={offset: suspect for offset, suspect in suspects.items() if offset not in finished},
+        losses=losses,
     )
 
 
@@ -52,14 +66,15 @@ def test_any_pattern_over_the_widest_spread_fits(finished: set[int]) -> None:
 
 def test_a_stretch_of_suspects_is_short_however_many_of_it_are_finished() -> None:
     finished = frozenset(range(BASE + 1, BASE + 4_000, 2))
-    suspects = {BASE + distance: Suspect(1) for distance in range(0, 4_000, 2)}
-    written = OffsetMap(BASE, finished, BASE, suspects=suspects)
-    assert written.metadata().endswith(";0+3999:1")
+    suspects = {BASE + distance: Suspect(("dead",)) for distance in range(0, 4_000, 2)}
+    written = OffsetMap(BASE, finished, BASE, suspects=suspects, losses={"dead": 17})
+    assert written.metadata().endswith(";0+3999:0;dead@11")
     assert parse(BASE, written.metadata()) == written
 
 
 def test_an_unfinished_record_that_is_no_suspect_is_not_made_one() -> None:
-    written = OffsetMap(BASE, start_limit=BASE, suspects={BASE: Suspect(1), BASE + 2: Suspect(1)})
+    dead = Suspect(("dead",))
+    written = OffsetMap(BASE, start_limit=BASE, suspects={BASE: dead, BASE + 2: dead}, losses={"dead": 1})
     assert parse(BASE, written.metadata()) == written
 
 
@@ -88,14 +103,18 @@ def test_a_new_group_has_nothing_finished_and_nobody_to_suspect() -> None:
         (0, None),
         (0, ""),
         (0, "some other program's metadata"),
+        (0, "3;c;0;;;0;;;"),
+        (0, "2;x;0;;;0;;;"),
         (0, "2;c;0;;;0;;"),
-        (0, "1;x;0;;;0;;"),
+        (0, "2;c;no;;;0;;;"),
+        (0, "2;c;0;;;9999999999;;;"),
+        (0, "2;c;0;;;0;q;;"),
+        (0, "2;c;0;;;0;r_____w8=;;"),
+        (0, "2;c;0;;;0;;0+9999999999:0;dead@1"),
+        (0, "2;c;0;;;0;;5;dead@1"),
+        (0, "2;c;0;;;0;;5:1;dead@1"),
+        (0, "2;c;0;;;0;;5:0;dead"),
         (0, "1;c;0;;;0;"),
-        (0, "1;c;no;;;0;;"),
-        (0, "1;c;0;;;9999999999;;"),
-        (0, "1;c;0;;;0;q;"),
-        (0, "1;c;0;;;0;r_____w8=;"),
-        (0, "1;c;0;;;0;;0+9999999999:1"),
         (0, "1;c;0;;;0;;5"),
     ],
 )
@@ -104,12 +123,25 @@ def test_a_worker_does_not_go_on_without_a_map_that_it_understands(offset: int, 
         parse(offset, text, where="t/0")
 
 
-@given(st.text(st.characters(max_codepoint=127), max_size=60))
-def test_any_text_is_a_map_or_refused(tail: str) -> None:
+@given(st.sampled_from("12"), st.text(st.characters(max_codepoint=127), max_size=60))
+def test_any_text_is_a_map_or_refused(version: str, tail: str) -> None:
     try:
-        parse(0, "1;-;1;a;b;" + tail)
+        parse(0, version + ";-;1;a;b;" + tail)
     except GroupNotInitialised:
         return
+
+
+def test_a_map_of_the_version_before_is_read() -> None:
+    """Its deaths have no names: nobody can be heard of again."""
+    read = parse(7, "1;-;3;abc;t.worker.a;9;rAQI=;0:1,3+2:2a")
+    assert (read.finished, read.start_limit, read.fence) == (frozenset({8, 9}), 16, 3)
+    assert read.suspects == {
+        7: Suspect((UNKNOWN,)),
+        10: Suspect((UNKNOWN, UNKNOWN), "abc"),
+        11: Suspect((UNKNOWN, UNKNOWN), "abc"),
+    }
+    assert parse(7, read.metadata()) == read
+    assert parse(0, "1;c;0;;;0;;") == parse(0, EMPTY_MAP)
 
 
 def test_names_that_would_break_the_text_are_refused() -> None:

@@ -10,16 +10,16 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from schemas.offsetmap import MAX_CHARACTERS, OffsetMap, Suspect, parse
+from schemas.offsetmap import MAX_CHARACTERS, MAX_LOSSES, MAX_OWNERS, UNKNOWN, OffsetMap, Suspect, parse
 from tests.support.messages import commit, committed, partition
 from workers.offsets import MAX_SPREAD, PartitionState
 
 pytestmark = pytest.mark.worker_coordination
 
 
-def died(part: PartitionState, plan: OffsetMap) -> PartitionState:
+def died(part: PartitionState, plan: OffsetMap, *, now_ms: int = 0) -> PartitionState:
     """The successor of an owner whose last commit was ``plan``."""
-    return partition(prior=read(plan), incarnation=f"after {part.incarnation}".replace(" ", "-"))
+    return partition(prior=read(plan), incarnation=f"after-{part.incarnation}", now_ms=now_ms)
 
 
 def read(plan: OffsetMap) -> OffsetMap:
@@ -153,7 +153,7 @@ def test_a_suspect_starts_only_when_a_commit_has_named_it() -> None:
     successor = died(part, commit(part))
     deliver(successor, 0)
     assert not successor.start(0)
-    assert commit(successor).suspects[0] == Suspect(1)
+    assert commit(successor).suspects[0].deaths == 1
     assert successor.start(0)
 
 
@@ -233,7 +233,7 @@ def after_two_deaths() -> PartitionState:
 def test_who_dies_alone_is_condemned_and_stays_so_until_it_is_dead_lettered() -> None:
     part = after_two_deaths()
     heir = died(part, run_alone(part, 0))
-    assert heir.suspects[0] == Suspect(3, alone=True)
+    assert (heir.suspects[0].deaths, heir.suspects[0].alone) == (3, part.incarnation)
     deliver(heir, 0)
     plan = commit(heir)
     assert heir.committed_alone is None, "the verdict is no permission to run"
@@ -247,10 +247,65 @@ def test_a_drain_or_a_lost_session_condemns_nobody() -> None:
     part = after_two_deaths()
     plan = run_alone(part, 0)
     regained = partition(prior=read(plan), incarnation=part.incarnation)
-    assert regained.suspects[0] == Suspect(2)
+    assert regained.suspects[0] == part.suspects[0]
     part.releasing = True
     successor = died(part, part.plan((), clean=True))
-    assert successor.suspects[0] == Suspect(2)
+    assert successor.suspects[0] == part.suspects[0]
+
+
+# --- a loss that was no death -----------------------------------------------------------------------------
+
+
+def test_an_owner_that_is_heard_of_again_takes_its_death_back() -> None:
+    part = partition(now_ms=1)
+    deliver(part, 0, 1)
+    frozen = part.incarnation
+    heir = died(part, commit(part), now_ms=5)
+    assert heir.losses_in_question == {}, "one loss has no consequence yet"
+    deliver(heir, 0, 1)
+    third = died(heir, commit(heir), now_ms=9)
+    assert third.losses_in_question == {frozen: 5, heir.incarnation: 9}
+    third.absolve({frozen})
+    assert third.suspects[0] == Suspect((heir.incarnation,))
+    assert third.losses == {heir.incarnation: 9}
+    third.absolve({heir.incarnation})
+    assert (third.suspects, third.losses) == ({}, {})
+
+
+def test_who_ran_alone_when_its_owner_was_only_frozen_is_not_condemned() -> None:
+    part = after_two_deaths()
+    heir = died(part, run_alone(part, 0))
+    heir.absolve({part.incarnation})
+    assert (heir.suspects[0].deaths, heir.suspects[0].alone) == (2, "")
+
+
+def test_an_owner_that_gets_a_partition_back_knows_that_it_lives() -> None:
+    """Another one had it meanwhile, and took this one for dead."""
+    part = after_two_deaths()
+    plan = run_alone(part, 0)
+    between = died(part, plan)
+    again = partition(prior=read(commit(between)), incarnation=part.incarnation)
+    assert part.incarnation not in again.suspects[0].owners
+    assert again.suspects[0].alone == ""
+    assert part.incarnation not in again.losses
+
+
+def test_the_names_of_many_lost_owners_are_forgotten_their_deaths_are_not() -> None:
+    part = partition()
+    lost = 0
+    for delivered, times in ((10, 2), (5, 4), (1, 6)):
+        for _ in range(times):
+            lost += 1
+            deliver(part, *range(delivered))
+            part = died(part, commit(part, window=10), now_ms=lost)
+    assert lost > len(part.losses) == MAX_LOSSES
+    assert part.losses[UNKNOWN] == 0
+    assert read(commit(part)).suspects == part.suspects
+    assert {offset: suspect.deaths for offset, suspect in part.suspects.items()} == {
+        0: MAX_OWNERS,
+        **dict.fromkeys(range(1, 5), 6),
+        **dict.fromkeys(range(5, 10), 2),
+    }
 
 
 # --- an ambiguous commit ---------------------------------------------------------------------------------
@@ -352,6 +407,9 @@ class Owners(RuleBasedStateMachine):
         #: Unclean deaths: of an owner that ran the record, and of one that had received it.
         self.killed: dict[int, int] = {}
         self.had: dict[int, int] = {}
+        #: The same for owners that were only frozen.
+        self.frozen: set[str] = set()
+        self.frozen_with: dict[int, int] = {}
         self.owners = 0
         self.take_over()
 
@@ -362,12 +420,17 @@ class Owners(RuleBasedStateMachine):
             #: One past the last record that this process has ever received.
             self.reach = 0
         self.incarnation = f"owner-{self.owners}"
-        self.part = partition(prior=self.stored, incarnation=self.incarnation)
+        self.part = partition(prior=self.stored, incarnation=self.incarnation, now_ms=self.owners)
         self.position = self.stored.offset
         self.waiting: list[int] = []
         self.running: set[int] = set()
         self.ended: set[int] = set()
         self.refused: set[int] = set()
+
+    def killed_of(self, offset: int) -> int:
+        """Deaths that must be known. More losses than a map has room for may be forgotten."""
+        known = self.killed.get(offset, 0)
+        return known if known + self.frozen_with.get(offset, 0) <= MAX_OWNERS else 0
 
     # What happens inside an owner.
 
@@ -384,14 +447,14 @@ class Owners(RuleBasedStateMachine):
 
     def start(self, picks: list[int]) -> None:
         for offset in [self.waiting[pick] for pick in sorted(set(picks)) if pick < len(self.waiting)]:
-            if self.part.suspects.get(offset, Suspect(0)).alone:
+            if self.part.suspects.get(offset, Suspect()).alone:
                 continue  # dead-lettered without a run
             if not self.part.start(offset):
                 self.refused.add(offset)
                 return
             assert self.stored.incarnation == self.incarnation
             assert offset < self.stored.start_limit, "a successor must know that it may be running"
-            assert self.stored.suspects.get(offset, Suspect(0)).deaths >= self.killed.get(offset, 0)
+            assert self.stored.suspects.get(offset, Suspect()).deaths >= self.killed_of(offset)
             self.waiting.remove(offset)
             self.running.add(offset)
             self.refused.discard(offset)
@@ -494,25 +557,31 @@ class Owners(RuleBasedStateMachine):
         for offset, suspect in self.part.suspects.items():
             assert suspect.deaths == before[offset].deaths, "leaving is no death"
 
-    @rule(picks=PICKS, meanwhile=MEANWHILE, landed=st.booleans())
-    def it_dies(self, picks: list[int], meanwhile: tuple[str, ...], *, landed: bool) -> None:
+    @rule(picks=PICKS, meanwhile=MEANWHILE, landed=st.booleans(), frozen=st.booleans())
+    def it_dies(self, picks: list[int], meanwhile: tuple[str, ...], *, landed: bool, frozen: bool) -> None:
+        """Or is only frozen, and is heard of as soon as its successor asks."""
         carried = set(self.ended)
         plan = self.part.plan(carried, window=len(picks))
         self.do(meanwhile, picks)
         if landed:
             self.land(plan, carried)
         for offset in (self.running | self.ended) - self.finished:
-            self.killed[offset] = self.killed.get(offset, 0) + 1
+            if not frozen:
+                self.killed[offset] = self.killed.get(offset, 0) + 1
         for offset in self.records:
             if offset < self.reach and offset not in self.finished:
-                self.had[offset] = self.had.get(offset, 0) + 1
+                counts = self.frozen_with if frozen else self.had
+                counts[offset] = counts.get(offset, 0) + 1
         drained = self.stored.clean
+        if frozen:
+            self.frozen.add(self.stored.incarnation)
         self.take_over()
         assert self.part.unclean is not drained
+        self.part.absolve(self.frozen)
         for offset, suspect in self.part.suspects.items():
             assert suspect.deaths <= 1 + self.had.get(offset, 0), "no more deaths than it was near to"
         for offset, deaths in self.killed.items():
-            if offset not in self.finished:
+            if offset not in self.finished and self.killed_of(offset):
                 assert self.part.suspects[offset].deaths >= deaths, "who was running is suspect"
 
     @rule()

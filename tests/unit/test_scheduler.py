@@ -226,8 +226,10 @@ def test_a_key_is_not_handed_to_a_partition_that_is_leaving() -> None:
 
 def dangerous(offsets: range = range(1), number: int = 0, priority: JobPriority = NORMAL) -> PartitionState:
     """A partition whose records were unfinished at two deaths of an owner."""
-    suspects = {offset: Suspect(1) for offset in offsets}
-    prior = OffsetMap(0, start_limit=offsets.stop, clean=False, incarnation="dead", suspects=suspects)
+    suspects = {offset: Suspect(("first",)) for offset in offsets}
+    prior = OffsetMap(
+        0, start_limit=offsets.stop, clean=False, incarnation="dead", suspects=suspects, losses={"first": 1}
+    )
     part = partition(TOPICS.jobs[priority], number, prior=prior)
     for offset in offsets:
         part.note_delivered(offset)
