@@ -86,6 +86,32 @@ def test_a_frozen_worker_that_wakes_after_losing_its_partitions_is_fenced(
     assert sleeper.terminate() == 0
 
 
+def test_a_job_whose_workers_freeze_again_and_again_is_not_taken_for_a_killer(
+    start: Start, producer: JobProducer, provisioned: Settings, tmp_path: Path
+) -> None:
+    """Each loss looks like a death, until the frozen one is heard of: before the second one has a consequence."""
+    go = tmp_path / "go"
+    frozen = start("w0")
+    (job_id,) = producer.schedule_jobs([Waits(until=str(go), limit_s=300)])
+
+    def runs_at(worker: str) -> bool:
+        return any((run["what"], run["worker"]) == ("started", worker) for run in runs(tmp_path))
+
+    for number in range(3):
+        eventually(lambda: runs_at(f"w{number}.0"), 60, "the job runs")  # noqa: B023 - called in its round
+        frozen.send(signal.SIGSTOP)
+        heir = start(f"w{number + 1}")
+        eventually(lambda: heir.said("partitions assigned"), 60, "the heir has the job")  # noqa: B023 - called in its round
+        frozen.send(signal.SIGCONT)
+        eventually(lambda: frozen.said("partitions lost"), 40, "the sleeper knows")  # noqa: B023 - called in its round
+        assert frozen.terminate() == 0
+        frozen = heir
+    eventually(lambda: runs_at("w3.0"), 60, "the job runs")
+    go.touch()
+    assert all_final(provisioned, [job_id], 60) == {job_id: JobStatus.SUCCEEDED}
+    assert audit(provisioned, [job_id]).forked == []
+
+
 def test_sigterm_lets_running_jobs_end_and_starts_no_others(
     start: Start, producer: JobProducer, provisioned: Settings, tmp_path: Path
 ) -> None:
