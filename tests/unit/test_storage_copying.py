@@ -498,3 +498,39 @@ def test_the_local_targets_of_a_small_object_cost_no_threads(
     disks.put("n1", "bucket/key", b"x")
     monkeypatch.setattr(threading, "Thread", None)
     assert copy(disks).count("COMPLETED") == 2
+
+
+@both_sizes
+@pytest.mark.parametrize("meddling", ["rewritten", "replaced", "removed"])
+def test_a_target_that_changes_after_it_was_compared_is_not_called_the_same(
+    disks: Disks, size: int, meddling: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = os.urandom(size)
+    disks.put("n1", "bucket/key", content)
+    target = disks.put("n2", "bucket/key", content)
+
+    def meddle_with_the_target() -> None:
+        if meddling == "rewritten":
+            change(target, content[::-1])
+        else:
+            target.unlink()
+            if meddling == "replaced":
+                change(target, content[::-1])
+
+    pread = os.pread
+
+    def read(file: int, length: int, position: int) -> bytes:
+        chunk = pread(file, length, position)
+        of_target = os.fstat(file).st_ino == inode
+        if of_target and position + len(chunk) == size and not meddled:
+            meddled.append(True)
+            meddle_with_the_target()
+        return chunk
+
+    inode, meddled = target.stat().st_ino, list[bool]()
+    monkeypatch.setattr(os, "pread", read)
+    report = copy(disks)
+    assert meddled
+    assert (report.targets["n2"].error_type, report.targets["n2"].retryable) == ("TargetChanged", True)
+    assert report.targets["n3"] == COMPLETED
+    assert disks.get("n2", "bucket/key") == (None if meddling == "removed" else content[::-1])

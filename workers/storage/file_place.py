@@ -191,6 +191,7 @@ class FileObject(OpenObject):
             self._tree.reading_failed(error, self._key)
         if len(content) != self.version.size:
             raise self._changed()
+        self.check_unchanged()
         return content
 
     def chunks(self) -> Iterator[bytes]:
@@ -207,6 +208,7 @@ class FileObject(OpenObject):
             self._tree.reading_failed(error, self._key)
         if seen != self.version.size:
             raise self._changed()
+        self.check_unchanged()
 
     def check_unchanged(self) -> None:
         """Compare with what the name holds now; see ``OpenObject.check_unchanged``."""
