@@ -16,6 +16,7 @@ from workers.storage import (
     CopyOrder,
     CopyReport,
     Node,
+    NodeRegistry,
     ObjectKey,
     Ticket,
     copy_object,
@@ -136,6 +137,21 @@ def test_two_targets_that_are_hard_links_of_each_other_are_one_copy(disks: Disks
     os.link(first, disks.path("n3", "bucket/key"))
     assert copy(disks).targets == {"n2": ALREADY_OK, "n3": COMPLETED}
     assert disks.path("n3", "bucket/key").stat().st_ino != first.stat().st_ino
+
+
+@both_sizes
+def test_two_nodes_that_became_one_directory_are_one_copy(disks: Disks, tmp_path: Path, size: int) -> None:
+    """The settings cannot show it: a mount, or a link that was turned after the start."""
+    alias = tmp_path / "alias"
+    alias.symlink_to(tmp_path / "n3")
+    registry = NodeRegistry({"n2": disks.urls["n2"], "alias": f"file://{alias}"})
+    alias.unlink()
+    alias.symlink_to(tmp_path / "n2")
+    disks.put("n1", "bucket/key", os.urandom(size))
+    for _ in range(3):
+        report = copy(disks, n2=registry.node("n2"), n3=registry.node("alias"))
+        assert [report.count("FAILED"), report.count("COMPLETED")] == [1, 1]
+        assert {target.error_type for target in report.targets.values()} == {None, "TargetChanged"}
 
 
 @both_sizes

@@ -11,7 +11,9 @@ Everything here blocks; a run belongs to one thread. Running it again does only 
    is a hard link to the source, or to another target, is no copy and is replaced by one.
 3. Where something is missing, a new copy is written beside its place, checked, and published in one step,
    unless the source has changed in between.
-4. The source is looked at once more: if it changed, what was published is a complete copy of an old version,
+4. Targets that were left alone are looked at once more if another one was written: where two nodes are one
+   directory, the second copy has replaced the first.
+5. The source is looked at once more: if it changed, what was published is a complete copy of an old version,
    and the run fails so that the next one replaces it.
 """
 
@@ -29,6 +31,7 @@ from workers.storage.errors import (
     SourceCorrupt,
     Stopped,
     StorageError,
+    TargetChanged,
     TargetExists,
     WholeJobError,
     public_message,
@@ -173,6 +176,7 @@ def copy_opened(order: CopyOrder, source: OpenObject, targets: Mapping[str, Node
             run.copy_small()
         else:
             run.copy_large()
+        run.look_again()
         source.check_unchanged()
     finally:
         run.close()
@@ -246,6 +250,24 @@ class _Run:
         )
         self.digest = digest or self.digest
         self._settle(errors)
+
+    def look_again(self) -> None:
+        """What was there already must have outlived what this run wrote: two nodes may be one directory."""
+
+        def look(name: str) -> None:
+            found = self.places[name].found
+            try:
+                if found is not None:
+                    found.check_unchanged()
+            except SourceChanged as error:
+                raise TargetChanged(
+                    f"{self.order.key} on node {name} was written meanwhile; "
+                    "is the directory of another target the same one?"
+                ) from error
+
+        states = {name: result.state for name, result in self.results.items()}
+        if "COMPLETED" in states.values():
+            self._settle(self._each(look, [name for name in states if states[name] == "ALREADY_OK"]))
 
     def _compare(self, comparable: Mapping[str, OpenObject]) -> None:
         digests: dict[str, str] = {}
