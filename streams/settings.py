@@ -19,7 +19,6 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NamedTuple
-from urllib.parse import urlsplit, urlunsplit
 
 import platformdirs
 from pydantic import (
@@ -528,13 +527,10 @@ def _shown(value: Any) -> str:  # noqa: PLR0911 - one line per kind of value
 
 
 _SECRET_PARAMETER = re.compile(r"(?i)(?<=[?&])([^=&]*(?:secret|password|token|key)[^=&]*)=[^&]*")
+#: User and password in a URL, or in each one of several. "/" in a password that was not written as %2F is of it.
+USER_INFO: Final = re.compile(r"(?<=://)(?:[^/?#:]*:(?:(?!://).)*|[^/?#]*)@")
 
 
 def _without_secrets(url: str) -> str:
     """A URL with what looks like a secret masked: the user's part, and parameters by their names."""
-    parts = urlsplit(url)
-    place = parts.netloc
-    if "@" in place:
-        place = f"{_MASK}@{place.rpartition('@')[2]}"
-    query = _SECRET_PARAMETER.sub(rf"\1={_MASK}", f"?{parts.query}")[1:]
-    return urlunsplit((parts.scheme, place, parts.path, query, parts.fragment)) if place or query else url
+    return _SECRET_PARAMETER.sub(rf"\1={_MASK}", USER_INFO.sub(f"{_MASK}@", url))

@@ -185,6 +185,30 @@ def test_secrets_are_shown_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings.kafka_sasl_password.get_secret_value() == "hunter2"
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://me:hunter2@one/,https://me:hunter2@two/",
+        "https://me:hun/hunter2@registry",
+        "https://me:h#hunter2@registry/?x=1",
+        "https://me:hunter2@[registry",
+    ],
+)
+def test_no_part_of_an_odd_url_gives_a_password_away(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCHEMA_REGISTRY_URL", url)
+    monkeypatch.setenv("RUSTFS_WORKERS_NODES__N1", url)
+    shown = {row.name: row.value for row in describe(load_settings())}
+    assert "hunter2" not in str(shown)
+    assert shown["schema_registry_url"].startswith("https://******@")
+    assert shown["nodes"].startswith("n1=https://******@")
+
+
+def test_an_url_without_secrets_is_shown_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    for url in ("file:///srv/n1?durable=true", "s3://bucket/a@b?endpoint=https://host:9000", "file://[x"):
+        monkeypatch.setenv("RUSTFS_WORKERS_NODES__N1", url)
+        assert f"n1={url}" in {row.value for row in describe(load_settings())}
+
+
 def test_a_wrong_secret_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RUSTFS_WORKERS_NODES__N1", "bucket?key=hunter2")
     with pytest.raises(SettingsError) as refused:

@@ -51,7 +51,13 @@ def test_an_s3_url_names_bucket_prefix_endpoint_and_region() -> None:
         ("s3://bucket?endpoint=host:9000", "endpoint like"),
         ("s3://bucket?secret_access_key=hunter2", "AWS_SECRET_ACCESS_KEY"),
         ("s3://AKIA1:hunter2@bucket", "holds credentials"),
+        ("s3://AKIA1:abc/hunter2@bucket", "holds credentials"),
+        ("s3://AKIA1:abc#hunter2@bucket", "holds credentials"),
+        ("s3://AKIA1:hunter2?x@bucket", "holds credentials"),
+        ("s3://AKIA1:abc/hunter2@[bucket", "holds credentials"),
+        ("file://me:abc/hunter2@host/x", "holds credentials"),
         ("s3://bucket?endpoint=http://u:hunter2@host", "without credentials"),
+        ("s3://bucket?endpoint=http://u:abc/hunter2@host", "without credentials"),
         ("s3://[::1", "no URL"),
     ],
 )

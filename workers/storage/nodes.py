@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
+from streams.settings import USER_INFO
 from workers.storage.errors import NodeConfigError, StorageError, UnknownNode, redact
 from workers.storage.file_node import FileNode
 from workers.storage.node import Node
@@ -66,6 +67,8 @@ def parse_node_url(name: str, url: str) -> NodeUrl:
     Raises:
         NodeConfigError: it cannot be used; the message says why and shows no credentials.
     """
+    if USER_INFO.match(url, url.find("://") + 3):
+        raise _with_credentials(name, url)
     try:
         parts = urlsplit(url)
         options = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))
@@ -74,8 +77,8 @@ def parse_node_url(name: str, url: str) -> NodeUrl:
         raise _wrong(name, url, "is no URL; write option=value after the ?, joined by &") from None
     if parts.fragment:
         raise _wrong(name, url, 'has a fragment; write "#" in a path as %23')
-    if "@" in parts.netloc or "%40" in parts.netloc:
-        raise _wrong(name, url, "holds credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY instead")
+    if "%40" in parts.netloc:
+        raise _with_credentials(name, url)
     match parts.scheme:
         case "file":
             _only(name, url, options, {"durable"})
@@ -206,7 +209,7 @@ def _s3_url(name: str, url: str, parts: SplitResult, options: dict[str, str]) ->
     endpoint = options.get("endpoint")
     if endpoint is not None:
         target = urlsplit(endpoint)
-        if target.scheme not in {"http", "https"} or not target.hostname or "@" in target.netloc:
+        if target.scheme not in {"http", "https"} or not target.hostname or USER_INFO.search(endpoint):
             raise _wrong(name, url, "needs an endpoint like https://host:port, without credentials")
     return NodeUrl("s3", bucket=parts.netloc, prefix=prefix, endpoint=endpoint, region=options.get("region"))
 
@@ -275,7 +278,11 @@ def _only(name: str, url: str, options: Mapping[str, str], allowed: set[str]) ->
         raise _wrong(name, url, f"has unknown options: {', '.join(unknown)} ({known}){hint}")
 
 
+def _with_credentials(name: str, url: str) -> NodeConfigError:
+    return _wrong(name, url, "holds credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY instead")
+
+
 def _wrong(name: str, url: str, why: str) -> NodeConfigError:
     # Without the query: it may hold what somebody took for the place of a password.
-    shown = redact(url.partition("?")[0])[:200]
+    shown = redact(USER_INFO.sub("***@", url).partition("?")[0])[:200]
     return NodeConfigError(f"node {name}: {shown} {why}")
