@@ -10,6 +10,7 @@ joined by ``__``. The names that Kafka users know (``KAFKA_BOOTSTRAP_SERVERS``, 
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
 import os
@@ -68,7 +69,8 @@ _MASK: Final = "******"
 
 NodeName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=64)]
 NodeUrl = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9+.-]*://", max_length=2048)]
-Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+# Ten years: what comes after that no clock or timer takes.
+Seconds = Annotated[float, Field(gt=0, le=3650 * _DAY_S, allow_inf_nan=False)]
 Weight = Annotated[int, Field(ge=1, le=1000)]
 
 
@@ -300,7 +302,10 @@ class Settings(BaseSettings):
     @field_validator("data_dir")
     @classmethod
     def _whole_path(cls, value: Path) -> Path:
-        return value.expanduser().absolute()
+        try:
+            return value.expanduser().absolute()
+        except RuntimeError:
+            raise ValueError("names the home of a user who is not known here") from None
 
     @model_validator(mode="after")
     def _fits_together(self) -> Settings:
@@ -387,7 +392,10 @@ def describe(settings: Settings) -> list[SettingRow]:
 
 def settings_file() -> Path | None:
     """The file that is read: in the working directory, else in the user's configuration directory."""
-    for directory in (Path.cwd(), platformdirs.user_config_path(APP_NAME)):
+    directories = [platformdirs.user_config_path(APP_NAME)]
+    with contextlib.suppress(FileNotFoundError):  # it has been removed under our feet
+        directories.insert(0, Path.cwd())
+    for directory in directories:
         path = directory / FILE_NAME
         if path.is_file():
             return path

@@ -132,6 +132,8 @@ def test_file_of_the_user_is_read_where_the_directory_has_none(clean_place: Path
         ("KAFKA_BOOTSTRAP_SERVERS", "a,,b", ["KAFKA_BOOTSTRAP_SERVERS should be host:port"]),
         ("KAFKA_SECURITY_PROTOCOL", "sasl_ssl", ["SASL_SSL", "kafka_sasl_password"]),
         ("KAFKA_SSL_CA_LOCATION", "/nowhere/ca.pem", ["KAFKA_SSL_CA_LOCATION Path does not point to a file"]),
+        ("RUSTFS_WORKERS_DATA_DIR", "~nobody-of-this-name/x", ["RUSTFS_WORKERS_DATA_DIR names the home"]),
+        ("RUSTFS_WORKERS_JOB_TIMEOUT_S", "1e20", ["RUSTFS_WORKERS_JOB_TIMEOUT_S should be less"]),
         ("SCHEMA_REGISTRY_URL", "registry:8081", ["SCHEMA_REGISTRY_URL should begin with http://"]),
     ],
 )
@@ -220,6 +222,16 @@ def test_settings_do_not_change() -> None:
     settings = load_settings()
     with pytest.raises(ValidationError):
         settings.partitions = 3
+
+
+def test_a_working_directory_that_is_gone_has_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert load_settings().partitions == 12
 
 
 def test_address_of_the_embedded_broker_is_used(tmp_path: Path) -> None:
