@@ -339,6 +339,9 @@ class Settings(BaseSettings):
             if env_settings.env_vars.get(name.lower())
         }
         env_settings.env_vars = {**customary, **env_settings.env_vars}
+        nodes = f"{ENV_PREFIX}nodes".lower()
+        if given := env_settings.env_vars.get(nodes):
+            env_settings.env_vars = {**env_settings.env_vars, nodes: _with_lower_case_names(given)}
         return init_settings, env_settings, InitSettingsSource(settings_cls, read_file(settings_file()))
 
 
@@ -424,8 +427,13 @@ def refuse_unknown(environment: Mapping[str, str], from_file: Mapping[str, Any],
         SettingsError: naming it and its nearest neighbours.
     """
     known_names = {f"{ENV_PREFIX}{name}".upper() for name in Settings.model_fields}
+    seen: dict[str, str] = {}
     for variable in environment:
         name = variable.upper()
+        if name.startswith(ENV_PREFIX) or name in CUSTOMARY_NAMES:
+            other = seen.setdefault(name, variable)
+            if environment[other] != environment[variable]:
+                raise SettingsError(f"{other} and {variable} differ in case only: unset one of them")
         if not name.startswith(ENV_PREFIX):
             continue
         field, _, rest = name.removeprefix(ENV_PREFIX).lower().partition("__")
@@ -456,6 +464,10 @@ def find_sources(
     for name, field in CUSTOMARY_NAMES.items():
         if name in present:
             sources[field] = present[name]
+    for field in ("nodes", "priority_weights"):
+        if whole := present.get(f"{ENV_PREFIX}{field}".upper()):
+            parts = _json_object(environment[whole]) or {}
+            sources |= {f"{field}.{part.lower()}": f"{whole}: {part.lower()}" for part in parts}
     for name, variable in present.items():
         if name.startswith(ENV_PREFIX):
             field, _, part = name.removeprefix(ENV_PREFIX).lower().partition("__")
@@ -475,6 +487,21 @@ def _takes_part(field: str, part: str) -> bool:
 
 def _nested_names() -> set[str]:
     return {f"{ENV_PREFIX}PRIORITY_WEIGHTS__{name}".upper() for name in PriorityWeights.model_fields}
+
+
+def _json_object(text: str) -> dict[str, Any] | None:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _with_lower_case_names(text: str) -> str:
+    """A JSON object with its names in lower case; as it is, to be refused by name, if that makes two of them one."""
+    nodes = _json_object(text) or {}
+    lower = {name.lower(): url for name, url in nodes.items()}
+    return json.dumps(lower) if nodes and len(lower) == len(nodes) else text
 
 
 def _not_json(environment: Mapping[str, str]) -> str:

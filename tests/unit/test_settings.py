@@ -72,6 +72,32 @@ def test_node_names_from_the_environment_are_lower_case(monkeypatch: pytest.Monk
     assert load_settings().nodes == {"n1": "file:///srv/n1", "cold__store": "memory://"}
 
 
+def test_nodes_in_one_variable_are_lower_case_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RUSTFS_WORKERS_NODES", '{"N1": "file:///srv/n1", "node-2": "memory://"}')
+    monkeypatch.setenv("RUSTFS_WORKERS_NODES__n1", "file:///srv/other")
+    settings = load_settings()
+    assert settings.nodes == {"n1": "file:///srv/other", "node-2": "memory://"}
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"RUSTFS_WORKERS_NODES__N1": "memory://"}, {"RUSTFS_WORKERS_NODES__n1": "file:///srv"}),
+        ({"KAFKA_BOOTSTRAP_SERVERS": "a:9092"}, {"kafka_bootstrap_servers": "b:9092"}),
+        ({"RUSTFS_WORKERS_TICK_MS": "3"}, {"rustfs_workers_tick_ms": "4"}),
+    ],
+)
+def test_names_that_differ_in_case_only_are_refused(
+    one: dict[str, str], other: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (one | other).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError, match="case") as refused:
+        load_settings()
+    for name in one | other:
+        assert name in str(refused.value)
+
+
 def test_file_says_the_same_and_the_environment_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("rustfs-workers.toml").write_text(
         'partitions = 4\ntick_ms = 30\n[nodes]\nnode-1 = "file:///srv/1"\n[priority_weights]\nlow = 3\n',
@@ -134,6 +160,9 @@ def test_file_of_the_user_is_read_where_the_directory_has_none(clean_place: Path
         ("KAFKA_SSL_CA_LOCATION", "/nowhere/ca.pem", ["KAFKA_SSL_CA_LOCATION Path does not point to a file"]),
         ("RUSTFS_WORKERS_DATA_DIR", "~nobody-of-this-name/x", ["RUSTFS_WORKERS_DATA_DIR names the home"]),
         ("RUSTFS_WORKERS_JOB_TIMEOUT_S", "1e20", ["RUSTFS_WORKERS_JOB_TIMEOUT_S should be less"]),
+        ("RUSTFS_WORKERS_NODES", '{"N1": "/srv"}', ["RUSTFS_WORKERS_NODES: n1 should match"]),
+        ("RUSTFS_WORKERS_NODES", '{"N1": "file:///a", "n1": "file:///b"}', ["N1 should match"]),
+        ("RUSTFS_WORKERS_PRIORITY_WEIGHTS", '{"high": 0}', ["RUSTFS_WORKERS_PRIORITY_WEIGHTS: high should"]),
         ("SCHEMA_REGISTRY_URL", "registry:8081", ["SCHEMA_REGISTRY_URL should begin with http://"]),
     ],
 )
