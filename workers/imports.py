@@ -24,6 +24,8 @@ def import_modules(names: list[str]) -> list[Registrable]:
     Raises:
         SettingsError: a module cannot be imported; the message has the reason.
     """
+    if not names:
+        return []
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
@@ -33,7 +35,7 @@ def import_modules(names: list[str]) -> list[Registrable]:
             module = importlib.import_module(name)
         except ModuleNotFoundError as error:
             raise SettingsError(f"--import {name}: {error}; is it installed, or in {here}?") from error
-        except Exception as error:  # an import runs the user's code: it may raise anything
+        except (Exception, SystemExit) as error:  # an import runs the user's code: it may raise anything
             raise SettingsError(f"--import {name}: {type(error).__name__}: {error}") from error
         found += registrable(module)
     return found

@@ -214,6 +214,23 @@ def test_schemas_check_looks_at_imported_types_and_names_the_bad_ones(tmp_path: 
     job._declared.pop("test_check_bad")  # other tests look at all declared types
 
 
+def test_a_module_that_ends_the_program_is_named(tmp_path: Path) -> None:
+    (tmp_path / "script_jobs.py").write_text("import sys\nsys.exit(0)\n")
+    result = run("schemas", "check", "--import", "script_jobs")
+    assert result.exit_code == 2
+    assert "--import script_jobs: SystemExit" in result.stderr
+
+
+def test_what_imports_nothing_needs_no_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert "replication: ok" in run("schemas", "check").stdout.splitlines()
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
