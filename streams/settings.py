@@ -24,6 +24,7 @@ from typing import Annotated, Any, Final, Literal, NamedTuple
 import platformdirs
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     FilePath,
@@ -31,6 +32,7 @@ from pydantic import (
     SecretStr,
     StringConstraints,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -67,11 +69,19 @@ CUSTOMARY_NAMES: Final[Mapping[str, str]] = {
 _DAY_S: Final = 86_400
 _MASK: Final = "******"
 
+
+def _no_truth(value: object) -> object:
+    """Python counts True as 1; a file that says ``partitions = true`` means something else."""
+    if isinstance(value, bool):
+        raise ValueError("should not be true or false")  # noqa: TRY004 - what pydantic makes a message of
+    return value
+
+
 NodeName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=64)]
 NodeUrl = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9+.-]*://", max_length=2048)]
 # Ten years: what comes after that no clock or timer takes.
 Seconds = Annotated[float, Field(gt=0, le=3650 * _DAY_S, allow_inf_nan=False)]
-Weight = Annotated[int, Field(ge=1, le=1000)]
+Weight = Annotated[int, Field(ge=1, le=1000), BeforeValidator(_no_truth)]
 
 
 class NoKafkaAddress(KafkaUnreachable):
@@ -271,6 +281,11 @@ class Settings(BaseSettings):
         if not address:
             raise NoKafkaAddress(address_file)
         return address
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _truth_where_it_belongs(cls, value: object, info: ValidationInfo) -> object:
+        return value if info.field_name == "strict_priorities" else _no_truth(value)
 
     @field_validator("kafka_bootstrap_servers")
     @classmethod
