@@ -100,6 +100,8 @@ def test_a_plan_has_lower_case_names_and_a_number_of_copies() -> None:
         ({"target_nodes": []}, "target_nodes is empty"),
         ({"target_nodes": ["n2", "N2"]}, "twice"),
         ({"target_nodes": [f"n{n}" for n in range(65)]}, "at most 64"),
+        ({"target_nodes": ["n2", "x" * 65]}, "longer than a node's name"),
+        ({"target_nodes": ["n2", "€" * 22]}, "longer than a node's name"),
         ({"source_node": "N2"}, "no replica of itself"),
         ({"replication_factor": -1}, "replication_factor is -1 with 2"),
         ({"replication_factor": 3}, "replication_factor is 3 with 2"),

@@ -39,7 +39,7 @@ from workers.storage.errors import (
 )
 from workers.storage.keys import ObjectKey, object_key
 from workers.storage.node import Node, OpenObject, Ticket, Verify
-from workers.storage.nodes import NodeRegistry
+from workers.storage.nodes import NAME_LIMIT, NodeRegistry
 from workers.worker import Worker
 
 log = structlog.get_logger("rustfs_workers.replication")
@@ -132,6 +132,12 @@ def plan_of(job: ReplicationJob) -> Plan:
         raise InvalidReplication("target_nodes is empty; name the nodes that should hold the object")
     if len(targets) > _MAX_TARGETS:
         raise InvalidReplication(f"target_nodes names {len(targets)} nodes; use at most {_MAX_TARGETS}")
+    # Each stands in the output, and only so much has room there; unknown ones as well.
+    if any(len(name.encode(errors="replace")) > NAME_LIMIT for name in targets):
+        raise InvalidReplication(
+            f"target_nodes has an entry longer than a node's name can be ({NAME_LIMIT} bytes); "
+            "are the names joined by commas?"
+        )
     if len(set(targets)) != len(targets):
         raise InvalidReplication("target_nodes names a node twice; one copy would count as two")
     if source in targets:

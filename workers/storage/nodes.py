@@ -31,7 +31,9 @@ from workers.storage.file_node import FileNode
 from workers.storage.node import Node
 from workers.storage.object_node import ObjectNode
 
-NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+#: Longest name of a node, in bytes.
+NAME_LIMIT: Final = 64
+NAME: Final = re.compile(rf"[a-z0-9][a-z0-9._-]{{0,{NAME_LIMIT - 1}}}")
 
 _CONNECT_TIMEOUT: Final = timedelta(seconds=5)
 _REQUEST_TIMEOUT: Final = timedelta(seconds=60)
@@ -115,7 +117,7 @@ class NodeRegistry:
             name = given.lower()
             if not NAME.fullmatch(name):
                 raise NodeConfigError(
-                    f"node name {given[:80]!r}: use letters, digits, '.', '_' and '-', at most 64, "
+                    f"node name {given[:80]!r}: use letters, digits, '.', '_' and '-', at most {NAME_LIMIT}, "
                     "a letter or digit first"
                 )
             if name in self._urls:
