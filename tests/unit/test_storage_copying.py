@@ -338,6 +338,32 @@ def test_a_large_copy_ends_when_every_target_has_failed(disks: Disks) -> None:
     assert {target.error_type for target in report.targets.values()} == {"NotAnObject"}
 
 
+def test_a_thread_that_the_system_refuses_leaves_no_other_one_behind(
+    disks: Disks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The comparison goes on in its own thread; the copy, which needs one for each target, fails."""
+    content = os.urandom(LARGE)
+    for node in ("n1", "n2"):
+        disks.put(node, "bucket/key", content)
+    start = threading.Thread.start
+
+    def refuse(self: threading.Thread) -> None:
+        if self.name in refused:
+            raise RuntimeError("can't start new thread")
+        start(self)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    refused = {"copy-n2", "copy-n3"}
+    assert copy(disks).targets == {"n2": ALREADY_OK, "n3": COMPLETED}
+    disks.put("n1", "bucket/key", content[::-1])
+    refused.add("copy-to-n3")
+    with pytest.raises(RuntimeError, match="new thread"):
+        copy(disks)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("copy-")]
+    assert disks.get("n2", "bucket/key") == content
+    assert no_leftovers(disks)
+
+
 def test_the_reader_does_not_wait_for_a_target_that_has_failed(
     disks: Disks, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -265,3 +265,44 @@ async def test_no_call_is_ever_forgotten(make: Callable[..., Crew], patience: ti
     assert crew._called == 0
     assert not crew._waiting
     assert not crew._started_at
+
+
+def no_more_threads(self: threading.Thread) -> None:
+    raise RuntimeError("can't start new thread")
+
+
+@pytest.mark.parametrize("patience", [AMPLE, NONE])
+async def test_a_thread_that_the_system_refuses_costs_one_call(
+    make: Callable[..., Crew], patience: timedelta, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crew = make(patience)
+    ran: list[int] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", no_more_threads)
+        with pytest.raises(RuntimeError, match="gives no thread"):
+            await crew.run(lambda stopped: ran.append(1))
+    async with asyncio.timeout(30):
+        await crew.run(lambda stopped: ran.append(2))
+    assert ran == [2]
+
+
+async def test_where_the_system_gives_no_second_thread_a_call_waits_for_the_first(
+    make: Callable[..., Crew], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crew = make(NONE)
+    running, go_on = threading.Event(), threading.Event()
+
+    def first(stopped: object) -> int:
+        running.set()
+        go_on.wait(30)
+        return 1
+
+    one = asyncio.create_task(crew.run(first))
+    while not running.is_set():
+        await asyncio.sleep(0)
+    monkeypatch.setattr(threading.Thread, "start", no_more_threads)
+    two = asyncio.create_task(crew.run(lambda stopped: 2))
+    await asyncio.sleep(0)
+    go_on.set()
+    async with asyncio.timeout(30):
+        assert (await one, await two) == (1, 2)

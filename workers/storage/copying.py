@@ -19,6 +19,7 @@ Everything here blocks; a run belongs to one thread. Running it again does only 
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -383,15 +384,16 @@ class _Run:
                 beside = beside[1:]
         else:
             beside = names[1:]
-        threads = [
-            threading.Thread(target=call, args=(name,), name=f"copy-{name}", daemon=True) for name in beside
-        ]
-        for thread in threads:
-            thread.start()
+        threads: dict[str, threading.Thread] = {}
+        for name in beside:
+            thread = threading.Thread(target=call, args=(name,), name=f"copy-{name}", daemon=True)
+            with contextlib.suppress(RuntimeError):  # the system gives no more: it is done in this one
+                thread.start()
+                threads[name] = thread
         for name in names:
-            if name not in beside:
+            if name not in threads:
                 call(name)
-        for thread in threads:
+        for thread in threads.values():
             thread.join()
         return errors
 

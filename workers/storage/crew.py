@@ -95,9 +95,12 @@ class Crew:
             if loop is not self._loop:
                 self._begin(loop)
             self._waiting.append(call)
-            self._outstanding += 1
             if self._nobody_keeps_up():
                 self._one_more()
+                if not self._threads:
+                    self._waiting.clear()  # it is the only one
+                    raise RuntimeError("the system gives no thread to run this in; look at its limits")
+            self._outstanding += 1
         if self._timer is None and self._patience_s:
             self._arm(loop)
         try:
@@ -147,9 +150,10 @@ class Crew:
             self._called += 1
             self._work.notify()
         elif self._threads < self._limit:
-            self._threads += 1
-            self._called += 1
-            threading.Thread(target=self._serve, name=self._name, daemon=True).start()
+            with contextlib.suppress(RuntimeError):  # the system gives no more: those that are there go on
+                threading.Thread(target=self._serve, name=self._name, daemon=True).start()
+                self._threads += 1
+                self._called += 1
 
     def _serve(self) -> None:
         """One thread: waits until it, or any other, is called; then works while that is of use."""

@@ -124,15 +124,14 @@ def fan_out(
     """
     lanes = {name: Lane(source.version.size, before_publish) for name in writes}
     errors: dict[str, BaseException | None] = dict.fromkeys(writes)
-    threads = [
-        threading.Thread(
-            target=_serve, args=(name, lanes[name], write, errors), name=f"copy-to-{name}", daemon=True
-        )
-        for name, write in writes.items()
-    ]
-    for thread in threads:
-        thread.start()
+    threads: list[threading.Thread] = []
     try:
+        for name, write in writes.items():
+            thread = threading.Thread(
+                target=_serve, args=(name, lanes[name], write, errors), name=f"copy-to-{name}", daemon=True
+            )
+            thread.start()
+            threads.append(thread)
         digest = _read(source, lanes, on_chunk)
         if digest is not None:
             check_digest(digest)
