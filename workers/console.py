@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -118,14 +119,22 @@ def errors_in_one_line() -> Iterator[None]:
     except KafkaException as error:
         raise SystemExit(_say_what_kafka_says(error)) from error
     except BrokenPipeError as error:  # `… | head` has seen enough
-        # What is still buffered would be written at the end, and complained about.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _write_no_more()
         raise SystemExit(OK) from error
     except OSError as error:
+        if error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT):  # of a write
+            _write_no_more()
+            say(f"error: {error.strerror}; nothing more can be written")
+            raise SystemExit(FAILED) from error
         if error.filename is None:
             raise
         say(f"error: {error.filename}: {error.strerror}")
         raise SystemExit(FAILED) from error
+
+
+def _write_no_more() -> None:
+    """What is still buffered would be written at the end, and complained about."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _say_what_kafka_says(error: Any) -> int:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -153,6 +154,19 @@ def test_every_named_error_is_one_line_and_its_exit_code(
 def test_an_error_without_a_name_keeps_its_trace() -> None:
     with pytest.raises(ZeroDivisionError), console.errors_in_one_line():
         _ = 1 / 0
+
+
+def test_a_full_disk_behind_stdout_is_one_line() -> None:
+    """``rustfs-workers jobs list --json > file``"""
+    code = "from workers.console import emit, errors_in_one_line\nwith errors_in_one_line():\n    emit({'n': 1})\n"
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert (done.returncode, done.stderr) == (
+        1,
+        "error: No space left on device; nothing more can be written\n",
+    )
 
 
 def test_a_reader_that_has_seen_enough_is_no_failure() -> None:
