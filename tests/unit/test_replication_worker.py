@@ -19,8 +19,8 @@ from structlog.testing import capture_logs
 from tests.support.storage_nodes import LARGE, SMALL, Disks, context
 from workers.handlers.replication import ReplicationJob, ReplicationWorker
 from workers.results import Failed, JobResult, Success
-from workers.storage import Node, NodeRegistry, Ticket
-from workers.storage.object_node import ObjectNode
+from workers.storage import Node, NodeRegistry, ObjectKey, Ticket
+from workers.storage.object_node import ObjectNode, Stat
 from workers.worker import Handlers
 
 pytestmark = pytest.mark.job_processing
@@ -289,6 +289,33 @@ async def test_large_and_slow_jobs_do_not_hold_up_small_ones(
     assert not first.done()
     go_on.set()
     success(await first)
+
+
+async def test_jobs_that_may_have_to_ask_a_silent_store_do_not_hold_up_local_ones(
+    disks: Disks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They name no source, so every node may be asked."""
+    disks.put("n1", "bucket/key", b"x")
+    asked, go_on = threading.Semaphore(0), threading.Event()
+    stat = ObjectNode.stat
+
+    def stat_slowly(self: ObjectNode, key: ObjectKey) -> Stat | None:
+        asked.release()
+        go_on.wait(30)
+        return stat(self, key)
+
+    monkeypatch.setattr(ObjectNode, "stat", stat_slowly)
+    worker = ReplicationWorker(NodeRegistry({"store": "memory://", **disks.urls}), threads=2)
+    waiting = [asyncio.create_task(worker.process_job(job(), context(f"job-{n}"))) for n in range(2)]
+    for _ in waiting:
+        await asyncio.to_thread(asked.acquire)
+    async with asyncio.timeout(10):
+        success(await worker.process_job(job(source_node="n1"), context("job-3")))
+    assert not any(task.done() for task in waiting)
+    go_on.set()
+    for result in await asyncio.gather(*waiting):
+        success(result)
+    worker.close()
 
 
 async def test_the_worker_is_healthy_while_a_node_answers(disks: Disks, worker: ReplicationWorker) -> None:

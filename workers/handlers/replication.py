@@ -282,7 +282,9 @@ class ReplicationWorker(Worker):
         return result_of(report, plan.wanted)
 
     def _is_quick(self, job: ReplicationJob) -> bool:
-        names = job.target_nodes if job.source_node is None else (*job.target_nodes, job.source_node)
+        # Without a source any node may have to be asked, and the one across the network be down.
+        sources = (job.source_node,) if job.source_node else self._nodes
+        names = (*job.target_nodes, *sources)
         return all(self._nodes.is_quick(name) for name in names)
 
     def _copy(self, plan: Plan, context: WorkerContext, stopped: Callable[[], bool]) -> CopyReport:
