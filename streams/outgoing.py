@@ -20,7 +20,8 @@ from schemas.jobtype import JobType, job_type
 from schemas.topics import JobPriority, Topics, tier_for
 from streams.settings import Settings
 
-MAX_KEY_BYTES: Final = 1024
+#: An object by its full name: a bucket of 63 bytes, a slash, a key of 1,024.
+MAX_KEY_BYTES: Final = 1088
 MAX_RETRIES: Final = 1_000_000
 _MILLISECOND: Final = timedelta(milliseconds=1)
 _DAY_MS: Final = 86_400_000

@@ -122,7 +122,7 @@ def test_all_options_reach_the_record() -> None:
         JobOptions(delay=5),  # type: ignore[arg-type]
         JobOptions(priority="high"),  # type: ignore[arg-type]
         JobOptions(key=""),
-        JobOptions(key="k" * 1025),
+        JobOptions(key="k" * 1089),
         JobOptions(key="\ud800"),
         JobOptions(key=b"k"),  # type: ignore[arg-type]
         JobOptions(job_id="7"),

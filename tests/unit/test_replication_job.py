@@ -10,9 +10,12 @@ from typing import Any
 
 import pytest
 
+from schemas import Topics
+from schemas.codec import Codec
 from schemas.jobtype import job_type
 from schemas.records import MAX_OUTPUT_BYTES
 from schemas.wire import load_avsc
+from streams.outgoing import JobOptions, Rules, plan
 from workers.handlers.replication import Plan, ReplicationJob, output_of, plan_of, result_of
 from workers.results import Failed, Success
 from workers.storage import CopyReport, ObjectKey, TargetResult
@@ -37,6 +40,12 @@ def report(**targets: TargetResult) -> CopyReport:
 def test_the_ordering_key_is_the_normalised_object() -> None:
     assert replace(JOB, source_path="/bucket/a/key").ordering_key() == "bucket/a/key"
     assert JOB.ordering_key() == "bucket/a/key"
+
+
+def test_the_longest_object_key_can_be_scheduled() -> None:
+    path = "b" * 63 + "/" + "k" * 1024
+    rules = Rules(Codec(), Topics(), "host:1")
+    assert plan(replace(JOB, source_path=path), JobOptions(), 0, rules).key == path.encode()
 
 
 @pytest.mark.parametrize("path", ["", "bucket", "bucket/../key", "bucket/\ud800", ".rfw/tmp/x"])
