@@ -20,6 +20,7 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NamedTuple
+from urllib.parse import urlsplit
 
 import platformdirs
 from pydantic import (
@@ -300,8 +301,16 @@ class Settings(BaseSettings):
     @field_validator("schema_registry_url")
     @classmethod
     def _registry(cls, value: str | None) -> str | None:
-        if value is not None and not value.startswith(("http://", "https://", "mock://")):
-            raise ValueError("should begin with http://, https:// or mock://")
+        for url in value.split(",") if value is not None else ():
+            if not url.strip().startswith(("http://", "https://", "mock://")):
+                raise ValueError("should begin with http://, https:// or mock://")
+            try:
+                parts = urlsplit(url.strip())
+                usable = parts.scheme == "mock" or (bool(parts.hostname) and parts.port != 0)
+            except ValueError:  # its text would quote what may be of a password
+                usable = False
+            if not usable:
+                raise ValueError('should be like https://host:8081; write "/" in a password as %2F')
         return value
 
     @field_validator("kafka_security_protocol", "kafka_sasl_mechanism", mode="before")

@@ -219,22 +219,35 @@ def test_secrets_are_shown_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings.kafka_sasl_password.get_secret_value() == "hunter2"
 
 
-@pytest.mark.parametrize(
-    "url",
-    [
-        "https://me:hunter2@one/,https://me:hunter2@two/",
-        "https://me:hun/hunter2@registry",
-        "https://me:h#hunter2@registry/?x=1",
-        "https://me:hunter2@[registry",
-    ],
-)
+ODD_URLS = [
+    "https://me:hun/hunter2@registry",
+    "https://me:h#hunter2@registry/?x=1",
+    "https://me:hunter2@[registry",
+]
+
+
+def test_every_url_of_a_list_is_masked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCHEMA_REGISTRY_URL", "https://me:hunter2@one:8081/,https://me:hunter2@two/")
+    shown = {row.name: row.value for row in describe(load_settings())}
+    assert shown["schema_registry_url"] == "https://******@one:8081/,https://******@two/"
+
+
+@pytest.mark.parametrize("url", ODD_URLS)
 def test_no_part_of_an_odd_url_gives_a_password_away(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SCHEMA_REGISTRY_URL", url)
     monkeypatch.setenv("RUSTFS_WORKERS_NODES__N1", url)
     shown = {row.name: row.value for row in describe(load_settings())}
     assert "hunter2" not in str(shown)
-    assert shown["schema_registry_url"].startswith("https://******@")
     assert shown["nodes"].startswith("n1=https://******@")
+
+
+@pytest.mark.parametrize(
+    "url", [*ODD_URLS, "http://", "https://:8081", "http://host:port", "http://ok,ftp://no"]
+)
+def test_a_registry_url_that_no_client_takes_is_refused(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCHEMA_REGISTRY_URL", url)
+    with pytest.raises(SettingsError, match="SCHEMA_REGISTRY_URL should be") as refused:
+        load_settings()
+    assert "hun" not in str(refused.value)
 
 
 def test_an_url_without_secrets_is_shown_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
