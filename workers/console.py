@@ -140,6 +140,9 @@ def _write_no_more() -> None:
 def _say_what_kafka_says(error: Any) -> int:
     """What librdkafka finds by itself has a number below zero: nobody answered. The rest is a broker's answer."""
     fact = error.args[0]
+    if fact.name() == "_INVALID_ARG":  # nobody was asked: a certificate, say, that is none
+        say(f"error: {fact.str()}; look at the settings named kafka_ in `rustfs-workers config show`")
+        return USAGE
     if fact.code() < 0:
         say(
             f"error: Kafka does not answer: {fact.str()}; "

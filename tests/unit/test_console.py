@@ -133,6 +133,7 @@ def test_details_flatten_what_is_nested_and_leave_out_what_is_empty(
         (KafkaUnreachable("k:9092", 5), 3),
         (KafkaException(KafkaError(KafkaError._ALL_BROKERS_DOWN)), 3),
         (KafkaException(KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED)), 1),
+        (KafkaException(KafkaError(KafkaError._INVALID_ARG, "ssl.ca.location failed")), 2),
         (PipelineError("p"), 1),
         (FileNotFoundError(2, "No such file or directory", "/there"), 1),
         (KeyboardInterrupt(), 130),
