@@ -299,7 +299,8 @@ class Committer:
             for outcome in outcomes:
                 message = outcome.message
                 if message is None:
-                    remaining.append(outcome)  # news repeats itself harmlessly
+                    if not _is_overtaken(outcome, read):
+                        remaining.append(outcome)  # news repeats itself harmlessly
                 elif (
                     message.part.owned
                     and message.part in read
@@ -377,6 +378,12 @@ class Committer:
             jobs[name] = jobs.get(name, 0) + 1
         if outcome.event is not None:
             self.counters.event(outcome.event)
+
+
+def _is_overtaken(news: Outcome, read: dict[PartitionState, OffsetMap]) -> bool:
+    """Whether the job that it is about has ended: told again, "running" would be the last word, and compaction keep it."""
+    owner = news.owner
+    return owner is not None and owner.part in read and read[owner.part].is_finished(owner.offset)
 
 
 def _to_commit(part: PartitionState, plan: OffsetMap) -> TopicPartition:

@@ -257,6 +257,18 @@ def test_an_ambiguous_commit_that_did_not_arrive_is_written_again() -> None:
     assert (bench.stored.offset, bench.counted) == (1, 1)
 
 
+@pytest.mark.parametrize("arrived", [True, False])
+def test_the_end_of_a_job_is_its_last_word_after_an_ambiguous_commit_as_well(*, arrived: bool) -> None:
+    """Its "running" was in the same transaction: told again alone, it would stand behind the end for ever."""
+    bench = Bench()
+    bench.kafka.fault("commit", commits_then(TIMED_OUT) if arrived else TIMED_OUT)
+    one = message(bench.part, 0)
+    bench.emit(Outcome(None, status(one, JobStatus.RUNNING), owner=one))
+    bench.emit(told(one))
+    bench.tick()
+    assert [change.state for change in bench.kafka.statuses] == [JobStatus.RUNNING, JobStatus.SUCCEEDED]
+
+
 def test_only_what_is_not_finished_is_written_again() -> None:
     """What ends between the two commits is new, and what a partition lost meanwhile is nobody's."""
     bench = Bench()
