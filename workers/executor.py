@@ -17,9 +17,9 @@ import contextvars
 import heapq
 import itertools
 import time
-import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
@@ -32,7 +32,7 @@ from workers.context import WorkerContext
 from workers.decoder import Decoded, Decoder
 from workers.message import Message
 from workers.outcome import Outcome
-from workers.results import Failed, JobResult, Snooze
+from workers.results import Failed, JobResult, Snooze, failed_by
 from workers.router import Router, Run, as_result, status_of
 
 if TYPE_CHECKING:
@@ -329,16 +329,18 @@ class Executor:
             elif slot is not None and slot.cancelling():
                 raise  # the slot itself is being stopped
             else:
-                result = _failed(error, retryable=True)  # something that the handler waited for was cancelled
+                result = failed_by(
+                    error, retryable=True
+                )  # something that the handler waited for was cancelled
         except PermanentError as error:
-            result = _failed(error, retryable=False)
+            result = failed_by(error, retryable=False)
         except Exception as error:  # noqa: BLE001 - whatever a handler raises is a failure of its job
-            result = _failed(error, retryable=True)
+            result = failed_by(error, retryable=True)
         except BaseException as error:
             # SystemExit from a library, or a panic of native code: the job's failure, not the worker's end
             if isinstance(error, (KeyboardInterrupt, GeneratorExit)):
                 raise
-            result = _failed(error, retryable=True)
+            result = failed_by(error, retryable=True)
         finally:
             active.done = True
             del self.active[active]
@@ -371,7 +373,12 @@ class Executor:
             tuple(children) if children else (),
             context._progress,
         )
-        self._emit(self._router.settle(run, result, decoded.rules))
+        try:
+            outcome = self._router.settle(run, result, decoded.rules)
+        except Exception as error:  # noqa: BLE001 - an output that has changed since it was looked at
+            bad = replace(failed_by(error, retryable=False), error_type="BadResult")
+            outcome = self._router.settle(run, bad, decoded.rules)
+        self._emit(outcome)
         self._scheduler.done(message)
 
     def _unreadable(self, message: Message, error: WireError) -> None:
@@ -399,7 +406,7 @@ class Executor:
         seen = message.delivery.first_seen_ms or message.timestamp_ms
         if now_ms - seen < UNKNOWN_TYPE_LIMIT_MS:
             return Snooze(UNKNOWN_TYPE_SNOOZE, f"no handler for {decoded.job_type} here yet")
-        return _failed(HandlerNotFound(decoded.job_type), retryable=False)
+        return failed_by(HandlerNotFound(decoded.job_type), retryable=False)
 
     async def _in_thread(self, active: Active) -> Any:
         """A plain function in a thread. Its timeout sets ``context.cancelled``; the thread itself cannot be ended."""
@@ -530,12 +537,3 @@ def _timed_out(active: Active) -> Failed:
     if active.cancel_reason == TIMEOUT:
         return Failed(f"the run took longer than {active.timeout_ms} ms", error_type="Timeout")
     return Failed("cancelled", error_type="Cancelled")
-
-
-def _failed(error: BaseException, *, retryable: bool) -> Failed:
-    return Failed(
-        str(error) or type(error).__name__,
-        retryable=retryable,
-        error_type=type(error).__name__,
-        stacktrace="".join(traceback.format_exception(error)),
-    )

@@ -35,7 +35,7 @@ from schemas.jobtype import JobType, job_type
 from schemas.topics import JobPriority
 from workers import frames, process_wire
 from workers.context import WorkerContext
-from workers.results import Failed, JobResult
+from workers.results import JobResult, failed_by
 from workers.router import as_result
 from workers.worker import Handler, Handlers
 
@@ -190,18 +190,13 @@ def _run(handler: Handler, body: bytes, context: WorkerContext) -> JobResult:
     except Ended:
         raise
     except PermanentError as error:
-        return _failed(error, retryable=False)
+        return failed_by(error, retryable=False)
     except BaseException as error:  # noqa: BLE001 - whatever a handler raises is a failure of its job
-        return _failed(error, retryable=True)
+        return failed_by(error, retryable=True)
 
 
 async def _result(value: Any) -> Any:
     return await value
-
-
-def _failed(error: BaseException, *, retryable: bool) -> Failed:
-    trace = "".join(traceback.format_exception(error))
-    return Failed(str(error) or type(error).__name__, retryable, type(error).__name__, trace)
 
 
 def _load(announced: list[dict[str, Any]]) -> dict[str, Handler]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -60,6 +61,20 @@ class Snooze(JobResult):
 
     delay: timedelta
     reason: str = ""
+
+
+def failed_by(error: BaseException, *, retryable: bool) -> Failed:
+    """The failure that an exception stands for. What it says of itself is the user's code, and may raise as well."""
+    name = type(error).__name__
+    try:
+        reason = str(error) or name
+    except Exception as broken:  # noqa: BLE001 - it may raise anything
+        reason = f"{name}, which cannot say why: its __str__ raised {type(broken).__name__}"
+    try:
+        trace = "".join(traceback.format_exception(error))
+    except Exception as broken:  # noqa: BLE001 - groups that are nested too deep, for one
+        trace = f"{name}, whose stack trace cannot be written: {type(broken).__name__}"
+    return Failed(reason, retryable, name, trace)
 
 
 JobResult.Success = Success

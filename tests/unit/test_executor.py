@@ -110,6 +110,20 @@ class Panic(BaseException):
     """As native code raises it."""
 
 
+class Speechless(Exception):
+    """Its author forgot something."""
+
+    def __str__(self) -> str:
+        return self.reason  # type: ignore[attr-defined, no-any-return]
+
+
+def nested(depth: int) -> Exception:
+    error: Exception = ValueError("at the bottom")
+    for _ in range(depth):
+        error = ExceptionGroup("more", [error])
+    return error
+
+
 @pytest.mark.parametrize("execution", ["async", "thread"])
 @pytest.mark.parametrize(
     ("error", "state"),
@@ -120,6 +134,8 @@ class Panic(BaseException):
         (Panic("from below"), JobStatus.RETRYING),
         (asyncio.CancelledError(), JobStatus.RETRYING),
         (StopIteration(), JobStatus.RETRYING),
+        (Speechless(), JobStatus.RETRYING),
+        (nested(2_000), JobStatus.RETRYING),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else str(value),
 )
@@ -147,6 +163,25 @@ async def test_a_handler_that_waited_for_something_cancelled_fails_its_job(bench
     outcome = await bench.end_of(call, key=b"k")
     assert state_of(outcome) is JobStatus.RETRYING
     assert error_of(outcome)[0] == "CancelledError"
+
+
+class Changing:
+    """Can be written once: as an output that a thread of the handler goes on changing."""
+
+    def __init__(self) -> None:
+        self._looks = 0
+
+    def __str__(self) -> str:
+        self._looks += 1
+        if self._looks > 1:
+            raise RuntimeError("changed while it was written")
+        return "once"
+
+
+async def test_an_output_that_changes_after_the_end_fails_its_own_job(bench: Bench) -> None:
+    outcome = await bench.end_of(returning({"value": Changing()}), key=b"k")
+    assert state_of(outcome) is JobStatus.FAILED
+    assert error_of(outcome) == ("BadResult", "changed while it was written")
 
 
 async def test_a_key_is_free_after_every_end(bench: Bench) -> None:
