@@ -139,6 +139,8 @@ class Executor:
         self._processes = processes
         self._threads = self._new_threads()
         self._slots: set[asyncio.Task[None]] = set()
+        #: Does nothing; it is cancelled only when the event loop ends, with all tasks, and nobody has asked us to stop.
+        self._bystander: asyncio.Task[Any] | None = None
         self._idle: list[asyncio.Future[None]] = []
         self._waking = False
         self._clean_context = contextvars.copy_context()
@@ -198,6 +200,8 @@ class Executor:
         self._stopping = True
         if self._sweep_timer is not None:
             self._sweep_timer.cancel()
+        if self._bystander is not None:
+            self._bystander.cancel()
         for slot in self._slots:
             slot.cancel()
         await asyncio.gather(*self._slots, return_exceptions=True)
@@ -219,6 +223,8 @@ class Executor:
                 return
 
     def _add_slot(self) -> None:
+        if self._bystander is None:
+            self._bystander = asyncio.create_task(asyncio.Event().wait(), name="bystander")
         slot = asyncio.get_running_loop().create_task(
             self._slot(), name="slot", context=self._clean_context.copy()
         )
@@ -231,7 +237,7 @@ class Executor:
             self._failure(error)
 
     async def _slot(self) -> None:
-        """Take, run, repeat. Ends when a handler left something behind in its context, so that nobody inherits it."""
+        """Take, run, repeat. Ends when a handler left something behind, so that nobody inherits it."""
         scheduler = self._scheduler
         now_ns = time.time_ns
         loop = asyncio.get_running_loop()
@@ -244,7 +250,8 @@ class Executor:
                 if self._idle or len(self._slots) < self._config.max_concurrent_jobs:
                     self.wake()
                 await self._run(message, me)
-                if contextvars.copy_context() != clean:
+                # In its context, or in this task: a handler that cancels its own has no effect on those after it.
+                if contextvars.copy_context() != clean or (me is not None and me.cancelling()):
                     self._slots.discard(me)
                     self._waking = False
                     self.wake()
@@ -326,12 +333,11 @@ class Executor:
         except asyncio.CancelledError as error:
             if active.cancel_reason is not None:
                 result = _timed_out(active)
-            elif slot is not None and slot.cancelling():
+            elif self._bystander is None or self._bystander.cancelling():
                 raise  # the slot itself is being stopped
             else:
-                result = failed_by(
-                    error, retryable=True
-                )  # something that the handler waited for was cancelled
+                # Something that the handler waited for was cancelled, or the handler has cancelled its own task.
+                result = failed_by(error, retryable=True)
         except PermanentError as error:
             result = failed_by(error, retryable=False)
         except Exception as error:  # noqa: BLE001 - whatever a handler raises is a failure of its job

@@ -165,6 +165,49 @@ async def test_a_handler_that_waited_for_something_cancelled_fails_its_job(bench
     assert error_of(outcome)[0] == "CancelledError"
 
 
+@pytest.mark.parametrize("swallows", [False, True])
+async def test_a_handler_that_cancels_its_own_task_ends_its_own_job_alone(*, swallows: bool) -> None:
+    """Taken for the end of the slot, it would leave the job without an end and its key locked."""
+    bench = Bench(concurrency=1)
+
+    async def call(job: Any, context: WorkerContext) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        try:
+            await asyncio.sleep(0)
+        except asyncio.CancelledError:
+            if not swallows:
+                raise
+
+    async def waits_for_something_cancelled(job: Any, context: WorkerContext) -> None:
+        await asyncio.gather(asyncio.create_task(call(job, context)))
+
+    bench.add(call, key=b"k")
+    bench.add(waits_for_something_cancelled, key=b"k")
+    bench.add(returns_nothing, key=b"k")
+    ends = await bench.ended(3)
+    end = JobStatus.SUCCEEDED if swallows else JobStatus.RETRYING
+    assert [state_of(one) for one in ends] == [end, end, JobStatus.SUCCEEDED]
+    await bench.executor.stop()
+
+
+def test_a_loop_that_ends_without_a_shutdown_fails_nobody() -> None:
+    """Every task is cancelled then. What was running is run again elsewhere, as after a crash."""
+    benches = []
+
+    async def main() -> None:
+        bench = Bench()
+        benches.append(bench)
+        gate = Gate()
+        bench.add(gate)
+        bench.executor.wake()
+        await gate.started.wait()
+
+    asyncio.run(main())
+    assert (benches[0].ends, benches[0].failures) == ([], [])
+
+
 class Changing:
     """Can be written once: as an output that a thread of the handler goes on changing."""
 
