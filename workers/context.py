@@ -35,7 +35,7 @@ class WorkerContext:
         created_at: when it was scheduled (UTC).
         redrives: number of earlier lives.
         cancelled: True once the run should end (timeout, drain, lost partition); thread handlers must look at it.
-            Never in a handler process: there the process is ended.
+            A run that then fails is run again where it may, and uses up an attempt only after a timeout. Never in a handler process: there the process is ended.
     """
 
     __slots__ = (

@@ -355,9 +355,8 @@ class Executor:
             if slot is not None:
                 while slot.cancelling():
                     slot.uncancel()
-            if active.cancel_reason == RELEASED and (
-                context.cancelled and isinstance(result, Failed) and result.error_type == "Cancelled"
-            ):
+            if active.cancel_reason == RELEASED and isinstance(result, Failed):
+                # Whatever it says: libraries make errors of their own of a cancellation, and so do threads.
                 self._give_back(message)
                 return
         self._finish(message, decoded, context, active.started_ms, result)

@@ -415,6 +415,36 @@ async def test_a_released_job_is_nobodys_here(bench: Bench) -> None:
     assert bench.executor.active == {}
 
 
+@pytest.mark.parametrize("execution", ["async", "thread"])
+async def test_a_released_job_that_ends_with_an_error_of_its_own_has_not_failed(
+    bench: Bench, execution: Execution
+) -> None:
+    """A drain uses up no attempt, however the handler says that it was told to end."""
+    running = threading.Event()
+
+    async def translates(job: Any, context: WorkerContext) -> None:
+        running.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError as error:
+            raise ConnectionError("the request was aborted") from error
+
+    def listens(job: Any, context: WorkerContext) -> Failed:
+        running.set()
+        while not context.cancelled:
+            threading.Event().wait(0.005)
+        return Failed("told to end", retryable=False)
+
+    bench.add(translates if execution == "async" else listens, execution=execution, key=b"k")
+    bench.executor.wake()
+    await asyncio.to_thread(running.wait, 30)
+    bench.part.releasing = True
+    await bench.executor.release({bench.part}, 0.01)
+    await bench.until(lambda: not bench.executor.active)
+    assert bench.ends == []
+    assert (bench.scheduler.running, bench.scheduler._keys) == (0, {})
+
+
 async def test_a_release_waits_for_those_that_end_in_time(bench: Bench) -> None:
     gate = Gate()
     bench.add(gate)
