@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
@@ -19,6 +20,8 @@ ChildPlanner = Callable[..., "tuple[str, OutRecord]"]
 #: How many names a run's metrics may have; what comes on top would swell every status of the job.
 MAX_METRICS: Final = 100
 _LARGEST: Final = 2**63 - 1
+#: Between the end of a run and a thread or task of its handler that goes on. One for all: it is held for nanoseconds.
+_SCHEDULING: Final = threading.Lock()
 
 
 class WorkerContext:
@@ -35,12 +38,14 @@ class WorkerContext:
         created_at: when it was scheduled (UTC).
         redrives: number of earlier lives.
         cancelled: True once the run should end (timeout, drain, lost partition); thread handlers must look at it.
-            A run that then fails is run again where it may, and uses up an attempt only after a timeout. Never in a handler process: there the process is ended.
+            A run that then fails is run again, and has used up an attempt only if it timed out.
+            Never in a handler process: there the process is ended.
     """
 
     __slots__ = (
         "_children",
         "_metrics",
+        "_over",
         "_planner",
         "_progress",
         "attempt",
@@ -86,6 +91,7 @@ class WorkerContext:
         self._metrics: dict[str, float] | None = None
         self._progress: tuple[int, int | None] | None = None
         self._children: list[OutRecord] | None = None
+        self._over = False
 
     @property
     def created_at(self) -> datetime:
@@ -129,6 +135,7 @@ class WorkerContext:
 
         Raises:
             JobRefused: as ``JobQueue.schedule_job`` does.
+            RuntimeError: the run is over.
         """
         return self.schedule_nowait(job, priority, delay, **options)
 
@@ -145,10 +152,19 @@ class WorkerContext:
         child_id, record = self._planner(
             job, priority or self.priority, delay=delay, parent_id=self.job_id, **options
         )
-        if self._children is None:
-            self._children = []
-        self._children.append(record)
+        with _SCHEDULING:
+            if self._over:
+                raise RuntimeError(f"the run of job {self.job_id} is over: nobody would write its child jobs")
+            if self._children is None:
+                self._children = []
+            self._children.append(record)
         return child_id
+
+    def end(self) -> tuple[OutRecord, ...]:
+        """The run is over: its child jobs. From now on it can schedule none."""
+        with _SCHEDULING:
+            self._over = True
+            return tuple(self._children or ())
 
     @property
     def metrics(self) -> dict[str, float]:

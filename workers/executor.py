@@ -364,7 +364,6 @@ class Executor:
     def _finish(
         self, message: Message, decoded: Decoded, context: WorkerContext, started_ms: int, result: JobResult
     ) -> None:
-        children = context._children
         run = Run(
             message,
             decoded.job_type,
@@ -375,7 +374,7 @@ class Executor:
             self._now_ms(),
             self._worker,
             context._metrics,
-            tuple(children) if children else (),
+            context.end(),
             context._progress,
         )
         try:

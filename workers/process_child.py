@@ -55,7 +55,7 @@ class ChannelContext(WorkerContext):
     word, at the latest with the result. ``cancelled`` stays False for ever.
     """
 
-    __slots__ = ("_asked_at", "_channel", "_lock", "_news", "_over", "_words_left")
+    __slots__ = ("_asked_at", "_channel", "_lock", "_news", "_words_left")
 
     def __init__(self, channel: socket.socket, **arguments: Any) -> None:
         super().__init__(**arguments)
@@ -64,7 +64,6 @@ class ChannelContext(WorkerContext):
         self._news: dict[str, Any] = {}
         self._asked_at = time.monotonic()
         self._words_left = _WORDS_PER_S
-        self._over = False
 
     def update_metrics(self, name: str, value: float = 1) -> None:
         """As in ``WorkerContext``, for every library's numbers."""

@@ -16,12 +16,13 @@ from schemas.headers import Delivery
 from schemas.job import Execution
 from schemas.lifecycle import JobStatus
 from schemas.offsetmap import OffsetMap, Suspect
+from schemas.topics import JobPriority
 from tests.support.executor_bench import NOW_MS, Bench, Call
 from tests.support.messages import TOPICS, commit, partition
 from workers import executor as module
 from workers.context import WorkerContext
 from workers.executor import ALONE_MS, RELEASED, UNKNOWN_TYPE_LIMIT_MS
-from workers.outcome import Outcome, PlainSuccess
+from workers.outcome import Outcome, OutRecord, PlainSuccess
 from workers.results import Failed, Skipped, Snooze, Success
 
 pytestmark = pytest.mark.job_processing
@@ -225,6 +226,28 @@ async def test_an_output_that_changes_after_the_end_fails_its_own_job(bench: Ben
     outcome = await bench.end_of(returning({"value": Changing()}), key=b"k")
     assert state_of(outcome) is JobStatus.FAILED
     assert error_of(outcome) == ("BadResult", "changed while it was written")
+
+
+@pytest.mark.parametrize("execution", ["async", "thread"])
+async def test_what_goes_on_after_its_run_gets_no_id_for_a_child_that_nobody_writes(
+    bench: Bench, execution: Execution
+) -> None:
+    contexts: list[WorkerContext] = []
+    record = OutRecord(TOPICS.jobs[JobPriority.NORMAL], 0, None, b"child", [])
+    bench.executor._planner = lambda job, priority, **options: ("child", record)
+
+    async def in_task(job: Any, context: WorkerContext) -> None:
+        contexts.append(context)
+        await context.schedule(job)
+
+    def in_thread(job: Any, context: WorkerContext) -> None:
+        contexts.append(context)
+        context.schedule_nowait(job)
+
+    outcome = await bench.end_of(in_task if execution == "async" else in_thread, execution=execution)
+    assert outcome.records == (record,)
+    with pytest.raises(RuntimeError, match="is over"):
+        await contexts[0].schedule(contexts[0])  # type: ignore[arg-type]
 
 
 async def test_a_key_is_free_after_every_end(bench: Bench) -> None:
