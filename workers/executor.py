@@ -416,7 +416,8 @@ class Executor:
         """A plain function in a thread. Its timeout sets ``context.cancelled``; the thread itself cannot be ended."""
         loop = asyncio.get_running_loop()
         active.abandoned = loop.create_future()
-        call = loop.run_in_executor(self._threads, _call, active)
+        # In a copy of the slot's clean context: a thread would keep what a handler leaves in its own.
+        call = loop.run_in_executor(self._threads, contextvars.copy_context().run, _call, active)
         await asyncio.wait((call, active.abandoned), return_when=asyncio.FIRST_COMPLETED)
         if call.done():
             return call.result()

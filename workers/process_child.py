@@ -9,6 +9,7 @@ Out: metrics, progress, child jobs and results, into the same socket. stdout and
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import ctypes
 import faulthandler
 import functools
@@ -176,7 +177,8 @@ def _serve(channel: socket.socket) -> None:
     while True:
         header, body = frames.receive(channel)
         context = ChannelContext(channel, **process_wire.arguments(header["context"]))
-        context.finish(_run(handlers[header["run"]], body, context))
+        # In a copy of our context: nobody inherits what a handler leaves there.
+        context.finish(contextvars.copy_context().run(_run, handlers[header["run"]], body, context))
 
 
 def _run(handler: Handler, body: bytes, context: WorkerContext) -> JobResult:

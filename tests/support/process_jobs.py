@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -22,6 +23,8 @@ from schemas.errors import JobRefused
 from workers.context import WorkerContext
 from workers.results import Failed, JobResult, Skipped, Snooze, Success
 from workers.worker import Worker
+
+COLOUR: ContextVar[str] = ContextVar("colour", default="none")
 
 
 class Unprintable:
@@ -57,6 +60,10 @@ def answer(how: str, context: WorkerContext) -> Any:  # noqa: PLR0911 - one for 
     match how:
         case "none":
             return None
+        case "paints":
+            before = COLOUR.get()
+            COLOUR.set("red")
+            return {"colour": before}
         case "mapping":
             return {"pages": 3}
         case "success":

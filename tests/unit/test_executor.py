@@ -528,7 +528,8 @@ async def test_at_the_end_slots_end_and_report_nothing() -> None:
 COLOUR: contextvars.ContextVar[str] = contextvars.ContextVar("colour", default="none")
 
 
-async def test_nobody_inherits_what_a_handler_left_in_its_context() -> None:
+@pytest.mark.parametrize("execution", ["async", "thread"])
+async def test_nobody_inherits_what_a_handler_left_in_its_context(execution: Execution) -> None:
     bench = Bench(concurrency=1)
     seen: list[str] = []
 
@@ -536,8 +537,12 @@ async def test_nobody_inherits_what_a_handler_left_in_its_context() -> None:
         seen.append(COLOUR.get())
         COLOUR.set("red")
 
+    def paints_in_thread(job: Any, context: WorkerContext) -> None:
+        seen.append(COLOUR.get())
+        COLOUR.set("red")
+
     for _ in range(5):
-        bench.add(paints)
+        bench.add(paints if execution == "async" else paints_in_thread, execution=execution)
     await bench.ended(5)
     await bench.executor.stop()
     assert seen == ["none"] * 5

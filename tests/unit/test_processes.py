@@ -65,6 +65,12 @@ async def test_it_runs_in_another_process_and_the_same_one_serves_on() -> None:
         assert outputs[0]["when"] == "0:00:01"
 
 
+async def test_a_run_inherits_nothing_that_the_one_before_left_in_its_context() -> None:
+    async with pool_of(jobs.Answers) as running:
+        for _ in range(2):
+            assert await running.run(jobs.Answers("paints")) == Success({"colour": "none"})
+
+
 async def test_exceptions_are_failures_with_type_and_trace() -> None:
     kinds: tuple[Callable[[str], Job], ...] = (jobs.Answers, jobs.AnswersLater)
     async with pool_of(*kinds) as running:
