@@ -141,6 +141,8 @@ class Executor:
         self._slots: set[asyncio.Task[None]] = set()
         #: Does nothing; it is cancelled only when the event loop ends, with all tasks, and nobody has asked us to stop.
         self._bystander: asyncio.Task[Any] | None = None
+        #: Calls in threads that go on, those of abandoned runs included.
+        self._calls: set[asyncio.Future[Any]] = set()
         self._idle: list[asyncio.Future[None]] = []
         self._waking = False
         self._clean_context = contextvars.copy_context()
@@ -196,7 +198,10 @@ class Executor:
             active.cancel(reason)
 
     async def stop(self) -> None:
-        """End the slots and the pools. Everything that may finish has been waited for by now."""
+        """End the slots and the pools. Everything that may finish has been waited for by now.
+
+        A handler that swallows its cancellation, or a thread, can be ended by nobody: ``left_behind`` counts them.
+        """
         self._stopping = True
         if self._sweep_timer is not None:
             self._sweep_timer.cancel()
@@ -204,8 +209,14 @@ class Executor:
             self._bystander.cancel()
         for slot in self._slots:
             slot.cancel()
-        await asyncio.gather(*self._slots, return_exceptions=True)
+        if self._slots:
+            await asyncio.wait(self._slots, timeout=_CANCEL_S)
         self._threads.shutdown(wait=False, cancel_futures=True)
+
+    @property
+    def left_behind(self) -> int:
+        """After ``stop``: handlers that go on all the same."""
+        return sum(not slot.done() for slot in self._slots) + len(self._calls)
 
     async def _until_done(self, parts: set[Any], timeout_s: float, *, cancellable_only: bool = False) -> None:
         deadline = time.monotonic() + timeout_s
@@ -418,6 +429,8 @@ class Executor:
         active.abandoned = loop.create_future()
         # In a copy of the slot's clean context: a thread would keep what a handler leaves in its own.
         call = loop.run_in_executor(self._threads, contextvars.copy_context().run, _call, active)
+        self._calls.add(call)
+        call.add_done_callback(self._calls.discard)
         await asyncio.wait((call, active.abandoned), return_when=asyncio.FIRST_COMPLETED)
         if call.done():
             return call.result()

@@ -35,6 +35,9 @@ class WorkerManager:
         self.config = config if config is not None else WorkerConfig.from_settings(self._settings)
         self.handlers = Handlers()
         self._process: WorkerProcess | None = None
+        #: After ``shutdown``: handlers that go on all the same, being threads or having swallowed their cancellation.
+        #: Python and asyncio wait for them when the program ends.
+        self.left_behind = 0
 
     def register(self, *what: type[Worker | Job] | Worker | Callable[[], Worker]) -> Self:
         """Add workers (instances, classes or other factories) and job classes that run themselves.
@@ -91,6 +94,7 @@ class WorkerManager:
                 await process.drain(limit / timedelta(seconds=1))
         finally:
             await process.stop()
+            self.left_behind = process.left_behind
             if not process.failure.done():
                 process.failure.set_result(None)
 

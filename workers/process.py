@@ -77,6 +77,8 @@ class WorkerProcess:
         self._fences = FenceCount()
         #: After a failure: whether a drain is still possible.
         self.can_drain = False
+        #: After ``stop``: handlers that nobody could end.
+        self.left_behind = 0
         self._lock = threading.Lock()
         self._clock = BrokerClock()
         self._started_ms = time.time_ns() // 1_000_000
@@ -252,6 +254,9 @@ class WorkerProcess:
         await self._processes.close()
         await asyncio.to_thread(self._reporter.stop)
         await asyncio.to_thread(self._schemas.close)
+        self.left_behind = self._executor.left_behind
+        if self.left_behind:
+            log.error("handlers did not end", worker=self.config.name, handlers=self.left_behind)
         log.info("worker stopped", worker=self.config.name)
 
     @property

@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
+import threading
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Final
@@ -15,13 +17,15 @@ from typing import Final
 import structlog
 
 from schemas.errors import PipelineError
-from workers.console import INTERRUPTED, OK
+from workers.console import INTERRUPTED, OK, exit_code
 from workers.manager import WorkerManager
 
 log = structlog.get_logger("rustfs_workers.running")
 
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 _LOOK_S: Final = 1.0
+#: After the drain, for everything else that a command has to end.
+_LAST_S: Final = 5.0
 
 
 async def run_until_signal(
@@ -75,4 +79,17 @@ async def run_until_signal(
         await manager.shutdown()
         for number in _SIGNALS:
             loop.remove_signal_handler(number)
-    return INTERRUPTED if received and received[0] is signal.SIGINT else OK
+        code = INTERRUPTED if received and received[0] is signal.SIGINT else OK
+        if manager.left_behind:
+            _end_soon(code, sys.exception())
+    return code
+
+
+def _end_soon(code: int, error: BaseException | None) -> None:
+    """Python waits for its threads, and asyncio for its tasks: handlers that do not end must not keep a stopped worker."""
+    if error is not None:
+        log.error("worker failed", error=str(error))  # whoever would say it may wait for ever
+        code = exit_code(error)
+    last = threading.Timer(_LAST_S, os._exit, (code,))
+    last.daemon = True
+    last.start()

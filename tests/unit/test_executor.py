@@ -523,6 +523,39 @@ async def test_at_the_end_slots_end_and_report_nothing() -> None:
     assert (bench.ends, bench.failures) == ([], [])
 
 
+async def test_at_the_end_handlers_that_nobody_can_end_are_counted_and_left_behind() -> None:
+    bench = Bench()
+    release, running, tasks = asyncio.Event(), threading.Event(), []
+    go_on = threading.Event()
+
+    async def deaf(job: Any, context: WorkerContext) -> None:
+        tasks.append(asyncio.current_task())
+        while not release.is_set():
+            try:
+                await release.wait()
+            except asyncio.CancelledError:
+                continue
+
+    def in_thread(job: Any, context: WorkerContext) -> None:
+        running.set()
+        go_on.wait(60)
+
+    bench.add(deaf)
+    bench.add(in_thread, execution="thread")
+    bench.executor.wake()
+    await asyncio.to_thread(running.wait, 30)
+    await bench.until(lambda: bool(tasks))
+    try:
+        async with asyncio.timeout(30):
+            await bench.executor.stop()
+        assert bench.executor.left_behind == 2
+    finally:
+        release.set()
+        go_on.set()
+    await bench.until(lambda: not bench.executor.left_behind)
+    assert bench.failures == []
+
+
 # --- slots -----------------------------------------------------------------------------------------------------------
 
 COLOUR: contextvars.ContextVar[str] = contextvars.ContextVar("colour", default="none")

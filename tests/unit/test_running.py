@@ -1,0 +1,49 @@
+"""The end of a worker's process: its exit code, and that it comes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.worker_coordination
+
+#: A manager that is told to stop at once, or fails, and leaves handlers behind that nobody can end.
+PROGRAM = """
+import asyncio, os, signal, sys, threading
+from schemas.errors import KafkaUnreachable
+from workers import running
+
+class Manager:
+    left_behind = 2
+    async def start(self):
+        threading.Thread(target=threading.Event().wait).start()
+        asyncio.create_task(deaf())
+    async def wait(self):
+        if "fails" in sys.argv:
+            raise KafkaUnreachable("nowhere", 1)
+        os.kill(os.getpid(), getattr(signal, sys.argv[1]))
+        await asyncio.Event().wait()
+    async def shutdown(self, timeout=None):
+        pass
+
+async def deaf():
+    while True:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            pass
+
+running._LAST_S = 0.1
+sys.exit(asyncio.run(running.run_until_signal(Manager())))
+"""
+
+
+@pytest.mark.parametrize(("how", "code"), [("SIGTERM", 0), ("SIGINT", 130), ("fails", 3)])
+def test_handlers_that_nobody_can_end_do_not_keep_the_process(how: str, code: int) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", PROGRAM, how], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ended.returncode == code
+    assert ("nowhere" in ended.stdout + ended.stderr) == (how == "fails")
