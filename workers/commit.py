@@ -37,6 +37,8 @@ log = structlog.get_logger("rustfs_workers.commit")
 
 #: A transaction carries at most this many outcomes: bounded memory, and a short wait for whoever comes next.
 MAX_BATCH: Final = 2_000
+#: The same for what they forward: one that takes longer than its time-out is ended by Kafka, each time it is tried again.
+MAX_BATCH_BYTES: Final = 8 * 1024 * 1024
 _FIRST_PACE: Final = 64
 _MIN_PACE: Final = 2
 _PATIENCE_AT_STOP: Final = 5
@@ -190,11 +192,14 @@ class Committer:
         outcomes: list[Outcome] = []
         releases: list[tuple[frozenset[PartitionState], threading.Event]] = []
         with self._lock:
+            waiting, size = len(self._outbox), 0
+            while len(outcomes) < min(waiting, MAX_BATCH) and size < MAX_BATCH_BYTES:
+                outcome = self._outbox.popleft()
+                outcomes.append(outcome)
+                size += sum(len(record.value or b"") for record in outcome.records)
             # A release is the last commit: what ended before it and does not fit into this transaction goes first.
-            if len(self._outbox) <= MAX_BATCH:
+            if len(outcomes) == waiting:
                 releases, self._releases = self._releases, []
-            for _ in range(min(len(self._outbox), MAX_BATCH)):
-                outcomes.append(self._outbox.popleft())
         self._pace = max(len(outcomes), _MIN_PACE, self._pace * 7 // 8)
         released = {part for parts, _ in releases for part in parts}
         try:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
+from schemas.errors import InvalidJob
 from schemas.headers import MAX_NAME_BYTES, clip
 from schemas.job import Job
 from schemas.topics import JobPriority
@@ -19,6 +20,9 @@ ChildPlanner = Callable[..., "tuple[str, OutRecord]"]
 
 #: How many names a run's metrics may have; what comes on top would swell every status of the job.
 MAX_METRICS: Final = 100
+#: What one run may schedule: it is one transaction with the run's outcome, and Kafka gives a transaction five seconds.
+MAX_CHILDREN: Final = 10_000
+MAX_CHILD_BYTES: Final = 16 * 1024 * 1024
 _LARGEST: Final = 2**63 - 1
 #: Between the end of a run and a thread or task of its handler that goes on. One for all: it is held for nanoseconds.
 _SCHEDULING: Final = threading.Lock()
@@ -43,6 +47,7 @@ class WorkerContext:
     """
 
     __slots__ = (
+        "_child_bytes",
         "_children",
         "_metrics",
         "_over",
@@ -91,6 +96,7 @@ class WorkerContext:
         self._metrics: dict[str, float] | None = None
         self._progress: tuple[int, int | None] | None = None
         self._children: list[OutRecord] | None = None
+        self._child_bytes = 0
         self._over = False
 
     @property
@@ -134,7 +140,7 @@ class WorkerContext:
             The child's id.
 
         Raises:
-            JobRefused: as ``JobQueue.schedule_job`` does.
+            JobRefused: as ``JobQueue.schedule_job`` does; or these are more than 10,000 children, or 16 MiB of them.
             RuntimeError: the run is over.
         """
         return self.schedule_nowait(job, priority, delay, **options)
@@ -157,7 +163,14 @@ class WorkerContext:
                 raise RuntimeError(f"the run of job {self.job_id} is over: nobody would write its child jobs")
             if self._children is None:
                 self._children = []
+            size = self._child_bytes + len(record.value or b"")
+            if len(self._children) >= MAX_CHILDREN or size > MAX_CHILD_BYTES:
+                raise InvalidJob(
+                    f"the run of job {self.job_id} schedules more than {MAX_CHILDREN:,} child jobs or "
+                    f"{MAX_CHILD_BYTES >> 20} MiB of them; let a child schedule the rest"
+                )
             self._children.append(record)
+            self._child_bytes = size
         return child_id
 
     def end(self) -> tuple[OutRecord, ...]:

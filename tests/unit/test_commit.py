@@ -15,7 +15,7 @@ from schemas.offsetmap import Suspect
 from schemas.records import decode_status
 from tests.support.commit_bench import CODEC, Bench, FakeProducer, Transaction, kafka_error, status, told
 from tests.support.messages import TOPICS, message
-from workers.commit import MAX_BATCH
+from workers.commit import MAX_BATCH, MAX_BATCH_BYTES
 from workers.outcome import Outcome, OutRecord
 
 pytestmark = pytest.mark.worker_coordination
@@ -108,6 +108,20 @@ def test_a_transaction_is_bounded() -> None:
         bench.success(offset)
     bench.tick()
     assert (len(bench.kafka.committed[0].records), bench.committer.pending) == (MAX_BATCH, 5)
+
+
+def test_a_transaction_is_bounded_in_bytes_as_well_and_a_release_waits_for_the_rest() -> None:
+    """Beyond five seconds Kafka ends it, and the same one would be tried for ever."""
+    bench = Bench()
+    onward = OutRecord(TOPICS.dlq, 0, None, bytes(MAX_BATCH_BYTES // 2), [])
+    for offset in range(3):
+        one = message(bench.part, offset)
+        bench.emit(Outcome(one, status(one, JobStatus.FAILED), (onward,)))
+    done = bench.committer.release([bench.part])
+    bench.tick()
+    assert (len(bench.kafka.committed[0].records), bench.committer.pending, done.is_set()) == (4, 1, False)
+    bench.tick()
+    assert (bench.stored.offset, bench.stored.clean, done.is_set()) == (3, True, True)
 
 
 def test_a_full_producer_queue_is_waited_for() -> None:

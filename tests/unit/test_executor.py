@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from schemas.errors import BadRecord, PermanentError, UnknownSchema
+from schemas.errors import BadRecord, InvalidJob, PermanentError, UnknownSchema
 from schemas.headers import Delivery
 from schemas.job import Execution
 from schemas.lifecycle import JobStatus
@@ -20,7 +20,7 @@ from schemas.topics import JobPriority
 from tests.support.executor_bench import NOW_MS, Bench, Call
 from tests.support.messages import TOPICS, commit, partition
 from workers import executor as module
-from workers.context import WorkerContext
+from workers.context import MAX_CHILD_BYTES, MAX_CHILDREN, WorkerContext
 from workers.executor import ALONE_MS, RELEASED, UNKNOWN_TYPE_LIMIT_MS
 from workers.outcome import Outcome, OutRecord, PlainSuccess
 from workers.results import Failed, Skipped, Snooze, Success
@@ -226,6 +226,23 @@ async def test_an_output_that_changes_after_the_end_fails_its_own_job(bench: Ben
     outcome = await bench.end_of(returning({"value": Changing()}), key=b"k")
     assert state_of(outcome) is JobStatus.FAILED
     assert error_of(outcome) == ("BadResult", "changed while it was written")
+
+
+@pytest.mark.parametrize(("size", "most"), [(10, MAX_CHILDREN), (200_000, MAX_CHILD_BYTES // 200_000)])
+async def test_a_run_schedules_no_more_children_than_a_transaction_can_carry(
+    bench: Bench, size: int, most: int
+) -> None:
+    record = OutRecord(TOPICS.jobs[JobPriority.NORMAL], 0, None, bytes(size), [])
+    bench.executor._planner = lambda job, priority, **options: ("child", record)
+
+    async def fans_out(job: Any, context: WorkerContext) -> None:
+        for _ in range(most):
+            context.schedule_nowait(job)
+        with pytest.raises(InvalidJob, match="let a child schedule the rest"):
+            context.schedule_nowait(job)
+
+    outcome = await bench.end_of(fans_out)
+    assert len(outcome.records) == most
 
 
 @pytest.mark.parametrize("execution", ["async", "thread"])
