@@ -251,7 +251,7 @@ class Poller:
     def _control_flow(self, consumer: Consumer) -> None:
         """Pause whole priorities that have more than enough, single partitions that must not go on, and full tiers."""
         for priority in PRIORITIES:
-            buffered, size = self._scheduler.waiting(priority), self._scheduler.waiting_bytes(priority)
+            buffered, size = self._scheduler.startable(priority), self._scheduler.waiting_bytes(priority)
             if buffered >= self._high or size >= _MAX_BUFFERED_BYTES:
                 self._paused_priorities.add(priority)
             elif buffered <= self._low and size <= _MAX_BUFFERED_BYTES // 2:

@@ -50,13 +50,25 @@ def turns(weights: Mapping[JobPriority, int]) -> tuple[JobPriority, ...]:
 
 
 class _KeyLock:
-    """A key that more than one job wants: who has it, and who waits, in the order of arrival."""
+    """A key that more than one job wants: who has it, and who waits, the most urgent first, then in the order of arrival."""
 
     __slots__ = ("holder", "waiting")
 
-    def __init__(self, holder: Message, first: Message) -> None:
+    def __init__(self, holder: Message) -> None:
         self.holder = holder
-        self.waiting = deque([first])
+        self.waiting: dict[JobPriority, deque[Message]] = {}
+
+    def queue_of(self, message: Message) -> deque[Message]:
+        """Where this one waits, among its equals."""
+        assert message.priority is not None  # noqa: S101 - only jobs have a key to wait for
+        queue = self.waiting.get(message.priority)
+        if queue is None:
+            queue = self.waiting[message.priority] = deque()
+        return queue
+
+    def next(self) -> Message | None:
+        """The next in line, who waits no longer."""
+        return next((queue.popleft() for p in PRIORITIES if (queue := self.waiting.get(p))), None)
 
 
 def _must_run_alone(message: Message) -> bool:
@@ -96,6 +108,7 @@ class Scheduler:
         self.arrived_bytes = dict.fromkeys(PRIORITIES, 0)
         self._departed = dict.fromkeys(PRIORITIES, 0)
         self._departed_bytes = dict.fromkeys(PRIORITIES, 0)
+        self._behind_keys = dict.fromkeys(PRIORITIES, 0)
 
     def __len__(self) -> int:
         return sum(self.waiting(priority) for priority in PRIORITIES)
@@ -103,6 +116,10 @@ class Scheduler:
     def waiting(self, priority: JobPriority) -> int:
         """Messages of this priority that have arrived and not started. Any thread."""
         return self.arrived[priority] - self._departed[priority]
+
+    def startable(self, priority: JobPriority) -> int:
+        """Those of them that do not wait behind their key: thousands of one key must not keep others from being fetched."""
+        return self.waiting(priority) - self._behind_keys[priority]
 
     def waiting_bytes(self, priority: JobPriority) -> int:
         """What they hold in memory. Any thread."""
@@ -190,10 +207,12 @@ class Scheduler:
             dropped += self._parked.pop(part, ())
         for lock in list(self._keys.values()):
             if isinstance(lock, _KeyLock):
-                gone = [message for message in lock.waiting if message.part in parts]
-                for message in gone:
-                    lock.waiting.remove(message)
-                dropped += gone
+                for priority, queue in lock.waiting.items():
+                    gone = [message for message in queue if message.part in parts]
+                    if gone:
+                        lock.waiting[priority] = deque(m for m in queue if m.part not in parts)
+                        self._behind_keys[priority] -= len(gone)
+                        dropped += gone
         for message in dropped:
             self._forget(message)
         return len(dropped)
@@ -315,12 +334,17 @@ class Scheduler:
         if lock is message:
             return True  # handed over by the one before
         if not isinstance(lock, _KeyLock):
-            self._keys[key] = _KeyLock(lock, message)
-            return False
-        if lock.holder is message:
+            lock = self._keys[key] = _KeyLock(lock)
+        elif lock.holder is message:
             return True
-        lock.waiting.append(message)
+        self._wait_behind(lock, message)
         return False
+
+    def _wait_behind(self, lock: _KeyLock, message: Message, *, first: bool = False) -> None:
+        queue = lock.queue_of(message)
+        (queue.appendleft if first else queue.append)(message)
+        assert message.priority is not None  # noqa: S101
+        self._behind_keys[message.priority] += 1
 
     def _seize(self, message: Message) -> None:
         """The key for one that runs beside nothing else. Whoever holds it has not started, and is first in line after it."""
@@ -331,8 +355,10 @@ class Scheduler:
         assert isinstance(lock, _KeyLock)  # noqa: S101 - two want it by now
         before = lock.holder
         assert before.priority is not None  # noqa: S101
-        lock.waiting.remove(message)
-        lock.waiting.appendleft(before)
+        lock.queue_of(message).remove(message)
+        assert message.priority is not None  # noqa: S101
+        self._behind_keys[message.priority] -= 1
+        self._wait_behind(lock, before, first=True)
         lock.holder = message
         parked = self._parked.get(before.part)
         if parked is not None and before in parked:
@@ -352,16 +378,15 @@ class Scheduler:
 
     def _hand_over(self, key: bytes, lock: _KeyLock) -> None:
         """The next in line: the most urgent one, and among equals the first to arrive."""
-        while lock.waiting:
-            following = min(lock.waiting, key=lambda m: PRIORITIES.index(m.priority or JobPriority.LOW))
-            lock.waiting.remove(following)
+        while (following := lock.next()) is not None:
+            assert following.priority is not None  # noqa: S101
+            self._behind_keys[following.priority] -= 1
             if following.part.releasing or not following.part.owned:
                 self._count_out(following)
                 continue
             lock.holder = following
-            if not lock.waiting:
+            if not any(lock.waiting.values()):
                 self._keys[key] = following
-            assert following.priority is not None  # noqa: S101
             self._buffers[following.priority].appendleft(following)
             return
         del self._keys[key]

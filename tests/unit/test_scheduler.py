@@ -156,6 +156,20 @@ def test_others_pass_those_who_wait_behind_their_key() -> None:
     assert [take(scheduler).offset for _ in range(3)] == [0, 2, 3]
 
 
+def test_those_who_wait_behind_their_key_do_not_count_as_enough_to_start() -> None:
+    """Else one hot key keeps its whole priority from being fetched, and others of it from starting."""
+    scheduler, part = Scheduler(), open_partition()
+    arrive(scheduler, *(message(part, offset, key=b"hot") for offset in range(5)), message(part, 5))
+    first, other = take(scheduler), take(scheduler)
+    assert (first.offset, other.offset) == (0, 5)
+    assert scheduler.take(NOW_MS) is None
+    assert (scheduler.waiting(NORMAL), scheduler.startable(NORMAL)) == (4, 0)
+    scheduler.done(first)
+    assert (scheduler.waiting(NORMAL), scheduler.startable(NORMAL)) == (4, 1)
+    assert scheduler.purge({part}) == 4
+    assert (scheduler.waiting(NORMAL), scheduler.startable(NORMAL)) == (0, 0)
+
+
 def test_the_most_urgent_one_behind_a_key_is_next() -> None:
     scheduler = Scheduler()
     holder = message(open_partition(LOW), 0, key=b"k")
@@ -438,6 +452,7 @@ class Loop(RuleBasedStateMachine):
             waiting = [one for one in self.waiting if one.priority is priority]
             assert self.scheduler.waiting(priority) == len(waiting)
             assert self.scheduler.waiting_bytes(priority) == sum(one.size for one in waiting)
+            assert 0 <= self.scheduler.startable(priority) <= len(waiting)
         assert self.scheduler.running == len(self.running)
 
     def teardown(self) -> None:
@@ -450,6 +465,7 @@ class Loop(RuleBasedStateMachine):
         assert self.waiting == []
         assert self.running == []
         assert len(self.scheduler) == 0
+        assert not any(map(self.scheduler.startable, PRIORITIES))
         assert not self.scheduler.has_parked
         assert not self.scheduler._keys
 
