@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from schemas.codec import SINGLE_OBJECT
@@ -15,10 +14,19 @@ from workers.outcome import OutRecord
 
 
 class ChildJobs:
-    """Turns ``context.schedule`` into records. ``introduced``: schemas that readers know already."""
+    """Turns ``context.schedule`` into records.
 
-    def __init__(self, rules: Rules, introduced: Iterable[WireSchema] = ()) -> None:
+    Args:
+        rules: of the deployment.
+        introduced: schemas that readers know already.
+        now_ms: broker time. A delay that began by a local clock that is behind would end too early.
+    """
+
+    def __init__(
+        self, rules: Rules, introduced: Iterable[WireSchema] = (), *, now_ms: Callable[[], int]
+    ) -> None:
         self._rules = rules
+        self._now_ms = now_ms
         self._introduced = frozenset(schema.fingerprint for schema in introduced)
 
     def __call__(self, job: Job, priority: JobPriority, **options: Any) -> tuple[str, OutRecord]:
@@ -27,9 +35,7 @@ class ChildJobs:
         Raises:
             JobRefused: as scheduling it directly would.
         """
-        outgoing = plan(
-            job, JobOptions(priority=priority, **options), time.time_ns() // 1_000_000, self._rules
-        )
+        outgoing = plan(job, JobOptions(priority=priority, **options), self._now_ms(), self._rules)
         partition = -1 if outgoing.partition is None else outgoing.partition
         schema = declared_type(job).wire
         # In a registry's frame: the codec has registered it by now.

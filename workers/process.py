@@ -124,7 +124,9 @@ class WorkerProcess:
             router=self._router,
             scheduler=self._scheduler,
             emit=self._committer.emit,
-            planner=ChildJobs(Rules.of(settings, codec, config.name), own_schemas(handlers)),
+            planner=ChildJobs(
+                Rules.of(settings, codec, config.name), own_schemas(handlers), now_ms=self._clock.now_ms
+            ),
             now_ms=self._clock.now_ms,
             worker_name=config.name,
             processes=self._processes,

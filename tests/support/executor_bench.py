@@ -90,7 +90,7 @@ class Bench:
             router=Router(TOPICS),
             scheduler=self.scheduler,
             emit=self._emit,
-            planner=ChildJobs(planning),
+            planner=ChildJobs(planning, now_ms=lambda: self.now_ms),
             now_ms=lambda: self.now_ms,
             worker_name="w.0",
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from confluent_kafka import KafkaError, KafkaException
 from schemas import JobPriority
 from schemas.codec import Codec
 from schemas.errors import PipelineError
-from schemas.headers import Delivery, build
+from schemas.headers import Delivery, build, parse
 from schemas.jobtype import job_type
 from schemas.offsetmap import OffsetMap
 from schemas.records import REPORT, STATUS
@@ -37,7 +38,7 @@ WIRE = job_type(Sample).wire
 
 
 def child_of(codec: Codec | None = None, introduced: tuple[WireSchema, ...] = ()) -> OutRecord:
-    plan = ChildJobs(Rules(codec or Codec(), TOPICS), introduced)
+    plan = ChildJobs(Rules(codec or Codec(), TOPICS), introduced, now_ms=lambda: 0)
     return plan(Sample(), JobPriority.LOW)[1]
 
 
@@ -111,6 +112,14 @@ def test_only_types_that_readers_may_not_know_bring_their_schema() -> None:
     assert child_of().schema is WIRE
     assert child_of(introduced=(WIRE,)).schema is None
     assert child_of(Codec(Numbered())).schema is None, "the codec has registered it"
+
+
+def test_the_delay_of_a_child_begins_by_the_brokers_clock() -> None:
+    """By a local one that is ten seconds behind it would end ten seconds early."""
+    broker_ms = 1_900_000_000_000
+    plan = ChildJobs(Rules(Codec(), TOPICS), now_ms=lambda: broker_ms)
+    _, child = plan(Sample(), JobPriority.LOW, delay=timedelta(seconds=20))
+    assert parse(child.headers).not_before_ms == broker_ms + 20_000
 
 
 def test_a_schema_goes_once_with_the_first_child_of_its_type() -> None:
