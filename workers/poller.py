@@ -263,7 +263,7 @@ class Poller:
             if (
                 self._drain
                 or priority_paused
-                or part.full()
+                or self._is_full(part)
                 or self._delays.holds_enough(part, now_ms, paused=place in self._paused)
             ):
                 wanted.add(place)
@@ -275,6 +275,18 @@ class Poller:
         if resume:
             consumer.resume([TopicPartition(*place) for place in resume])
         self._paused = wanted
+
+    def _is_full(self, part: PartitionState) -> bool:
+        if not part.full():
+            return False
+        # A retry topic that is overdue is full for a moment, while it is forwarded.
+        if part.topic in self._topics.priority_of and self._news.is_news(f"full: {part.topic}"):
+            log.warning(
+                "partition stops: too many records wait or are finished behind its lowest unfinished one",
+                at=f"{part.topic}/{part.partition}/{part.base}",
+                behind=part.spread,
+            )
+        return True
 
     def _note_positions(self, consumer: Consumer) -> None:
         """Nothing came for a while: what lies between the last record and the position are transaction markers."""

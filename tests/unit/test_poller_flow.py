@@ -1,0 +1,93 @@
+"""Which partitions the poll thread pauses, and what it says about it."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+from confluent_kafka import TopicPartition
+from structlog.testing import capture_logs
+
+from schemas.topics import JobPriority
+from tests.support.messages import TOPICS, commit, message, partition
+from workers.delay import Delays
+from workers.offsets import MAX_SPREAD
+from workers.poller import Poller
+from workers.scheduler import Scheduler
+
+pytestmark = pytest.mark.worker_coordination
+
+
+class Consumer:
+    def __init__(self) -> None:
+        self.paused: set[tuple[str, int]] = set()
+
+    def pause(self, places: list[TopicPartition]) -> None:
+        self.paused |= {(place.topic, place.partition) for place in places}
+
+    def resume(self, places: list[TopicPartition]) -> None:
+        self.paused -= {(place.topic, place.partition) for place in places}
+
+
+def poller_of(scheduler: Scheduler, *parts: Any) -> Poller:
+    nobody: Any = None
+    poller = Poller(
+        make_consumer=nobody,
+        topics=TOPICS,
+        committed=nobody,
+        committer=nobody,
+        scheduler=scheduler,
+        delays=Delays(),
+        lock=threading.Lock(),
+        loop=nobody,
+        incarnation="i",
+        transactional_id="t",
+        buffer_high=10,
+        buffer_low=5,
+        revoke_timeout_s=3,
+        release=nobody,
+        purge=nobody,
+        deliver=nobody,
+        on_failure=nobody,
+        on_refusal=nobody,
+        on_answer=nobody,
+    )
+    poller.parts = {(part.topic, part.partition): part for part in parts}
+    return poller
+
+
+def look(poller: Poller, consumer: Any) -> None:
+    poller._control_flow(consumer)
+
+
+def test_a_partition_that_reaches_its_limit_stops_alone_and_is_named() -> None:
+    stuck, other = partition(), partition(number=1)
+    stuck.note_delivered(0)
+    stuck.note_position(MAX_SPREAD)
+    poller, consumer = poller_of(Scheduler(), stuck, other), Consumer()
+    with capture_logs() as said:
+        look(poller, consumer)
+        look(poller, consumer)
+    assert consumer.paused == {(stuck.topic, 0)}
+    assert [line["at"] for line in said] == [f"{stuck.topic}/0/0"], "once in a while, not at each look"
+
+
+def test_a_priority_is_paused_for_those_that_may_start_and_not_for_those_behind_their_key() -> None:
+    scheduler, part = Scheduler(), partition()
+    part.top = 1_000
+    commit(part)
+    poller, consumer = poller_of(scheduler, part), Consumer()
+
+    def arrive(first: int, count: int, key: bytes | None) -> None:
+        scheduler.arrived[JobPriority.NORMAL] += count
+        scheduler.add([message(part, first + n, key=key) for n in range(count)])
+
+    arrive(0, 50, b"hot")
+    assert scheduler.take(0) is not None
+    assert scheduler.take(0) is None
+    look(poller, consumer)
+    assert consumer.paused == set()
+    arrive(50, 10, None)
+    look(poller, consumer)
+    assert consumer.paused == {(part.topic, 0)}
