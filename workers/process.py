@@ -58,6 +58,8 @@ log = structlog.get_logger("rustfs_workers.worker")
 
 _FIRST_ANSWER_S: Final = 20.0
 _ANSWER_S: Final = 10.0
+#: Our own jobs come to their topic less than a second before their time; clocks may differ a little.
+_LONGEST_HOLD_MS: Final = 2_000
 
 
 class WorkerProcess:
@@ -327,6 +329,10 @@ class WorkerProcess:
                 self._drop_copy(message)
             elif message.lost_worker:
                 self._committer.emit(self._router.worker_lost(message, self.config.name, now))
+                self._scheduler.leave(message)
+            elif message.delivery.not_before_ms > now + _LONGEST_HOLD_MS:
+                # Written to a job topic by a producer of another kind: it would hold up its partition, and then its priority.
+                self._committer.emit(self._router.forward(message, now, self.config.name))
                 self._scheduler.leave(message)
             elif message.delivery.not_before_ms > now:
                 self._delays.hold_until(message, message.delivery.not_before_ms)

@@ -5,6 +5,7 @@ The worker runs in this process, since the registry of ``mock://`` lives in it.
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from confluent_kafka.schema_registry import Schema as RegistrySchema
 from confluent_kafka.schema_registry import SchemaRegistryClient
 
 from schemas import Job, JobPriority, JobStatus
-from schemas.codec import CONFLUENT, Codec, split
+from schemas.codec import CONFLUENT, Codec, peek_id, split
 from schemas.headers import Delivery, build, parse
 from schemas.jobtype import ENVELOPE_FIELDS, job_type
 from schemas.partitions import partition_of
@@ -115,7 +116,7 @@ async def test_an_ordinary_reader_knows_the_schemas_of_everything_a_worker_write
 async def test_records_that_others_wrote_wrongly_are_failed_or_counted_and_hold_up_nobody(
     provisioned: Settings,
 ) -> None:
-    """A field of another type, a damaged header, a key on another partition; each with a good job behind it."""
+    """A field of another type, a damaged header, a key on another partition, a far time on a job topic; good jobs behind."""
     strange = WireSchema(
         {
             "type": "record",
@@ -138,6 +139,9 @@ async def test_records_that_others_wrote_wrongly_are_failed_or_counted_and_hold_
     produce(provisioned, Codec().encode_job(kind, WireJob("b"), keyed), elsewhere, key)
     damaged = Codec().encode_job(kind, WireJob("c"), envelope("wire_job", id=number(3)))
     produce(provisioned, damaged, 0, number(3).encode(), **{"rfw-delivery": b"2147483647"})
+    later = Codec().encode_job(kind, WireJob("d"), envelope("wire_job", id=number(4), priority="low"))
+    in_an_hour = str(time.time_ns() // 1_000_000 + 3_600_000).encode()
+    produce(provisioned, later, 0, number(4).encode(), **{"rfw-not-before": in_an_hour})
     async with JobQueue.connect(provisioned) as queue, worker_on(provisioned) as manager:
         failed = await queue.wait(number(1), LIMIT)
         misplaced = await queue.wait(number(2), LIMIT)
@@ -145,14 +149,19 @@ async def test_records_that_others_wrote_wrongly_are_failed_or_counted_and_hold_
         for job_id in behind:
             assert (await queue.wait(job_id, LIMIT)).status is JobStatus.SUCCEEDED
         refused = await queue.wait(number(3), LIMIT)
-        assert (await queue.list_jobs()).total == 9
+        assert (await queue.list_jobs()).total == 10
         assert manager.process.events["misplaced_keys"] == 1
         assert manager.process.events["undecodable"] == 2
+        waits = await queue.get_job(number(4))
+        assert waits is not None
+        assert waits.status is JobStatus.SCHEDULED
     assert (failed.status, failed.type) == (JobStatus.FAILED, "wire_job")
     assert failed.error is not None
     assert failed.error.startswith("rustfs.jobs.Strange.type: {'a': 'map'}")
     assert (misplaced.status, misplaced.output) == (JobStatus.SUCCEEDED, {"text": "b"})
     assert (refused.status, refused.error_type) == (JobStatus.FAILED, "BadHeaders")
+    (forwarded,) = read_all(provisioned, *provisioned.topics.retry.values())
+    assert (peek_id(forwarded.value()), forwarded.value()) == (number(4).encode(), later)
     letters = read_all(provisioned, provisioned.topics.dlq)
     assert {parse(raw_headers(letter)).error_type for letter in letters} == {"BadRecord", "BadHeaders"}
     reports = read_all(provisioned, provisioned.topics.reports)
