@@ -80,7 +80,7 @@ class CommitCounters:
 
 
 class Committer:
-    """Decides what goes into each transaction. ``emit`` may be called from any thread; everything else happens in its own."""
+    """Decides what goes into each transaction. ``emit`` is for the event loop; everything else happens in its own thread."""
 
     def __init__(
         self,
@@ -118,6 +118,8 @@ class Committer:
             given_up=lambda: self._stop,
         )
         self._outbox: deque[Outcome] = deque()
+        # Each number has one writer (event loop, commit thread), so none is lost between them.
+        self._bytes_in = self._bytes_out = 0
         self._wake = threading.Event()
         self._stop = False
         self._releases: list[tuple[frozenset[PartitionState], threading.Event]] = []
@@ -133,8 +135,10 @@ class Committer:
         self._thread.start()
 
     def emit(self, outcome: Outcome) -> None:
-        """Something to write with the next tick. Never blocks."""
+        """Something to write with the next tick; for the event loop. Never blocks."""
         self._outbox.append(outcome)
+        if outcome.records:
+            self._bytes_in += outcome.size
         if not self._wake.is_set():
             self._wake.set()
 
@@ -161,6 +165,11 @@ class Committer:
     def pending(self) -> int:
         """Outcomes that wait for their transaction."""
         return len(self._outbox)
+
+    @property
+    def pending_bytes(self) -> int:
+        """What they hold in memory for the records that they write. Any thread."""
+        return self._bytes_in - self._bytes_out
 
     def _run(self) -> None:
         try:
@@ -196,7 +205,7 @@ class Committer:
             while len(outcomes) < min(waiting, MAX_BATCH) and size < MAX_BATCH_BYTES:
                 outcome = self._outbox.popleft()
                 outcomes.append(outcome)
-                size += sum(len(record.value or b"") for record in outcome.records)
+                size += outcome.size
             # A release is the last commit: what ended before it and does not fit into this transaction goes first.
             if len(outcomes) == waiting:
                 releases, self._releases = self._releases, []
@@ -207,8 +216,10 @@ class Committer:
                 self._commit(metadata, outcomes, released)
             elif outcomes:
                 self._outbox.extendleft(reversed(outcomes))
+                size = 0
                 self._membership.refresh(1.0)
         finally:
+            self._bytes_out += size
             for _, done in releases:
                 done.set()
         return bool(outcomes)

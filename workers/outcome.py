@@ -61,6 +61,11 @@ class Outcome:
     failures: int = field(default=0, compare=False)
 
     @property
+    def size(self) -> int:
+        """Bytes of the values that it writes, its status left out."""
+        return sum(len(record.value or b"") for record in self.records)
+
+    @property
     def state(self) -> JobStatus | None:
         """The state that it leads to."""
         match self.status:

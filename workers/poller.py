@@ -26,6 +26,7 @@ from schemas.headers import RawHeaders
 from schemas.topics import PRIORITIES, JobPriority, Topics
 from streams.clients import RepeatFilter
 from streams.partition_counts import changed
+from workers.delay import MAX_TOTAL_BYTES
 from workers.duplicates import DuplicateWindow
 from workers.message import Message
 from workers.offsets import PartitionState
@@ -265,6 +266,9 @@ class Poller:
                 or priority_paused
                 or self._is_full(part)
                 or self._delays.holds_enough(part, now_ms, paused=place in self._paused)
+                or (
+                    place[0] in self._topics.tier_of and self._is_overdue_enough(paused=place in self._paused)
+                )
             ):
                 wanted.add(place)
         if wanted == self._paused:
@@ -275,6 +279,10 @@ class Poller:
         if resume:
             consumer.resume([TopicPartition(*place) for place in resume])
         self._paused = wanted
+
+    def _is_overdue_enough(self, *, paused: bool) -> bool:
+        """Whether forwarding does not keep up with what is due: the rest of it stays in Kafka."""
+        return self._committer.pending_bytes * (2 if paused else 1) >= MAX_TOTAL_BYTES
 
     def _is_full(self, part: PartitionState) -> bool:
         if not part.full():

@@ -9,9 +9,9 @@ import pytest
 from confluent_kafka import TopicPartition
 from structlog.testing import capture_logs
 
-from schemas.topics import JobPriority
+from schemas.topics import TIERS, JobPriority
 from tests.support.messages import TOPICS, commit, message, partition
-from workers.delay import Delays
+from workers.delay import MAX_TOTAL_BYTES, Delays
 from workers.offsets import MAX_SPREAD
 from workers.poller import Poller
 from workers.scheduler import Scheduler
@@ -30,13 +30,18 @@ class Consumer:
         self.paused -= {(place.topic, place.partition) for place in places}
 
 
+class Committer:
+    pending_bytes = 0
+
+
 def poller_of(scheduler: Scheduler, *parts: Any) -> Poller:
     nobody: Any = None
+    committer: Any = Committer()
     poller = Poller(
         make_consumer=nobody,
         topics=TOPICS,
         committed=nobody,
-        committer=nobody,
+        committer=committer,
         scheduler=scheduler,
         delays=Delays(),
         lock=threading.Lock(),
@@ -91,3 +96,18 @@ def test_a_priority_is_paused_for_those_that_may_start_and_not_for_those_behind_
     arrive(50, 10, None)
     look(poller, consumer)
     assert consumer.paused == {(part.topic, 0)}
+
+
+def test_retry_topics_wait_while_more_is_due_than_can_be_forwarded() -> None:
+    tier, jobs = partition(TOPICS.retry[TIERS[0]]), partition()
+    poller, consumer = poller_of(Scheduler(), tier, jobs), Consumer()
+    committer: Any = poller._committer
+    for pending, paused in (
+        (MAX_TOTAL_BYTES - 1, False),
+        (MAX_TOTAL_BYTES, True),
+        (MAX_TOTAL_BYTES // 2, True),
+        (9, False),
+    ):
+        committer.pending_bytes = pending
+        look(poller, consumer)
+        assert consumer.paused == ({(tier.topic, 0)} if paused else set())
