@@ -51,6 +51,8 @@ def poller_of(scheduler: Scheduler, *parts: Any) -> Poller:
         buffer_high=10,
         buffer_low=5,
         revoke_timeout_s=3,
+        now_ms=nobody,
+        last_heard=nobody,
         release=nobody,
         purge=nobody,
         deliver=nobody,
