@@ -158,6 +158,9 @@ class EmbeddedBroker:
         try:
             self._start_on_a_free_port(self._java_command(java, jars), deadline, timeout_s)
             write_state(self.config.data_dir, self._state())
+            if self.config.detached:
+                # Not before others can find it: whoever kills us until then would leave a broker that nobody can stop.
+                self._end_guardian("leave it alone", 0)
         except BaseException:
             # Ctrl-C included: nothing of it is left behind.
             self._end(0)
@@ -306,8 +309,6 @@ class EmbeddedBroker:
             finally:
                 os.close(pid_writer)
             pid = said.readline().strip()
-        if self.config.detached:
-            self._end_guardian(_MARGIN_S)
         # It may have ended already: whoever waits for it finds out.
         with contextlib.suppress(psutil.NoSuchProcess):
             self._process = psutil.Process(int(pid)) if pid else None
@@ -347,7 +348,7 @@ class EmbeddedBroker:
     def _end_process(self, timeout_s: float) -> None:
         process, self._process = self._process, None
         if self._guardian is not None:
-            self._end_guardian(timeout_s)
+            self._end_guardian(str(timeout_s), timeout_s)
         if process is None or not _lives(process):
             return
         # Detached, or its guardian is gone.
@@ -361,14 +362,14 @@ class EmbeddedBroker:
                 process.kill()
                 process.wait(_MARGIN_S)
 
-    def _end_guardian(self, timeout_s: float) -> None:
+    def _end_guardian(self, last_word: str, timeout_s: float) -> None:
         guardian, self._guardian = self._guardian, None
         if guardian is None:
             return
         with guardian:  # closes the pipe, reaps it
             assert guardian.stdin is not None  # noqa: S101 - a pipe
             with contextlib.suppress(BrokenPipeError):
-                guardian.stdin.write(f"{timeout_s}\n".encode())
+                guardian.stdin.write(f"{last_word}\n".encode())
             try:
                 guardian.wait(timeout_s + _MARGIN_S)
             except subprocess.TimeoutExpired:

@@ -4,7 +4,8 @@ In:  a command, the pid of whoever wants it, a descriptor to say the command's p
 Out: the exit code of the command (128 + n if signal n ended it).
 
 It is run as a file by a bare interpreter (`python -I -S guardian.py …`), so it imports nothing of ours. It
-stops the command when its standard input says so or ends, when its parent is gone, or on SIGTERM.
+stops the command when its standard input says so or ends, when its parent is gone, or on SIGTERM. A command that
+is to outlive us is left alone only when its parent says so: a parent that dies before has told nobody of it.
 
 Why not `PR_SET_PDEATHSIG` alone: that fires when the *thread* ends that started the process, kills instead of
 stopping in order, and exists on Linux only; and `preexec_fn`, which it needs, may deadlock in a process with
@@ -24,6 +25,7 @@ import sys
 #: How often to look whether the parent lives: a fork of it may keep our standard input open.
 _LOOK_S = 1.0
 _GRACE_S = 15.0
+_LEAVE_ALONE = b"leave it alone\n"
 _PR_SET_PDEATHSIG = 1
 
 
@@ -51,24 +53,25 @@ def main() -> int:
     os.close(arguments.pid_fd)
     # The command holds the lock now, and is to hold it alone: who sees it end may take the lock at once.
     os.close(arguments.lock_fd)
-    if arguments.detach:
-        child.returncode = 0  # it is left alone on purpose: no warning about that
-        return 0
 
     while child.poll() is None:
         readable, _, _ = select.select([0, wake], [], [], _LOOK_S)
         if wake in readable:
             os.read(wake, 512)
+        if 0 in readable:
+            said = os.read(0, 64)
+            if said == _LEAVE_ALONE:
+                child.returncode = 0  # on purpose: no warning about that
+                return 0
+            return _stop(child, _grace(said))
         if asked or os.getppid() != arguments.parent:
             return _stop(child, _GRACE_S)
-        if 0 in readable:
-            return _stop(child, _grace(os.read(0, 64)))
     return _exit_code(child)
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="guardian")
-    parser.add_argument("--detach", action="store_true", help="start the command and leave it alone")
+    parser.add_argument("--detach", action="store_true", help="the command may be left alone later")
     parser.add_argument("--parent", type=int, required=True)
     parser.add_argument("--pid-fd", type=int, required=True)
     parser.add_argument("--lock-fd", type=int, required=True)

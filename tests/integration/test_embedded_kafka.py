@@ -290,6 +290,27 @@ print(start_background(BrokerConfig(Path(sys.argv[1]), heap_mb=256)).pid, flush=
     assert not stop_background(directory)
 
 
+def test_a_background_start_that_is_killed_leaves_no_broker_behind(directory: Path) -> None:
+    text = """
+import sys
+from pathlib import Path
+from streams.embedded import BrokerConfig, EmbeddedBroker, start_background
+
+def stand_still(broker, *_):
+    print(broker.pid, flush=True)
+    sys.stdin.read()
+
+EmbeddedBroker._wait_until_it_answers = stand_still
+start_background(BrokerConfig(Path(sys.argv[1]), heap_mb=256))
+"""
+    with script(text, directory) as starter:
+        pid = int(line_of(starter))
+        starter.kill()
+        starter.wait(LIMIT_S)
+        wait_until_gone(pid)
+    DirectoryLock(directory).release()
+
+
 def test_a_broker_that_was_killed_is_not_running_and_can_be_started_again(directory: Path) -> None:
     killed = start_background(config(directory))
     os.kill(killed.pid, signal.SIGKILL)
