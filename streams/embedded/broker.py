@@ -40,6 +40,9 @@ from streams.embedded.state import (
 log = structlog.get_logger("rustfs_workers.embedded")
 
 _LOG_LINES: Final = 30
+#: Below the data directory, in which Kafka runs. In a list of directories a comma separates, and a properties file is
+#: Latin-1: the whole path may hold what Kafka would take for another one.
+_LOG_DIR: Final = Path("data")
 #: Somebody else may take a free port between our look and the broker's start.
 _STARTS: Final = 3
 _PORT_TAKEN: Final = "Address already in use"
@@ -221,11 +224,11 @@ class EmbeddedBroker:
 
     @property
     def _log_dir(self) -> Path:
-        return self.config.data_dir / "data"
+        return self.config.data_dir / _LOG_DIR
 
     def _write_properties(self, node: Node, nodes: tuple[Node, ...]) -> Path:
         path = self.config.data_dir / "server.properties"
-        path.write_text(render(server_properties(node, nodes, self._log_dir, self.config.extra)), "utf-8")
+        path.write_text(render(server_properties(node, nodes, _LOG_DIR, self.config.extra)), "utf-8")
         return path
 
     def _java_command(self, java: Path, jars: list[Path]) -> list[str]:
@@ -272,6 +275,8 @@ class EmbeddedBroker:
                     stderr=subprocess.STDOUT,
                     check=False,
                     timeout=_FORMAT_LIMIT_S,
+                    cwd=self.config.data_dir,
+                    env=_environment(),
                     # Ctrl-C ends us, and we end it.
                     start_new_session=True,
                 )
@@ -302,6 +307,7 @@ class EmbeddedBroker:
                         stdout=out,
                         stderr=subprocess.STDOUT,
                         cwd=self.config.data_dir,
+                        env=_environment(),
                         pass_fds=(pid_writer, self._lock.fileno()),
                         # Ctrl-C on the terminal ends us first, and we end the broker in order.
                         start_new_session=True,
@@ -379,6 +385,11 @@ class EmbeddedBroker:
 def new_cluster_id() -> str:
     """One that no other cluster has, in Kafka's form."""
     return base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+
+
+def _environment() -> dict[str, str]:
+    """Ours, and names of files in UTF-8: with LC_ALL=C Java finds none that is not ASCII."""
+    return {**os.environ, "LC_ALL": "C.UTF-8"}
 
 
 def _lives(process: psutil.Process) -> bool:

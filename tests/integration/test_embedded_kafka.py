@@ -156,6 +156,15 @@ def test_a_broker_starts_serves_stops_and_has_its_data_at_the_second_start(tmp_p
         broker.stop()
 
 
+def test_a_data_directory_may_have_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LC_ALL", "C")
+    directory = tmp_path / "Jürgen, 雪 #1"
+    for _ in ("formatted", "found again"):
+        with EmbeddedBroker(config(directory)):
+            assert (directory / "data" / "meta.properties").is_file()
+    assert list(tmp_path.iterdir()) == [directory]
+
+
 def test_a_broker_outlives_the_thread_that_started_it(broker: EmbeddedBroker) -> None:
     create_topic(broker.bootstrap_servers, "alive")
     assert broker.alive
