@@ -257,6 +257,7 @@ class EmbeddedBroker:
 
     def _format(self, command: list[str], properties: Path) -> None:
         """Make the data directory a node's. What is half done (we were killed) is done again."""
+        assert self._lock is not None  # noqa: S101 - taken by start
         cluster_id = self.config.cluster_id or new_cluster_id()
         # One argument: an id may begin with a dash.
         tool = [
@@ -277,6 +278,8 @@ class EmbeddedBroker:
                     timeout=_FORMAT_LIMIT_S,
                     cwd=self.config.data_dir,
                     env=_environment(),
+                    # It may outlive us by a second, if we are killed: nobody else formats the directory before it has ended.
+                    pass_fds=(self._lock.fileno(),),
                     # Ctrl-C ends us, and we end it.
                     start_new_session=True,
                 )
@@ -320,7 +323,7 @@ class EmbeddedBroker:
             self._process = psutil.Process(int(pid)) if pid else None
 
     def _wait_until_it_answers(self, node: Node, deadline: float, timeout_s: float) -> None:
-        while not (listens(node.port) and _serves(node.address, deadline)):
+        while not (listens(node.port) and self._listens_itself(node) and _serves(node.address, deadline)):
             if not self.alive:
                 lines = self.log_end()
                 raise BrokerStartError("Kafka ended while it started", self.log_path, lines)
@@ -328,6 +331,13 @@ class EmbeddedBroker:
                 what = f"Kafka does not answer on {node.address} within {timeout_s:.0f} s"
                 raise BrokerStartTimeout(what, self.log_path, self.log_end())
             time.sleep(_LOOK_S)
+
+    def _listens_itself(self, node: Node) -> bool:
+        """Somebody else may have taken the port after our look: ours has then yet to find out, and would end."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            sockets = self._process.net_connections("tcp") if self._process is not None else []
+            return any(s.status == psutil.CONN_LISTEN and s.laddr.port == node.port for s in sockets)
+        return False
 
     def _running_node(self) -> Node:
         if self._node is None or self._process is None:

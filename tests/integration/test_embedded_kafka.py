@@ -214,6 +214,17 @@ def test_a_port_that_somebody_has_is_refused_at_once(tmp_path: Path) -> None:
     DirectoryLock(tmp_path).release()
 
 
+def test_a_port_that_another_broker_takes_meanwhile_is_not_taken_for_ours(
+    broker: EmbeddedBroker, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when two start with the same port at once: both have seen it free, one gets it."""
+    monkeypatch.setattr("streams.embedded.broker.is_free", lambda _port: True)
+    with pytest.raises(BrokerStartError, match=r"ended while it started[\s\S]*Address already in use"):
+        EmbeddedBroker(config(directory, port=broker.port)).start()
+    assert not (directory / "address").exists()
+    DirectoryLock(directory).release()
+
+
 def test_a_second_broker_on_the_directory_is_refused_by_name(broker: EmbeddedBroker) -> None:
     data_dir = broker.config.data_dir
     with pytest.raises(DataDirInUse) as caught:
@@ -318,6 +329,33 @@ start_background(BrokerConfig(Path(sys.argv[1]), heap_mb=256))
         starter.wait(LIMIT_S)
         wait_until_gone(pid)
     DirectoryLock(directory).release()
+
+
+def test_nobody_else_formats_a_directory_while_the_formatter_of_a_killed_start_runs(tmp_path: Path) -> None:
+    text = """
+import subprocess
+import sys
+from pathlib import Path
+from streams.embedded import BrokerConfig, EmbeddedBroker
+
+def run(command, *, check, timeout, **options):
+    with subprocess.Popen(["sleep", "600"], **options) as process:
+        print(process.pid, flush=True)
+
+subprocess.run = run
+EmbeddedBroker(BrokerConfig(Path(sys.argv[1]), heap_mb=256)).start()
+"""
+    with script(text, tmp_path) as starter:
+        formatter = psutil.Process(int(line_of(starter)))
+        try:
+            starter.kill()
+            starter.wait(LIMIT_S)
+            with pytest.raises(DataDirInUse):
+                DirectoryLock(tmp_path)
+        finally:
+            formatter.kill()
+        wait_until_gone(formatter.pid)
+    DirectoryLock(tmp_path).release()
 
 
 def test_a_broker_that_was_killed_is_not_running_and_can_be_started_again(directory: Path) -> None:
