@@ -9,15 +9,17 @@ list of jars is pinned, so nothing is resolved at run time.
 
 from __future__ import annotations
 
+import configparser
+import errno
 import hashlib
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Final
 
 import platformdirs
@@ -104,19 +106,23 @@ def class_path(cache: Path | None = None, jars: Sequence[Jar] | None = None) -> 
 
 
 def _check(jar: Jar, path: Path, *, where: str, remedy: str) -> None:
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = _sha256(path)
     if found != jar.sha256:
         raise JarMismatch(jar.file_name, jar.sha256, found, where, remedy)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _fetch(missing: Sequence[Jar], cache: Path) -> None:
     """Download, check, and only then move into the cache: what lies there is whole."""
     total = sum(jar.size_bytes for jar in missing)
     with (
-        tempfile.TemporaryDirectory(dir=cache, prefix=".download-") as scratch,
+        # Whoever was in the middle of a file when the others gave up may still write it.
+        tempfile.TemporaryDirectory(dir=cache, prefix=".download-", ignore_cleanup_errors=True) as scratch,
         progress.shown(f"Downloading Apache Kafka {KAFKA_VERSION}", total) as show,
-        ThreadPoolExecutor(_DOWNLOADS_AT_ONCE, thread_name_prefix="kafka-jars") as pool,
     ):
         ended = threading.Event()
 
@@ -125,12 +131,18 @@ def _fetch(missing: Sequence[Jar], cache: Path) -> None:
                 raise _Ended
             show(received_bytes)
 
-        download = _downloader(Path(scratch), show_unless_ended)
+        try:
+            download = _downloader(Path(scratch), show_unless_ended)
+        except configparser.Error as error:
+            why = f"jgo.conf cannot be read: {_in_short(error)}"
+            raise JarsUnavailable("anything", why, len(missing), cache) from error
 
         def fetch(jar: Jar) -> None:
             try:
                 path = download(jar)
             except (OSError, RuntimeError) as error:  # requests' errors are OSErrors, jgo's own RuntimeErrors
+                if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                    raise  # the network is innocent
                 raise JarsUnavailable(jar.file_name, _in_short(error), len(missing), cache) from error
             _check(
                 jar,
@@ -140,15 +152,38 @@ def _fetch(missing: Sequence[Jar], cache: Path) -> None:
             )
             path.replace(cache / jar.file_name)
 
-        tasks = [pool.submit(fetch, jar) for jar in missing]
         try:
-            for task in tasks:
-                task.result()
-        except BaseException:
+            _for_each(missing, fetch, ended)
+        finally:
             ended.set()
-            for task in tasks:
-                task.cancel()
-            raise
+
+
+def _for_each(jars: Sequence[Jar], fetch: Callable[[Jar], None], ended: threading.Event) -> None:
+    """Several at a time, in threads that nobody waits for: one that gets no answer would hold back Ctrl-C."""
+    todo: SimpleQueue[Jar] = SimpleQueue()
+    done: SimpleQueue[BaseException | None] = SimpleQueue()
+    for jar in jars:
+        todo.put(jar)
+
+    def work() -> None:
+        while not ended.is_set():
+            try:
+                jar = todo.get_nowait()
+            except Empty:
+                return
+            try:
+                fetch(jar)
+            except BaseException as error:  # noqa: BLE001 - whoever waits raises it
+                done.put(error)
+            else:
+                done.put(None)
+
+    for number in range(min(_DOWNLOADS_AT_ONCE, len(jars))):
+        threading.Thread(target=work, name=f"kafka-jars-{number}", daemon=True).start()
+    for _ in jars:
+        error = done.get()
+        if error is not None:
+            raise error
 
 
 class _Ended(Exception):
@@ -174,14 +209,14 @@ def _downloader(scratch: Path, show: progress.Progress) -> Callable[[Jar], Path]
         timeout=_READ_TIMEOUT_S,
     )
 
-    # What Maven has on this machine already; its bytes are checked like downloaded ones.
+    # What Maven has on this machine already, if it is the same: what is damaged there is downloaded.
     local = users.repo_cache
 
     def download(jar: Jar) -> Path:
         artifact = maven.project(jar.group, jar.artifact).at_version(jar.version).artifact()
         target = scratch / jar.file_name
         have = local / artifact.component.path_prefix / jar.file_name
-        if have.is_file() and have.stat().st_size == jar.size_bytes:
+        if have.is_file() and _sha256(have) == jar.sha256:
             target.write_bytes(have.read_bytes())
             show(jar.size_bytes)
             return target
@@ -199,6 +234,6 @@ def _downloader(scratch: Path, show: progress.Progress) -> Callable[[Jar], Path]
 
 
 def _in_short(error: BaseException) -> str:
-    """The innermost reason: requests wraps urllib3's, which wraps the system's."""
-    text = str(error).split("\n", 1)[0]
-    return text if len(text) <= 200 else f"{text[:200]}…"  # noqa: PLR2004 - a line that can be read
+    """One line of it; requests wraps urllib3's reason, which wraps the system's, so it may be long."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= 300 else f"{text[:300]}…"  # noqa: PLR2004 - a line that can be read

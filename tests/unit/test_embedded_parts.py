@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
 import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import psutil
@@ -33,6 +42,7 @@ from streams.embedded.state import DirectoryLock, clear_state, free_port, last_p
 pytestmark = pytest.mark.distributed
 
 ONE = Node(1, 20001, 20002)
+PLACE = Path("org", "example", "thing", "1.0", "thing-1.0.jar")
 THREE = (ONE, Node(2, 20003, 20004), Node(3, 20005, 20006))
 
 
@@ -116,19 +126,90 @@ def test_a_changed_jar_is_refused(tmp_path: Path) -> None:
         class_path(tmp_path, [jar])
 
 
-def test_a_changed_download_is_refused_and_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What lies in the local Maven repository is taken like a download, and checked like one."""
+@pytest.fixture
+def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The folder of a mirror of Maven Central, which the user has named in jgo.conf; no other way out."""
+    folder = tmp_path / "mirror"
+    (folder / PLACE).parent.mkdir(parents=True)
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=folder)) as server:
+        serving = threading.Thread(target=server.serve_forever, args=(0.05,))
+        serving.start()
+        monkeypatch.setenv("HOME", str(tmp_path / "home"))
+        monkeypatch.setenv("M2_REPO", str(tmp_path / "m2"))
+        (tmp_path / "home" / ".config").mkdir(parents=True)
+        (tmp_path / "home" / ".config" / "jgo.conf").write_text(
+            f"[repositories]\ncentral = http://127.0.0.1:{server.server_port}\n"
+        )
+        yield folder
+        server.shutdown()
+        serving.join()
+
+
+def test_a_changed_download_is_refused_and_not_kept(tmp_path: Path, mirror: Path) -> None:
     jar = jar_of(b"what was tested")
-    repository = tmp_path / "m2"
-    (repository / "org/example/thing/1.0").mkdir(parents=True)
-    (repository / "org/example/thing/1.0/thing-1.0.jar").write_bytes(b"what was swapped"[:15])
-    monkeypatch.setenv("M2_REPO", str(repository))
+    (mirror / PLACE).write_bytes(b"what was swapped")
     cache = tmp_path / "cache"
     with pytest.raises(JarMismatch, match="the download"):
         class_path(cache, [jar])
     assert list(cache.iterdir()) == []
-    (repository / "org/example/thing/1.0/thing-1.0.jar").write_bytes(b"what was tested")
+    (mirror / PLACE).write_bytes(b"what was tested")
     assert class_path(cache, [jar]) == [cache / "thing-1.0.jar"]
+
+
+def test_a_damaged_jar_of_the_local_maven_repository_is_downloaded(tmp_path: Path, mirror: Path) -> None:
+    jar = jar_of(b"what was tested")
+    local = tmp_path / "m2" / PLACE
+    local.parent.mkdir(parents=True)
+    local.write_bytes(b"what was damage")
+    (mirror / PLACE).write_bytes(b"what was tested")
+    assert class_path(tmp_path / "cache", [jar]) == [tmp_path / "cache" / "thing-1.0.jar"]
+    (mirror / PLACE).unlink()
+    local.write_bytes(b"what was tested")
+    assert class_path(tmp_path / "cache-2", [jar]) == [tmp_path / "cache-2" / "thing-1.0.jar"]
+
+
+def test_a_configuration_of_jgo_that_cannot_be_read_is_named(tmp_path: Path, mirror: Path) -> None:
+    (tmp_path / "home" / ".config" / "jgo.conf").write_text("http://mirror.example\n")
+    with pytest.raises(JarsUnavailable, match=r"jgo\.conf cannot be read: .*line: 1"):
+        class_path(tmp_path / "cache", [jar_of(b"content")])
+
+
+def test_a_full_disk_is_not_blamed_on_the_network(
+    tmp_path: Path, mirror: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    local = tmp_path / "m2" / PLACE
+    local.parent.mkdir(parents=True)
+    local.write_bytes(b"what was tested")
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(DataDirUnusable, match=r"cannot write Kafka's jars to .*No space left"):
+        class_path(tmp_path / "cache", [jar_of(b"what was tested")])
+
+
+def test_ctrl_c_ends_a_download_that_gets_no_answer(tmp_path: Path) -> None:
+    """The proxy takes the connection and is silent; three tries would take a minute and a half."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        download = subprocess.Popen(
+            [sys.executable, "-c", "from streams.embedded.jars import class_path; class_path()"],
+            env={
+                **os.environ,
+                "HOME": str(tmp_path),
+                "XDG_CACHE_HOME": str(tmp_path),
+                "M2_REPO": str(tmp_path),
+                "HTTPS_PROXY": f"http://127.0.0.1:{silent.getsockname()[1]}",
+            },
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        with download:
+            silent.settimeout(30)
+            with silent.accept()[0]:
+                download.send_signal(signal.SIGINT)
+                _, err = download.communicate(timeout=25)
+    assert err.endswith("KeyboardInterrupt\n")
+    assert list(tmp_path.rglob(".download-*")) == []
 
 
 def test_without_a_network_the_error_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
