@@ -277,7 +277,7 @@ class Settings(BaseSettings):
         address_file = self.data_dir / ADDRESS_FILE
         try:
             address = address_file.read_text("utf-8").strip()
-        except OSError:
+        except (OSError, UnicodeDecodeError):
             address = ""
         if not address:
             raise NoKafkaAddress(address_file)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -35,11 +36,14 @@ from streams.embedded.state import (
     last_port,
     listens,
     write_state,
+    write_whole,
 )
 
 log = structlog.get_logger("rustfs_workers.embedded")
 
 _LOG_LINES: Final = 30
+#: Kafka says nothing of a full disk when its log is on it.
+_LITTLE_SPACE_BYTES: Final = 1024 * 1024
 #: Below the data directory, in which Kafka runs. In a list of directories a comma separates, and a properties file is
 #: Latin-1: the whole path may hold what Kafka would take for another one.
 _LOG_DIR: Final = Path("data")
@@ -133,9 +137,13 @@ class EmbeddedBroker:
     def log_end(self) -> list[str]:
         """The last lines of its log."""
         try:
-            return self.log_path.read_text("utf-8", "replace").splitlines()[-_LOG_LINES:]
+            lines = self.log_path.read_text("utf-8", "replace").splitlines()[-_LOG_LINES:]
+            free_bytes = shutil.disk_usage(self.config.data_dir).free
         except OSError as error:
             return [f"(cannot be read: {error})"]
+        if not lines and free_bytes < _LITTLE_SPACE_BYTES:
+            return [f"(nothing; its disk is full: {free_bytes:,} bytes are free)"]
+        return lines
 
     def start(self, timeout_s: float = 60.0) -> None:
         """Start it, and wait until it answers. Does nothing if it runs.
@@ -145,7 +153,7 @@ class EmbeddedBroker:
         Raises:
             JarsUnavailable, JarMismatch, JavaMissing: what it needs cannot be had.
             DataDirInUse: another broker runs on the directory; the message names it.
-            DataDirUnusable: the directory cannot be written.
+            DataDirUnusable: the directory cannot be written, or holds something else.
             PortInUse: somebody listens on the port that was asked for.
             BrokerStartError: it ended; the message has the end of its log.
             BrokerStartTimeout: it does not answer in time; the same.
@@ -228,7 +236,7 @@ class EmbeddedBroker:
 
     def _write_properties(self, node: Node, nodes: tuple[Node, ...]) -> Path:
         path = self.config.data_dir / "server.properties"
-        path.write_text(render(server_properties(node, nodes, _LOG_DIR, self.config.extra)), "utf-8")
+        write_whole(path, render(server_properties(node, nodes, _LOG_DIR, self.config.extra)))
         return path
 
     def _java_command(self, java: Path, jars: list[Path]) -> list[str]:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from schemas.errors import PipelineError
 
+_FIRST_OPEN_PORT = 1024
+
 
 class EmbeddedKafkaError(PipelineError):
     """The embedded Kafka cannot do what was asked of it."""
@@ -66,7 +68,8 @@ class PortInUse(EmbeddedKafkaError):
 
     def __init__(self, port: int) -> None:
         self.port = port
-        super().__init__(f"port {port} is in use; choose another one, or none to get a free one")
+        reserved = " or reserved for root" if port < _FIRST_OPEN_PORT else ""
+        super().__init__(f"port {port} is in use{reserved}; choose another one, or none to get a free one")
 
 
 class BrokerHasOwner(EmbeddedKafkaError):

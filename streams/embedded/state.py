@@ -33,6 +33,9 @@ _LOCK_FILE: Final = "lock"
 _PORT_FILE: Final = "port"
 #: Below the ports of outgoing connections: one of these could take ours between our look and the start.
 _PORTS: Final = range(20_000, 32_000)
+_ALL_PORTS: Final = range(1, 65_536)
+#: What may stand in a directory that nobody has locked yet: a copy of a broker's data, an empty disk.
+_NOT_FOREIGN: Final = {"data", "lost+found", _STATE_FILE, _ADDRESS_FILE, _PORT_FILE}
 #: Start times are computed from the clock, which may be set meanwhile.
 _START_TIME_TOLERANCE_S: Final = 5.0
 
@@ -85,15 +88,23 @@ def process_of(state: RunningBroker) -> psutil.Process | None:
 def read_state(data_dir: Path) -> RunningBroker | None:
     """What the state file says; none if there is none, or it cannot be read."""
     try:
-        return RunningBroker(**json.loads((data_dir / _STATE_FILE).read_text("utf-8")))
-    except (OSError, ValueError, TypeError):
+        found = json.loads((data_dir / _STATE_FILE).read_text("utf-8"))
+        owner = found["owner"]
+        state = RunningBroker(
+            int(found["pid"]),
+            int(found["port"]),
+            float(found["started"]),
+            None if owner is None else int(owner),
+        )
+    except (OSError, ValueError, TypeError, KeyError, OverflowError):
         return None
+    return state if state.pid > 0 and state.port in _ALL_PORTS else None
 
 
 def write_state(data_dir: Path, state: RunningBroker) -> None:
     """Say that this broker serves, and where."""
-    _write(data_dir / _STATE_FILE, json.dumps(asdict(state)) + "\n")
-    _write(data_dir / _PORT_FILE, f"{state.port}\n")
+    write_whole(data_dir / _STATE_FILE, json.dumps(asdict(state)) + "\n")
+    write_whole(data_dir / _PORT_FILE, f"{state.port}\n")
     write_address(data_dir, state.address)
 
 
@@ -107,7 +118,7 @@ def clear_state(data_dir: Path, pid: int) -> None:
 
 def write_address(data_dir: Path, address: str) -> None:
     """Leave the address where other commands look for it."""
-    _write(data_dir / _ADDRESS_FILE, address + "\n")
+    write_whole(data_dir / _ADDRESS_FILE, address + "\n")
 
 
 def forget_address(data_dir: Path, address: str) -> None:
@@ -126,10 +137,12 @@ class DirectoryLock:
 
         Raises:
             DataDirInUse: somebody has it; the message says who.
-            DataDirUnusable: the directory cannot be made or written.
+            DataDirUnusable: the directory cannot be made or written, or holds something else.
         """
         try:
             data_dir.mkdir(parents=True, exist_ok=True)
+            if not (data_dir / _LOCK_FILE).exists():
+                self._refuse_foreign(data_dir)
             self._file = (data_dir / _LOCK_FILE).open("a+")
         except OSError as error:
             raise DataDirUnusable(f"cannot use {data_dir} for Kafka's data: {error}") from error
@@ -139,9 +152,14 @@ class DirectoryLock:
             holder = self._holder(data_dir)
             self._file.close()
             raise DataDirInUse(data_dir, holder) from error
-        self._file.truncate(0)
-        self._file.write(f"{os.getpid()}\n")
-        self._file.flush()
+        try:
+            self._file.truncate(0)
+            self._file.write(f"{os.getpid()}\n")
+            self._file.flush()
+        except OSError as error:
+            with contextlib.suppress(OSError):  # it tries to write once more
+                self._file.close()
+            raise DataDirUnusable(f"cannot write to {data_dir}: {error}") from error
 
     def fileno(self) -> int:
         """The descriptor that the broker inherits."""
@@ -156,6 +174,13 @@ class DirectoryLock:
         if not self._file.closed:
             fcntl.flock(self._file, fcntl.LOCK_UN)
             self._file.close()
+
+    def _refuse_foreign(self, data_dir: Path) -> None:
+        foreign = sorted({path.name for path in data_dir.iterdir()} - _NOT_FOREIGN)
+        if foreign:
+            raise DataDirUnusable(
+                f"{data_dir} holds something else than Kafka's data ({foreign[0]}); choose an empty directory with --data-dir"
+            )
 
     def _holder(self, data_dir: Path) -> str:
         state = read_state(data_dir)
@@ -179,9 +204,10 @@ def locked(data_dir: Path) -> Iterator[None]:
 def last_port(data_dir: Path) -> int | None:
     """The port of the last start here: clients that are still there find the broker again."""
     try:
-        return int((data_dir / _PORT_FILE).read_text("utf-8"))
+        port = int((data_dir / _PORT_FILE).read_text("utf-8"))
     except (OSError, ValueError):
         return None
+    return port if port in _ALL_PORTS else None
 
 
 def free_port(preferred: int | None = None, *, not_these: tuple[int, ...] = ()) -> int:
@@ -212,8 +238,15 @@ def listens(port: int) -> bool:
         return False
 
 
-def _write(path: Path, text: str) -> None:
-    """All or nothing: a reader never sees half a file."""
+def write_whole(path: Path, text: str) -> None:
+    """All or nothing: a reader never sees half a file.
+
+    Raises:
+        DataDirUnusable: it cannot be written.
+    """
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    scratch.write_text(text, "utf-8")
-    scratch.replace(path)
+    try:
+        scratch.write_text(text, "utf-8")
+        scratch.replace(path)
+    except OSError as error:
+        raise DataDirUnusable(f"cannot write {path}: {error}") from error

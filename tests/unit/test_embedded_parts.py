@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -16,17 +17,21 @@ from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 
 from streams.embedded import (
+    BrokerConfig,
     DataDirInUse,
     DataDirUnusable,
+    EmbeddedBroker,
     JarMismatch,
     JarsUnavailable,
     JavaMissing,
     Node,
+    PortInUse,
     RunningBroker,
     forget_address,
     java,
@@ -38,6 +43,7 @@ from streams.embedded.jars import Jar, class_path, default_cache, parse_pins, pi
 from streams.embedded.progress import shown
 from streams.embedded.properties import render, server_properties
 from streams.embedded.state import DirectoryLock, clear_state, free_port, last_port, read_state, write_state
+from streams.settings import NoKafkaAddress, load_settings
 
 pytestmark = pytest.mark.distributed
 
@@ -277,10 +283,79 @@ def test_what_a_dead_broker_said_is_taken_back_and_its_port_is_kept(tmp_path: Pa
     assert last_port(tmp_path) == 20007
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", json.dumps({"pid": 1}), json.dumps({"other": 1})])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        json.dumps({"pid": 1}),
+        json.dumps({"other": 1}),
+        json.dumps({"pid": -1, "port": 1, "started": 1, "owner": None}),
+        json.dumps({"pid": "x", "port": 1, "started": 1, "owner": None}),
+        json.dumps({"pid": 1, "port": 1, "started": "x", "owner": None}),
+        json.dumps({"pid": 1, "port": 99999, "started": 1, "owner": None}),
+        json.dumps({"pid": 1, "port": 1, "started": 1, "owner": "x"}),
+    ],
+)
 def test_a_state_file_that_makes_no_sense_is_no_broker(tmp_path: Path, text: str) -> None:
     (tmp_path / "broker.json").write_text(text)
+    assert read_state(tmp_path) is None
     assert running_broker(tmp_path) is None
+    assert not stop_background(tmp_path)
+
+
+def test_a_last_port_that_is_none_is_forgotten(tmp_path: Path) -> None:
+    (tmp_path / "port").write_text("99999\n")
+    assert last_port(tmp_path) is None
+
+
+def test_an_address_file_that_is_no_text_is_no_kafka(tmp_path: Path) -> None:
+    (tmp_path / "kafka").mkdir()
+    (tmp_path / "kafka" / "address").write_bytes(b"\xff\xfe")
+    with pytest.raises(NoKafkaAddress, match="rustfs-workers up"):
+        load_settings(data_dir=tmp_path).bootstrap_servers()
+
+
+def test_a_directory_of_somebody_else_is_refused_and_not_touched(tmp_path: Path) -> None:
+    (tmp_path / "server.properties").write_text("broker.id=1\n")
+    with pytest.raises(DataDirUnusable, match=r"something else than Kafka's data \(server\.properties\)"):
+        DirectoryLock(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["server.properties"]
+
+
+@pytest.mark.parametrize("name", ["data", "lost+found"])
+def test_copied_data_and_an_empty_disk_are_taken(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    DirectoryLock(tmp_path).release()
+
+
+def test_a_disk_that_takes_no_more_is_named(tmp_path: Path) -> None:
+    """As a full one: the files can be made, and not be written."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        with pytest.raises(DataDirUnusable) as lock:
+            DirectoryLock(tmp_path)
+        with pytest.raises(DataDirUnusable) as address:
+            write_address(tmp_path, "127.0.0.1:1")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert str(lock.value).startswith(f"cannot write to {tmp_path}: ")
+    assert str(address.value).startswith(f"cannot write {tmp_path / 'address'}: ")
+
+
+def test_a_log_that_a_full_disk_kept_empty_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broker = EmbeddedBroker(BrokerConfig(tmp_path))
+    broker.log_path.touch()
+    assert broker.log_end() == []
+    monkeypatch.setattr("shutil.disk_usage", lambda _path: SimpleNamespace(free=0))
+    assert broker.log_end() == ["(nothing; its disk is full: 0 bytes are free)"]
+
+
+def test_a_port_that_only_root_may_have_is_called_that() -> None:
+    assert "port 80 is in use or reserved for root; choose" in str(PortInUse(80))
+    assert "port 9092 is in use; choose" in str(PortInUse(9092))
 
 
 def test_an_address_of_somebody_else_is_not_taken_back(tmp_path: Path) -> None:
