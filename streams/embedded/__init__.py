@@ -23,7 +23,13 @@ from streams.embedded.errors import (
     PortInUse,
 )
 from streams.embedded.properties import Node
-from streams.embedded.state import RunningBroker, forget_address, running_broker, write_address
+from streams.embedded.state import (
+    RunningBroker,
+    forget_address,
+    refuse_other_port,
+    running_broker,
+    write_address,
+)
 
 __all__ = [
     "BrokerConfig",
@@ -44,6 +50,7 @@ __all__ = [
     "PortInUse",
     "RunningBroker",
     "forget_address",
+    "refuse_other_port",
     "running_broker",
     "start_background",
     "stop_background",

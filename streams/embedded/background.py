@@ -13,7 +13,15 @@ import structlog
 
 from streams.embedded.broker import BrokerConfig, EmbeddedBroker
 from streams.embedded.errors import BrokerHasOwner, BrokerNotStopped, DataDirInUse
-from streams.embedded.state import RunningBroker, clear_state, locked, process_of, read_state, running_broker
+from streams.embedded.state import (
+    RunningBroker,
+    clear_state,
+    locked,
+    process_of,
+    read_state,
+    refuse_other_port,
+    running_broker,
+)
 
 log = structlog.get_logger("rustfs_workers.embedded")
 
@@ -22,10 +30,11 @@ def start_background(config: BrokerConfig, timeout_s: float = 60.0) -> RunningBr
     """Start a broker that outlives us; the one that serves this directory already, if there is one. Blocks.
 
     Raises:
-        What `EmbeddedBroker.start` raises.
+        What `EmbeddedBroker.start` raises; DataDirInUse too if the one that serves has another port than was asked for.
     """
     found = running_broker(config.data_dir)
     if found is not None:
+        refuse_other_port(config.data_dir, found, config.port)
         return found
     EmbeddedBroker(replace(config, detached=True)).start(timeout_s)
     started = read_state(config.data_dir)

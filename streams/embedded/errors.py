@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -54,7 +55,8 @@ class DataDirInUse(EmbeddedKafkaError):
     def __init__(self, data_dir: Path, holder: str) -> None:
         self.data_dir = data_dir
         super().__init__(
-            f"{data_dir} is in use by {holder}; stop it with `rustfs-workers kafka stop`, "
+            f"{data_dir} is in use by {holder}; "
+            f"stop it with `rustfs-workers kafka stop --data-dir {shlex.quote(str(data_dir))}`, "
             "or choose another directory with --data-dir"
         )
 

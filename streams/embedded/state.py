@@ -73,6 +73,16 @@ def running_broker(data_dir: Path) -> RunningBroker | None:
     return state if state is not None and state.alive and listens(state.port) else None
 
 
+def refuse_other_port(data_dir: Path, running: RunningBroker, port: int | None) -> None:
+    """Whoever asked for a port gets that one, or an error.
+
+    Raises:
+        DataDirInUse: the broker that runs has another one.
+    """
+    if port is not None and port != running.port:
+        raise DataDirInUse(data_dir, f"the Kafka at {running.address} (process {running.pid})")
+
+
 def process_of(state: RunningBroker) -> psutil.Process | None:
     """The process that the state speaks of, if it lives."""
     try:

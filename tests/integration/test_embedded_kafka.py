@@ -299,6 +299,8 @@ print(start_background(BrokerConfig(Path(sys.argv[1]), heap_mb=256)).pid, flush=
         assert (directory / "address").read_text() == f"{state.address}\n"
         create_topic(state.address, "alive")
         assert start_background(config(directory)) == state, "the one that runs is used"
+        with pytest.raises(DataDirInUse, match=rf"{state.address}.* kafka stop --data-dir {directory}`"):
+            start_background(config(directory, port=state.port + 1))
         with pytest.raises(DataDirInUse, match=f"process {pid}"):
             EmbeddedBroker(config(directory)).start()
     finally:
@@ -418,7 +420,10 @@ def test_the_background_commands_work_below_the_data_directory(tmp_path: Path, d
     try:
         state = running_broker(directory)
         assert state is not None, started.stderr
-        assert started.stdout == f"Kafka ready at {state.address}\n"
+        assert (started.stdout, started.stderr) == (f"Kafka ready at {state.address}\n", "")
+        elsewhere = run_command(tmp_path / "other", "start", "--data-dir", str(directory), "--json")
+        assert json.loads(elsewhere.stdout)["pid"] == state.pid
+        assert elsewhere.stderr == f"for the other commands: export KAFKA_BOOTSTRAP_SERVERS={state.address}\n"
         status = run_command(tmp_path, "status", "--json")
         assert status.returncode == 0
         assert json.loads(status.stdout) == {
@@ -433,8 +438,9 @@ def test_the_background_commands_work_below_the_data_directory(tmp_path: Path, d
 
 
 def test_nothing_is_started_where_a_kafka_is_given(tmp_path: Path) -> None:
-    given = run_command(tmp_path, "start", KAFKA_BOOTSTRAP_SERVERS="kafka.example:9092")
+    given = run_command(tmp_path, "start", "--json", KAFKA_BOOTSTRAP_SERVERS="kafka.example:9092")
     assert given.returncode == 0
+    assert json.loads(given.stdout)["address"] == "kafka.example:9092"
     assert "the Kafka at kafka.example:9092 is used" in given.stderr
     assert not (tmp_path / "kafka").exists()
 

@@ -58,7 +58,8 @@ def run(port: Port = None, data_dir: DataDir = None) -> None:
 def start(port: Port = None, data_dir: DataDir = None, *, as_json: AsJson = False) -> None:
     """Start Kafka in the background.
 
-    The other commands find it by themselves. It runs until `kafka stop`, with the user's data kept.
+    The other commands find it by themselves, unless --data-dir is given: then name it to them with
+    KAFKA_BOOTSTRAP_SERVERS. It runs until `kafka stop`, with the user's data kept.
 
     \b
     Examples:
@@ -72,12 +73,17 @@ def start(port: Port = None, data_dir: DataDir = None, *, as_json: AsJson = Fals
         given = settings.kafka_bootstrap_servers
         if given:
             say(f"KAFKA_BOOTSTRAP_SERVERS is set: the Kafka at {given} is used, and nothing is started")
+            if as_json:
+                emit({"running": None, "address": given, "pid": None})
             return
-        state = start_background(BrokerConfig(_directory(data_dir, settings), port))
+        directory = _directory(data_dir, settings)
+        state = start_background(BrokerConfig(directory, port))
         if as_json:
             emit({"running": True, "address": state.address, "pid": state.pid})
         else:
             typer.echo(f"Kafka ready at {state.address}")
+        if directory.absolute() != _directory(None, settings):
+            say(f"for the other commands: export KAFKA_BOOTSTRAP_SERVERS={state.address}")
 
 
 @app.command()

@@ -42,6 +42,7 @@ def up(
             BrokerStartError,
             EmbeddedBroker,
             forget_address,
+            refuse_other_port,
             running_broker,
             write_address,
         )
@@ -58,7 +59,10 @@ def up(
             broker: EmbeddedBroker | None = None
             if not os.environ.get("KAFKA_BOOTSTRAP_SERVERS") and settings.kafka_bootstrap_servers is None:
                 directory = settings.data_dir / "kafka"
-                if running_broker(directory) is None:
+                running = running_broker(directory)
+                if running is not None:
+                    refuse_other_port(directory, running, port)
+                else:
                     broker = stack.enter_context(EmbeddedBroker(BrokerConfig(directory, port)))
                     write_address(directory, broker.bootstrap_servers)
                     stack.callback(forget_address, directory, broker.bootstrap_servers)
