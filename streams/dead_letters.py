@@ -20,6 +20,7 @@ from schemas.jobtype import ENVELOPE_NAMES
 from schemas.records import StatusChange
 from schemas.topics import JobPriority
 from streams.jobinfo import JobFold, StatusSeen, iso, jsonable, moment
+from streams.raw_headers import raw_headers
 from streams.reader import Schemas, place_of, sighting_of
 from streams.registry import build_codec
 from streams.scan import scan
@@ -176,7 +177,7 @@ def dead_letter_of(message: Message, schemas: Schemas | None) -> DeadLetter:
     """What a record of the dead letter topic says; never fails, whatever the bytes are."""
     topic, partition, offset = place_of(message)
     key, value = message.key(), message.value()
-    raw = [(name, content or b"") for name, content in _header_list(message)]
+    raw = [(name, content or b"") for name, content in raw_headers(message) or ()]
     try:
         delivery = h.parse(raw)
         bad_headers = ""
@@ -258,7 +259,3 @@ def _fields(value: bytes | None, schemas: Schemas) -> Mapping[str, Any] | None:
     except WireError:
         return None
     return {name: item for name, item in record.items() if name not in ENVELOPE_NAMES}
-
-
-def _header_list(message: Message) -> list[tuple[str, bytes | None]]:
-    return message.headers() or []  # type: ignore[return-value]  # a list of bytes it is

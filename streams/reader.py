@@ -36,6 +36,7 @@ from streams.jobinfo import (
     job_info,
     status_now,
 )
+from streams.raw_headers import raw_headers
 from streams.registry import build_codec
 from streams.scan import scan
 from streams.schemas_topic import SchemaLookup, schema_lookup
@@ -336,7 +337,7 @@ def sighting_of(
     priority = topics.priority_of.get(place[0])
     return JobEvent(
         job_id=job_id.decode(),
-        delivery=parse(message.headers()),  # type: ignore[arg-type]
+        delivery=parse(raw_headers(message)),
         priority=peek_priority(value) if priority is None else priority,
         waiting=priority is None,
         key=None if key is None or key == job_id else key.decode("utf-8", "replace"),

@@ -15,17 +15,17 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from concurrent.futures import TimeoutError as FutureTimeout
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka import Message as KafkaMessage
 
 from schemas.errors import PipelineError
-from schemas.headers import RawHeaders
 from schemas.topics import PRIORITIES, JobPriority, Topics
 from streams.clients import RepeatFilter
 from streams.partition_counts import changed
+from streams.raw_headers import raw_headers
 from workers.delay import MAX_TOTAL_BYTES
 from workers.duplicates import DuplicateWindow
 from workers.message import Message
@@ -216,7 +216,7 @@ class Poller:
                     offset,
                     record.key(),
                     record.value(),
-                    cast("RawHeaders | None", record.headers()),
+                    raw_headers(record),
                     record.timestamp()[1],
                     priority_of.get(topic),
                     tier_of.get(topic),

@@ -33,6 +33,7 @@ from streams.schemas_topic import SchemaTopicReader, publish_schemas
 from streams.settings import Settings
 from tests.support.audit import raw_headers, read_all
 from tests.support.events import JOB_ID, envelope
+from tests.support.raw_batches import produce_with_a_bad_header_name
 from workers import WorkerConfig, WorkerContext, WorkerManager
 from workers.results import Success
 
@@ -116,7 +117,7 @@ async def test_an_ordinary_reader_knows_the_schemas_of_everything_a_worker_write
 async def test_records_that_others_wrote_wrongly_are_failed_or_counted_and_hold_up_nobody(
     provisioned: Settings,
 ) -> None:
-    """A field of another type, a damaged header, a key on another partition, a far time on a job topic; good jobs behind."""
+    """Fields and headers that are not what they must be, a key on another partition, a far time on a job topic; good jobs behind."""
     strange = WireSchema(
         {
             "type": "record",
@@ -142,6 +143,10 @@ async def test_records_that_others_wrote_wrongly_are_failed_or_counted_and_hold_
     later = Codec().encode_job(kind, WireJob("d"), envelope("wire_job", id=number(4), priority="low"))
     in_an_hour = str(time.time_ns() // 1_000_000 + 3_600_000).encode()
     produce(provisioned, later, 0, number(4).encode(), **{"rfw-not-before": in_an_hour})
+    topic = provisioned.topics.jobs[JobPriority.LOW]
+    nameless = Codec().encode_job(kind, WireJob("e"), envelope("wire_job", id=number(5), priority="low"))
+    second_run = build(Delivery("wire_job", attempt=2))
+    await produce_with_a_bad_header_name(provisioned, topic, nameless, number(5).encode(), second_run)
     async with JobQueue.connect(provisioned) as queue, worker_on(provisioned) as manager:
         failed = await queue.wait(number(1), LIMIT)
         misplaced = await queue.wait(number(2), LIMIT)
@@ -149,7 +154,8 @@ async def test_records_that_others_wrote_wrongly_are_failed_or_counted_and_hold_
         for job_id in behind:
             assert (await queue.wait(job_id, LIMIT)).status is JobStatus.SUCCEEDED
         refused = await queue.wait(number(3), LIMIT)
-        assert (await queue.list_jobs()).total == 10
+        ran = await queue.wait(number(5), LIMIT)
+        assert (await queue.list_jobs()).total == 11
         assert manager.process.events["misplaced_keys"] == 1
         assert manager.process.events["undecodable"] == 2
         waits = await queue.get_job(number(4))
@@ -162,6 +168,7 @@ async def test_records_that_others_wrote_wrongly_are_failed_or_counted_and_hold_
     assert (refused.status, refused.error_type) == (JobStatus.FAILED, "BadHeaders")
     (forwarded,) = read_all(provisioned, *provisioned.topics.retry.values())
     assert (peek_id(forwarded.value()), forwarded.value()) == (number(4).encode(), later)
+    assert (ran.status, ran.output, ran.attempt) == (JobStatus.SUCCEEDED, {"text": "e"}, 2)
     letters = read_all(provisioned, provisioned.topics.dlq)
     assert {parse(raw_headers(letter)).error_type for letter in letters} == {"BadRecord", "BadHeaders"}
     reports = read_all(provisioned, provisioned.topics.reports)
