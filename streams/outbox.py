@@ -36,6 +36,8 @@ log = structlog.get_logger("rustfs_workers.outbox")
 _NAMED: Final = 1000
 #: How long the serving thread waits for a report while there are records in flight.
 _POLL_S: Final = 0.05
+#: A bulk that has not looked for reports for so long waits for its source: others must not wait with it.
+_BULK_PAUSE_S: Final = 0.1
 #: How often an idle producer is asked for news of its connections: unasked, it would keep them all.
 _IDLE_LOOK_S: Final = 10.0
 #: How long the counts of partitions are trusted.
@@ -142,6 +144,8 @@ class Outbox:
         self._lock = threading.RLock()
         self._wake = threading.Condition(threading.Lock())
         self._serving = threading.Lock()
+        #: When a bulk last looked for reports.
+        self._bulk_at = -math.inf
         self._producer: Producer | None = None
         self._thread: threading.Thread | None = None
         self._closed = False
@@ -275,16 +279,25 @@ class Outbox:
     def bulk(self) -> Iterator[Callable[[float], None]]:
         """Serve reports in this thread for a while: gives a function to do so, which waits for the first one.
 
-        Where another thread is at it already, that function only waits.
+        The outbox's thread leaves them to it for as long as it is called often. The source of a bulk may wait for
+        something itself, the report of another job for one.
         """
-        if not self._serving.acquire(timeout=2 * _POLL_S):
-            yield time.sleep
-            return
         try:
-            yield self._poll
+            yield self._serve_bulk
         finally:
-            self._serving.release()
+            self._bulk_at = -math.inf
             self.serve()
+
+    def _serve_bulk(self, timeout_s: float) -> None:
+        self._bulk_at = time.monotonic()
+        if self._serving.acquire(timeout=timeout_s):
+            try:
+                self._poll(timeout_s)
+            finally:
+                self._serving.release()
+
+    def _left_to_a_bulk(self) -> bool:
+        return time.monotonic() - self._bulk_at < _BULK_PAUSE_S
 
     def _poll(self, timeout_s: float) -> None:
         producer = self._producer
@@ -293,7 +306,7 @@ class Outbox:
 
     def _look(self) -> None:
         """Take what news there is, without waiting; whoever serves at this moment does so anyway."""
-        if self._serving.acquire(blocking=False):
+        if not self._left_to_a_bulk() and self._serving.acquire(blocking=False):
             try:
                 self._poll(0)
             finally:
@@ -332,6 +345,9 @@ class Outbox:
                 for producer in busy:
                     if self._closed and time.monotonic() > self._give_up_at:
                         producer.purge()
+                    if producer is self._producer and self._left_to_a_bulk():
+                        time.sleep(_POLL_S)
+                        continue
                     with self._serving:
                         producer.poll(_POLL_S)
                 continue
@@ -376,9 +392,8 @@ class Outbox:
         ticket = Ticket(finished.set)
         self.produce(self._topics.schemas, key, value, 0, ticket)
         ticket.seal(1)
-        # Served right here: a bulk in this thread keeps the serving thread waiting until it ends.
-        while not finished.is_set():
-            self._poll(_POLL_S)
+        self.serve()
+        finished.wait()
         if ticket.failed:
             raise DeliveryFailed(
                 f"the schema of {schema.full_name} was not acknowledged, so no job was sent: "

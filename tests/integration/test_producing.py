@@ -218,6 +218,23 @@ def test_threads_share_a_producer(settings: Settings, producer: JobProducer) -> 
     assert count_all(settings) == 1100
 
 
+def test_a_bulk_that_waits_for_its_source_holds_up_nobody(settings: Settings, producer: JobProducer) -> None:
+    """Its source may wait for another thread's job, and schedule one itself."""
+    ids: list[str] = []
+    other = threading.Thread(target=lambda: ids.append(producer.schedule_job(Sample())))
+
+    def source() -> Iterator[Sample]:
+        yield Sample()
+        other.start()
+        other.join(10)
+        assert ids, "nobody is told that the other job is in Kafka"
+        ids.append(producer.schedule_job(Sample()))
+        yield Sample()
+
+    assert len(producer.schedule_jobs(source())) == len(ids) == 2
+    assert count_all(settings) == 4
+
+
 def test_what_kafka_refuses_is_named_as_not_written(settings: Settings, producer: JobProducer) -> None:
     entry = ConfigEntry("max.message.bytes", "2000", incremental_operation=AlterConfigOpType.SET)
     topic = settings.topics.jobs[JobPriority.LOW]
