@@ -47,6 +47,11 @@ LATEST_MS: Final = 253_402_300_799_999
 MAX_COUNT: Final = 1_000_000_000
 
 
+def time_of_record(timestamp_ms: int) -> int:
+    """The timestamp of a record, within the calendar: producers may write any 64 bits, or none (-1)."""
+    return min(max(timestamp_ms, 0), LATEST_MS)
+
+
 @dataclass(frozen=True, slots=True)
 class Origin:
     """Where a job was first read from."""

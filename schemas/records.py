@@ -14,7 +14,8 @@ from functools import lru_cache
 from typing import Any, Final
 
 from schemas.codec import Codec
-from schemas.headers import Attempt
+from schemas.errors import BadRecord
+from schemas.headers import LATEST_MS, MAX_COUNT, Attempt
 from schemas.lifecycle import JobStatus
 from schemas.topics import JobPriority
 from schemas.wire import Record, WireSchema, load_avsc
@@ -204,6 +205,9 @@ def decode_status(codec: Codec, value: bytes) -> StatusChange:
         WireError: the bytes cannot be understood.
     """
     record = codec.decode(STATUS, value)
+    _check_ranges(record, _STATUS_RANGES)
+    for attempt in record["attempts"]:
+        _check_ranges(attempt, _ATTEMPT_RANGES)
     record["state"] = JobStatus(record["state"])
     record["priority"] = JobPriority(record["priority"])
     record["attempts"] = tuple(
@@ -218,6 +222,23 @@ def decode_status(codec: Codec, value: bytes) -> StatusChange:
         for a in record["attempts"]
     )
     return StatusChange(**record)
+
+
+_TIME: Final = (0, LATEST_MS)
+_COUNT: Final = (0, MAX_COUNT + 1)
+_STATUS_RANGES: Final = {
+    **dict.fromkeys(("at", "created_at", "started_at", "not_before"), _TIME),
+    **dict.fromkeys(("attempt", "delivery", "redrives"), _COUNT),
+}
+_ATTEMPT_RANGES: Final = {"attempt": _COUNT, "started_at": _TIME, "finished_at": _TIME}
+
+
+def _check_ranges(record: Record, ranges: Mapping[str, tuple[int, int]]) -> None:
+    """Times beyond the calendar and counts that nothing can follow: a reader would fail over them later."""
+    for name, (low, high) in ranges.items():
+        number = record[name]
+        if number is not None and not low <= number <= high:
+            raise BadRecord(f"{STATUS.full_name}: {name} is {number}, not a number from {low} to {high}")
 
 
 def encode_report(codec: Codec, report: WorkerReport) -> bytes:

@@ -193,7 +193,7 @@ def dead_letter_of(message: Message, schemas: Schemas | None) -> DeadLetter:
         error_type=delivery.error_type or ("BadHeaders" if bad_headers else ""),
         error_message=delivery.error_message or bad_headers,
         attempt=delivery.attempt,
-        failed_at=moment(_failed_at(raw) or message.timestamp()[1]),
+        failed_at=moment(_failed_at(raw) or h.time_of_record(message.timestamp()[1])),
         topic=topic,
         partition=partition,
         offset=offset,
@@ -248,8 +248,8 @@ def header_text(name: str, value: bytes) -> str:
 
 def _failed_at(raw: RawHeaders) -> int | None:
     for name, value in reversed(raw):
-        if name == h.FAILED_AT and value.isdigit() and len(value) <= 15:  # noqa: PLR2004 - the year 33658
-            return int(value)
+        if name == h.FAILED_AT and value.isdigit() and len(value) <= len(str(h.LATEST_MS)):
+            return h.time_of_record(int(value))
     return None
 
 

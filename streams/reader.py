@@ -17,7 +17,7 @@ from confluent_kafka import Message
 
 from schemas.codec import Codec, peek_id, peek_priority
 from schemas.errors import JobTypeError, PipelineError, ReadIncomplete, UnknownSchema, WireError
-from schemas.headers import parse
+from schemas.headers import parse, time_of_record
 from schemas.job import declared_job_types
 from schemas.jobtype import job_type
 from schemas.lifecycle import JobStatus
@@ -342,7 +342,7 @@ def sighting_of(
         waiting=priority is None,
         key=None if key is None or key == job_id else key.decode("utf-8", "replace"),
         value=value,
-        timestamp_ms=message.timestamp()[1],
+        timestamp_ms=time_of_record(message.timestamp()[1]),
         place=place,
     )
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from schemas.codec import peek_id
 from schemas.errors import WireError
-from schemas.headers import Origin, RawHeaders, parse, salvage
+from schemas.headers import Origin, RawHeaders, parse, salvage, time_of_record
 from schemas.topics import JobPriority, Tier
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class Message:
         self.key = key
         self.value = value
         self.raw_headers = raw_headers
-        self.timestamp_ms = timestamp_ms
+        self.timestamp_ms = time_of_record(timestamp_ms)
         #: Of the job topic it came from; None on a retry topic.
         self.priority = priority
         self.tier = tier

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -8,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas import JobPriority, JobStatus, Topics
-from schemas.headers import MAX_HISTORY, Attempt, Delivery, Origin, build, parse
+from schemas.headers import FAILED_AT, MAX_HISTORY, Attempt, Delivery, Origin, build, parse
 from schemas.records import StatusChange
-from streams.dead_letters import DeadLetter, DeadLetterFilter, header_text, mark_redriven
+from streams.dead_letters import DeadLetter, DeadLetterFilter, dead_letter_of, header_text, mark_redriven
 from streams.jobinfo import JobEvent, JobState, StatusSeen, moment
 from streams.redrive import life_after, life_again, pause_s
 
@@ -146,6 +147,24 @@ def test_a_finished_job_can_live_again_beyond_all_that_is_known_of_it() -> None:
     assert (life.topic, life.partition, life.key) == ("p.jobs.low", 1, ID.encode())
     delivery = parse(life.headers)
     assert (delivery.delivery, delivery.redrives, delivery.attempt) == (4, 1, 1)
+
+
+@pytest.mark.parametrize("timestamp_ms", [-1, -(2**62), 2**62])
+@pytest.mark.parametrize("failed_at", [b"", b"9" * 15, b"9" * 40])
+def test_a_letter_with_a_time_that_no_calendar_has_is_shown_all_the_same(
+    timestamp_ms: int, failed_at: bytes
+) -> None:
+    """Anybody can write one, and it must not hide the others."""
+    record: Any = SimpleNamespace(
+        topic=lambda: "p.jobs.dlq",
+        partition=lambda: 0,
+        offset=lambda: 7,
+        key=lambda: None,
+        value=lambda: b"?",
+        headers=lambda: [(FAILED_AT, failed_at)],
+        timestamp=lambda: (1, timestamp_ms),
+    )
+    assert dead_letter_of(record, None).to_full_json()["failed_at"]
 
 
 def test_filters() -> None:

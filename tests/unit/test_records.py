@@ -11,8 +11,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from schemas.codec import SINGLE_OBJECT, Codec
-from schemas.errors import BadFrame, WireError
-from schemas.headers import Attempt
+from schemas.errors import BadFrame, BadRecord, WireError
+from schemas.headers import LATEST_MS, MAX_COUNT, Attempt
 from schemas.lifecycle import JobStatus
 from schemas.records import (
     REPORT,
@@ -35,22 +35,24 @@ pytestmark = pytest.mark.job_processing
 texts = st.text(max_size=30)
 longs = st.integers(-(2**63), 2**63 - 1)
 ints = st.integers(-(2**31), 2**31 - 1)
-attempts = st.builds(Attempt, ints, texts, longs, longs, texts, texts)
+times = st.integers(0, LATEST_MS)
+counts = st.integers(0, MAX_COUNT)
+attempts = st.builds(Attempt, counts, texts, times, times, texts, texts)
 changes = st.builds(
     StatusChange,
     job_id=st.uuids().map(str) | texts,
     key=st.none() | st.text(max_size=200),
-    at=longs,
-    created_at=longs,
-    started_at=st.none() | longs,
+    at=times,
+    created_at=times,
+    started_at=st.none() | times,
     state=st.sampled_from(JobStatus),
     type=texts,
     priority=st.sampled_from(JobPriority),
-    attempt=ints,
-    delivery=ints,
-    redrives=ints,
+    attempt=counts,
+    delivery=counts,
+    redrives=counts,
     worker=texts,
-    not_before=st.none() | longs,
+    not_before=st.none() | times,
     error_type=st.none() | texts,
     error_message=st.none() | texts,
     output=st.none() | texts,
@@ -179,6 +181,26 @@ class Numbered:
     def prefix(self, schema: WireSchema) -> bytes:
         del schema
         return b"\0\0\0\0\x09"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"at": LATEST_MS + 1},
+        {"created_at": -1},
+        {"started_at": 2**62},
+        {"not_before": -(2**62)},
+        {"attempt": -1},
+        {"delivery": 2**31 - 1},
+        {"redrives": 2**31 - 1},
+        {"attempts": (Attempt(1, "w", 0, 2**62, "E", ""),)},
+    ],
+)
+def test_a_status_with_what_nobody_can_show_or_follow_is_refused(wrong: dict[str, Any]) -> None:
+    """Anybody can write one, and it must not hide all other jobs from those who list them."""
+    value = StatusWriter(Codec()).encode(dataclasses.replace(PLAIN, **wrong))
+    with pytest.raises(BadRecord, match="not a number from 0"):
+        decode_status(Codec(), value)
 
 
 def test_a_status_carries_the_frame_of_its_codec() -> None:

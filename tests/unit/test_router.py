@@ -271,6 +271,15 @@ def test_an_outcome_that_is_made_twice_is_the_same() -> None:
     assert (once.status, once.records) == (again.status, again.records)
 
 
+@pytest.mark.parametrize("timestamp_ms", [-1, -(2**62), 2**62])
+def test_the_retry_of_a_record_without_a_usable_timestamp_can_be_read(timestamp_ms: int) -> None:
+    """Some clients write none (-1)."""
+    bare = message(partition(), 1, job_id=JOB, timestamp_ms=timestamp_ms)
+    run = replace(run_of(), message=bare)
+    retry = only_record(ROUTER.settle(run, Failed("no"), RULES))
+    assert parse(retry.headers).attempt == 2
+
+
 def test_an_attempt_is_remembered_with_its_error() -> None:
     outcome = ROUTER.settle(run_of(), Failed("it broke", error_type="OSError"), RULES)
     following = parse(only_record(outcome).headers)
