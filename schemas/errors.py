@@ -17,6 +17,7 @@
     ├── KafkaUnreachable        no broker answered (exit code 3)
     ├── ReadIncomplete          topics could not be read to their end in time
     ├── DeliveryFailed          Kafka did not acknowledge a record
+    ├── QueueClosed             the queue was closed while somebody waited for a job
     ├── TopicsMismatch          a topic exists with settings that break a guarantee
     ├── CommitVanished          Kafka shows less as committed than it has acknowledged
     ├── WorkerIdTaken           another process works under the same worker id
@@ -131,6 +132,15 @@ class ReadIncomplete(PipelineError):
 
 class DeliveryFailed(PipelineError):
     """Kafka did not acknowledge a record; whether it was written is unknown unless the message says so."""
+
+
+class QueueClosed(PipelineError):
+    """The queue was closed while somebody waited for a job, or before."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the queue is closed, so nobody is told how the job ends; close it after the last wait()"
+        )
 
 
 class TopicsMismatch(PipelineError):

@@ -201,6 +201,7 @@ class JobQueue:
             TimeoutError: it was not in time; it goes on all the same.
             JobNotFound: there is nothing of it.
             ReadIncomplete: the topics could not be read to their end in time.
+            QueueClosed: the queue was closed meanwhile.
             KafkaUnreachable, TopicsMismatch: as ``list_jobs``.
         """
         async with asyncio.timeout(timeout.total_seconds() if timeout is not None else None):
@@ -233,7 +234,7 @@ class JobQueue:
         await asyncio.to_thread(retry_job, self.settings, job_id, codec=self._producer.codec)
 
     async def close(self) -> None:
-        """Wait for what is in flight, then let the connections go.
+        """Wait for what is in flight, then let the connections go. Who is in ``wait()`` gets ``QueueClosed``.
 
         Raises:
             DeliveryFailed: something was not acknowledged.
@@ -275,6 +276,8 @@ class Connecting:
         self._unreachable_after = unreachable_after
         self._delivery_timeout = delivery_timeout
         self._queue: JobQueue | None = None
+        self._made: JobProducer | None = None
+        self._given_up = False
 
     def __await__(self) -> Generator[object, None, JobQueue]:
         return self._connect().__await__()
@@ -290,7 +293,14 @@ class Connecting:
         await self._queue.close()
 
     async def _connect(self) -> JobQueue:
-        producer = await asyncio.to_thread(self._make)
+        try:
+            producer = await asyncio.to_thread(self._make)
+        except asyncio.CancelledError:
+            # The thread goes on; it closes what it makes unless it has just looked.
+            self._given_up = True
+            if self._made is not None:
+                self._made.close()
+            raise
         return self._cls(producer, self._delivery_timeout)
 
     def _make(self) -> JobProducer:
@@ -305,6 +315,9 @@ class Connecting:
         except BaseException:
             producer.close()
             raise
+        self._made = producer
+        if self._given_up:
+            producer.close()
         return producer
 
 

@@ -19,7 +19,7 @@ from confluent_kafka import IsolationLevel
 from confluent_kafka.admin import AdminClient
 
 from schemas.codec import Codec
-from schemas.errors import KafkaUnreachable, UnknownSchema, WireError
+from schemas.errors import KafkaUnreachable, QueueClosed, UnknownSchema, WireError
 from schemas.records import StatusChange, decode_status
 from streams.clients import admin_config, aiokafka_config
 from streams.jobinfo import StatusSeen
@@ -59,6 +59,7 @@ class StatusWatch:
         self._task: asyncio.Task[None] | None = None
         self._started: asyncio.Future[None] | None = None
         self._stop_later: asyncio.TimerHandle | None = None
+        self._closed = False
 
     @contextlib.asynccontextmanager
     async def listening(self, job_id: str, listener: Listener) -> AsyncIterator[None]:
@@ -69,6 +70,7 @@ class StatusWatch:
         Raises:
             KafkaUnreachable: no broker answered.
             TopicsMismatch: the topic does not exist.
+            QueueClosed: it is closed.
         """
         self._listeners.setdefault(job_id, []).append(listener)
         try:
@@ -84,7 +86,8 @@ class StatusWatch:
                 self._stop_later = loop.call_later(self._linger_s, self._task.cancel)
 
     async def close(self) -> None:
-        """Stop reading."""
+        """Stop reading; who still waits is told."""
+        self._closed = True
         if self._stop_later is not None:
             self._stop_later.cancel()
         task = self._task
@@ -92,8 +95,14 @@ class StatusWatch:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
+        if self._started is not None and not self._started.done():
+            self._started.set_exception(QueueClosed())
+            self._started.exception()  # perhaps nobody waits
+        self._tell(QueueClosed())
 
     async def _ensure_running(self) -> None:
+        if self._closed:
+            raise QueueClosed
         if self._stop_later is not None:
             self._stop_later.cancel()
             self._stop_later = None
@@ -128,7 +137,7 @@ class StatusWatch:
         except Exception as error:  # noqa: BLE001 - handed to all who wait
             self._fail(started, error)
         finally:
-            if not started.done():
+            if not started.done() and not self._closed:
                 started.cancel()
             if consumer is not None:
                 await consumer.stop()
@@ -142,6 +151,9 @@ class StatusWatch:
             started.set_exception(error)
             return
         log.warning("status watch failed", error=f"{type(error).__name__}: {error}")
+        self._tell(error)
+
+    def _tell(self, error: Exception) -> None:
         for listeners in list(self._listeners.values()):
             for listener in list(listeners):
                 listener(error)

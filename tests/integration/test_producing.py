@@ -307,6 +307,27 @@ async def test_awaited_and_entered_queues_are_the_same(settings: Settings) -> No
         assert (await again.get_job(job_id)).priority is JobPriority.HIGH
 
 
+async def test_a_connect_that_is_cancelled_leaves_nothing_behind(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare, made, go_on = outbox_module.Outbox.prepare, threading.Event(), threading.Event()
+
+    def held_up(outbox: outbox_module.Outbox, *args: Any, **kwargs: Any) -> None:
+        prepare(outbox, *args, **kwargs)
+        made.set()
+        go_on.wait(20)
+
+    monkeypatch.setattr(outbox_module.Outbox, "prepare", held_up)
+    connecting = asyncio.ensure_future(JobQueue.connect(settings))
+    assert await asyncio.to_thread(made.wait, 20)
+    (thread,) = (t for t in threading.enumerate() if t.name == "rustfs-workers-deliveries")
+    connecting.cancel()
+    await asyncio.wait([connecting])
+    go_on.set()
+    await asyncio.to_thread(thread.join, 20)
+    assert not thread.is_alive(), "its connection stays open"
+
+
 async def test_a_client_sees_its_own_write_behind_an_open_transaction(
     settings: Settings, queue: JobQueue
 ) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from types import SimpleNamespace
 
 import pytest
 
 from schemas.codec import Codec
-from schemas.errors import UnknownSchema
+from schemas.errors import QueueClosed, UnknownSchema
 from schemas.records import StatusChange, StatusWriter, decode_status
 from streams.jobinfo import StatusSeen
 from streams.settings import load_settings
@@ -48,3 +49,30 @@ async def test_a_status_of_a_schema_that_is_new_here_is_looked_up_and_handed_out
 
 async def test_a_status_of_a_schema_that_nobody_knows_is_left_out() -> None:
     assert await heard([]) == []
+
+
+@pytest.mark.parametrize("already_reading", [True, False])
+async def test_who_waits_is_told_when_the_watch_is_closed(
+    monkeypatch: pytest.MonkeyPatch, *, already_reading: bool
+) -> None:
+    """Nobody else would ever end the waiting."""
+    told: asyncio.Queue[StatusSeen | Exception] = asyncio.Queue()
+
+    async def reading(started: asyncio.Future[None]) -> None:
+        if already_reading:
+            started.set_result(None)
+        await asyncio.Event().wait()
+
+    async def waiting() -> object:
+        async with watch.listening(JOB_ID, told.put_nowait):
+            return await told.get()
+
+    watch = StatusWatch(load_settings(kafka_bootstrap_servers="127.0.0.1:1"), Codec(), lambda _: CHANGE)
+    monkeypatch.setattr(watch, "_run", reading)
+    task = asyncio.create_task(waiting())
+    await asyncio.sleep(0)  # it is in there now
+    await watch.close()
+    (outcome,) = await asyncio.wait_for(asyncio.gather(task, return_exceptions=True), 10)
+    assert isinstance(outcome, QueueClosed)
+    (later,) = await asyncio.gather(waiting(), return_exceptions=True)
+    assert isinstance(later, QueueClosed)
