@@ -10,6 +10,7 @@ it, since two threads that both work in Python halve each other's speed.
 from __future__ import annotations
 
 import math
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -137,6 +138,7 @@ class Outbox:
         unreachable_after_s: float = 10.0,
         delivery_timeout_s: float = 30.0,
     ) -> None:
+        self._process = os.getpid()
         self._settings = settings
         self._topics = settings.topics
         self._unreachable_after_s = unreachable_after_s
@@ -162,6 +164,7 @@ class Outbox:
 
     def ready_for(self, schema: WireSchema) -> bool:
         """Whether ``prepare`` has nothing to do; costs no time and talks to nobody."""
+        self._check_process()
         self._look()
         return (
             self._producer is not None
@@ -179,8 +182,9 @@ class Outbox:
         Raises:
             KafkaUnreachable: no broker answered in time.
             TopicsMismatch: a topic is missing, or the counts differ.
-            DeliveryFailed: the schema was not acknowledged.
+            DeliveryFailed: the schema was not acknowledged, or this was made before a fork.
         """
+        self._check_process()
         asked_at = time.monotonic()
         self._look()
         with self._lock:
@@ -194,6 +198,13 @@ class Outbox:
                 return
             if schema.fingerprint not in self._published:
                 self._publish(schema)
+
+    def _check_process(self) -> None:
+        # A fork copies no threads: nobody would send what is handed over, and nobody tell that it was not sent.
+        if os.getpid() != self._process:
+            raise DeliveryFailed(
+                "nothing was sent: this producer was made before a fork; make one in each process"
+            )
 
     def doubt(self) -> None:
         """Find out whether a broker is there before the next record is sent: the last one was not taken."""
@@ -252,7 +263,8 @@ class Outbox:
         timestamp_ms: int = 0,
     ) -> bool:
         """As ``send``, for any record; partition -1 places the key."""
-        producer = self._producer or self.producer()
+        producer = None if self._closed else self._producer
+        producer = producer or self.producer()
         try:
             producer.produce(
                 topic,
@@ -268,7 +280,17 @@ class Outbox:
         except KafkaException as error:
             self._counted_at = -math.inf  # the partition may be gone: count again next time
             raise DeliveryFailed(f"nothing was sent to {topic}: {error.args[0].str()}") from error
+        if self._closed:
+            # Between two lines above; the thread that serves reports may have seen nothing in flight, and ended.
+            threading.Thread(target=self._see_through, args=(producer,), daemon=True).start()
         return True
+
+    def _see_through(self, producer: Producer) -> None:
+        while len(producer):
+            if time.monotonic() > self._give_up_at:
+                producer.purge()
+            with self._serving:
+                producer.poll(_POLL_S)
 
     def serve(self) -> None:
         """See that delivery reports are served; call it after ``send``, once for many."""
@@ -281,7 +303,11 @@ class Outbox:
 
         The outbox's thread leaves them to it for as long as it is called often. The source of a bulk may wait for
         something itself, the report of another job for one.
+
+        Raises:
+            DeliveryFailed: this was made before a fork.
         """
+        self._check_process()
         try:
             yield self._serve_bulk
         finally:

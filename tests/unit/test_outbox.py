@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import os
+import threading
 from typing import Any
 
 import pytest
 from confluent_kafka import KafkaError
 
-from streams.outbox import Failure, Ticket, delivery_failed
+from schemas.errors import DeliveryFailed
+from streams.outbox import Failure, Outbox, Ticket, delivery_failed
+from streams.settings import load_settings
 
 pytestmark = pytest.mark.job_processing
 
@@ -73,3 +77,42 @@ def test_a_million_failures_stay_readable() -> None:
     assert "1,000,000 job(s)" in str(failed)
     assert "and 980 more" in str(failed)
     assert len(str(failed)) < 1000
+
+
+def test_a_producer_from_before_a_fork_refuses_to_send(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its threads are not there: a job would never be sent, and its caller wait for ever."""
+    outbox = Outbox(load_settings(kafka_bootstrap_servers="127.0.0.1:1"), unreachable_after_s=0.1)
+    child = os.getpid() + 1
+    monkeypatch.setattr(os, "getpid", lambda: child)
+    with pytest.raises(DeliveryFailed, match="before a fork"):
+        outbox.prepare()
+    with pytest.raises(DeliveryFailed, match="before a fork"), outbox.bulk():
+        pass
+
+
+def test_a_record_that_meets_the_closing_is_reported_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    outbox = Outbox(load_settings(kafka_bootstrap_servers="127.0.0.1:1"))
+    producer = outbox.producer()
+
+    class Late:
+        """Hands a record over after the outbox has closed, as a thread may that was held up in between."""
+
+        def produce(self, *args: Any, **kwargs: Any) -> None:
+            outbox.close(0)
+            producer.produce(*args, **kwargs)
+
+        def __len__(self) -> int:
+            return len(producer)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(producer, name)
+
+    finished = threading.Event()
+    ticket = Ticket(finished.set)
+    monkeypatch.setattr(outbox, "_producer", Late())
+    assert outbox.produce("t", b"k", b"v", 0, ticket)
+    ticket.seal(1)
+    assert finished.wait(20), "nobody tells that it was not sent"
+    assert not ticket.failures[0].perhaps_written
+    with pytest.raises(DeliveryFailed, match="closed"):
+        outbox.produce("t", b"k", b"v", 0, ticket)
