@@ -100,6 +100,10 @@ class Codec:
             prefix = self._prefixes[schema] = self.framing.prefix(schema)
         return prefix
 
+    def has_prefix(self, schema: WireSchema) -> bool:
+        """Whether ``prefix`` asks nobody."""
+        return schema in self._prefixes
+
     def encode(self, schema: WireSchema, record: Record) -> bytes:
         """Frame and body."""
         return self.prefix(schema) + schema.encode(record)

@@ -9,7 +9,7 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Hashable, Iterable
 from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Final
@@ -17,7 +17,6 @@ from typing import Final
 from schemas.errors import DeliveryFailed
 from schemas.job import Job
 from schemas.topics import JobPriority
-from schemas.wire import WireSchema
 from streams.jobinfo import JobInfo, StatusSeen, status_now
 from streams.outbox import Ticket
 from streams.outgoing import JobOptions, compose, declared_type, is_compiled, settle
@@ -49,7 +48,7 @@ class JobQueue:
         self._reports = _Reports(self._loop)
         self._reader = JobReader(producer.settings, producer.codec)
         self._watch = StatusWatch(producer.settings, producer.codec, self._reader.read_status)
-        self._preparing: dict[bytes, asyncio.Task[None]] = {}
+        self._preparing: dict[Hashable, asyncio.Task[object]] = {}
 
     @classmethod
     def connect(
@@ -103,13 +102,13 @@ class JobQueue:
         rules = self._producer.rules
         now_ms = time.time_ns() // 1_000_000
         settled = settle(options, now_ms, rules)
-        if not is_compiled(job):
+        if not is_compiled(job) or not rules.codec.has_prefix(declared_type(job).wire):
             # Deriving a schema takes tens of milliseconds, a registry even longer: once for each type.
-            await asyncio.to_thread(lambda: rules.codec.prefix(declared_type(job).wire))
+            await self._once(repr(type(job)), lambda: rules.codec.prefix(declared_type(job).wire))
         outgoing = compose(job, settled, now_ms, rules)
         schema = declared_type(job).wire
         if not self._outbox.ready_for(schema):
-            await self._prepare(schema)
+            await self._once(schema, lambda: self._outbox.prepare(schema))
         future: asyncio.Future[None] = self._loop.create_future()
         ticket = Ticket(lambda: self._reports.put(future, ticket))
         if not self._outbox.send(outgoing, ticket):
@@ -243,15 +242,15 @@ class JobQueue:
         await asyncio.to_thread(self._reader.close)
         await asyncio.to_thread(self._producer.close)
 
-    async def _prepare(self, schema: WireSchema) -> None:
+    async def _once(self, what: Hashable, call: Callable[[], object]) -> None:
         """One attempt for all who wait: a thread for each would leave the loop none for anything else."""
-        task = self._preparing.get(schema.fingerprint)
+        task = self._preparing.get(what)
         if task is None:
-            task = asyncio.create_task(asyncio.to_thread(self._outbox.prepare, schema))
-            self._preparing[schema.fingerprint] = task
+            task = asyncio.create_task(asyncio.to_thread(call))
+            self._preparing[what] = task
 
-            def done(task: asyncio.Task[None]) -> None:
-                del self._preparing[schema.fingerprint]
+            def done(task: asyncio.Task[object]) -> None:
+                del self._preparing[what]
                 if not task.cancelled():
                     task.exception()  # who waited has it; if all of them were cancelled, nobody asks
 

@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import asyncio
+import threading
+from datetime import timedelta
+
 import pytest
 from confluent_kafka.schema_registry import Schema, SchemaRegistryClient
 
@@ -8,8 +12,11 @@ from schemas.codec import Codec
 from schemas.errors import SettingsError, UnknownSchema
 from schemas.jobtype import job_type
 from schemas.records import STATUS, StatusWriter, decode_status
+from schemas.wire import WireSchema
 from streams.clients import registry_client
 from streams.outgoing import JobOptions, Rules, plan
+from streams.producer import JobProducer
+from streams.queue import JobQueue
 from streams.registry import RegistryFailed, RegistrySchemas, build_codec
 from streams.settings import Settings, load_settings
 from tests.support.deployments import Sample
@@ -98,6 +105,28 @@ def test_a_registry_that_does_not_answer_is_named() -> None:
         build_codec(settings, client=client).prefix(STATUS)
     with pytest.raises(RegistryFailed, match="SCHEMA_REGISTRY_URL"):
         RegistrySchemas(client, Codec().store).learn((1).to_bytes(5, "big"))
+
+
+async def test_an_event_loop_never_waits_for_a_registry(settings: Settings) -> None:
+    """Neither for a type that another queue has used, nor after a failure."""
+    asked_in: list[threading.Thread] = []
+
+    class Down:
+        def prefix(self, schema: WireSchema) -> bytes:
+            asked_in.append(threading.current_thread())
+            raise RegistryFailed(f"{schema.full_name}: no answer")
+
+    job_type(Sample)
+    queue = JobQueue(JobProducer(settings, codec=Codec(Down())), timedelta(seconds=1))
+    for _ in range(2):
+        with pytest.raises(RegistryFailed):
+            await queue.schedule_job(Sample())
+    calls = [queue.schedule_job(Sample()) for _ in range(5)]
+    outcomes = await asyncio.gather(*calls, return_exceptions=True)
+    assert {type(outcome) for outcome in outcomes} == {RegistryFailed}
+    assert len(asked_in) == 3, "those who wait at the same time share one question"
+    assert threading.current_thread() not in asked_in
+    await queue.close()
 
 
 def test_without_a_registry_nobody_is_asked() -> None:
