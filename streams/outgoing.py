@@ -28,7 +28,7 @@ _DAY_MS: Final = 86_400_000
 _LONGEST_RUN_MS: Final = 365 * _DAY_MS
 
 _JOB_ID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
-_TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}(-.{0,200})?")
+_TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}(-[!-~]{0,200})?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,9 +239,10 @@ def _delay_ms(options: JobOptions, now_ms: int, max_days: int) -> int:
     elif delay < timedelta(0):
         raise InvalidJob(f"the delay is negative: {delay}")
     else:
-        delay_ms = -(-delay // _MILLISECOND)
+        # Cut first: the longest one there is cannot be rounded up.
+        delay_ms = -(-min(delay, timedelta(days=max_days + 1)) // _MILLISECOND)
     if delay_ms > max_days * _DAY_MS:
-        raise InvalidJob(f"the delay is over {max_days} days: {timedelta(milliseconds=delay_ms)}")
+        raise InvalidJob(f"the delay is over {max_days} days: {at or delay}")
     return delay_ms
 
 

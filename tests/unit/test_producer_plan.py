@@ -117,6 +117,10 @@ def test_all_options_reach_the_record() -> None:
         JobOptions(delay=timedelta(microseconds=-1)),
         JobOptions(delay=400 * DAY + timedelta(milliseconds=1)),
         JobOptions(at=datetime.fromtimestamp(NOW / 1000, UTC) + 401 * DAY),
+        JobOptions(delay=timedelta.max),
+        JobOptions(delay=timedelta.min),
+        JobOptions(at=datetime.max.replace(tzinfo=UTC)),
+        JobOptions(traceparent=f"00-{'a' * 32}-{'b' * 16}-01-\ud800"),
         JobOptions(at=datetime(2030, 1, 1)),  # noqa: DTZ001 - that is what is refused
         JobOptions(delay=DAY, at=datetime.fromtimestamp(NOW / 1000, UTC)),
         JobOptions(delay=5),  # type: ignore[arg-type]
