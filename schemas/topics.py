@@ -145,7 +145,11 @@ class Topics:
         return (
             *(TopicSpec(name, partitions, kept) for name in self.jobs.values()),
             *(TopicSpec(name, partitions, tier) for name in self.retry.values()),
-            TopicSpec(self.dlq, partitions, {"cleanup.policy": "delete", "retention.ms": str(30 * _DAY_MS)}),
+            TopicSpec(
+                self.dlq,
+                partitions,
+                {"cleanup.policy": "delete", "retention.ms": str(30 * _DAY_MS), "retention.bytes": "-1"},
+            ),
             TopicSpec(
                 self.status, partitions, {"cleanup.policy": "compact", "min.compaction.lag.ms": str(_DAY_MS)}
             ),

@@ -409,7 +409,9 @@ class Outbox:
             self._doubtful = True
             self._unreachable_at = time.monotonic()
             raise kafka_failed(self._settings, error, self._unreachable_after_s) from error
-        self._count = equal_count(known, names)
+        # Before the first job goes its schema, unless a registry has it.
+        schemas = () if self._settings.schema_registry_url is not None else (self._topics.schemas,)
+        self._count = equal_count(known, names, schemas)
         self._counted_at = time.monotonic()
 
     def _publish(self, schema: WireSchema) -> None:

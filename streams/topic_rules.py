@@ -14,6 +14,7 @@ from typing import Final
 from schemas.topics import TopicSpec
 
 MIN_ISR: Final = "min.insync.replicas"
+UNCLEAN: Final = "unclean.leader.election.enable"
 #: Kafka's own topics that hold committed offsets and open transactions.
 INTERNAL_TOPICS: Final = ("__consumer_offsets", "__transaction_state")
 #: From so many copies on, one may fail without losing an acknowledged record.
@@ -130,6 +131,15 @@ def _one_topic(spec: TopicSpec, state: TopicState, wanted_copies: int | None) ->
                     _alter(spec.name, name, value),
                 )
             )
+    if state.replicas > 1 and state.config.get(UNCLEAN) == "true":
+        findings.append(
+            Finding(
+                Level.ERROR,
+                spec.name,
+                f"{UNCLEAN} is true: a copy that lacks acknowledged records may become the topic's truth",
+                _alter(spec.name, UNCLEAN, "false"),
+            )
+        )
     if int(state.config.get(MIN_ISR, "1")) > state.replicas:
         findings.append(
             Finding(

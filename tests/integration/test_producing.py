@@ -276,6 +276,15 @@ def test_missing_topics_name_the_command_that_makes_them(
         producer.schedule_job(Sample())
 
 
+def test_a_missing_schemas_topic_is_told_at_once(settings: Settings) -> None:
+    """Waiting for its acknowledgement would end in a time-out that says nothing of the cause."""
+    admin = AdminClient(admin_config(settings))
+    for deleted in admin.delete_topics([settings.topics.schemas]).values():
+        deleted.result()
+    with JobProducer(settings) as producer, pytest.raises(TopicsMismatch, match=r"schemas; .*topics create"):
+        producer.schedule_job(Sample())
+
+
 def test_unequal_counts_are_refused(settings: Settings) -> None:
     from confluent_kafka.admin import NewPartitions  # type: ignore[attr-defined]
 

@@ -63,6 +63,13 @@ def test_dead_letters_may_be_kept_for_longer_but_not_for_less() -> None:
         )
 
 
+def test_dead_letters_may_not_make_room_for_others() -> None:
+    """A limit that the brokers have for all topics holds for this one as well."""
+    state = as_specified(spec_of("p.jobs.dlq"))
+    config = {**state.config, "retention.bytes": "1073741824"}
+    assert facts("p.jobs.dlq", replace(state, config=config)) == ["retention.bytes is 1073741824, not -1"]
+
+
 def test_compaction_of_jobs_and_another_clock_are_refused() -> None:
     state = as_specified(spec_of("p.jobs.retry.1s"))
     config = {**state.config, "cleanup.policy": "compact", "message.timestamp.type": "CreateTime"}
@@ -84,6 +91,16 @@ def test_three_copies_need_two_that_are_in_sync() -> None:
     assert facts("p.jobs.low", replace(state, config={**state.config, "min.insync.replicas": "1"})) == [
         "min.insync.replicas is 1, not 2"
     ]
+
+
+@pytest.mark.parametrize(("replicas", "wrong"), [(1, 0), (3, 1)])
+def test_a_copy_that_lacks_acknowledged_jobs_may_not_lead(replicas: int, wrong: int) -> None:
+    for spec in SPECS:
+        state = as_specified(spec, replicas)
+        found = facts(
+            spec.name, replace(state, config={**state.config, "unclean.leader.election.enable": "true"})
+        )
+        assert [fact.startswith("unclean.leader.election.enable is true") for fact in found] == [True] * wrong
 
 
 def test_more_in_sync_than_copies_means_that_nothing_can_be_written() -> None:
