@@ -9,6 +9,7 @@ import errno
 import json
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,6 +28,8 @@ INTERRUPTED: Final = 130
 
 #: Characters of a table's last column that a terminal must have room for.
 _LAST_COLUMN: Final = 20
+#: All but tab and newline, which texts of several lines have.
+_CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def configure_logging(level: str = "info", form: str = "console") -> None:
@@ -82,8 +85,13 @@ def emit(record: Mapping[str, Any]) -> None:
 
 def say(text: str) -> None:
     """A line for people, on stderr."""
-    sys.stderr.write(text + "\n")
+    sys.stderr.write(printable(text) + "\n")
     sys.stderr.flush()
+
+
+def printable(text: str) -> str:
+    """``text`` with its control characters written out: names of objects may hold what a terminal would obey."""
+    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 def counted(number: int, what: str) -> str:
@@ -158,7 +166,7 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    cells = [["" if row.get(name) is None else str(row[name]) for name in columns] for row in rows]
+    cells = [["" if row.get(name) is None else printable(str(row[name])) for name in columns] for row in rows]
     widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
     fixed = sum(widths[:-1]) + 2 * len(widths[:-1])
     console = Console(no_color=not coloured(sys.stdout), highlight=False)
@@ -185,7 +193,7 @@ def details(record: Mapping[str, Any]) -> None:
     facts = list(_facts(record, ""))
     width = max((len(name) for name, _ in facts), default=0)
     for name, text in facts:
-        sys.stdout.write(f"{name:>{width}}  {text}\n")
+        sys.stdout.write(f"{name:>{width}}  {printable(text)}\n")
     sys.stdout.flush()
 
 

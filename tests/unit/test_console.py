@@ -64,6 +64,19 @@ def test_a_table_for_a_program_is_whole(capsys: pytest.CaptureFixture[str]) -> N
     assert lines[2] == ROWS[1]["id"]
 
 
+def test_what_a_terminal_would_obey_is_written_out(capsys: pytest.CaptureFixture[str]) -> None:
+    """Keys of objects and messages of errors come from anybody."""
+    hostile = "\x1b]0;title\x07b/\x1b[2J\x9b2J\r\n\tz"
+    console.table([{"id": "1", "key": hostile.split("\r", maxsplit=1)[0]}], ["id", "key"])
+    console.details({"key": hostile})
+    console.say(hostile)
+    printed = capsys.readouterr()
+    harmless = "\\x1b]0;title\\x07b/\\x1b[2J\\x9b2J"
+    assert harmless in printed.out.splitlines()[1]
+    assert f"key  {harmless}\\x0d\n\tz\n" in printed.out
+    assert printed.err == f"{harmless}\\x0d\n\tz\n"
+
+
 def test_a_table_on_a_terminal_cuts_the_last_column_and_no_id() -> None:
     with terminal(80) as screen:
         console.table(ROWS, ["id", "n", "error"])
