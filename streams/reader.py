@@ -239,7 +239,8 @@ class JobReader:
         """Everything of all jobs, or of one."""
         topics = (*self._topics.consumed, self._topics.status)
         seen = Seen(JobFold(), [])
-        wanted = None if job_id is None else job_id.encode()
+        # From a command line it may be anything; what UTF-8 cannot hold is nobody's id.
+        wanted = None if job_id is None else job_id.encode("utf-8", "replace")
 
         def take(message: Message) -> None:
             try:

@@ -21,12 +21,12 @@ from confluent_kafka import KafkaException, Producer
 
 from schemas import headers as h
 from schemas.codec import Codec
-from schemas.errors import DeliveryFailed, KafkaUnreachable, PipelineError, ReadIncomplete
+from schemas.errors import DeliveryFailed, PipelineError, ReadIncomplete
 from schemas.headers import MAX_HISTORY, Attempt, Delivery, RawHeaders, clip
 from schemas.lifecycle import JobStatus, actor_of
 from schemas.records import STATUS, StatusChange, StatusWriter
 from schemas.topics import JobPriority, Topics
-from streams.clients import FENCED, TRANSACTION_TIMEOUT_MS, producer_config
+from streams.clients import FENCED, TRANSACTION_TIMEOUT_MS, kafka_failed, producer_config
 from streams.dead_letters import DeadLetter, DeadLetterFilter, DeadLetters, read_dead_letters
 from streams.jobinfo import JobState, status_now
 from streams.reader import JobNotFound, JobReader
@@ -136,7 +136,7 @@ def redrive(
             lambda job_id: change.redrives if (change := found.statuses.get(job_id)) is not None else 0
         )
         reports.append(_report(found, which, progress))
-        batch = _BATCH if rate is None else max(1, min(_BATCH, int(rate / 4)))
+        batch = _BATCH if rate is None else max(1, int(min(_BATCH, rate / 4)))
         waiting = [letter for letter in found.letters if letter.can_run and which.matches(letter)]
         for start in range(0, len(waiting), batch):
             letters = waiting[start : start + batch]
@@ -325,7 +325,7 @@ class _Session:
         try:
             self._producer.init_transactions(_KAFKA_S)
         except KafkaException as error:
-            raise KafkaUnreachable(settings.bootstrap_servers(), _KAFKA_S) from error
+            raise kafka_failed(settings, error, _KAFKA_S) from error
 
     def commit(self, lives: Sequence[NewLife]) -> None:
         """Write these, all or none, and note them as done.

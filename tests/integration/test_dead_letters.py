@@ -244,6 +244,7 @@ def test_a_rate_makes_small_transactions_with_pauses_between(
     assert len(redrive(settings, ALL, rate=8, after_batch=batches.append).redriven) == 10
     assert batches == [2, 4, 6, 8, 10]
     assert paused_after == [2, 4, 6, 8], "nothing is waited for after the last"
+    assert redrive(settings, ALL, rate=float("inf")).redriven == ()
 
 
 def test_a_finished_job_lives_again_whatever_its_end_was(settings: Settings, writer: Writer) -> None:

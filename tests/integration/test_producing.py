@@ -440,6 +440,8 @@ async def test_waiting_ends_with_the_final_state(
 
 async def test_waiting_for_nothing_and_for_too_long(queue: JobQueue) -> None:
     with pytest.raises(JobNotFound):
+        await queue.get_job("\udcff")  # as undecodable bytes come from a command line
+    with pytest.raises(JobNotFound):
         await queue.wait("01a20bd1-1946-743e-922d-c32f1fd9b001", timedelta(seconds=30))
     job_id = await queue.schedule_job(Sample())
     with pytest.raises(TimeoutError):

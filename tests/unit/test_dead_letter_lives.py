@@ -5,15 +5,20 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from confluent_kafka import KafkaError, KafkaException
 from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas import JobPriority, JobStatus, Topics
+from schemas.codec import Codec
 from schemas.headers import FAILED_AT, MAX_HISTORY, Attempt, Delivery, Origin, build, parse
 from schemas.records import StatusChange
+from streams import redrive as redrive_module
+from streams.clients import KafkaRefused
 from streams.dead_letters import DeadLetter, DeadLetterFilter, dead_letter_of, header_text, mark_redriven
 from streams.jobinfo import JobEvent, JobState, StatusSeen, moment
 from streams.redrive import life_after, life_again, pause_s
+from streams.settings import load_settings
 
 pytestmark = pytest.mark.job_processing
 
@@ -200,3 +205,17 @@ def test_a_redriven_letter_is_over(redrives: int, number: int, attempt: int) -> 
     life = life_after(dead, None, T0, Topics("p."))
     assert marks([dead], life.status) == [True]
     assert parse(build(parse(life.headers))) == parse(life.headers)
+
+
+def test_a_refusal_is_not_called_an_absent_broker(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Refusing:
+        def __init__(self, _: Any) -> None:
+            pass
+
+        def init_transactions(self, _: float) -> None:
+            raise KafkaException(KafkaError(KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED))
+
+    monkeypatch.setattr(redrive_module, "Producer", Refusing)
+    settings = load_settings(kafka_bootstrap_servers="127.0.0.1:1")
+    with pytest.raises(KafkaRefused, match="TRANSACTIONAL_ID_AUTHORIZATION_FAILED"):
+        redrive_module._Session(settings, Codec(), redrive_module._Progress())
