@@ -106,8 +106,15 @@ class Ticket:
 
     @property
     def finished(self) -> bool:
-        """All reports are there."""
-        return self._seen == self._expected
+        """All reports are there. Ctrl-C between sending a record and counting it leaves one more."""
+        return 0 <= self._expected <= self._seen
+
+    def no_more(self) -> None:
+        """What is missing will not come: Ctrl-C ended this callback before it counted."""
+        if missing := max(self._expected - self._seen, 0):
+            self.failed += missing
+            self.failures.append(Failure("unknown", "the report was lost", perhaps_written=True))
+            self._seen = self._expected
 
     def failure(self) -> DeliveryFailed | None:
         """What went wrong, in words; None if nothing did."""
@@ -343,6 +350,11 @@ class Outbox:
         # Two threads that get the same turn do no harm.
         turn = self._turn = self._turn + 1
         return turn % self._count if self._count else -1
+
+    @property
+    def in_flight(self) -> int:
+        """Records, of all callers, whose reports have not been served."""
+        return sum(len(producer) for producer in (self._producer, *self._failed) if producer is not None)
 
     @property
     def partition_count(self) -> int:

@@ -323,8 +323,9 @@ class _Bulk:
     def finish(self) -> None:
         """Wait for the acknowledgements of all that was sent."""
         self.ticket.seal(len(self.ids))
-        while not self.ticket.finished:
+        while not self.ticket.finished and self._outbox.in_flight:
             self._serve(_POLL_S)
+        self.ticket.no_more()
 
     def _settle(self, priority: JobPriority) -> Settled:
         settled = settle(replace(self._options, priority=priority), self._now_ms, self._rules)

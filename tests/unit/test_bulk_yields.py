@@ -1,4 +1,4 @@
-"""A bulk beside an event loop gives the interpreter up by time, however long a job takes."""
+"""A bulk beside an event loop gives the interpreter up by time, and Ctrl-C ends any bulk, wherever it strikes."""
 
 from __future__ import annotations
 
@@ -57,3 +57,46 @@ def test_nobody_waits_for_a_bulk_much_longer_than_a_millisecond(
     before = len(clock.naps)
     quiet.add(Sample())
     assert len(clock.naps) == before
+
+
+@pytest.mark.parametrize("strikes", ["after a record was handed over", "in the report of a record"])
+def test_an_interrupted_bulk_ends_once_nothing_is_in_flight(strikes: str) -> None:
+    """Its count of records, or of reports, is one short for ever."""
+    waiting: list[Any] = []
+    lost = strikes == "in the report of a record"
+
+    def send(_: Any, ticket: Any) -> bool:
+        waiting.append(ticket)
+        if len(waiting) == 3 and not lost:
+            raise KeyboardInterrupt
+        return True
+
+    def serve(_: float) -> None:
+        if len(waiting) == 3 and lost:
+            waiting.pop()
+        while waiting:
+            waiting.pop()(None, None)
+
+    class Outbox:
+        in_flight = property(lambda _: len(waiting))
+
+        def __init__(self) -> None:
+            self.send = send
+
+        def prepare(self, *_: Any, **__: Any) -> None: ...
+
+        def next_partition(self) -> int:
+            return 0
+
+    owner: Any = SimpleNamespace(outbox=Outbox(), rules=Rules(Codec(), Topics("p.")))
+    bulk = _Bulk(owner, JobOptions(), serve, yielding=False)
+    bulk.add(Sample())
+    bulk.add(Sample())
+    if lost:
+        bulk.add(Sample())
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            bulk.add(Sample())
+    bulk.finish()
+    assert bulk.ticket.finished
+    assert bulk.ticket.failed == (1 if lost else 0)
