@@ -181,6 +181,7 @@ async def test_records_that_are_too_large_for_a_dead_letter_stop_nobody(provisio
     topics = provisioned.topics
     large = Producer({"bootstrap.servers": provisioned.bootstrap_servers()})
     large.produce(topics.jobs[JobPriority.LOW], bytes(999_900), b"k", 0)
+    assert large.flush(20) == 0, "the huge one comes after it"
     huge = Producer(
         {
             "bootstrap.servers": provisioned.bootstrap_servers(),
@@ -192,7 +193,7 @@ async def test_records_that_are_too_large_for_a_dead_letter_stop_nobody(provisio
         job_type(WireJob), WireJob("x" * 5_000_000), envelope("wire_job", id=number(1))
     )
     huge.produce(topics.jobs[JobPriority.LOW], front, number(1).encode(), 0)
-    assert large.flush(20) == huge.flush(20) == 0
+    assert huge.flush(20) == 0
     async with JobQueue.connect(provisioned) as queue, worker_on(provisioned):
         failed = await queue.wait(number(1), LIMIT)
         behind = await queue.schedule_job(WireJob("behind"), JobPriority.LOW)
