@@ -12,8 +12,8 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, Final, TextIO
 
 from schemas.errors import JobRefused, JobTypeError, KafkaUnreachable, PipelineError, SettingsError
 
@@ -30,6 +30,27 @@ INTERRUPTED: Final = 130
 _LAST_COLUMN: Final = 20
 #: All but tab and newline, which texts of several lines have.
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+class LogStream:
+    """Where logs go: a full disk, or a reader that is gone, costs their lines, and never the work that they tell of.
+
+    Without it an error of the stream would be raised in whatever logs: it failed jobs, and made workers deaf to SIGTERM.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write what can be written; as the standard library's logging, there is nobody left to be told of the rest."""
+        with suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """As ``write``."""
+        with suppress(OSError):
+            self._stream.flush()
 
 
 def configure_logging(level: str = "info", form: str = "console") -> None:
@@ -49,7 +70,7 @@ def configure_logging(level: str = "info", form: str = "console") -> None:
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(LogStream(sys.stderr)),  # type: ignore[arg-type]  # print() asks no more
         cache_logger_on_first_use=True,
     )
     # librdkafka's own lines: what it retries by itself is no news.

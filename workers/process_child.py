@@ -35,6 +35,7 @@ from schemas.job import Job
 from schemas.jobtype import JobType, job_type
 from schemas.topics import JobPriority
 from workers import frames, process_wire
+from workers.console import LogStream
 from workers.context import WorkerContext
 from workers.results import JobResult, failed_by
 from workers.router import as_result
@@ -172,7 +173,9 @@ def _serve(channel: socket.socket) -> None:
         return
     if not structlog.is_configured():
         # Its default is stdout, which is for data.
-        structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+        structlog.configure(
+            logger_factory=structlog.PrintLoggerFactory(LogStream(sys.stderr))  # type: ignore[arg-type]  # print() asks no more
+        )
     channel.sendall(frames.pack({"ready": os.getpid()}))
     while True:
         header, body = frames.receive(channel)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -225,3 +226,31 @@ def test_logs_go_to_stderr_and_only_as_many_as_asked_for(
 @pytest.mark.parametrize(("number", "said"), [(0, "0 jobs"), (1, "1 job"), (1234, "1,234 jobs")])
 def test_numbers_come_with_their_noun(number: int, said: str) -> None:
     assert console.counted(number, "job") == said
+
+
+FULL_DISK = Path("/dev/full")
+
+
+@pytest.mark.parametrize("lost", ["a reader that is gone", *(["a full disk"] if FULL_DISK.exists() else [])])
+def test_logs_that_nobody_can_take_disturb_nobody(lost: str) -> None:
+    """``rustfs-workers worker 2>&1 | head -1``, or ``2>>worker.log`` on a disk that fills up: the work goes on."""
+    code = (
+        "import structlog\n"
+        "from workers.console import configure_logging, emit\n"
+        "configure_logging()\n"
+        "for n in range(3):\n"
+        "    structlog.get_logger().warning('x' * 10_000)\n"
+        "emit({'went': 'on'})\n"
+    )
+    if lost == "a full disk":
+        stderr = os.open(FULL_DISK, os.O_WRONLY)
+    else:
+        reader, stderr = os.pipe()
+        os.close(reader)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=stderr, check=False
+        )
+    finally:
+        os.close(stderr)
+    assert json.loads(done.stdout) == {"went": "on"}
