@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import re
+import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -164,6 +165,17 @@ def errors_in_one_line() -> Iterator[None]:
 def _write_no_more() -> None:
     """What is still buffered would be written at the end, and complained about."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """For tidying up: whoever presses Ctrl-C again is not heard until it is done. For the main thread."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _say_what_kafka_says(error: Any) -> int:

@@ -12,6 +12,7 @@ import shutil
 import sysconfig
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -27,6 +28,7 @@ from streams.queue import JobQueue
 from streams.settings import Settings, load_settings
 from workers.builtin import builtin_workers
 from workers.config import WorkerConfig
+from workers.console import uninterrupted
 from workers.handlers.replication import ReplicationJob
 from workers.manager import WorkerManager
 from workers.progress import Progress
@@ -192,9 +194,7 @@ def run_demo(source: Path, directory: Path, progress: Progress) -> DemoReport:
     if given:
         settings = load_settings(topic_prefix=prefix, nodes=nodes, worker_id="demo")
         return _on(settings, directory, objects, progress)
-    progress("starting Kafka", 0, 1)
-    with EmbeddedBroker(BrokerConfig(directory / "kafka")) as broker:
-        progress("starting Kafka", 1, 1)
+    with temporary_kafka(directory / "kafka", progress) as broker:
         settings = load_settings(
             kafka_bootstrap_servers=broker.bootstrap_servers,
             topic_prefix=prefix,
@@ -203,6 +203,24 @@ def run_demo(source: Path, directory: Path, progress: Progress) -> DemoReport:
             data_dir=directory,
         )
         return _on(settings, directory, objects, progress)
+
+
+@contextmanager
+def temporary_kafka(directory: Path, progress: Progress) -> Iterator[EmbeddedBroker]:
+    """A Kafka for the length of one command. It has ended afterwards, also for those who cannot wait for it.
+
+    Raises:
+        EmbeddedKafkaError: it cannot be started.
+    """
+    broker = EmbeddedBroker(BrokerConfig(directory))
+    progress("starting Kafka", 0, 1)
+    try:
+        broker.start()
+        progress("starting Kafka", 1, 1)
+        yield broker
+    finally:
+        with uninterrupted():
+            broker.stop()
 
 
 def _on(settings: Settings, directory: Path, objects: Objects, progress: Progress) -> DemoReport:
@@ -278,6 +296,13 @@ def _dead_letters(settings: Settings) -> list[dict[str, Any]]:
     return [letter.to_json() for letter in list_dead_letters(settings)]
 
 
+@uninterrupted()
+def remove_directory(directory: Path) -> None:
+    """Remove a directory that was made for one run."""
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+@uninterrupted()
 def delete_deployment(settings: Settings) -> None:
     """Delete every topic and group of this deployment: for prefixes that were made up for one run.
 

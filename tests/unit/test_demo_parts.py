@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from schemas.errors import PipelineError
+from streams.embedded import BrokerConfig
+from workers import demo
 from workers.demo import DemoReport, gather, prepare_directory, verify
 
 pytestmark = pytest.mark.job_processing
@@ -108,3 +112,47 @@ def test_the_report_succeeds_only_if_every_copy_and_the_dead_letter_are_there() 
     assert report(dead_letters=0).problem == "there should be one dead letter, there are 0"
     assert report().to_json()["left_out"] == {"symbolic link": 12}
     assert len(report().to_json()["left_out_files"]["symbolic link"]) == 10
+
+
+@pytest.fixture
+def _ctrl_c_is_heard() -> Iterator[None]:
+    """Whatever the runner of the tests has made of it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_ctrl_c_is_heard")
+def test_a_second_ctrl_c_does_not_leave_a_kafka_or_its_directory_behind(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The first one ended what ran; who cannot wait for the tidying up presses it again."""
+    tidied = []
+
+    class Broker:
+        def __init__(self, config: BrokerConfig) -> None:
+            pass
+
+        def start(self) -> None:
+            pass
+
+        def stop(self) -> None:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGTERM)
+            tidied.append("kafka")
+
+    def rmtree(path: Path, *, ignore_errors: bool) -> None:
+        signal.raise_signal(signal.SIGINT)
+        tidied.append(path.name)
+
+    monkeypatch.setattr(demo, "EmbeddedBroker", Broker)
+    monkeypatch.setattr(shutil, "rmtree", rmtree)
+
+    with pytest.raises(KeyboardInterrupt), demo.temporary_kafka(tmp_path, ignore):
+        signal.raise_signal(signal.SIGINT)
+    demo.remove_directory(tmp_path)
+    monkeypatch.undo()
+
+    assert tidied == ["kafka", tmp_path.name]
+    with pytest.raises(KeyboardInterrupt):  # afterwards it is heard as before
+        signal.raise_signal(signal.SIGINT)

@@ -110,9 +110,13 @@ def priority(
 @contextmanager
 def _bench() -> Iterator[tuple[Settings, Progress]]:
     """What every bench needs: its own deployment, and somebody to tell how far it is."""
+    import signal
+
     from workers.progress import shown
 
     configure_logging("warning")
+    # As Ctrl-C: nothing is left behind.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with errors_in_one_line(), shown() as progress, _deployment(progress) as settings:
         yield settings, progress
 
@@ -125,9 +129,8 @@ def _deployment(progress: Progress) -> Iterator[Settings]:
     from pathlib import Path
     from uuid import uuid4
 
-    from streams.embedded import BrokerConfig, EmbeddedBroker
     from streams.settings import load_settings
-    from workers.demo import delete_deployment
+    from workers.demo import delete_deployment, remove_directory, temporary_kafka
 
     prefix = f"bench-{uuid4().hex[:8]}."
     with ExitStack() as stack:
@@ -135,10 +138,9 @@ def _deployment(progress: Progress) -> Iterator[Settings]:
             settings = load_settings(topic_prefix=prefix)
             stack.callback(delete_deployment, settings)
         else:
-            directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rustfs-workers-bench-")))
-            progress("starting Kafka", 0, 1)
-            broker = stack.enter_context(EmbeddedBroker(BrokerConfig(directory)))
-            progress("starting Kafka", 1, 1)
+            directory = Path(tempfile.mkdtemp(prefix="rustfs-workers-bench-"))
+            stack.callback(remove_directory, directory)
+            broker = stack.enter_context(temporary_kafka(directory, progress))
             settings = load_settings(topic_prefix=prefix, kafka_bootstrap_servers=broker.bootstrap_servers)
         yield settings
 

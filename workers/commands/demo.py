@@ -44,11 +44,10 @@ def demo(
       rustfs-workers demo --json
     """
     with errors_in_one_line():
-        import shutil
         import signal
         import tempfile
 
-        from workers.demo import default_source, run_demo
+        from workers.demo import default_source, remove_directory, run_demo
         from workers.progress import shown
 
         configure_logging("warning")
@@ -60,7 +59,7 @@ def demo(
                 report = run_demo((source or default_source()).expanduser(), where.expanduser(), progress)
         finally:
             if directory is None:
-                shutil.rmtree(where, ignore_errors=True)
+                remove_directory(where)
         if as_json:
             emit(report.to_json())
         else:
