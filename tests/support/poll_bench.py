@@ -1,0 +1,220 @@
+"""A poll thread without its thread: each round is called for, on a consumer that does what a test says."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from confluent_kafka import KafkaError, TopicPartition
+
+from schemas.errors import PipelineError
+from schemas.headers import Delivery, build
+from schemas.offsetmap import OffsetMap
+from tests.support.messages import TOPICS, committed, job_value
+from workers.commit import CommitCounters
+from workers.delay import Delays
+from workers.message import Message
+from workers.offsets import PartitionState
+from workers.poller import Poller
+from workers.scheduler import Scheduler
+from workers.takeover import Place
+
+#: A time that is never past.
+LATER_MS = 4_000_000_000_000
+HEADERS = build(Delivery(job_type="test"))
+JOB_ID = "01a20bd1-1946-743e-922d-c32f1fd9b001"
+
+
+@dataclass
+class FakeRecord:
+    """A record, or an error, as the consumer returns it."""
+
+    place: Place
+    at: int
+    content: bytes | None = None
+    problem: KafkaError | None = None
+
+    def topic(self) -> str:
+        return self.place[0]
+
+    def partition(self) -> int:
+        return self.place[1]
+
+    def offset(self) -> int:
+        return self.at
+
+    def key(self) -> bytes | None:
+        return None
+
+    def value(self) -> bytes | None:
+        return self.content
+
+    def headers(self) -> Any:
+        return HEADERS
+
+    def timestamp(self) -> tuple[int, int]:
+        return (1, LATER_MS)
+
+    def error(self) -> KafkaError | None:
+        return self.problem
+
+
+def records(place: Place, *offsets: int, job_id: str = JOB_ID, size: int = 0) -> list[FakeRecord]:
+    """Each is another job, if ``job_id`` is not given."""
+    return [
+        FakeRecord(
+            place, at, job_value(job_id if job_id != JOB_ID else f"{at:08x}{JOB_ID[8:]}") + bytes(size)
+        )
+        for at in offsets
+    ]
+
+
+class FakeConsumer:
+    def __init__(self, steps: list[str]) -> None:
+        self.steps = steps
+        self.coming: deque[FakeRecord] = deque()
+        self.generation = 0
+        self.paused: set[Place] = set()
+        self.assigned: dict[Place, int] = {}
+        self.positions: dict[Place, int] = {}
+
+    def poll(self, timeout_s: float) -> FakeRecord | None:
+        return self.coming.popleft() if self.coming else None
+
+    def consume(self, count: int, timeout_s: float) -> list[FakeRecord]:
+        return [self.coming.popleft() for _ in range(min(count, len(self.coming)))]
+
+    def consumer_group_metadata(self) -> int:
+        self.steps.append("metadata")
+        self.generation += 1
+        return self.generation
+
+    def pause(self, places: list[TopicPartition]) -> None:
+        self.paused |= {(tp.topic, tp.partition) for tp in places}
+
+    def resume(self, places: list[TopicPartition]) -> None:
+        self.paused -= {(tp.topic, tp.partition) for tp in places}
+
+    def position(self, places: list[TopicPartition]) -> list[TopicPartition]:
+        return [
+            TopicPartition(tp.topic, tp.partition, self.positions.get((tp.topic, tp.partition), -1001))
+            for tp in places
+        ]
+
+    def incremental_assign(self, places: list[TopicPartition]) -> None:
+        self.steps.append("assign")
+        self.assigned |= {(tp.topic, tp.partition): tp.offset for tp in places}
+
+    def incremental_unassign(self, places: list[TopicPartition]) -> None:
+        self.steps.append("unassign")
+        for tp in places:
+            del self.assigned[tp.topic, tp.partition]
+            self.paused.discard((tp.topic, tp.partition))
+
+
+class FakeCommitter:
+    def __init__(self, bench: Bench) -> None:
+        self.bench = bench
+        self.parts: set[PartitionState] = set()
+        self.counters = CommitCounters()
+        self.nudges = 0
+
+    def nudge(self) -> None:
+        self.nudges += 1
+
+    def release(self, parts: Iterable[PartitionState]) -> threading.Event:
+        self.bench.note("last commit", parts)
+        done = threading.Event()
+        done.set()
+        return done
+
+
+class Bench:
+    """A poller of one event loop. ``steps`` says what was asked for, and what was true of the partitions then."""
+
+    def __init__(self, *, high: int = 10, low: int = 4, partitions: int | None = None) -> None:
+        self.steps: list[str] = []
+        self.delivered: list[Message] = []
+        self.failures: list[BaseException] = []
+        self.refusals: list[PipelineError] = []
+        self.purged: list[set[PartitionState]] = []
+        self.stored: dict[Place, OffsetMap | Exception] = {}
+        self.consumer = FakeConsumer(self.steps)
+        self.committer = FakeCommitter(self)
+        self.scheduler = Scheduler()
+        self.delays = Delays()
+        consumer: Any = self.consumer
+        committer: Any = self.committer
+        committed_offsets: Any = self
+        self.poller = Poller(
+            make_consumer=lambda _: consumer,
+            topics=TOPICS,
+            committed=committed_offsets,
+            committer=committer,
+            scheduler=self.scheduler,
+            delays=self.delays,
+            lock=threading.Lock(),
+            loop=asyncio.get_running_loop(),
+            incarnation="me",
+            transactional_id="t.worker.me",
+            buffer_high=high,
+            buffer_low=low,
+            revoke_timeout_s=3.0,
+            release=self._release,
+            purge=self.purged.append,
+            deliver=self.delivered.extend,
+            on_failure=self.failures.append,
+            on_refusal=self.refusals.append,
+            on_answer=lambda: None,
+        )
+        self.poller.partition_count = partitions
+
+    def note(self, step: str, parts: Iterable[PartitionState]) -> None:
+        """A step, with what was true of the partitions meanwhile."""
+        states = {("ours" if part.owned else "lost") + " releasing" * part.releasing for part in parts}
+        self.steps.append(f"{step} ({', '.join(sorted(states))})")
+
+    async def _release(self, parts: set[PartitionState], timeout_s: float) -> None:
+        self.note(f"jobs end within {timeout_s:.0f} s", parts)
+
+    def for_assignment(self, consumer: Any, places: Iterable[Place]) -> dict[Place, OffsetMap]:
+        """What is committed, as ``CommittedOffsets`` reads it."""
+        self.steps.append("read")
+        found = {}
+        for place in places:
+            stored = self.stored.get(place, committed())
+            if isinstance(stored, Exception):
+                raise stored
+            found[place] = stored
+        return found
+
+    def assign(self, *places: Place) -> list[PartitionState]:
+        """The group gives us these; the first commit opens their first thousand records."""
+        self.poller._on_assign(self.consumer, [TopicPartition(*place) for place in places])  # type: ignore[arg-type]
+        parts = [self.poller.parts[place] for place in places]
+        for part in parts:
+            part.committed(part.plan((), window=1_000))
+            part.start_limit = part.base + 1_000
+        self.steps.clear()
+        self.committer.nudges = 0
+        return parts
+
+    async def revoke(self, *places: Place) -> None:
+        await asyncio.to_thread(self.poller._on_revoke, *self._leaving(places))
+
+    async def lose(self, *places: Place) -> None:
+        await asyncio.to_thread(self.poller._on_lost, *self._leaving(places))
+
+    def _leaving(self, places: Iterable[Place]) -> tuple[Any, list[TopicPartition]]:
+        return self.consumer, [TopicPartition(*place) for place in places]
+
+    def round(self, *arriving: FakeRecord) -> list[Message]:
+        """One round of the thread; what it handed over."""
+        self.consumer.coming.extend(arriving)
+        before = len(self.delivered)
+        self.poller._round(self.consumer)  # type: ignore[arg-type]
+        return self.delivered[before:]

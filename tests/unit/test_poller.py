@@ -1,0 +1,279 @@
+"""The poll thread: what it hands over, what it pauses, and the order in which it takes and gives up partitions."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from confluent_kafka import KafkaError, KafkaException
+
+from schemas.errors import GroupNotInitialised, TopicsMismatch
+from schemas.offsetmap import OffsetMap, Suspect
+from schemas.topics import TIERS, JobPriority
+from tests.support.messages import TOPICS
+from tests.support.poll_bench import LATER_MS, Bench, FakeRecord, records
+from workers.delay import MAX_HELD_RECORDS
+from workers.offsets import MAX_SPREAD
+from workers.takeover import Place
+
+pytestmark = pytest.mark.worker_coordination
+
+NORMAL: Place = (TOPICS.jobs[JobPriority.NORMAL], 0)
+BESIDE: Place = (NORMAL[0], 1)
+LOW: Place = (TOPICS.jobs[JobPriority.LOW], 0)
+TIER: Place = (TOPICS.retry[TIERS[2]], 0)
+
+
+def offsets_of(found: list[object]) -> list[object]:
+    return [one.offset for one in found]  # type: ignore[attr-defined]
+
+
+# --- what is handed over -------------------------------------------------------------------------------
+
+
+async def test_a_record_is_handed_over_once_and_counts_as_waiting_from_then_on() -> None:
+    bench = Bench()
+    (part,) = bench.assign(NORMAL)
+    found = bench.round(*records(NORMAL, 0, 1))
+    assert [(one.part, one.offset, one.priority) for one in found] == [
+        (part, offset, JobPriority.NORMAL) for offset in (0, 1)
+    ]
+    assert bench.scheduler.waiting(JobPriority.NORMAL) == 2
+    assert bench.scheduler.waiting_bytes(JobPriority.NORMAL) == sum(one.size for one in found)
+    assert bench.round(*records(NORMAL, 0, 1)) == []
+    assert len(bench.scheduler) == 2
+
+
+async def test_records_of_neighbours_belong_to_their_own_partition() -> None:
+    bench = Bench()
+    bench.assign(NORMAL, BESIDE)
+    one, two = records(NORMAL, 0, 1)
+    other, last = records(BESIDE, 0, 1)
+    found = bench.round(one, other, two, last)
+    assert [(m.part.partition, m.offset) for m in found] == [(0, 0), (1, 0), (0, 1), (1, 1)]
+
+
+async def test_records_of_partitions_that_are_not_ours_are_left_to_their_owner() -> None:
+    bench = Bench()
+    (lost,) = bench.assign(NORMAL)
+    lost.owned = False
+    assert bench.round(*records(NORMAL, 0), *records(BESIDE, 0)) == []
+    assert len(bench.scheduler) == 0
+
+
+async def test_only_the_one_that_ran_alone_at_a_death_is_condemned() -> None:
+    bench = Bench()
+    bench.stored[NORMAL] = OffsetMap(0, clean=True, suspects={0: Suspect(3, alone=True), 1: Suspect(2)})
+    bench.assign(NORMAL)
+    assert [one.lost_worker for one in bench.round(*records(NORMAL, 0, 1, 2))] == [True, False, False]
+
+
+async def test_a_copy_is_marked_until_the_partition_has_had_another_owner() -> None:
+    bench = Bench()
+    job = "01a20bd1-1946-743e-922d-000000000007"
+    bench.assign(NORMAL)
+    found = bench.round(*records(NORMAL, 0, 1, job_id=job))
+    assert [one.copy for one in found] == [False, True]
+    await bench.revoke(NORMAL)
+    bench.assign(NORMAL)
+    assert [one.copy for one in bench.round(*records(NORMAL, 2, job_id=job))] == [False]
+
+
+async def test_more_than_may_start_asks_for_a_commit() -> None:
+    bench = Bench()
+    (part,) = bench.assign(NORMAL)
+    bench.round(*records(NORMAL, 0))
+    assert bench.committer.nudges == 0
+    bench.round(*records(NORMAL, part.start_limit))
+    assert bench.committer.nudges == 1
+
+
+async def test_an_error_beside_records_costs_none_of_them() -> None:
+    bench = Bench()
+    bench.assign(NORMAL)
+    first, second = records(NORMAL, 0, 1)
+    problem = FakeRecord(NORMAL, 0, problem=KafkaError(KafkaError._TRANSPORT))
+    assert len(bench.round(first, problem, second)) == 2
+
+
+async def test_an_offset_that_is_gone_is_never_guessed() -> None:
+    bench = Bench()
+    bench.assign(NORMAL)
+    with pytest.raises(KafkaException):
+        bench.round(FakeRecord(NORMAL, 0, problem=KafkaError(KafkaError._AUTO_OFFSET_RESET)))
+
+
+# --- taking partitions ---------------------------------------------------------------------------------
+
+
+async def test_a_partition_is_read_from_its_committed_offset_once_the_commit_thread_knows_it() -> None:
+    bench = Bench()
+    bench.stored[NORMAL] = OffsetMap(41, frozenset({42}))
+    bench.poller._on_assign(*bench._leaving([NORMAL]))
+    assert bench.steps == ["metadata", "read", "assign"]
+    assert bench.consumer.assigned == {NORMAL: 41}
+    part = bench.poller.parts[NORMAL]
+    assert bench.committer.parts == {part}
+    assert bench.committer.nudges == 1, "nothing of it may start before a first commit"
+    assert not part.start(41)
+    assert [one.offset for one in bench.round(*records(NORMAL, 41, 42, 43))] == [41, 43]
+
+
+async def test_a_partition_that_cannot_be_taken_ends_the_worker() -> None:
+    """librdkafka would swallow the exception, and the partition would belong to a member that never reads it."""
+    bench = Bench()
+    bench.stored[NORMAL] = GroupNotInitialised("no map")
+    bench.poller._on_assign(*bench._leaving([NORMAL]))
+    assert [type(error) for error in bench.failures] == [GroupNotInitialised]
+    assert bench.poller._stop
+    assert bench.consumer.assigned == {}
+
+
+async def test_partitions_that_came_later_are_refused_and_not_read() -> None:
+    """Keys have moved to them: their jobs might run beside others of the same key."""
+    bench = Bench(partitions=1)
+    bench.poller._on_assign(*bench._leaving([NORMAL]))
+    assert bench.refusals == []
+    bench.poller._on_assign(*bench._leaving([BESIDE]))
+    assert [type(error) for error in bench.refusals] == [TopicsMismatch]
+    assert bench.consumer.assigned == {NORMAL: 0}
+    assert list(bench.poller.parts) == [NORMAL]
+
+
+# --- giving them up ------------------------------------------------------------------------------------
+
+
+async def test_a_revoked_partition_is_given_back_after_its_last_commit() -> None:
+    """Under metadata taken before: with newer one a partition already given away would be accepted."""
+    bench = Bench()
+    part, stays = bench.assign(NORMAL, BESIDE)
+    await bench.revoke(NORMAL)
+    assert bench.steps == [
+        "metadata",
+        "jobs end within 3 s (ours releasing)",
+        "last commit (ours releasing)",
+        "unassign",
+    ]
+    assert bench.purged == [{part}]
+    assert not part.owned
+    assert bench.committer.parts == {stays}
+    assert (stays.owned, stays.releasing) == (True, False)
+    assert bench.round(*records(NORMAL, 0)) == []
+
+
+async def test_a_lost_partition_is_nobodys_before_its_jobs_are_cancelled() -> None:
+    """Others run them by now: nothing of ours may count, not even what ends at this moment."""
+    bench = Bench()
+    part, stays = bench.assign(NORMAL, BESIDE)
+    await bench.lose(NORMAL)
+    assert bench.steps == ["jobs end within 0 s (lost releasing)", "unassign"]
+    assert bench.purged == [{part}]
+    assert bench.committer.parts == {stays}
+    assert bench.committer.counters.events == {"sessions_lost": 1}
+
+
+async def test_a_partition_that_comes_back_full_is_paused_again() -> None:
+    """The client has forgotten the pause with the partition."""
+    bench = Bench()
+    bench.assign(NORMAL)
+    bench.round(*records(NORMAL, *range(10)))
+    assert bench.consumer.paused == {NORMAL}
+    await bench.revoke(NORMAL)
+    assert bench.consumer.paused == set()
+    bench.assign(NORMAL)
+    bench.round()
+    assert bench.consumer.paused == {NORMAL}
+
+
+# --- pauses --------------------------------------------------------------------------------------------
+
+
+def run_all_but(bench: Bench, left: int) -> None:
+    bench.scheduler.add(bench.delivered)
+    while bench.scheduler.waiting(JobPriority.NORMAL) > left:
+        message = bench.scheduler.take(0)
+        assert message is not None
+        bench.scheduler.done(message)
+
+
+async def test_a_priority_with_enough_is_paused_until_little_is_left_and_the_others_go_on() -> None:
+    bench = Bench(high=10, low=4)
+    bench.assign(NORMAL, BESIDE, LOW)
+    bench.round(*records(NORMAL, *range(9)), *records(LOW, 0))
+    assert bench.consumer.paused == set()
+    bench.round(*records(BESIDE, 0))
+    assert bench.consumer.paused == {NORMAL, BESIDE}
+    run_all_but(bench, 5)
+    bench.round()
+    assert bench.consumer.paused == {NORMAL, BESIDE}
+    run_all_but(bench, 4)
+    bench.round()
+    assert bench.consumer.paused == set()
+
+
+async def test_a_few_large_records_are_enough_too() -> None:
+    bench = Bench(high=10, low=4)
+    bench.assign(NORMAL)
+    bench.round(*records(NORMAL, *range(3), size=3 << 20))
+    assert bench.consumer.paused == {NORMAL}
+    run_all_but(bench, 2)
+    bench.round()
+    assert bench.consumer.paused == {NORMAL}, "they are few, and still hold more than half"
+    run_all_but(bench, 1)
+    bench.round()
+    assert bench.consumer.paused == set()
+
+
+async def test_a_partition_far_ahead_of_its_lowest_unfinished_record_stops_alone() -> None:
+    bench = Bench()
+    part, _ = bench.assign(NORMAL, BESIDE)
+    part.top = part.base + MAX_SPREAD
+    bench.round()
+    assert bench.consumer.paused == {NORMAL}
+
+
+async def test_a_retry_partition_that_holds_enough_is_paused() -> None:
+    bench = Bench()
+    (part,) = bench.assign(TIER)
+    bench.round(*records(TIER, *range(MAX_HELD_RECORDS // 2)))
+    assert bench.consumer.paused == set()
+    found = bench.round(*records(TIER, *range(MAX_HELD_RECORDS // 2, MAX_HELD_RECORDS)))
+    assert bench.consumer.paused == {TIER}
+    assert {(one.part, one.priority, one.timestamp_ms) for one in found} == {(part, None, LATER_MS)}
+    assert len(bench.scheduler) == 0
+
+
+async def test_a_drain_takes_nothing_more() -> None:
+    bench = Bench()
+    bench.assign(NORMAL, TIER)
+    bench.poller.drain()
+    bench.round()
+    assert bench.consumer.paused == {NORMAL, TIER}
+
+
+# --- markers and metadata --------------------------------------------------------------------------------
+
+
+async def test_a_marker_behind_the_last_record_is_finished() -> None:
+    """Else the lag of a partition where all is done would never become zero."""
+    bench = Bench()
+    part, busy = bench.assign(NORMAL, BESIDE)
+    bench.round(*records(BESIDE, 0))
+    bench.consumer.positions = {NORMAL: part.top + 1}
+    part.dirty = False
+    bench.poller._note_positions(bench.consumer)  # type: ignore[arg-type]
+    assert (part.dirty, bench.committer.nudges) == (True, 1)
+    assert part.plan(()).offset == 1
+    assert busy.top == 1
+
+
+async def test_who_needs_new_metadata_gets_it_in_the_next_round() -> None:
+    bench = Bench()
+    bench.round()
+    before = bench.poller.metadata
+    waiting = asyncio.create_task(asyncio.to_thread(bench.poller.refresh, 100))
+    while not bench.poller._wanted.is_set():
+        await asyncio.sleep(0)
+    bench.round()
+    await waiting
+    assert bench.poller.metadata == before + 1
