@@ -205,33 +205,6 @@ def test_operators_that_start_together_fork_nothing(settings: Settings, writer: 
     assert lives(settings) == {job_id(n): 1 for n in range(30)}
 
 
-@pytest.mark.parametrize("committed", [True, False])
-def test_a_commit_whose_answer_is_lost_is_read_back_not_repeated(
-    settings: Settings,
-    writer: Writer,
-    monkeypatch: pytest.MonkeyPatch,
-    committed: bool,  # noqa: FBT001 - a parameter of the test
-) -> None:
-    """Whether it succeeded or not: each letter gets one new life, and the report tells all of them."""
-    bury(writer, 6)
-    original = redrive_module._Session.commit
-    doubts = iter([True])
-
-    def commit(self: Any, lives: Any) -> None:
-        if next(doubts, False):
-            self._progress.doubtful = {life.job_id: life.status.redrives for life in lives}
-            if committed:
-                original(self, lives)
-                self._progress.done.clear()
-                self._progress.doubtful = {life.job_id: life.status.redrives for life in lives}
-            raise redrive_module._Doubt("the answer is lost")
-        original(self, lives)
-
-    monkeypatch.setattr(redrive_module._Session, "commit", commit)
-    assert sorted(redrive(settings, ALL).redriven) == [job_id(n) for n in range(6)]
-    assert lives(settings) == {job_id(n): 1 for n in range(6)}
-
-
 def test_a_rate_makes_small_transactions_with_pauses_between(
     settings: Settings, writer: Writer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

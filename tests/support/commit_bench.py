@@ -6,7 +6,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
@@ -34,9 +34,19 @@ def kafka_error(
     )
 
 
+class Sent(NamedTuple):
+    """A record as the producer got it."""
+
+    topic: str
+    value: bytes | None
+    key: bytes | None
+    partition: int
+    headers: Any
+
+
 @dataclass
 class Transaction:
-    records: list[tuple[str, bytes | None, bytes | None]] = field(default_factory=list)
+    records: list[Sent] = field(default_factory=list)
     offsets: dict[tuple[str, int], OffsetMap] = field(default_factory=dict)
     metadata: Any = None
 
@@ -87,10 +97,10 @@ class FakeKafka:
     @property
     def statuses(self) -> list[StatusChange]:
         return [
-            decode_status(CODEC, value)
+            decode_status(CODEC, sent.value)
             for transaction in self.committed
-            for topic, value, _ in transaction.records
-            if topic == TOPICS.status and value is not None
+            for sent in transaction.records
+            if sent.topic == TOPICS.status and sent.value is not None
         ]
 
 
@@ -116,7 +126,7 @@ class FakeProducer:
         self, topic: str, value: bytes | None, key: bytes | None, partition: int = -1, headers: Any = None
     ) -> None:
         self._step("produce")
-        self.open.records.append((topic, value, key))
+        self.open.records.append(Sent(topic, value, key, partition, headers))
 
     def send_offsets_to_transaction(
         self, offsets: list[TopicPartition], metadata: Any, timeout_s: float

@@ -10,6 +10,7 @@ import pytest
 from confluent_kafka import KafkaError, KafkaException
 
 from schemas.errors import DeliveryFailed, GroupNotInitialised
+from schemas.headers import Delivery, build
 from schemas.lifecycle import JobStatus
 from schemas.offsetmap import Suspect
 from schemas.records import decode_status
@@ -54,11 +55,15 @@ def test_a_tick_with_nothing_to_say_asks_kafka_for_nothing() -> None:
 def test_records_status_and_offset_go_together() -> None:
     bench = Bench()
     one = message(bench.part, 0)
-    retry = OutRecord(TOPICS.retry[next(iter(TOPICS.retry))], 0, None, one.value, [])
+    retry = OutRecord(
+        TOPICS.retry[next(iter(TOPICS.retry))], 5, b"b/k", one.value, build(Delivery("test", 2, 1))
+    )
     bench.emit(Outcome(one, status(one, JobStatus.RETRYING), (retry,)))
     bench.tick()
     (transaction,) = bench.kafka.committed
-    assert [topic for topic, *_ in transaction.records] == [TOPICS.status, retry.topic]
+    told, onward = transaction.records
+    assert (told.topic, told.key, told.partition) == (TOPICS.status, one.job_id, -1)
+    assert onward == (retry.topic, one.value, b"b/k", 5, retry.headers)
     assert bench.stored.offset == 1
 
 
@@ -372,9 +377,13 @@ def refuse_jobs(*poison: bytes) -> Callable[[Transaction], Exception | None]:
     """The broker refuses every transaction that holds a status or a record of these jobs."""
 
     def refuse(open_: Transaction) -> Exception | None:
-        if any(key in poison and topic == TOPICS.status for topic, _, key in open_.records):
-            value = next(value for _, value, key in open_.records if key in poison)
-            if value is not None and decode_status(CODEC, value).state is JobStatus.SUCCEEDED:
+        for sent in open_.records:
+            if (
+                sent.key in poison
+                and sent.topic == TOPICS.status
+                and sent.value is not None
+                and decode_status(CODEC, sent.value).state is JobStatus.SUCCEEDED
+            ):
                 return kafka_error(KafkaError.MSG_SIZE_TOO_LARGE, abort=True)
         return None
 
@@ -394,7 +403,7 @@ def test_one_that_kafka_refuses_fails_alone() -> None:
     assert (failed.state, failed.error_type) == (JobStatus.FAILED, "OutcomeNotWritable")
     assert {change.state for change in states.values()} == {JobStatus.SUCCEEDED}
     assert bench.stored.offset == 40
-    dead = [record for t in bench.kafka.committed for record in t.records if record[0] == TOPICS.dlq]
+    dead = [sent for t in bench.kafka.committed for sent in t.records if sent.topic == TOPICS.dlq]
     assert len(dead) == 1
 
 

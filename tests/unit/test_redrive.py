@@ -1,0 +1,301 @@
+"""A redrive on a Kafka that answers as it likes: no job forks, none is left behind, and nobody is told otherwise."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from confluent_kafka import KafkaError
+
+from schemas.errors import DeliveryFailed, IllegalTransition, KafkaUnreachable, ReadIncomplete
+from schemas.headers import Delivery, parse
+from schemas.lifecycle import JobStatus
+from schemas.records import StatusChange
+from schemas.topics import PRIORITIES, JobPriority
+from streams import redrive as redrive_module
+from streams.dead_letters import DeadLetter, DeadLetterFilter, DeadLetters, mark_redriven
+from streams.jobinfo import JobEvent, JobState, StatusSeen, moment
+from streams.reader import JobNotFound
+from streams.redrive import RedriveReport, RedriveTakenOver, redrive, retry_job
+from streams.settings import load_settings
+from tests.support.commit_bench import CODEC, FakeKafka, FakeProducer, kafka_error
+from tests.support.messages import TOPICS
+from tests.support.statuses import JOB_ID, status
+
+pytestmark = pytest.mark.job_processing
+
+SETTINGS = load_settings(kafka_bootstrap_servers="127.0.0.1:1", topic_prefix=TOPICS.prefix)
+DIED = Delivery(job_type="test", attempt=4, delivery=6, error_type="ValueError", error_message="no")
+TIMED_OUT = kafka_error(KafkaError._TIMED_OUT, retriable=True)
+
+
+def job_id(number: int) -> str:
+    return f"01a20bd1-1946-743e-922d-{number:012x}"
+
+
+def letter_of(number: int, **facts: Any) -> DeadLetter:
+    return replace(
+        DeadLetter(
+            id=job_id(number),
+            type="test",
+            error_type="ValueError",
+            error_message="no",
+            attempt=4,
+            failed_at=moment(1_700_000_000_000 + number),
+            topic=TOPICS.dlq,
+            partition=2,
+            offset=number,
+            key=b"b/k",
+            value=b"bytes",
+            headers=[],
+            delivery=DIED,
+            priority=JobPriority.HIGH,
+        ),
+        **facts,
+    )
+
+
+class Cemetery:
+    """Dead letters, and what is known of their jobs: what a redrive reads and writes."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, count: int = 3) -> None:
+        self.kafka = FakeKafka()
+        self.letters = [letter_of(number) for number in range(count)]
+        self.event = JobEvent(
+            JOB_ID, Delivery("test"), JobPriority.LOW, False, "b/k", b"bytes", 5, (TOPICS.jobs[PRIORITIES[3]], 1, 5)
+        )  # fmt: skip
+        self.before: list[StatusChange] = []
+        self.complete = True
+        monkeypatch.setattr(redrive_module, "Producer", lambda config: self.kafka.producer(config["logger"]))
+        monkeypatch.setattr(redrive_module, "publish_schemas", lambda *_, **__: None)
+        monkeypatch.setattr(redrive_module, "read_dead_letters", self._read)
+        monkeypatch.setattr(redrive_module, "JobReader", lambda *_: self)
+
+    @property
+    def known(self) -> dict[str, StatusChange]:
+        return {change.job_id: change for change in [*self.before, *self.kafka.statuses]}
+
+    def _read(self, *_: Any, **__: Any) -> DeadLetters:
+        self.kafka.steps.append("read")
+        return DeadLetters(tuple(mark_redriven(self.letters, self.known)), self.known, self.complete)
+
+    # a reader, for retry_job
+
+    def read(self, job_id: str, *, timeout_s: float) -> Cemetery:
+        self.kafka.steps.append("read")
+        return self
+
+    def state_of(self, job_id: str) -> JobState:
+        change = self.known.get(job_id)
+        if job_id != JOB_ID:
+            return JobState()
+        return JobState(self.event, StatusSeen(change, (TOPICS.status, 0, 1)) if change else None)
+
+    def close(self) -> None:
+        self.kafka.steps.append("close")
+
+    # what came of it
+
+    @property
+    def lives(self) -> Counter[str]:
+        """Job id to how often it was given a new life."""
+        return Counter(change.job_id for change in self.kafka.statuses)
+
+    @property
+    def each_once(self) -> Counter[str]:
+        return Counter(letter.id for letter in self.letters)
+
+
+@pytest.fixture
+def cemetery(monkeypatch: pytest.MonkeyPatch) -> Cemetery:
+    return Cemetery(monkeypatch)
+
+
+def run(**facts: Any) -> RedriveReport:
+    return redrive(SETTINGS, DeadLetterFilter(), codec=CODEC, **facts)
+
+
+def lands_and_then(error: Exception | None) -> Callable[[FakeProducer], Exception | None]:
+    """The broker commits; what the answer says is another matter."""
+
+    def what(producer: FakeProducer) -> Exception | None:
+        producer.kafka.land(producer.open)
+        producer.open = replace(producer.open, records=[])
+        return error
+
+    return what
+
+
+# --- the ordinary way -----------------------------------------------------------------------------------
+
+
+def test_whoever_wrote_before_is_fenced_before_anything_is_read(cemetery: Cemetery) -> None:
+    report = run()
+    assert cemetery.kafka.steps[:3] == ["init", "read", "begin"]
+    assert list(report.redriven) == [job_id(0), job_id(1), job_id(2)]
+    assert cemetery.lives == cemetery.each_once
+
+
+def test_job_and_status_of_each_go_together(cemetery: Cemetery) -> None:
+    cemetery.letters = [letter_of(7)]
+    run()
+    (transaction,) = cemetery.kafka.committed
+    job, told = transaction.records
+    assert (job.topic, job.value, job.key, job.partition) == (
+        TOPICS.jobs[JobPriority.HIGH],
+        b"bytes",
+        b"b/k",
+        2,
+    )
+    assert (told.topic, told.key) == (TOPICS.status, job_id(7).encode())
+    assert parse(job.headers).redrives == cemetery.kafka.statuses[0].redrives == 1
+
+
+def test_only_what_was_asked_for_can_run_and_still_waits_is_given_a_new_life(cemetery: Cemetery) -> None:
+    strange = letter_of(3, priority=None)
+    cemetery.letters += [strange, letter_of(4, type="other")]
+    cemetery.before = [status(JobStatus.PENDING, job_id=job_id(1), redrives=1)]
+    asked = DeadLetterFilter(job_type="test", include_redriven=True)
+    report = redrive(SETTINGS, asked, codec=CODEC)
+    assert list(report.redriven) == [job_id(0), job_id(2)]
+    assert [one.id for one in report.refused] == [strange.id]
+    assert cemetery.lives == Counter([job_id(0), job_id(2)])
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_half_a_picture_is_no_ground_for_a_redrive(cemetery: Cemetery, dry_run: bool) -> None:  # noqa: FBT001
+    cemetery.complete = False
+    with pytest.raises(ReadIncomplete):
+        run(dry_run=dry_run)
+    assert cemetery.kafka.committed == []
+
+
+def test_a_full_producer_queue_is_waited_for(cemetery: Cemetery) -> None:
+    cemetery.kafka.fault("produce", BufferError("full"))
+    run()
+    assert cemetery.lives == cemetery.each_once
+
+
+# --- answers that cannot be trusted ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("landed", [True, False])
+def test_a_commit_whose_answer_is_lost_is_read_back_not_repeated(
+    cemetery: Cemetery,
+    landed: bool,  # noqa: FBT001 - a parameter of the test
+) -> None:
+    cemetery.kafka.fault("commit", lands_and_then(TIMED_OUT) if landed else TIMED_OUT)
+    report = run()
+    assert cemetery.lives == cemetery.each_once
+    assert sorted(report.redriven) == [job_id(0), job_id(1), job_id(2)], "each is told of once"
+    assert cemetery.kafka.producers == 2, "a straggler of the old one is refused"
+
+
+def test_a_connection_lost_during_a_commit_makes_its_success_doubtful(cemetery: Cemetery) -> None:
+    """librdkafka repeats the commit by itself; the first one can still arrive, in the next transaction."""
+
+    def disconnects(producer: FakeProducer) -> None:
+        assert producer.kafka.logger is not None
+        producer.kafka.logger.log(logging.INFO, "FAIL [thrd:main]: Disconnected (after 3 ms)")
+
+    cemetery.kafka.fault("commit", disconnects)
+    report = run()
+    assert cemetery.kafka.producers == 2
+    assert cemetery.lives == cemetery.each_once
+    assert len(report.redriven) == 3
+
+
+def test_a_connection_lost_before_the_transaction_does_not_matter(
+    cemetery: Cemetery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def disconnects(_: int) -> None:
+        assert cemetery.kafka.logger is not None
+        cemetery.kafka.logger.log(logging.INFO, "FAIL [thrd:main]: Disconnected (after 3 ms)")
+
+    monkeypatch.setattr(redrive_module, "_BATCH", 2)
+    run(after_batch=disconnects)
+    assert (cemetery.kafka.producers, cemetery.lives) == (1, cemetery.each_once)
+
+
+def test_an_error_while_writing_starts_over_too(cemetery: Cemetery) -> None:
+    cemetery.kafka.fault("produce", kafka_error(KafkaError._STATE))
+    assert len(run().redriven) == 3
+    assert cemetery.lives == cemetery.each_once
+
+
+def test_it_does_not_start_over_for_ever_and_says_how_far_it_came(
+    cemetery: Cemetery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redrive_module, "_BATCH", 1)
+    cemetery.kafka.fault("commit", lambda _: None)
+    for _ in range(20):
+        cemetery.kafka.fault("commit", TIMED_OUT)
+    with pytest.raises(DeliveryFailed, match=r"1 job\(s\) were certainly given"):
+        run()
+    assert cemetery.lives == Counter([job_id(0)])
+
+
+def test_who_is_fenced_stops_and_says_how_far_it_came(
+    cemetery: Cemetery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another operator goes on: starting over would fence it in turn, for ever."""
+    monkeypatch.setattr(redrive_module, "_BATCH", 2)
+    cemetery.kafka.fault("commit", lambda _: None)
+    cemetery.kafka.fault("commit", kafka_error(KafkaError._FENCED, fatal=True))
+    with pytest.raises(RedriveTakenOver) as stopped:
+        run()
+    assert stopped.value.done == 2
+    assert cemetery.kafka.producers == 1
+
+
+def test_a_kafka_that_gives_no_producer_is_said_before_anything_is_read(cemetery: Cemetery) -> None:
+    cemetery.kafka.fault("init", TIMED_OUT)
+    with pytest.raises(KafkaUnreachable):
+        run()
+    assert "read" not in cemetery.kafka.steps
+
+
+# --- one job --------------------------------------------------------------------------------------------
+
+
+def retry(cemetery: Cemetery) -> None:
+    try:
+        retry_job(SETTINGS, JOB_ID, codec=CODEC)
+    finally:
+        assert cemetery.kafka.steps[-1] == "close"
+
+
+@pytest.mark.parametrize("landed", [True, False])
+def test_one_job_gets_one_new_life_whatever_the_answer(
+    cemetery: Cemetery,
+    landed: bool,  # noqa: FBT001 - a parameter of the test
+) -> None:
+    cemetery.before = [status(JobStatus.SUCCEEDED)]
+    cemetery.kafka.fault("commit", lands_and_then(TIMED_OUT) if landed else TIMED_OUT)
+    retry(cemetery)
+    assert cemetery.lives == Counter([JOB_ID])
+    assert [change.redrives for change in cemetery.kafka.statuses] == [1]
+
+
+def test_a_job_that_is_not_finished_is_left_alone(cemetery: Cemetery) -> None:
+    cemetery.before = [status(JobStatus.RUNNING)]
+    with pytest.raises(IllegalTransition):
+        retry(cemetery)
+    assert cemetery.kafka.committed == []
+
+
+def test_a_job_is_neither_missing_nor_finished_on_half_a_picture(cemetery: Cemetery) -> None:
+    cemetery.before = [status(JobStatus.SUCCEEDED)]
+    cemetery.complete = False
+    with pytest.raises(ReadIncomplete):
+        retry(cemetery)
+    assert cemetery.kafka.committed == []
+
+
+def test_a_job_whose_record_is_gone_is_not_found(cemetery: Cemetery) -> None:
+    with pytest.raises(JobNotFound):
+        retry_job(SETTINGS, job_id(99), codec=CODEC)
