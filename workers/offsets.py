@@ -34,7 +34,6 @@ class PartitionState:
         "base",
         "closed",
         "committed_alone",
-        "committed_suspects",
         "dirty",
         "done",
         "fence",
@@ -94,7 +93,6 @@ class PartitionState:
         self.losses = {**prior.losses, prior.incarnation: now_ms} if self.unclean else dict(prior.losses)
         # Whatever others thought of us, we live. Where a map of ours says "alone", it is what ran when the partition went.
         self.absolve((incarnation,))
-        self.committed_suspects: frozenset[int] = frozenset()
         #: The suspect that runs beside nothing else, if it is one of ours.
         self.alone: int | None = None
         self.committed_alone: int | None = None
@@ -152,14 +150,13 @@ class PartitionState:
     def start(self, offset: int) -> bool:
         """Whether a committed map already says that this record may be running; if so, it counts as started.
 
-        Looking and counting are one step: between them a commit could publish a lower limit.
+        Looking and counting are one step: between them a commit could publish a lower limit. A suspect needs no more than
+        this: each map of ours names all of them, and the first one opens the limit.
         """
         with self.lock:
             if self.releasing:
                 return False
-            if offset >= self.start_limit or (
-                self.suspects and offset in self.suspects and offset not in self.committed_suspects
-            ):
+            if offset >= self.start_limit:
                 self.wanted = max(self.wanted, offset + 1)
                 self.dirty = True
                 return False
@@ -221,7 +218,7 @@ class PartitionState:
         self.base = plan.offset
         self.done = set(plan.finished)
         self.start_limit = plan.start_limit
-        self._remember_suspects(plan)
+        self._remember_alone(plan)
         for offset in [o for o in self.suspects if plan.is_finished(o)]:
             del self.suspects[offset]
         if self.gaps or (self.top > self.start_limit and not self.closed):
@@ -238,11 +235,10 @@ class PartitionState:
         self.done = {offset for offset in self.done | read.finished if offset >= self.base}
         if read.incarnation == self.incarnation:
             self.start_limit = read.start_limit
-            self._remember_suspects(read)
+            self._remember_alone(read)
         self.dirty = True
 
-    def _remember_suspects(self, committed: OffsetMap) -> None:
-        self.committed_suspects = frozenset(committed.suspects)
+    def _remember_alone(self, committed: OffsetMap) -> None:
         self.committed_alone = next(
             (o for o, s in committed.suspects.items() if s.alone and not self._condemned(o)), None
         )

@@ -49,6 +49,15 @@ def test_a_finished_record_is_never_wanted_again() -> None:
     assert deliver(successor, 0, 1, 2, 3, 4) == [0, 2, 4]
 
 
+def test_what_a_predecessor_finished_is_not_wanted_either_once_the_lowest_has_moved_past_it() -> None:
+    part = partition()
+    deliver(part, 0, 1, 2, 3)
+    successor = died(part, commit(part, 1, 2))
+    deliver(successor, 0)
+    assert commit(successor, 0).offset == 3
+    assert deliver(successor, 1, 2, 3) == [3]
+
+
 def test_a_record_is_delivered_once() -> None:
     part = partition()
     assert deliver(part, 0, 1, 1, 0, 2) == [0, 1, 2]
@@ -60,6 +69,16 @@ def test_offsets_that_do_not_exist_count_as_finished() -> None:
     assert commit(part, 0).offset == 5
     part.note_position(9)
     assert commit(part, 5).offset == 9
+
+
+def test_a_hole_that_shows_while_a_commit_is_on_its_way_is_in_the_next_one() -> None:
+    part = partition()
+    deliver(part, 0)
+    plan = part.plan([0])
+    deliver(part, 5)
+    part.committed(plan)
+    assert part.dirty, "the next one is due"
+    assert commit(part, 5).offset == 6
 
 
 def test_nothing_starts_before_a_commit_has_said_so() -> None:
@@ -88,6 +107,29 @@ def test_a_lone_record_starts_without_a_further_commit() -> None:
     commit(part)
     deliver(part, 0)
     assert part.start(0)
+    part.note_position(50)
+    commit(part, 0)
+    deliver(part, 50)
+    assert part.start(50), "however many markers came before it"
+
+
+def test_a_record_that_may_not_start_yet_asks_for_a_commit() -> None:
+    part = partition()
+    limit = commit(part).start_limit
+    deliver(part, *range(limit))
+    assert not asks_for_a_commit(part)
+    deliver(part, limit)
+    assert asks_for_a_commit(part), "it arrived"
+    part.dirty = False
+    assert not part.start(limit)
+    assert asks_for_a_commit(part), "somebody waits for it"
+    deliver(part, *range(20))
+    assert commit(part, window=5).start_limit < 20
+    assert asks_for_a_commit(part), "there is more than the last one opened"
+
+
+def asks_for_a_commit(part: PartitionState) -> bool:
+    return part.dirty
 
 
 def test_nothing_starts_on_a_partition_that_is_leaving() -> None:
@@ -155,6 +197,16 @@ def test_a_suspect_starts_only_when_a_commit_has_named_it() -> None:
     assert not successor.start(0)
     assert commit(successor).suspects[0].deaths == 1
     assert successor.start(0)
+
+
+def test_a_suspect_that_has_finished_is_one_no_longer() -> None:
+    part = partition()
+    deliver(part, 0, 1)
+    successor = died(part, commit(part, window=2))
+    deliver(successor, 0, 1)
+    assert list(commit(successor).suspects) == [0, 1]
+    assert list(commit(successor, 0).suspects) == [1]
+    assert list(successor.suspects) == [1]
 
 
 def test_deaths_are_remembered_by_an_owner_that_died_before_it_read_a_record() -> None:
@@ -331,11 +383,23 @@ def test_what_kafka_does_not_show_was_not_committed() -> None:
 
 
 def test_a_first_commit_that_did_not_arrive_opens_nothing() -> None:
-    part = partition()
+    before = partition()
+    deliver(before, 0)
+    plan = commit(before)
+    assert plan.start_limit > 0
+    part = died(before, plan)
     deliver(part, 0)
     part.plan(())
-    part.adopt(committed())
-    assert not part.start(0)
+    part.adopt(read(plan))
+    assert not part.start(0), "it was the predecessor that might start it"
+
+
+def test_holes_that_kafka_shows_as_finished_are_not_written_again() -> None:
+    part = partition()
+    deliver(part, 0, 3)
+    commit(part)
+    part.adopt(read(part.plan([0])))
+    assert read(commit(part, 3)).offset == 4
 
 
 # --- size --------------------------------------------------------------------------------------------------
@@ -347,6 +411,16 @@ def test_a_partition_with_too_many_records_behind_its_lowest_unfinished_one_is_f
     assert not part.full()
     deliver(part, MAX_SPREAD - 1)
     assert part.full()
+
+
+def test_a_partition_whose_map_takes_more_than_three_quarters_of_the_room_is_full() -> None:
+    """The rest is for what is running: how it ends must still fit in."""
+    for suspects, full in ((500, False), (560, True)):
+        part = partition()
+        deliver(part, *range(1_000))
+        part.suspects = {offset: Suspect(1 + offset % 2) for offset in range(suspects)}
+        assert part.full() is full
+        assert len(commit(part).metadata()) <= MAX_CHARACTERS
 
 
 def test_a_worker_killed_under_load_leaves_a_map_that_its_successor_can_commit() -> None:
@@ -455,6 +529,7 @@ class Owners(RuleBasedStateMachine):
             assert self.stored.incarnation == self.incarnation
             assert offset < self.stored.start_limit, "a successor must know that it may be running"
             assert self.stored.suspects.get(offset, Suspect()).deaths >= self.killed_of(offset)
+            assert (offset in self.part.suspects) <= (offset in self.stored.suspects), "a commit has named it"
             self.waiting.remove(offset)
             self.running.add(offset)
             self.refused.discard(offset)
@@ -521,7 +596,6 @@ class Owners(RuleBasedStateMachine):
         if not self.part.releasing:
             for offset in refused & self.refused:
                 assert offset < self.part.start_limit, "who was refused may start after the next commit"
-                assert offset not in self.part.suspects or offset in self.part.committed_suspects
 
     @rule(meanwhile=MEANWHILE, picks=PICKS, answer=st.sampled_from(["refused", "landed", "lost"]))
     def it_fails_to_commit(self, meanwhile: tuple[str, ...], picks: list[int], answer: str) -> None:
