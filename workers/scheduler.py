@@ -321,7 +321,6 @@ class Scheduler:
         if parked is None:
             parked = self._parked[message.part] = deque()
         parked.append(message)
-        message.part.dirty = True
 
     def _lock(self, message: Message) -> bool:
         key = message.key

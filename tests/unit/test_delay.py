@@ -95,6 +95,23 @@ def test_a_job_whose_time_is_near_waits_for_just_that() -> None:
     assert delays.take_due(750) == [one]
 
 
+def test_what_is_left_after_a_partition_has_gone_still_comes_in_order() -> None:
+    delays = Delays()
+    stays, goes = partition(), partition(number=1)
+    for due in (7, 6, 3, 5, 1, 4, 2):
+        delays.hold_until(message(goes if due in (1, 7) else stays, due), due)
+    assert sorted(one.offset for one in delays.purge({goes})) == [1, 7]
+    assert [one.offset for one in delays.take_due(9)] == [2, 3, 4, 5, 6]
+
+
+def test_nothing_of_a_partition_is_kept_when_it_has_gone() -> None:
+    delays = Delays()
+    part = partition(TOPICS.retry[TIERS[0]])
+    hold(delays, waiting(part, 0), waiting(part, 1))
+    delays.purge({part})
+    assert (len(delays), delays._bytes, delays._held, delays._newest_due) == (0, 0, {}, {})
+
+
 def test_a_partition_with_enough_records_pauses_until_half_of_them_are_gone() -> None:
     delays = Delays()
     part, other = partition(TOPICS.retry[TIERS[0]]), partition(TOPICS.retry[TIERS[0]], 1)

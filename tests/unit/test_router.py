@@ -254,7 +254,7 @@ def test_the_next_run_is_neither_earlier_nor_later_than_the_backoff_says(
     backoff = Backoff(
         base=timedelta(milliseconds=base_ms), cap=timedelta(seconds=cap_s), floor=timedelta(0), jitter=jitter
     )
-    run = run_of(Delivery(job_type="test", attempt=attempt))
+    run = run_of(Delivery(job_type="test", attempt=attempt), started_at=FINISHED - 7 * DAY_MS)
     outcome = ROUTER.settle(run, Failed("no"), Rules(99, backoff, DAY_MS))
     due = parse(only_record(outcome).headers).not_before_ms
     wait = due - FINISHED
@@ -278,6 +278,16 @@ def test_the_retry_of_a_record_without_a_usable_timestamp_can_be_read(timestamp_
     run = replace(run_of(), message=bare)
     retry = only_record(ROUTER.settle(run, Failed("no"), RULES))
     assert parse(retry.headers).attempt == 2
+
+
+@pytest.mark.parametrize(
+    "result", [Failed("no"), Failed("no", retryable=False), Snooze(timedelta(seconds=5))]
+)
+def test_a_job_of_a_producer_that_names_its_type_only_in_the_bytes_is_published_again_with_its_name(
+    result: JobResult,
+) -> None:
+    outcome = ROUTER.settle(run_of(Delivery()), result, RULES)
+    assert parse(only_record(outcome).headers).job_type == "test"
 
 
 def test_an_attempt_is_remembered_with_its_error() -> None:

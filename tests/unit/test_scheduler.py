@@ -141,8 +141,9 @@ def test_two_of_one_key_never_run_at_once_and_start_in_order() -> None:
     arrive(scheduler, first, second, third)
     assert take(scheduler) is first
     assert scheduler.take(NOW_MS) is None
+    arrive(scheduler, message(part, 3))
     scheduler.done(first)
-    assert take(scheduler) is second
+    assert take(scheduler) is second, "and not one that came after it"
     scheduler.done(second)
     assert take(scheduler) is third
 
@@ -203,7 +204,7 @@ def test_a_cancelled_job_that_is_still_ours_starts_again_before_others_of_its_ke
     scheduler = Scheduler()
     part = open_partition()
     first, second = (message(part, offset, key=b"k") for offset in range(2))
-    arrive(scheduler, first, second)
+    arrive(scheduler, first, second, message(part, 2))
     scheduler.put_back(take(scheduler))
     assert take(scheduler) is first
 
@@ -220,6 +221,20 @@ def test_a_key_of_a_lost_partition_is_free_again() -> None:
     lost.releasing = True
     assert scheduler.purge({lost}) == 1
     assert take(scheduler) is other
+
+
+def test_who_waits_behind_a_key_is_forgotten_with_its_partition() -> None:
+    scheduler = Scheduler()
+    lost = open_partition()
+    holder, waiting = message(open_partition(HIGH), 0, key=b"k"), message(lost, 0, key=b"k")
+    arrive(scheduler, holder, waiting)
+    assert take(scheduler) is holder
+    assert scheduler.take(NOW_MS) is None
+    lost.releasing = True
+    assert scheduler.purge({lost}) == 1
+    assert len(scheduler) == 0
+    scheduler.done(holder)
+    assert (len(scheduler), scheduler.take(NOW_MS), scheduler._keys) == (0, None, {})
 
 
 def test_a_key_is_not_handed_to_a_partition_that_is_leaving() -> None:
@@ -253,7 +268,9 @@ def dangerous(offsets: range = range(1), number: int = 0, priority: JobPriority 
 def take_alone(scheduler: Scheduler, part: PartitionState) -> Message:
     """The dangerous one is named in a commit before it starts."""
     commit(part)
+    part.dirty = False
     assert scheduler.take(NOW_MS) is None
+    assert (part.dirty, scheduler.has_parked) == (True, True), "it asks for that commit"
     commit(part)
     return take(scheduler)
 
@@ -265,7 +282,9 @@ def test_who_was_unfinished_at_two_deaths_runs_beside_nothing_else() -> None:
     arrive(scheduler, running)
     assert take(scheduler) is running
     killer, innocent = message(part, 0), message(open_partition(HIGH), 0)
-    arrive(scheduler, killer, innocent)
+    arrive(scheduler, killer)
+    assert not scheduler.has_ready
+    arrive(scheduler, innocent)
     commit(part)
     assert scheduler.take(NOW_MS) is None, "something else still runs"
     scheduler.done(running)
@@ -282,7 +301,10 @@ def test_nobody_starts_while_a_commit_still_says_that_another_runs_alone() -> No
     part = dangerous()
     killer, other = message(part, 0), message(open_partition(HIGH), 0)
     arrive(scheduler, killer, other)
-    scheduler.done(take_alone(scheduler, part))
+    taken = take_alone(scheduler, part)
+    part.dirty = False
+    scheduler.done(taken)
+    assert part.dirty, "a commit is due that says so no longer"
     assert scheduler.take(NOW_MS) is None
     assert not scheduler.has_ready
     commit(part, 0)
@@ -331,6 +353,24 @@ def test_one_that_runs_alone_takes_its_key_from_one_that_has_not_started() -> No
     scheduler.done(holder)
     assert scheduler.take(NOW_MS) is None, "nobody runs twice"
     assert len(scheduler) == 0
+
+
+def test_whose_key_was_taken_starts_before_those_who_waited_behind_it() -> None:
+    scheduler = Scheduler()
+    part, beside = dangerous(), open_partition(LOW)
+    running = message(open_partition(HIGH), 0, key=b"k")
+    first, second = (message(beside, offset, key=b"k") for offset in range(2))
+    killer = message(part, 0, key=b"k")
+    arrive(scheduler, running, first, second)
+    assert take(scheduler) is running
+    assert scheduler.take(NOW_MS) is None
+    scheduler.done(running)  # the first of them has the key, and has not started
+    arrive(scheduler, killer)
+    scheduler.done(take_alone(scheduler, part))
+    commit(part, 0)
+    for one in (first, second):
+        assert take(scheduler) is one
+        scheduler.done(one)
 
 
 def test_a_dangerous_one_of_a_lost_partition_holds_nobody_back() -> None:

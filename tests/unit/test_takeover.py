@@ -11,6 +11,7 @@ from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from schemas.errors import GroupNotInitialised, KafkaUnreachable
 from schemas.offsetmap import EMPTY_MAP, OffsetMap
+from schemas.topics import Topics
 from streams.settings import load_settings
 from workers import takeover
 from workers.forgotten import ForgottenTransactions
@@ -19,6 +20,7 @@ from workers.takeover import CommittedOffsets, Place
 pytestmark = pytest.mark.worker_coordination
 
 PLACES: list[Place] = [("t.jobs.high", 0), ("t.jobs.low", 0)]
+TIER = "t.jobs.retry.1s"
 OURS = "t.worker.me.0"
 
 
@@ -58,6 +60,9 @@ class FakeConsumer:
             raise now
         return now
 
+    def consumer_group_metadata(self) -> str:
+        return "newest"
+
 
 class FakeProducer:
     def __init__(self, transactional_id: str, heir: Heir) -> None:
@@ -68,6 +73,17 @@ class FakeProducer:
         self.heir.ended.append(self.transactional_id)
         if self.heir.fenced:
             raise error(KafkaError._FENCED)
+
+
+class Noted(ForgottenTransactions):
+    """Notes with which producers it was asked to end what Kafka has forgotten."""
+
+    def __init__(self, topics: Topics) -> None:
+        super().__init__(topics, lambda: 2)
+        self.ended: list[tuple[str, str]] = []
+
+    def end(self, producer: Any, group_metadata: Any) -> None:
+        self.ended.append((producer.transactional_id, group_metadata))
 
 
 class Heir:
@@ -81,8 +97,8 @@ class Heir:
         self.unreadable: Exception | None = None
         make: Callable[[str], Any] = lambda name: FakeProducer(name, self)  # noqa: E731
         settings = load_settings(kafka_bootstrap_servers="127.0.0.1:1", topic_prefix="t.")
-        forgotten = ForgottenTransactions(settings.topics, lambda: 1)
-        self.offsets = CommittedOffsets(settings, make, own_transactional_id=OURS, forgotten=forgotten)
+        self.forgotten = Noted(settings.topics)
+        self.offsets = CommittedOffsets(settings, make, own_transactional_id=OURS, forgotten=self.forgotten)
         monkeypatch.setattr(takeover, "committed_offsets", self._read)
         monkeypatch.setattr(takeover, "_PAUSE_S", 0.0)
 
@@ -125,6 +141,7 @@ def test_a_dead_owners_transaction_is_ended_once_and_the_read_repeated(
     assert set(heir.take(consumer)) == set(PLACES)
     assert consumer.asked == 4
     assert sorted(heir.ended) == ["t.worker.dead.0", "t.worker.dead.1"]
+    assert heir.forgotten.ended == [], "Kafka has not had the time to end it itself"
 
 
 def test_its_own_transactional_id_and_that_of_nobody_are_left_alone(heir: Heir) -> None:
@@ -144,6 +161,19 @@ def test_if_the_maps_cannot_be_had_now_it_goes_on_asking(heir: Heir) -> None:
     heir.unreadable = KafkaUnreachable("127.0.0.1:1", 2.0)
     assert set(heir.take(FakeConsumer(HELD_BACK[0], HELD_BACK[0], GOOD))) == set(PLACES)
     assert heir.unstable_reads == 2
+
+
+def test_what_kafka_itself_does_not_end_in_time_is_ended_for_every_owner_and_for_us(
+    heir: Heir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever owned any partition may have left it, not just those that we are given."""
+    elsewhere = (TIER, 1)
+    heir.owners = {PLACES[0]: "t.worker.dead.0", elsewhere: "t.worker.dead.1"}
+    monkeypatch.setattr(takeover, "PATIENCE_S", -1.0)
+    assert set(heir.take(FakeConsumer(HELD_BACK[0], GOOD))) == set(PLACES)
+    names = ["t.worker.dead.0", "t.worker.dead.1", OURS]
+    assert heir.forgotten.ended == [(name, "newest") for name in names]
+    assert heir.ended[1:] == names, "each with a new producer"
 
 
 @pytest.mark.parametrize(
