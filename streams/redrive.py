@@ -334,6 +334,7 @@ class _Session:
             _Doubt: perhaps they were written.
             RedriveTakenOver: another process took the id; they were not written.
         """
+        self._producer.poll(0)  # news of connections that were lost while nothing was open
         self._connection.lost = False
         self._progress.doubtful = {life.job_id: life.status.redrives for life in lives}
         try:

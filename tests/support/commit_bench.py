@@ -61,9 +61,13 @@ class FakeKafka:
         #: By step: what it does instead of succeeding, once each. An exception that is returned is raised.
         self.faults: dict[str, list[Callable[[FakeProducer], Exception | None]]] = {}
         self.refuse: Callable[[Transaction], Exception | None] = lambda _: None
+        #: What reading back raises, one after another.
+        self.unreadable: list[Exception] = []
         self.generation = 1
         self.producers = 0
         self.logger: logging.Logger | None = None
+        #: Of the producers' log; served by ``poll``.
+        self.lines: list[str] = []
 
     # the group
 
@@ -78,6 +82,8 @@ class FakeKafka:
 
     def read_back(self, parts: Iterable[PartitionState]) -> dict[PartitionState, OffsetMap]:
         self.steps.append("read back")
+        if self.unreadable:
+            raise self.unreadable.pop(0)
         return {part: self.stored.get((part.topic, part.partition), committed()) for part in parts}
 
     # the broker
@@ -89,6 +95,10 @@ class FakeKafka:
 
     def fault(self, step: str, what: Callable[[FakeProducer], Exception | None] | Exception) -> None:
         self.faults.setdefault(step, []).append(what if callable(what) else lambda _: what)
+
+    def lose_connection(self) -> None:
+        """What librdkafka says of it."""
+        self.lines.append("FAIL [thrd:main]: Disconnected (after 3 ms)")
 
     def land(self, transaction: Transaction) -> None:
         self.committed.append(transaction)
@@ -145,6 +155,9 @@ class FakeProducer:
         self._step("abort")
 
     def poll(self, timeout_s: float) -> int:
+        while self.kafka.lines:
+            assert self.kafka.logger is not None
+            self.kafka.logger.log(logging.INFO, self.kafka.lines.pop(0))
         return 0
 
 
@@ -153,7 +166,7 @@ class Bench:
 
     def __init__(self, *, records: int = 10) -> None:
         self.kafka = FakeKafka()
-        self.after_commit = 0
+        self.committed = threading.Event()
         self.committer = Committer(
             make_producer=self.kafka.producer,
             membership=self.kafka,
@@ -163,16 +176,15 @@ class Bench:
             worker_name="w.0",
             lock=threading.Lock(),
             tick_ms=1,
-            on_committed=self._note_commit,
+            on_committed=self.committed.set,
             on_failure=self._fail,
+            end_forgotten=lambda *_: self.kafka.steps.append("end forgotten"),
+            on_fenced=lambda: self.kafka.steps.append("fenced"),
         )
         self.committer._transactions.renew()
         self.part = self.assign(records)
         self.kafka.steps.clear()
         self.kafka.committed.clear()
-
-    def _note_commit(self) -> None:
-        self.after_commit += 1
 
     def _fail(self, error: BaseException) -> None:
         raise error

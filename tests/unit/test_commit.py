@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
-import logging
+import threading
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from confluent_kafka import KafkaError, KafkaException
 
-from schemas.errors import DeliveryFailed, GroupNotInitialised
+from schemas.errors import CommitVanished, DeliveryFailed, GroupNotInitialised, KafkaUnreachable
 from schemas.headers import Delivery, build
 from schemas.lifecycle import JobStatus
 from schemas.offsetmap import Suspect
 from schemas.records import decode_status
-from tests.support.commit_bench import CODEC, Bench, FakeProducer, Transaction, kafka_error, status, told
+from schemas.topics import JobPriority
+from tests.support.commit_bench import (
+    CODEC,
+    Bench,
+    FakeProducer,
+    Transaction,
+    kafka_error,
+    status,
+    succeeded,
+    told,
+)
 from tests.support.messages import TOPICS, message
+from workers import commit as commit_module
 from workers.commit import MAX_BATCH, MAX_BATCH_BYTES
 from workers.outcome import Outcome, OutRecord
 
@@ -44,6 +56,14 @@ def test_a_tick_is_one_transaction_with_everything_that_ended() -> None:
     assert (bench.stored.offset, set(bench.stored.finished)) == (2, {3})
     assert bench.counted == 3
     assert {change.state for change in bench.kafka.statuses} == {JobStatus.SUCCEEDED}
+
+
+def test_twice_as_many_may_start_before_the_next_commit_as_ended_before_this_one() -> None:
+    bench = Bench(records=1_000)
+    for offset in range(100):
+        bench.success(offset)
+    bench.tick()
+    assert (bench.stored.offset, bench.stored.start_limit) == (100, 300)
 
 
 def test_a_tick_with_nothing_to_say_asks_kafka_for_nothing() -> None:
@@ -131,6 +151,20 @@ def test_a_transaction_is_bounded_in_bytes_as_well_and_a_release_waits_for_the_r
     assert (bench.stored.offset, bench.stored.clean, done.is_set()) == (3, True, True)
 
 
+def test_type_names_from_messages_do_not_fill_the_counters(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commit_module, "_MOST_COUNTERS", 2)
+    bench = Bench()
+    for offset in range(4):
+        one = message(bench.part, offset)
+        bench.emit(replace(succeeded(one), counts_as=(f"type-{offset % 3}", JobPriority.LOW, "succeeded")))
+    bench.tick()
+    assert {name: count for (name, _, _), count in bench.committer.counters.jobs.items()} == {
+        "type-0": 2,
+        "type-1": 1,
+        "other": 1,
+    }
+
+
 def test_a_full_producer_queue_is_waited_for() -> None:
     bench = Bench()
     for _ in range(4):
@@ -185,6 +219,43 @@ def test_the_clean_flag_survives_a_refused_piece_of_news() -> None:
     bench.tick()
     assert bench.stored.clean
     assert bench.kafka.statuses == []
+
+
+# --- the thread -----------------------------------------------------------------------------------------------------
+
+
+def test_all_that_is_left_is_written_before_the_thread_ends() -> None:
+    bench = Bench(records=2 * MAX_BATCH)
+    for offset in range(2 * MAX_BATCH):
+        bench.success(offset)
+    bench.committer.start()
+    assert bench.committer.stop(60)
+    assert (bench.stored.offset, bench.committer.pending) == (2 * MAX_BATCH, 0)
+
+
+def test_what_comes_in_the_middle_of_a_transaction_is_not_forgotten() -> None:
+    """A revocation waits for it, and nothing else may come that would wake the thread."""
+    bench = Bench()
+    releases: list[threading.Event] = []
+    bench.kafka.fault("commit", lambda _: releases.append(bench.committer.release([bench.part])))
+    bench.success(0)
+    bench.committer.start()
+    assert bench.committed.wait(30)
+    assert releases[0].wait(30)
+    assert bench.stored.clean
+    assert bench.committer.stop(60)
+
+
+def test_a_thread_that_ends_in_an_error_says_so_and_answers_who_waits() -> None:
+    bench = Bench()
+    failures: list[BaseException] = []
+    bench.committer._on_failure = failures.append
+    bench.kafka.fault("init", kafka_error(KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED))
+    done = bench.committer.release([bench.part])
+    bench.committer.start()
+    assert done.wait(30)
+    assert bench.committer.stop(60)
+    assert [type(error) for error in failures] == [KafkaException]
 
 
 # --- stale metadata ----------------------------------------------------------------------------------------------
@@ -269,6 +340,24 @@ def test_an_ambiguous_commit_that_arrived_is_not_written_again() -> None:
     assert (bench.part.base, bench.part.done) == (1, {2})
 
 
+def test_an_acknowledged_commit_that_kafka_does_not_show_any_more_ends_the_worker() -> None:
+    """Going on would hide that a transaction was lost; after a restart its jobs run again."""
+    bench = Bench()
+    before = bench.stored
+    bench.success(0)
+    bench.tick()
+
+    def forgets(_: FakeProducer) -> Exception:
+        bench.kafka.stored[bench.part.topic, bench.part.partition] = before
+        return TIMED_OUT
+
+    bench.kafka.fault("commit", forgets)
+    bench.success(1)
+    with pytest.raises(CommitVanished, match="has lost a transaction"):
+        bench.tick()
+    assert len(bench.kafka.statuses) == 1
+
+
 def test_an_ambiguous_commit_that_did_not_arrive_is_written_again() -> None:
     bench = Bench()
     bench.kafka.fault("commit", TIMED_OUT)
@@ -288,6 +377,41 @@ def test_the_end_of_a_job_is_its_last_word_after_an_ambiguous_commit_as_well(*, 
     bench.emit(told(one))
     bench.tick()
     assert [change.state for change in bench.kafka.statuses] == [JobStatus.RUNNING, JobStatus.SUCCEEDED]
+
+
+def test_what_stands_is_asked_for_until_kafka_answers() -> None:
+    """Either Kafka is away, or our own transaction stays open: a new producer, and an end of what Kafka has forgotten."""
+    bench = Bench()
+    bench.kafka.fault("commit", TIMED_OUT)
+    bench.kafka.unreadable = [KafkaUnreachable("the group's coordinator", 8.0)]
+    bench.success(0)
+    bench.tick()
+    after = bench.kafka.steps[bench.kafka.steps.index("commit") + 1 :]
+    assert after[:6] == ["init", "read back", "init", "metadata", "end forgotten", "read back"]
+    assert len(bench.kafka.statuses) == 1
+
+
+def test_at_the_end_what_stands_is_asked_for_once() -> None:
+    bench = Bench()
+    bench.kafka.fault("commit", TIMED_OUT)
+    bench.kafka.unreadable = [KafkaUnreachable("the group's coordinator", 8.0)] * 9
+    bench.committer._stop = True
+    bench.success(0)
+    with pytest.raises(KafkaUnreachable):
+        bench.tick()
+
+
+@pytest.mark.parametrize(
+    ("error", "fenced"), [(kafka_error(KafkaError._FENCED, fatal=True), 1), (TIMED_OUT, 0)]
+)
+def test_who_is_fenced_is_told_of_it(error: Exception, fenced: int) -> None:
+    """Twice, and another process lives by the same name."""
+    bench = Bench()
+    bench.kafka.fault("commit", error)
+    bench.success(0)
+    bench.tick()
+    assert bench.kafka.steps.count("fenced") == fenced
+    assert bench.events.get("fenced", 0) == fenced
 
 
 def test_only_what_is_not_finished_is_written_again() -> None:
@@ -315,11 +439,7 @@ def test_a_lost_connection_makes_a_reported_success_ambiguous() -> None:
     """librdkafka repeats an EndTxn by itself; the first one can still arrive, in a later transaction."""
     bench = Bench()
 
-    def disconnects(producer: FakeProducer) -> None:
-        assert producer.kafka.logger is not None
-        producer.kafka.logger.log(logging.INFO, "FAIL [thrd:main]: Disconnected (after 3 ms)")
-
-    bench.kafka.fault("commit", disconnects)
+    bench.kafka.fault("commit", lambda producer: producer.kafka.lose_connection())
     bench.success(0)
     bench.tick()
     assert bench.kafka.producers == 2
@@ -329,8 +449,7 @@ def test_a_lost_connection_makes_a_reported_success_ambiguous() -> None:
 
 def test_a_connection_lost_before_the_transaction_does_not_matter() -> None:
     bench = Bench()
-    assert bench.kafka.logger is not None
-    bench.kafka.logger.log(logging.INFO, "Disconnected")
+    bench.kafka.lose_connection()
     bench.success(0)
     bench.tick()
     assert bench.kafka.producers == 1
@@ -370,6 +489,16 @@ def test_a_transactional_id_that_is_not_ours_to_use_ends_the_worker() -> None:
         bench.committer._transactions.renew()
 
 
+def test_a_producer_is_waited_for_unless_the_worker_is_ending() -> None:
+    bench = Bench()
+    bench.kafka.fault("init", TIMED_OUT)
+    bench.committer._transactions.renew()
+    bench.committer._stop = True
+    bench.kafka.fault("init", TIMED_OUT)
+    with pytest.raises(KafkaException):
+        bench.committer._transactions.renew()
+
+
 # --- refusals --------------------------------------------------------------------------------------------------------
 
 
@@ -388,6 +517,14 @@ def refuse_jobs(*poison: bytes) -> Callable[[Transaction], Exception | None]:
         return None
 
     return refuse
+
+
+def test_a_refusal_that_does_not_repeat_itself_fails_nobody() -> None:
+    bench = Bench()
+    bench.kafka.fault("offsets", kafka_error(KafkaError.UNKNOWN, abort=True))
+    bench.success(0)
+    bench.tick()
+    assert [change.state for change in bench.kafka.statuses] == [JobStatus.SUCCEEDED]
 
 
 def test_one_that_kafka_refuses_fails_alone() -> None:
@@ -439,6 +576,27 @@ def test_news_that_cannot_be_written_is_dropped() -> None:
     bench.success(1)
     bench.tick()
     assert [change.state for change in bench.kafka.statuses] == [JobStatus.SUCCEEDED]
+
+
+def test_a_dead_letter_that_is_too_large_itself_says_where_the_bytes_stand() -> None:
+    bench = Bench()
+    outcome = bench.success(0)
+    assert outcome.message is not None
+    refuses_success = refuse_jobs(outcome.message.job_id)
+
+    def refuse(open_: Transaction) -> Exception | None:
+        if any(sent.topic == TOPICS.dlq and sent.value for sent in open_.records):
+            return kafka_error(KafkaError.MSG_SIZE_TOO_LARGE, abort=True)
+        return refuses_success(open_)
+
+    bench.kafka.refuse = refuse
+    bench.tick()
+    (change,) = bench.kafka.statuses
+    assert (change.state, change.error_type) == (JobStatus.FAILED, "TooLargeToKeep")
+    assert outcome.message.where in (change.error_message or "")
+    (letter,) = (sent for t in bench.kafka.committed for sent in t.records if sent.topic == TOPICS.dlq)
+    assert letter.value is None
+    assert bench.stored.offset == 1
 
 
 def test_a_dead_letter_that_is_refused_as_well_ends_the_worker() -> None:
