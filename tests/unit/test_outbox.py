@@ -1,15 +1,24 @@
 from __future__ import annotations
 
 import os
+import queue
 import threading
+from collections import Counter
+from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from confluent_kafka import KafkaError
+from confluent_kafka import KafkaError, KafkaException
 
-from schemas.errors import DeliveryFailed
+from schemas.errors import DeliveryFailed, KafkaUnreachable
+from schemas.records import STATUS
+from schemas.topics import JobPriority
+from streams import outbox as outbox_module
 from streams.outbox import Failure, Outbox, Ticket, delivery_failed
+from streams.outgoing import OutgoingJob
 from streams.settings import load_settings
+from tests.support.messages import TOPICS
 
 pytestmark = pytest.mark.job_processing
 
@@ -116,3 +125,232 @@ def test_a_record_that_meets_the_closing_is_reported_all_the_same(monkeypatch: p
     assert not ticket.failures[0].perhaps_written
     with pytest.raises(DeliveryFailed, match="closed"):
         outbox.produce("t", b"k", b"v", 0, ticket)
+
+
+# --- one producer for all threads -----------------------------------------------------------------------
+
+
+class FakeProducer:
+    """Keeps what it is given until the test says what became of it."""
+
+    def __init__(self, broker: Broker, config: dict[str, Any]) -> None:
+        self.broker = broker
+        self.on_error = config["error_cb"]
+        self.in_flight: list[tuple[bytes, Ticket]] = []
+        self.reports: queue.SimpleQueue[tuple[int | None, bytes, Ticket]] = queue.SimpleQueue()
+        self.unreported = 0
+
+    def __len__(self) -> int:
+        return self.unreported
+
+    def produce(
+        self, topic: str, value: bytes, key: bytes, partition: int, *, on_delivery: Ticket, **_: Any
+    ) -> None:
+        if self.broker.refusals:
+            raise self.broker.refusals.pop(0)
+        self.broker.records.append((topic, key, partition))
+        self.unreported += 1
+        self.in_flight.append((key, on_delivery))
+        if topic == TOPICS.schemas:
+            self.report(self.broker.schema_error)
+
+    def report(self, error: int | None = None) -> None:
+        """The fate of everything that is on its way; ``poll`` tells it."""
+        while self.in_flight:
+            self.reports.put((error, *self.in_flight.pop()))
+
+    def poll(self, timeout_s: float) -> None:
+        try:
+            error, key, ticket = (
+                self.reports.get(timeout=timeout_s) if timeout_s else self.reports.get_nowait()
+            )
+        except queue.Empty:
+            return
+        self.unreported -= 1
+        report(ticket, error, key)
+
+    def purge(self) -> None:
+        self.report(KafkaError._PURGE_QUEUE)
+
+    def list_topics(self, timeout: float) -> Any:
+        self.broker.counted += 1
+        if self.broker.away:
+            raise KafkaException(KafkaError(KafkaError._TRANSPORT))
+        partitions = dict.fromkeys(range(3))
+        return SimpleNamespace(
+            topics={name: SimpleNamespace(partitions=partitions) for name in TOPICS.consumed}
+        )
+
+
+class Broker:
+    """What producers of this test have sent, and how it answers."""
+
+    def __init__(self) -> None:
+        self.producers: list[FakeProducer] = []
+        self.records: list[tuple[str, bytes, int]] = []
+        self.refusals: list[Exception] = []
+        self.schema_error: int | None = None
+        self.away = False
+        self.counted = 0
+
+    def producer(self, config: dict[str, Any]) -> FakeProducer:
+        self.producers.append(FakeProducer(self, config))
+        return self.producers[-1]
+
+
+@pytest.fixture
+def broker(monkeypatch: pytest.MonkeyPatch) -> Broker:
+    broker = Broker()
+    monkeypatch.setattr(outbox_module, "Producer", broker.producer)
+    return broker
+
+
+@pytest.fixture
+def outbox(broker: Broker) -> Iterator[Outbox]:
+    outbox = Outbox(load_settings(kafka_bootstrap_servers="127.0.0.1:1", topic_prefix=TOPICS.prefix))
+    yield outbox
+    for producer in broker.producers:
+        producer.report()
+    outbox.close(60)
+
+
+def job(number: int = 0, *, ordered: bool = False, partition: int | None = None) -> OutgoingJob:
+    return OutgoingJob("id", TOPICS.jobs[JobPriority.LOW], partition, b"%d" % number, b"", [], 0, ordered)
+
+
+class Waited:
+    """A ticket, and a way to wait until all its reports are there."""
+
+    def __init__(self) -> None:
+        self._done = threading.Event()
+        self.ticket = Ticket(self._done.set)
+
+    def seal(self, sent: int) -> None:
+        self.ticket.seal(sent)
+
+    def finished(self) -> bool:
+        return self._done.wait(30)
+
+
+def test_reports_are_served_without_anybody_asking(outbox: Outbox, broker: Broker) -> None:
+    waited = Waited()
+    for number in range(3):
+        assert outbox.send(job(number), waited.ticket)
+        outbox.serve()
+    waited.seal(3)
+    broker.producers[0].report()
+    assert waited.finished()
+    assert waited.ticket.failure() is None
+
+
+def test_a_full_queue_takes_nothing_and_says_so(outbox: Outbox, broker: Broker) -> None:
+    broker.refusals = [BufferError("full")]
+    ticket = Ticket(lambda: None)
+    assert not outbox.send(job(), ticket)
+    assert broker.records == []
+    assert outbox.send(job(), ticket)
+
+
+def test_the_key_places_what_has_an_order_and_the_rest_takes_turns(outbox: Outbox, broker: Broker) -> None:
+    outbox.prepare()
+    ticket = Ticket(lambda: None)
+    for number in range(6):
+        outbox.send(job(number), ticket)
+    outbox.send(job(ordered=True), ticket)
+    outbox.send(job(ordered=True, partition=2), ticket)
+    assert Counter(partition for _, _, partition in broker.records[:6]) == {0: 2, 1: 2, 2: 2}
+    assert [partition for _, _, partition in broker.records[6:]] == [-1, 2]
+
+
+def test_a_schema_is_acknowledged_before_the_first_job_and_sent_once(outbox: Outbox, broker: Broker) -> None:
+    assert not outbox.ready_for(STATUS)
+    outbox.prepare(STATUS)
+    assert outbox.ready_for(STATUS)
+    outbox.prepare(STATUS)
+    assert [topic for topic, _, _ in broker.records] == [TOPICS.schemas]
+    assert broker.counted == 1, "counts are trusted for a while"
+
+
+def test_a_schema_that_is_not_acknowledged_is_sent_again_and_no_job_before_it(
+    outbox: Outbox, broker: Broker
+) -> None:
+    broker.schema_error = KafkaError._MSG_TIMED_OUT
+    with pytest.raises(DeliveryFailed, match="so no job was sent"):
+        outbox.prepare(STATUS)
+    assert not outbox.ready_for(STATUS)
+    broker.schema_error = None
+    outbox.prepare(STATUS)
+    assert len(broker.records) == 2
+
+
+def test_a_partition_that_is_gone_makes_it_count_again(outbox: Outbox, broker: Broker) -> None:
+    outbox.prepare()
+    broker.refusals = [KafkaException(KafkaError(KafkaError._UNKNOWN_PARTITION))]
+    with pytest.raises(DeliveryFailed, match="nothing was sent"):
+        outbox.send(job(), Ticket(lambda: None))
+    outbox.prepare()
+    assert broker.counted == 2
+
+
+def test_a_fatal_error_costs_the_producer_and_no_report(outbox: Outbox, broker: Broker) -> None:
+    """What is in flight learns its fate from the old one; what comes next goes through a new one."""
+    before, after = Waited(), Waited()
+    outbox.send(job(1), before.ticket)
+    before.seal(1)
+    broken = broker.producers[0]
+    broken.on_error(KafkaError(KafkaError._FATAL, "made up", fatal=True))
+    outbox.send(job(2), after.ticket)
+    after.seal(1)
+    assert len(broker.producers) == 2
+    outbox.serve()
+    broken.report(KafkaError._FATAL)
+    broker.producers[1].report()
+    assert before.finished()
+    assert after.finished()
+    assert (before.ticket.failed, after.ticket.failed) == (1, 0)
+
+
+def test_an_ordinary_error_changes_nothing(outbox: Outbox, broker: Broker) -> None:
+    outbox.prepare()
+    broker.producers[0].on_error(KafkaError(KafkaError._TRANSPORT))
+    outbox.prepare()
+    outbox.send(job(), Ticket(lambda: None))
+    assert (len(broker.producers), broker.counted) == (1, 1)
+
+
+def test_after_the_loss_of_all_brokers_it_asks_before_it_sends_but_not_in_the_middle_of_a_call(
+    outbox: Outbox, broker: Broker
+) -> None:
+    outbox.prepare()
+    broker.producers[0].on_error(KafkaError(KafkaError._ALL_BROKERS_DOWN))
+    broker.away = True
+    outbox.prepare(under_way=True)
+    for _ in range(2):
+        with pytest.raises(KafkaUnreachable):
+            outbox.prepare()
+    broker.away = False
+    outbox.prepare()
+    outbox.prepare()
+    assert broker.counted == 4, "once it has answered, it is trusted again"
+
+
+def test_closing_waits_for_what_is_on_its_way(broker: Broker) -> None:
+    outbox = Outbox(load_settings(kafka_bootstrap_servers="127.0.0.1:1", topic_prefix=TOPICS.prefix))
+    ticket = Ticket(lambda: None)
+    outbox.send(job(), ticket)
+    ticket.seal(1)
+    broker.producers[0].report()
+    outbox.close(60)
+    assert (ticket.finished, ticket.failed) == (True, 0)
+    with pytest.raises(DeliveryFailed, match="closed"):
+        outbox.send(job(), ticket)
+
+
+def test_closing_gives_up_in_the_end_and_says_what_was_not_written(broker: Broker) -> None:
+    outbox = Outbox(load_settings(kafka_bootstrap_servers="127.0.0.1:1", topic_prefix=TOPICS.prefix))
+    ticket = Ticket(lambda: None)
+    outbox.send(job(), ticket)
+    ticket.seal(1)
+    outbox.close(0)
+    assert ticket.finished
+    assert "certainly not written" in str(ticket.failure())
