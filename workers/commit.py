@@ -317,14 +317,12 @@ class Committer:
                 if message is None:
                     if not _is_overtaken(outcome, read):
                         remaining.append(outcome)  # news repeats itself harmlessly
-                elif (
-                    message.part.owned
-                    and message.part in read
-                    and not read[message.part].is_finished(message.offset)
-                ):
-                    remaining.append(outcome)
-                elif message.part.owned:
+                elif not message.part.owned:
+                    continue
+                elif read[message.part].is_finished(message.offset):
                     self._count(outcome)
+                else:
+                    remaining.append(outcome)
         self._on_committed()
         return remaining
 
