@@ -96,9 +96,9 @@ class FakeKafka:
     def fault(self, step: str, what: Callable[[FakeProducer], Exception | None] | Exception) -> None:
         self.faults.setdefault(step, []).append(what if callable(what) else lambda _: what)
 
-    def lose_connection(self) -> None:
+    def lose_connection(self, line: str = "FAIL [thrd:main]: Disconnected (after 3 ms)") -> None:
         """What librdkafka says of it."""
-        self.lines.append("FAIL [thrd:main]: Disconnected (after 3 ms)")
+        self.lines.append(line)
 
     def land(self, transaction: Transaction) -> None:
         self.committed.append(transaction)

@@ -2,39 +2,33 @@
 
 from __future__ import annotations
 
-import threading
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka import KafkaError
 
 from schemas import JobPriority
 from schemas.codec import Codec
 from schemas.errors import PipelineError
-from schemas.headers import Delivery, build, parse
+from schemas.headers import parse
 from schemas.jobtype import job_type
-from schemas.offsetmap import OffsetMap
 from schemas.records import REPORT, STATUS
-from schemas.topics import Topics
 from schemas.wire import WireSchema
 from streams.outgoing import Rules
 from streams.schemas_topic import schema_record
+from tests.support.commit_bench import Bench, kafka_error
 from tests.support.deployments import Sample, settings_for
-from tests.support.events import job_value
+from tests.support.messages import TOPICS, message
 from workers.children import ChildJobs
-from workers.commit import Committer
-from workers.message import Message
-from workers.offsets import PartitionState
 from workers.outcome import Outcome, OutRecord
 from workers.own_schemas import introduce
-from workers.router import Router
 
 pytestmark = pytest.mark.job_processing
 
-TOPICS = Topics("p.")
 WIRE = job_type(Sample).wire
+SCHEMA = (TOPICS.schemas, schema_record(WIRE)[1])
 
 
 def child_of(codec: Codec | None = None, introduced: tuple[WireSchema, ...] = ()) -> OutRecord:
@@ -42,66 +36,14 @@ def child_of(codec: Codec | None = None, introduced: tuple[WireSchema, ...] = ()
     return plan(Sample(), JobPriority.LOW)[1]
 
 
-class TransactionLog:
-    """A producer that notes what it is given; ``answers`` are the ends of its transactions."""
-
-    def __init__(self, *answers: KafkaError | None) -> None:
-        self.answers = list(answers)
-        self.open: list[tuple[str, Any]] = []
-        self.committed: list[list[tuple[str, Any]]] = []
-        self.aborted: list[list[tuple[str, Any]]] = []
-
-    def init_transactions(self, _: float) -> None: ...
-    def begin_transaction(self) -> None:
-        self.open = []
-
-    def poll(self, _: float) -> None: ...
-
-    def produce(self, topic: str, value: Any, *_: Any, **__: Any) -> None:
-        self.open.append((topic, value))
-
-    def commit_transaction(self, _: float) -> None:
-        answer = self.answers.pop(0) if self.answers else None
-        if answer is not None:
-            raise KafkaException(answer)
-        self.committed.append(self.open)
-
-    def abort_transaction(self, _: float) -> None:
-        self.aborted.append(self.open)
+def end(bench: Bench, offset: int, *children: OutRecord) -> None:
+    """A job with these children ends."""
+    bench.emit(Outcome(message(bench.part, offset), None, children))
+    bench.tick()
 
 
-class Group:
-    metadata = None
-
-    def refresh(self, timeout_s: float) -> None: ...
-
-
-def committer_of(producer: TransactionLog) -> Committer:
-    make: Any = lambda logger: producer  # noqa: E731
-    committer = Committer(
-        make_producer=make,
-        membership=Group(),
-        read_back=lambda parts: {part: OffsetMap(0) for part in parts},
-        codec=Codec(),
-        router=Router(TOPICS),
-        worker_name="w",
-        lock=threading.Lock(),
-        tick_ms=20,
-        on_committed=lambda: None,
-        on_failure=lambda error: None,
-    )
-    committer._transactions.renew()
-    return committer
-
-
-def parent_of(*records: OutRecord) -> Outcome:
-    topic = TOPICS.jobs[JobPriority.LOW]
-    part = PartitionState(
-        topic, 0, OffsetMap(0), incarnation="i", transactional_id="t", lock=threading.Lock()
-    )
-    raw = build(Delivery("test_sample"))
-    message = Message(part, 0, None, job_value(Sample()), raw, 1, JobPriority.LOW, None)
-    return Outcome(message, None, records)
+def written(bench: Bench) -> list[list[tuple[str, Any]]]:
+    return [[(sent.topic, sent.value) for sent in done.records] for done in bench.kafka.committed]
 
 
 def test_only_types_that_readers_may_not_know_bring_their_schema() -> None:
@@ -123,35 +65,32 @@ def test_the_delay_of_a_child_begins_by_the_brokers_clock() -> None:
 
 
 def test_a_schema_goes_once_with_the_first_child_of_its_type() -> None:
-    producer = TransactionLog()
-    committer = committer_of(producer)
+    bench = Bench()
     child = child_of()
-    committer._commit(None, [parent_of(child, child), parent_of(child)], set())
-    committer._commit(None, [parent_of(child)], set())
-    schema = (TOPICS.schemas, schema_record(WIRE)[1])
-    assert producer.committed == [
-        [schema, *[(child.topic, child.value)] * 3],
-        [(child.topic, child.value)],
-    ]
+    end(bench, 0, child, child)
+    end(bench, 1, child)
+    sent = (child.topic, child.value)
+    assert written(bench) == [[SCHEMA, sent, sent], [sent]]
 
 
 @pytest.mark.parametrize(
-    "answer",
+    ("step", "answer"),
     [
-        KafkaError(KafkaError.ILLEGAL_GENERATION, "stale", False, False, True),
-        KafkaError(KafkaError._TIMED_OUT, "ambiguous", False, True, False),
+        ("offsets", kafka_error(KafkaError.ILLEGAL_GENERATION, abort=True)),
+        ("commit", kafka_error(KafkaError._TIMED_OUT, retriable=True)),
     ],
     ids=["aborted", "ambiguous"],
 )
-def test_a_schema_goes_again_unless_its_transaction_was_committed_for_sure(answer: KafkaError) -> None:
-    producer = TransactionLog(answer)
-    committer = committer_of(producer)
+def test_a_schema_goes_again_unless_its_transaction_was_committed_for_sure(
+    step: str, answer: Exception
+) -> None:
+    bench = Bench()
+    bench.kafka.fault(step, answer)
     child = child_of()
-    committer._commit(None, [parent_of(child)], set())
-    schema = (TOPICS.schemas, schema_record(WIRE)[1])
-    assert producer.committed == [[schema, (child.topic, child.value)]]
-    committer._commit(None, [parent_of(child)], set())
-    assert producer.committed[1:] == [[(child.topic, child.value)]]
+    end(bench, 0, child)
+    end(bench, 1, child)
+    sent = (child.topic, child.value)
+    assert written(bench) == [[SCHEMA, sent], [sent]]
 
 
 def test_a_worker_that_cannot_say_what_it_writes_does_not_start(tmp_path: Path) -> None:

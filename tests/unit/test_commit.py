@@ -87,6 +87,16 @@ def test_records_status_and_offset_go_together() -> None:
     assert bench.stored.offset == 1
 
 
+def test_a_plain_success_tells_of_which_run_and_life_it_is() -> None:
+    bench = Bench()
+    bench.emit(
+        succeeded(message(bench.part, 0, delivery=Delivery("test", attempt=2, delivery=5, redrives=1)))
+    )
+    bench.tick()
+    (change,) = bench.kafka.statuses
+    assert (change.attempt, change.delivery, change.redrives, change.worker) == (2, 5, 1, "w.0")
+
+
 def test_outcomes_of_a_lost_partition_are_dropped_and_counted() -> None:
     bench = Bench()
     bench.success(0)
@@ -435,11 +445,15 @@ def test_only_what_is_not_finished_is_written_again() -> None:
     assert bench.counted == 2
 
 
-def test_a_lost_connection_makes_a_reported_success_ambiguous() -> None:
+@pytest.mark.parametrize(
+    "line",
+    ["FAIL [thrd:b/1]: gone", "[thrd:b/1]: Disconnected", "REQTMOUT [thrd:b/1]: Timed out 1 in-flight"],
+)
+def test_a_lost_connection_makes_a_reported_success_ambiguous(line: str) -> None:
     """librdkafka repeats an EndTxn by itself; the first one can still arrive, in a later transaction."""
     bench = Bench()
 
-    bench.kafka.fault("commit", lambda producer: producer.kafka.lose_connection())
+    bench.kafka.fault("commit", lambda producer: producer.kafka.lose_connection(line))
     bench.success(0)
     bench.tick()
     assert bench.kafka.producers == 2
@@ -460,6 +474,7 @@ def test_a_connection_lost_before_the_transaction_does_not_matter() -> None:
     [
         kafka_error(KafkaError._FENCED, fatal=True),
         kafka_error(KafkaError.INVALID_PRODUCER_ID_MAPPING, abort=True),
+        kafka_error(KafkaError.COORDINATOR_LOAD_IN_PROGRESS, retriable=True, abort=True),
         kafka_error(KafkaError._TRANSPORT),
     ],
 )
