@@ -32,6 +32,7 @@ Call = Callable[[Any, WorkerContext], Any]
 class FakeHandler:
     call: Call
     execution: Execution = "async"
+    job_type: Any = None
 
 
 @dataclass

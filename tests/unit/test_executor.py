@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -280,17 +281,8 @@ async def test_a_key_is_free_after_every_end(bench: Bench) -> None:
 
 async def test_a_handler_for_processes_without_a_pool_fails_for_good(bench: Bench) -> None:
     bench.add(returns_nothing, execution="process")
-    decoded: Any = bench.decoder.by_offset[0]
-    decoded.handler.job_type = _NoWire()
     (outcome,) = await bench.ended()
     assert state_of(outcome) is JobStatus.FAILED
-
-
-class _NoWire:
-    wire: Any = None
-
-    def to_record(self, job: Any, record: Any) -> Any:
-        return record
 
 
 # --- what cannot be run ---------------------------------------------------------------------------------------
@@ -389,6 +381,56 @@ async def test_a_handler_that_ends_well_though_it_was_too_late_has_ended_well(be
     await bench.until(lambda: bool(bench.executor.active))
     bench.now_ms += 501
     assert state_of((await bench.ended())[0]) is JobStatus.SUCCEEDED
+
+
+class OneProcess:
+    """A pool whose only process is busy until the test says so, and whose handlers end when they are cancelled."""
+
+    def __init__(self) -> None:
+        self.free = asyncio.Event()
+
+    async def run(
+        self, handler: Any, body: bytes, context: WorkerContext, *, on_start: Callable[[], None]
+    ) -> None:
+        await self.free.wait()
+        on_start()
+        await asyncio.Event().wait()
+
+
+async def test_the_time_of_a_job_for_a_process_begins_when_one_is_free(bench: Bench) -> None:
+    pool: Any = OneProcess()
+    bench.executor._processes = pool
+    one = bench.add(Gate(), execution="process", timeout_ms=500)
+    decoded: Any = bench.decoder.by_offset[one.offset]
+    decoded.handler.job_type = SimpleNamespace(
+        to_record=lambda job, record: record, wire=SimpleNamespace(encode=lambda record: b"")
+    )
+    bench.executor.wake()
+    await bench.until(lambda: bool(bench.executor.active))
+    bench.now_ms += 10_000
+    for _ in range(3):
+        bench.executor._sweep()
+    assert bench.outcomes == [], "it waits for its turn"
+    pool.free.set()
+    await bench.until(lambda: bool(bench.outcomes))
+    assert bench.outcomes[0].state is JobStatus.RUNNING
+    bench.now_ms += 499
+    bench.executor._sweep()
+    assert not any(active.cancel_reason for active in bench.executor.active)
+    bench.now_ms += 2
+    assert error_of((await bench.ended())[0])[0] == "Timeout"
+
+
+async def test_a_handler_that_took_too_long_has_failed_even_if_it_is_released_before_it_ends(
+    bench: Bench,
+) -> None:
+    bench.add(Gate(), timeout_ms=500)
+    bench.executor.wake()
+    await bench.until(lambda: bool(bench.executor._deadlines))
+    bench.now_ms += 501
+    bench.executor._sweep()
+    bench.executor.cancel_all(RELEASED)
+    assert error_of((await bench.ended())[0])[0] == "Timeout"
 
 
 async def test_without_a_limit_of_its_own_the_types_limit_counts(bench: Bench) -> None:
@@ -605,11 +647,24 @@ async def test_no_more_run_at_once_than_allowed() -> None:
         bench.add(gate)
     bench.executor.wake()
     await asyncio.gather(*(gate.started.wait() for gate in gates[:3]))
+    bench.executor.wake()
+    for _ in range(9):
+        await asyncio.sleep(0)
     assert len(bench.executor.active) == 3
     for gate in gates:
         gate.opened.set()
     await bench.ended(5)
     await bench.executor.stop()
+
+
+async def test_what_must_wait_for_a_commit_asks_for_one(bench: Bench) -> None:
+    closed = partition(number=2)
+    bench.add(returns_nothing, part=closed)
+    bench.executor.wake()
+    await bench.until(lambda: bench.outcomes == [Outcome(None, None)])
+    commit(closed)
+    bench.scheduler.unpark()
+    assert state_of((await bench.ended())[0]) is JobStatus.SUCCEEDED
 
 
 async def test_many_short_jobs_leave_nothing_behind(bench: Bench) -> None:
