@@ -18,6 +18,7 @@ import pytest
 from tests.support import process_jobs as jobs
 from tests.support.process_pool import JOB_ID, Told, gone, open_fifo, pool_of
 from tests.support.workers import ROOT, eventually
+from workers import processes
 from workers.results import Failed, Success
 
 pytestmark = pytest.mark.job_processing
@@ -30,22 +31,24 @@ def fifo(tmp_path: Path) -> Path:
     return path
 
 
-async def test_cancelling_ends_a_busy_loop_within_a_second(tmp_path: Path) -> None:
-    """It gets the chance to clean up, and the next job runs in a new process."""
+async def test_cancelling_ends_a_busy_loop_that_may_clean_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked to, it ends long before it would be killed, and the next job runs in a new process."""
+    monkeypatch.setattr(processes, "_GRACE_S", 100)
     async with pool_of(jobs.Spins, jobs.Answers) as running:
         task, context = running.begin(jobs.Spins(str(tmp_path)))
         await context.spoken.wait()
-        began = time.monotonic()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert time.monotonic() - began < 1
         assert not psutil.pid_exists(context.pid)
         assert (tmp_path / "cleaned").exists()
         assert await running.run(jobs.Answers()) == Success()
 
 
-async def test_a_coroutine_that_waits_cleans_up_too(tmp_path: Path) -> None:
+async def test_a_coroutine_that_waits_cleans_up_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "_GRACE_S", 100)
     async with pool_of(jobs.SpinsLater) as running:
         task, context = running.begin(jobs.SpinsLater(str(tmp_path)))
         await context.spoken.wait()
@@ -56,7 +59,7 @@ async def test_a_coroutine_that_waits_cleans_up_too(tmp_path: Path) -> None:
         assert (tmp_path / "cleaned").exists()
 
 
-async def test_one_that_does_not_listen_is_killed_after_half_a_second() -> None:
+async def test_one_that_does_not_listen_is_killed_and_not_before_half_a_second() -> None:
     async with pool_of(jobs.Spins) as running:
         task, context = running.begin(jobs.Spins(stubborn=True))
         await context.spoken.wait()
@@ -64,7 +67,7 @@ async def test_one_that_does_not_listen_is_killed_after_half_a_second() -> None:
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert 0.5 <= time.monotonic() - began < 2
+        assert time.monotonic() - began >= 0.5
         assert not psutil.pid_exists(context.pid)
 
 

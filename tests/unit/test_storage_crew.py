@@ -111,13 +111,14 @@ async def test_there_are_never_more_threads_than_the_limit(
 ) -> None:
     crew = make(patience, limit=3)
     lock, running, most = threading.Lock(), 0, 0
+    together = threading.Barrier(3)
 
     def count(stopped: object) -> None:
         nonlocal running, most
         with lock:
             running += 1
             most = max(most, running)
-        time.sleep(0.003)
+        together.wait(30)
         with lock:
             running -= 1
 
