@@ -289,11 +289,12 @@ async def test_a_handler_for_processes_without_a_pool_fails_for_good(bench: Benc
 
 
 async def test_bytes_that_cannot_be_understood_go_to_the_dead_letters(bench: Bench) -> None:
-    one = bench.add(returns_nothing)
+    one = bench.add(returns_nothing, key=b"k")
     bench.decoder.by_offset[one.offset] = BadRecord("nonsense")
     (outcome,) = await bench.ended()
     assert [record.topic for record in outcome.records] == [TOPICS.dlq]
     assert outcome.event == "undecodable"
+    assert (bench.scheduler.running, bench.scheduler._keys) == (0, {})
 
 
 async def test_an_unknown_schema_is_read_up_first(bench: Bench) -> None:
@@ -368,14 +369,16 @@ async def test_a_handler_within_its_limit_is_left_alone(bench: Bench) -> None:
     assert state_of((await bench.ended())[0]) is JobStatus.SUCCEEDED
 
 
-async def test_a_handler_that_ends_well_though_it_was_too_late_has_ended_well(bench: Bench) -> None:
-    async def stubborn(job: Any, context: WorkerContext) -> Success:
-        try:
-            await asyncio.Event().wait()
-        except asyncio.CancelledError:
-            return Success({"cleaned": True})
-        return Success()
+async def stubborn(job: Any, context: WorkerContext) -> Success:
+    """Ends well where others would end."""
+    try:
+        await asyncio.Event().wait()
+    except asyncio.CancelledError:
+        return Success({"cleaned": True})
+    return Success()
 
+
+async def test_a_handler_that_ends_well_though_it_was_too_late_has_ended_well(bench: Bench) -> None:
     bench.add(stubborn, timeout_ms=500)
     bench.executor.wake()
     await bench.until(lambda: bool(bench.executor.active))
@@ -525,6 +528,15 @@ async def test_a_released_job_that_ends_with_an_error_of_its_own_has_not_failed(
     await bench.until(lambda: not bench.executor.active)
     assert bench.ends == []
     assert (bench.scheduler.running, bench.scheduler._keys) == (0, {})
+
+
+async def test_a_handler_that_ends_well_when_it_is_released_need_not_run_again(bench: Bench) -> None:
+    bench.add(stubborn)
+    bench.executor.wake()
+    await bench.until(lambda: bool(bench.executor.active))
+    bench.part.releasing = True
+    await bench.executor.release({bench.part}, 0)
+    assert [state_of(outcome) for outcome in bench.ends] == [JobStatus.SUCCEEDED]
 
 
 async def test_a_release_waits_for_those_that_end_in_time(bench: Bench) -> None:
