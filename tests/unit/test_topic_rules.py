@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -8,6 +9,8 @@ from schemas.errors import GroupNotInitialised
 from schemas.offsetmap import EMPTY_MAP, OffsetMap
 from schemas.topics import Topics, TopicSpec
 from streams.group_setup import GroupState, Marker, partitions_to_start
+from streams.provision import group_findings
+from streams.settings import load_settings
 from streams.topic_rules import (
     Cluster,
     Level,
@@ -150,6 +153,8 @@ def test_broker_settings_are_judged() -> None:
 
 
 PARTITIONS = (("a", 0), ("a", 1))
+HERE = Marker("today", "c")
+BOTH = dict.fromkeys(PARTITIONS, (7, EMPTY_MAP))
 WORKED = OffsetMap(5, start_limit=9, clean=False, incarnation="x").metadata()
 
 
@@ -174,3 +179,24 @@ def test_a_group_that_has_worked_and_lacks_an_offset_is_refused_by_name() -> Non
 
 def test_an_interrupted_start_is_completed() -> None:
     assert partitions_to_start(GroupState(None, PARTITIONS, {("a", 0): (0, EMPTY_MAP)}), "g") == (("a", 1),)
+
+
+@pytest.mark.parametrize(
+    ("state", "level", "words"),
+    [
+        (GroupState(HERE, PARTITIONS, BOTH), Level.OK, "set up at today"),
+        (GroupState(None, PARTITIONS, BOTH), Level.ERROR, "no starting point yet"),
+        (
+            GroupState(Marker("today", "d"), PARTITIONS, BOTH),
+            Level.ERROR,
+            "was set up on cluster d, and this is c",
+        ),
+        (GroupState(HERE, PARTITIONS, {("a", 0): (7, EMPTY_MAP)}), Level.ERROR, r"1 partition\(s\).*a/1"),
+        (GroupState(HERE, PARTITIONS, BOTH | {("a", 0): (7, "")}), Level.ERROR, r"1 partition\(s\).*a/0"),
+    ],
+    ids=["ready", "new", "another cluster", "an offset expired", "a foreign commit"],
+)
+def test_whether_workers_can_start_is_told(state: GroupState, level: Level, words: str) -> None:
+    (finding,) = group_findings(load_settings(), state, "c")
+    assert finding.level is level
+    assert re.search(words, str(finding))
