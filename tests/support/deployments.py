@@ -11,13 +11,13 @@ from confluent_kafka import Message, Producer
 from schemas import Job
 from schemas.codec import Codec
 from schemas.headers import Delivery, Origin, dead_letter
-from schemas.jobtype import job_type
 from schemas.lifecycle import JobStatus
 from schemas.records import StatusChange, StatusWriter
 from schemas.topics import JobPriority
 from streams.clients import producer_config
 from streams.scan import scan
 from streams.settings import Settings, load_settings
+from tests.support.events import job_value
 
 PARTITIONS = 3
 
@@ -74,19 +74,14 @@ class Writer:
 
     def job_bytes(self, job_id: str, job: Job, priority: JobPriority = JobPriority.NORMAL) -> bytes:
         """A job event."""
-        kind = job_type(type(job))
-        envelope = {
-            "id": job_id,
-            "type": kind.name,
-            "priority": priority.value,
-            "key": job.ordering_key(),
-            "created_at": 1_700_000_000_000,
-            "max_retries": None,
-            "timeout_ms": None,
-            "source": "test",
-            "parent_id": None,
-        }
-        return self.codec.encode_job(kind, job, envelope)
+        return job_value(
+            job,
+            self.codec,
+            id=job_id,
+            priority=priority.value,
+            key=job.ordering_key(),
+            created_at=1_700_000_000_000,
+        )
 
     def job(self, job_id: str, job: Job, delivery: Delivery, *, topic: str, partition: int = 0) -> None:
         """A job's record."""

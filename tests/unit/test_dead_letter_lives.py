@@ -20,49 +20,21 @@ from streams.jobinfo import JobEvent, JobState, StatusSeen, moment
 from streams.redrive import life_after, life_again, pause_s
 from streams.settings import load_settings
 
+
+from schemas.headers import MAX_HISTORY, Attempt, Delivery, build, parse
+from schemas.records import StatusChange
+from streams.dead_letters import DeadLetter, DeadLetterFilter, header_text, mark_redriven
+from streams.jobinfo import JobEvent, JobState, StatusSeen
+from streams.redrive import life_after, life_again, pause_s
+from tests.support.letters import DIED, T0, letter
+from tests.support.statuses import JOB_ID
+
 pytestmark = pytest.mark.job_processing
-
-ID = "01a20bd1-1946-743e-922d-c32f1fd9b001"
-T0 = 1_700_000_000_000
-DIED = Delivery(
-    job_type="t",
-    attempt=4,
-    delivery=9,
-    first_seen_ms=T0,
-    not_before_ms=T0 + 1,
-    origin=Origin("p.jobs.high", 2, 77),
-    error_type="ValueError",
-    error_message="no",
-    history=(Attempt(3, "w.0", T0, T0 + 1, "KeyError", "k"),),
-    traceparent="00-a-b-01",
-)
-
-
-def letter(delivery: Delivery = DIED, *, offset: int = 0, job_id: str = ID, **changes: Any) -> DeadLetter:
-    return replace(
-        DeadLetter(
-            id=job_id,
-            type=delivery.job_type,
-            error_type=delivery.error_type,
-            error_message=delivery.error_message,
-            attempt=delivery.attempt,
-            failed_at=moment(T0 + 60_000),
-            topic="p.jobs.dlq",
-            partition=2,
-            offset=offset,
-            key=b"b/k",
-            value=b"bytes",
-            headers=[],
-            delivery=delivery,
-            priority=JobPriority.HIGH,
-        ),
-        **changes,
-    )
 
 
 def status(state: JobStatus, delivery: int, redrives: int = 0, **facts: Any) -> StatusChange:
     return StatusChange(
-        job_id=ID,
+        job_id=JOB_ID,
         key="b/k",
         at=T0 + 60_000,
         created_at=T0 - 5,
@@ -138,7 +110,7 @@ def test_history_stays_bounded_over_many_lives() -> None:
 
 def test_a_finished_job_can_live_again_beyond_all_that_is_known_of_it() -> None:
     event = JobEvent(
-        ID,
+        JOB_ID,
         Delivery(job_type="t"),
         JobPriority.LOW,
         False,
@@ -148,8 +120,8 @@ def test_a_finished_job_can_live_again_beyond_all_that_is_known_of_it() -> None:
         ("p.jobs.low", 1, 5),
     )
     state = JobState(event, StatusSeen(status(JobStatus.SUCCEEDED, 3), ("p.jobs.status", 0, 1)))
-    life = life_again(ID, state, T0 + 9, Topics("p."))
-    assert (life.topic, life.partition, life.key) == ("p.jobs.low", 1, ID.encode())
+    life = life_again(JOB_ID, state, T0 + 9, Topics("p."))
+    assert (life.topic, life.partition, life.key) == ("p.jobs.low", 1, JOB_ID.encode())
     delivery = parse(life.headers)
     assert (delivery.delivery, delivery.redrives, delivery.attempt) == (4, 1, 1)
 
@@ -175,7 +147,7 @@ def test_a_letter_with_a_time_that_no_calendar_has_is_shown_all_the_same(
 def test_filters() -> None:
     one = letter()
     assert DeadLetterFilter().matches(one)
-    assert DeadLetterFilter(ids=frozenset({ID}), job_type="t", error_type="ValueError").matches(one)
+    assert DeadLetterFilter(ids=frozenset({JOB_ID}), job_type="t", error_type="ValueError").matches(one)
     assert DeadLetterFilter(ids=frozenset({"p.jobs.dlq/2/0"})).matches(one)
     for other in (
         DeadLetterFilter(ids=frozenset({"x"})),

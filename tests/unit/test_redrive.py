@@ -17,18 +17,18 @@ from schemas.records import StatusChange
 from schemas.topics import PRIORITIES, JobPriority
 from streams import redrive as redrive_module
 from streams.dead_letters import DeadLetter, DeadLetterFilter, DeadLetters, mark_redriven
-from streams.jobinfo import JobEvent, JobState, StatusSeen, moment
+from streams.jobinfo import JobEvent, JobState, StatusSeen
 from streams.reader import JobNotFound
 from streams.redrive import RedriveReport, RedriveTakenOver, redrive, retry_job
 from streams.settings import load_settings
 from tests.support.commit_bench import CODEC, FakeKafka, FakeProducer, kafka_error
+from tests.support.letters import letter
 from tests.support.messages import TOPICS
 from tests.support.statuses import JOB_ID, status
 
 pytestmark = pytest.mark.job_processing
 
 SETTINGS = load_settings(kafka_bootstrap_servers="127.0.0.1:1", topic_prefix=TOPICS.prefix)
-DIED = Delivery(job_type="test", attempt=4, delivery=6, error_type="ValueError", error_message="no")
 TIMED_OUT = kafka_error(KafkaError._TIMED_OUT, retriable=True)
 
 
@@ -37,25 +37,7 @@ def job_id(number: int) -> str:
 
 
 def letter_of(number: int, **facts: Any) -> DeadLetter:
-    return replace(
-        DeadLetter(
-            id=job_id(number),
-            type="test",
-            error_type="ValueError",
-            error_message="no",
-            attempt=4,
-            failed_at=moment(1_700_000_000_000 + number),
-            topic=TOPICS.dlq,
-            partition=2,
-            offset=number,
-            key=b"b/k",
-            value=b"bytes",
-            headers=[],
-            delivery=DIED,
-            priority=JobPriority.HIGH,
-        ),
-        **facts,
-    )
+    return letter(job_id=job_id(number), offset=number, **facts)
 
 
 class Cemetery:
@@ -158,7 +140,7 @@ def test_only_what_was_asked_for_can_run_and_still_waits_is_given_a_new_life(cem
     strange = letter_of(3, priority=None)
     cemetery.letters += [strange, letter_of(4, type="other")]
     cemetery.before = [status(JobStatus.PENDING, job_id=job_id(1), redrives=1)]
-    asked = DeadLetterFilter(job_type="test", include_redriven=True)
+    asked = DeadLetterFilter(job_type="t", include_redriven=True)
     report = redrive(SETTINGS, asked, codec=CODEC)
     assert list(report.redriven) == [job_id(0), job_id(2)]
     assert [one.id for one in report.refused] == [strange.id]
