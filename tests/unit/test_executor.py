@@ -335,6 +335,17 @@ async def test_an_unknown_type_waits_for_a_release_to_be_rolled_out(bench: Bench
     assert error_of(outcomes[-1])[0] == "HandlerNotFound"
 
 
+async def test_child_jobs_of_a_run_that_ended_well_go_with_its_outcome(bench: Bench) -> None:
+    child = OutRecord(TOPICS.jobs[JobPriority.LOW], 0, None, b"", [])
+    planner: Any = lambda *_, **__: ("id", child)  # noqa: E731
+    bench.executor._planner = planner
+
+    async def schedules(job: Any, context: WorkerContext) -> None:
+        await context.schedule(job)
+
+    assert (await bench.end_of(schedules)).records == (child,)
+
+
 # --- time-outs ----------------------------------------------------------------------------------------------------
 
 
@@ -378,6 +389,22 @@ async def stubborn(job: Any, context: WorkerContext) -> Success:
     return Success()
 
 
+async def test_the_limit_of_a_job_that_has_ended_is_not_that_of_the_next_one_in_its_slot() -> None:
+    bench = Bench(concurrency=1)
+    first, second = Gate(), Gate()
+    bench.add(first, timeout_ms=500)
+    bench.add(second, timeout_ms=5_000)
+    bench.executor.wake()
+    await bench.until(lambda: bool(bench.executor._deadlines))
+    first.opened.set()
+    await second.started.wait()
+    bench.now_ms += 501
+    bench.executor._sweep()
+    second.opened.set()
+    assert [state_of(outcome) for outcome in await bench.ended(2)] == [JobStatus.SUCCEEDED] * 2
+    await bench.executor.stop()
+
+
 async def test_a_handler_that_ends_well_though_it_was_too_late_has_ended_well(bench: Bench) -> None:
     bench.add(stubborn, timeout_ms=500)
     bench.executor.wake()
@@ -419,7 +446,7 @@ async def test_the_time_of_a_job_for_a_process_begins_when_one_is_free(bench: Be
     assert bench.outcomes[0].state is JobStatus.RUNNING
     bench.now_ms += 499
     bench.executor._sweep()
-    assert not any(active.cancel_reason for active in bench.executor.active)
+    assert [active.cancel_reason for active in bench.executor.active] == [None]
     bench.now_ms += 2
     assert error_of((await bench.ended())[0])[0] == "Timeout"
 
@@ -545,7 +572,7 @@ async def test_a_release_waits_for_those_that_end_in_time(bench: Bench) -> None:
     bench.executor.wake()
     await gate.started.wait()
     bench.part.releasing = True
-    releasing = asyncio.create_task(bench.executor.release({bench.part}, 30))
+    releasing = asyncio.create_task(bench.executor.release({bench.part}, 1_000))
     await asyncio.sleep(0)
     gate.opened.set()
     await releasing
