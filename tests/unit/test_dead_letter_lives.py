@@ -106,6 +106,12 @@ def test_history_stays_bounded_over_many_lives() -> None:
     life = life_after(letter(long), None, T0, Topics("p."))
     assert len(parse(life.headers).history) == MAX_HISTORY
     assert parse(life.headers).history[-1].attempt == 4
+    assert life.status.attempts == parse(life.headers).history
+
+
+def test_a_status_of_another_delivery_says_nothing_of_this_death() -> None:
+    life = life_after(letter(), status(JobStatus.FAILED, 8), T0, Topics("p."))
+    assert parse(life.headers).history[-1] == Attempt(4, "", T0 + 60_000, T0 + 60_000, "ValueError", "no")
 
 
 def test_a_finished_job_can_live_again_beyond_all_that_is_known_of_it() -> None:
@@ -119,11 +125,14 @@ def test_a_finished_job_can_live_again_beyond_all_that_is_known_of_it() -> None:
         T0,
         ("p.jobs.low", 1, 5),
     )
-    state = JobState(event, StatusSeen(status(JobStatus.SUCCEEDED, 3), ("p.jobs.status", 0, 1)))
+    state = JobState(
+        event, StatusSeen(status(JobStatus.SUCCEEDED, 3, attempts=DIED.history), ("p.jobs.status", 0, 1))
+    )
     life = life_again(JOB_ID, state, T0 + 9, Topics("p."))
     assert (life.topic, life.partition, life.key) == ("p.jobs.low", 1, JOB_ID.encode())
     delivery = parse(life.headers)
     assert (delivery.delivery, delivery.redrives, delivery.attempt) == (4, 1, 1)
+    assert delivery.history == DIED.history, "its status has told of them"
 
 
 @pytest.mark.parametrize("timestamp_ms", [-1, -(2**62), 2**62])

@@ -4,7 +4,7 @@ import os
 import queue
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -74,9 +74,20 @@ def test_a_failure_says_whether_the_record_may_have_been_written() -> None:
     assert words.index("b'late'") > words.index("perhaps written")
 
 
-def test_an_unknown_reason_counts_as_perhaps_written() -> None:
+@pytest.mark.parametrize(
+    "reason",
+    [
+        KafkaError.REQUEST_TIMED_OUT,
+        KafkaError._MSG_TIMED_OUT,
+        KafkaError._PURGE_INFLIGHT,
+        KafkaError._TRANSPORT,
+        KafkaError._FATAL,
+    ],
+)
+def test_what_kafka_may_have_got_counts_as_perhaps_written(reason: int) -> None:
+    """Who schedules it again under another id would double it."""
     ticket = Ticket(lambda: None)
-    report(ticket, KafkaError.REQUEST_TIMED_OUT)
+    report(ticket, reason)
     assert ticket.failures[0].perhaps_written
 
 
@@ -165,6 +176,9 @@ class FakeProducer:
                 self.reports.get(timeout=timeout_s) if timeout_s else self.reports.get_nowait()
             )
         except queue.Empty:
+            meanwhile, self.broker.after_idle_look = self.broker.after_idle_look, None
+            if meanwhile is not None:
+                meanwhile()
             return
         self.unreported -= 1
         report(ticket, error, key)
@@ -192,6 +206,8 @@ class Broker:
         self.schema_error: int | None = None
         self.away = False
         self.counted = 0
+        #: Called once, when a producer has been asked for news and had none.
+        self.after_idle_look: Callable[[], None] | None = None
 
     def producer(self, config: dict[str, Any]) -> FakeProducer:
         self.producers.append(FakeProducer(self, config))
@@ -241,6 +257,23 @@ def test_reports_are_served_without_anybody_asking(outbox: Outbox, broker: Broke
     broker.producers[0].report()
     assert waited.finished()
     assert waited.ticket.failure() is None
+
+
+def test_a_record_that_comes_while_the_serving_thread_lies_down_is_seen(
+    outbox: Outbox, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox_module, "_IDLE_LOOK_S", 1_000)
+    waited = Waited()
+
+    def comes() -> None:
+        outbox.send(job(), waited.ticket)
+        outbox.serve()
+        waited.seal(1)
+        broker.producers[0].report()
+
+    broker.after_idle_look = comes
+    outbox.producer()
+    assert waited.finished()
 
 
 def test_a_full_queue_takes_nothing_and_says_so(outbox: Outbox, broker: Broker) -> None:
