@@ -64,6 +64,11 @@ def context(job_id: str = "job-1", fence: int = 1) -> WorkerContext:
     )
 
 
+def open_files() -> int:
+    """Of this process."""
+    return len(list(Path("/dev/fd").iterdir()))
+
+
 def nothing() -> None:
     """Does not interfere."""
 
@@ -73,6 +78,7 @@ class MeddledNode(Node):
 
     Args:
         node: the real one.
+        looked: called when what is there has been opened.
         written: called when all bytes have been written and nothing has been verified yet.
         before: called before the write begins.
         published: called when the write is complete.
@@ -82,6 +88,7 @@ class MeddledNode(Node):
         self,
         node: Node,
         *,
+        looked: Callable[[], None] = nothing,
         written: Callable[[], None] = nothing,
         before: Callable[[], None] = nothing,
         published: Callable[[], None] = nothing,
@@ -89,12 +96,15 @@ class MeddledNode(Node):
         self.name = node.name
         self.waits_for = node.waits_for
         self.node = node
+        self.looked = looked
         self.written = written
         self.before = before
         self.published = published
 
     def look(self, key: ObjectKey) -> Place:
-        return _MeddledPlace(self, self.node.look(key))
+        place = _MeddledPlace(self, self.node.look(key))
+        self.looked()
+        return place
 
     def check(self) -> None:
         self.node.check()

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.storage_nodes import LARGE, SMALL, Disks, MeddledNode, change
+from tests.support.storage_nodes import LARGE, SMALL, Disks, MeddledNode, change, open_files
 from workers.storage import (
     CopyOrder,
     CopyReport,
@@ -171,9 +171,9 @@ def test_never_overwrite_leaves_another_content_and_accepts_the_same(disks: Disk
 def test_always_overwrite_writes_the_same_content_again(disks: Disks, size: int) -> None:
     disks.put("n1", "bucket/key", os.urandom(size))
     copy(disks)
-    before = disks.path("n2", "bucket/key").stat().st_mtime_ns
+    before = disks.path("n2", "bucket/key").stat().st_ino
     assert copy(disks, replace(ORDER, overwrite="always")).targets == {"n2": COMPLETED, "n3": COMPLETED}
-    assert disks.path("n2", "bucket/key").stat().st_mtime_ns > before
+    assert disks.path("n2", "bucket/key").stat().st_ino != before
 
 
 def test_a_missing_source_is_retryable(disks: Disks) -> None:
@@ -253,6 +253,30 @@ def test_a_source_that_shrinks_under_its_reader_is_not_published(
         copy(disks, order)
     assert disks.get("n2", "bucket/key") is None
     assert no_leftovers(disks)
+
+
+@both_sizes
+def test_a_target_that_somebody_writes_while_it_is_compared_fails_alone(disks: Disks, size: int) -> None:
+    content = os.urandom(size)
+    disks.put("n1", "bucket/key", content)
+    theirs = disks.put("n2", "bucket/key", content)
+    report = copy(disks, n2=meddle(disks, "n2", looked=lambda: os.truncate(theirs, 1)))
+    assert (report.targets["n2"].error_type, report.targets["n2"].retryable) == ("TargetChanged", True)
+    assert report.targets["n3"] == COMPLETED
+    assert theirs.read_bytes() == content[:1], "it is theirs"
+
+
+@both_sizes
+def test_a_run_leaves_nothing_open_however_it_ends(disks: Disks, size: int) -> None:
+    source = disks.put("n1", "bucket/key", os.urandom(size))
+    copy(disks)
+    before = open_files()
+    copy(disks)
+    with pytest.raises(SourceChanged):
+        copy(disks, n2=meddle(disks, "n2", looked=lambda: change(source, os.urandom(size))))
+    with pytest.raises(SourceCorrupt):
+        copy(disks, replace(ORDER, expected_sha256="0" * 64))
+    assert open_files() == before
 
 
 def flip_a_byte(disks: Disks, node: str) -> None:

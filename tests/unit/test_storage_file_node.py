@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.storage_nodes import LARGE, SMALL, change
+from tests.support.storage_nodes import LARGE, SMALL, change, open_files
 from workers.storage import ObjectKey, StorageError, Ticket, object_key
 from workers.storage.errors import (
     AccessDenied,
@@ -99,10 +99,6 @@ def move(path: Path, to: Path) -> None:
 
 def temporary(root: Path) -> list[Path]:
     return list((root / ".rfw/tmp").iterdir())
-
-
-def open_files() -> int:
-    return len(list(Path("/dev/fd").iterdir()))
 
 
 @pytest.mark.parametrize("size", [0, 1, SMALL, 1 << 20, (1 << 20) + 1, LARGE])
