@@ -17,10 +17,17 @@ import pytest
 from structlog.testing import capture_logs
 
 from tests.support.storage_nodes import LARGE, SMALL, Disks, context
+from workers.handlers import replication
 from workers.handlers.replication import ReplicationJob, ReplicationWorker
 from workers.results import Failed, JobResult, Success
 from workers.storage import Node, NodeRegistry, ObjectKey, Ticket
 from workers.storage.object_node import ObjectNode, Stat
+
+
+from workers.storage import CopyOrder, CopyReport, Node, NodeRegistry, Ticket, object_key
+from workers.storage.copying import TargetResult
+from workers.storage.node import OpenObject
+from workers.storage.object_node import ObjectNode
 from workers.worker import Handlers
 
 pytestmark = pytest.mark.job_processing
@@ -224,6 +231,29 @@ async def test_a_source_that_is_not_as_expected_is_a_permanent_failure(
     assert disks.get("n2", "bucket/key") is None
     digest = sha256(b"x").hexdigest().upper()
     success(await worker.process_job(job(expected_sha256=digest, expected_size=1), context()))
+
+
+async def test_everything_that_the_job_asks_for_reaches_the_copy(
+    disks: Disks, worker: ReplicationWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    orders: list[CopyOrder] = []
+
+    def copied(order: CopyOrder, source: OpenObject, targets: Mapping[str, Node]) -> CopyReport:
+        orders.append(order)
+        return CopyReport(1, None, dict.fromkeys(targets, TargetResult("COMPLETED")))
+
+    monkeypatch.setattr(replication, "copy_opened", copied)
+    disks.put("n1", "bucket/key", b"x")
+    asked: dict[str, Any] = {
+        "expected_sha256": sha256(b"x").hexdigest(),
+        "expected_size": 1,
+        "overwrite": "never",
+        "verify": "size",
+    }
+    await worker.process_job(job(**asked), context("job-7", 5))
+    (order,) = orders
+    assert {name: getattr(order, name) for name in asked} == asked
+    assert (order.key, order.ticket) == (object_key("bucket/key"), Ticket("job-7", 5))
 
 
 def test_a_cancelled_context_ends_the_run(disks: Disks, worker: ReplicationWorker) -> None:

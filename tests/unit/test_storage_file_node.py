@@ -93,6 +93,21 @@ def read(node: FileNode, key: ObjectKey = KEY) -> bytes:
         return opened.read()
 
 
+@pytest.mark.parametrize("size", [SMALL, LARGE])
+def test_a_file_system_may_take_and_give_less_at_a_time_than_asked(
+    node: FileNode, root: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    written, given = os.write, os.pread
+    monkeypatch.setattr(os, "write", lambda file, chunk: written(file, chunk[: len(chunk) // 2 + 1]))
+    monkeypatch.setattr(os, "pread", lambda file, count, at: given(file, count // 2 + 1, at))
+    content = os.urandom(size)
+    write(node, Content(content))
+    assert (root / "bucket/a/key").read_bytes() == content
+    assert read(node) == content
+    with node.open(KEY) as opened:
+        assert b"".join(opened.chunks()) == content
+
+
 def move(path: Path, to: Path) -> None:
     path.rename(to)
 
@@ -389,11 +404,12 @@ def test_an_object_is_replaced_in_one_step(node: FileNode, root: Path) -> None:
     assert (root / "bucket/a/key").read_bytes() == b"newer"
 
 
+@pytest.mark.parametrize("why", [errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK])
 def test_without_hard_links_a_free_name_is_looked_at_again(
-    node: FileNode, root: Path, monkeypatch: pytest.MonkeyPatch
+    node: FileNode, root: Path, monkeypatch: pytest.MonkeyPatch, why: int
 ) -> None:
     def refuse(*args: Any, **options: Any) -> None:
-        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+        raise OSError(why, os.strerror(why))
 
     monkeypatch.setattr(os, "link", refuse)
     write(node, Content(b"x"))
