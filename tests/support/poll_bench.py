@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,8 @@ from workers.poller import Poller
 from workers.scheduler import Scheduler
 from workers.takeover import Place
 
+#: Broker time of every assignment.
+ASSIGNED_MS = 1_000
 #: A time that is never past.
 LATER_MS = 4_000_000_000_000
 HEADERS = build(Delivery(job_type="test"))
@@ -122,6 +124,7 @@ class FakeCommitter:
         self.parts: set[PartitionState] = set()
         self.counters = CommitCounters()
         self.nudges = 0
+        self.pending_bytes = 0
 
     def nudge(self) -> None:
         self.nudges += 1
@@ -143,6 +146,9 @@ class Bench:
         self.refusals: list[PipelineError] = []
         self.purged: list[set[PartitionState]] = []
         self.stored: dict[Place, OffsetMap | Exception] = {}
+        #: When owners that were lost have reported last; and about whom that was asked.
+        self.heard: dict[str, int] = {}
+        self.asked: list[Mapping[str, int]] = []
         self.consumer = FakeConsumer(self.steps)
         self.committer = FakeCommitter(self)
         self.scheduler = Scheduler()
@@ -164,6 +170,8 @@ class Bench:
             buffer_high=high,
             buffer_low=low,
             revoke_timeout_s=3.0,
+            now_ms=lambda: ASSIGNED_MS,
+            last_heard=self._last_heard,
             release=self._release,
             purge=self.purged.append,
             deliver=self.delivered.extend,
@@ -180,6 +188,10 @@ class Bench:
 
     async def _release(self, parts: set[PartitionState], timeout_s: float) -> None:
         self.note(f"jobs end within {timeout_s:.0f} s", parts)
+
+    def _last_heard(self, losses: Mapping[str, int]) -> Mapping[str, int]:
+        self.asked.append(losses)
+        return self.heard
 
     def for_assignment(self, consumer: Any, places: Iterable[Place]) -> dict[Place, OffsetMap]:
         """What is committed, as ``CommittedOffsets`` reads it."""

@@ -11,21 +11,14 @@ from hypothesis import strategies as st
 
 from schemas import JobPriority, JobStatus, Topics
 from schemas.codec import Codec
-from schemas.headers import FAILED_AT, MAX_HISTORY, Attempt, Delivery, Origin, build, parse
+from schemas.headers import FAILED_AT, MAX_HISTORY, Attempt, Delivery, build, parse
 from schemas.records import StatusChange
 from streams import redrive as redrive_module
 from streams.clients import KafkaRefused
 from streams.dead_letters import DeadLetter, DeadLetterFilter, dead_letter_of, header_text, mark_redriven
-from streams.jobinfo import JobEvent, JobState, StatusSeen, moment
-from streams.redrive import life_after, life_again, pause_s
-from streams.settings import load_settings
-
-
-from schemas.headers import MAX_HISTORY, Attempt, Delivery, build, parse
-from schemas.records import StatusChange
-from streams.dead_letters import DeadLetter, DeadLetterFilter, header_text, mark_redriven
 from streams.jobinfo import JobEvent, JobState, StatusSeen
 from streams.redrive import life_after, life_again, pause_s
+from streams.settings import load_settings
 from tests.support.letters import DIED, T0, letter
 from tests.support.statuses import JOB_ID
 

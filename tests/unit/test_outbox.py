@@ -192,7 +192,9 @@ class FakeProducer:
             raise KafkaException(KafkaError(KafkaError._TRANSPORT))
         partitions = dict.fromkeys(range(3))
         return SimpleNamespace(
-            topics={name: SimpleNamespace(partitions=partitions) for name in TOPICS.consumed}
+            topics={
+                name: SimpleNamespace(partitions=partitions) for name in (*TOPICS.consumed, TOPICS.schemas)
+            }
         )
 
 

@@ -11,7 +11,7 @@ from schemas.errors import GroupNotInitialised, TopicsMismatch
 from schemas.offsetmap import OffsetMap, Suspect
 from schemas.topics import TIERS, JobPriority
 from tests.support.messages import TOPICS
-from tests.support.poll_bench import LATER_MS, Bench, FakeRecord, records
+from tests.support.poll_bench import ASSIGNED_MS, LATER_MS, Bench, FakeRecord, records
 from workers.delay import MAX_HELD_RECORDS
 from workers.offsets import MAX_SPREAD
 from workers.takeover import Place
@@ -63,9 +63,33 @@ async def test_records_of_partitions_that_are_not_ours_are_left_to_their_owner()
 
 async def test_only_the_one_that_ran_alone_at_a_death_is_condemned() -> None:
     bench = Bench()
-    bench.stored[NORMAL] = OffsetMap(0, clean=True, suspects={0: Suspect(3, alone=True), 1: Suspect(2)})
+    two = ("dead", "dead-too")
+    bench.stored[NORMAL] = OffsetMap(
+        0, suspects={0: Suspect(two, "dead-too"), 1: Suspect(two)}, losses={"dead": 1, "dead-too": 2}
+    )
     bench.assign(NORMAL)
     assert [one.lost_worker for one in bench.round(*records(NORMAL, 0, 1, 2))] == [True, False, False]
+
+
+async def test_who_was_heard_of_after_its_loss_condemns_nobody() -> None:
+    """Each partition has its own loss of an owner: only what was heard after that counts."""
+    bench = Bench()
+    suspects = {0: Suspect(("dead", "frozen"), "frozen")}
+    bench.stored[NORMAL] = OffsetMap(0, suspects=suspects, losses={"dead": 100, "frozen": 200})
+    bench.stored[BESIDE] = OffsetMap(0, suspects=suspects, losses={"dead": 100, "frozen": 400})
+    bench.heard = {"frozen": 300}
+    absolved, not_absolved = bench.assign(NORMAL, BESIDE)
+    assert bench.asked == [{"dead": 100, "frozen": 200}]
+    assert absolved.suspects == {0: Suspect(("dead",))}
+    assert not_absolved.suspects == suspects
+
+
+async def test_nobody_is_asked_for_while_a_loss_has_no_consequence() -> None:
+    bench = Bench()
+    bench.stored[NORMAL] = OffsetMap(0, start_limit=1, clean=False, incarnation="gone")
+    (part,) = bench.assign(NORMAL)
+    assert bench.asked == []
+    assert part.losses == {"gone": ASSIGNED_MS}
 
 
 async def test_a_copy_is_marked_until_the_partition_has_had_another_owner() -> None:
