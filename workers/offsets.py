@@ -221,7 +221,7 @@ class PartitionState:
         self._remember_alone(plan)
         for offset in [o for o in self.suspects if plan.is_finished(o)]:
             del self.suspects[offset]
-        if self.gaps or (self.top > self.start_limit and not self.closed):
+        if self.top > self.start_limit and not self.closed:
             self.dirty = True
 
     def agrees_with(self, read: OffsetMap) -> bool:

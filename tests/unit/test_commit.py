@@ -238,9 +238,22 @@ def test_all_that_is_left_is_written_before_the_thread_ends() -> None:
     bench = Bench(records=2 * MAX_BATCH)
     for offset in range(2 * MAX_BATCH):
         bench.success(offset)
+    bench.committer._stop = True
     bench.committer.start()
     assert bench.committer.stop(60)
     assert (bench.stored.offset, bench.committer.pending) == (2 * MAX_BATCH, 0)
+
+
+def test_what_does_not_fit_into_one_transaction_follows_in_the_next_without_being_asked_for() -> None:
+    bench = Bench(records=2 * MAX_BATCH)
+    for offset in range(2 * MAX_BATCH):
+        bench.success(offset)
+    bench.committer.start()
+    while bench.committer.pending:
+        bench.committed.clear()
+        assert not bench.committer.pending or bench.committed.wait(30)
+    assert bench.committer.stop(60)
+    assert bench.stored.offset == 2 * MAX_BATCH
 
 
 def test_what_comes_in_the_middle_of_a_transaction_is_not_forgotten() -> None:
