@@ -27,7 +27,9 @@ from confluent_kafka import KafkaException, Producer, TopicPartition
 
 from schemas.codec import Codec
 from schemas.errors import CommitVanished, DeliveryFailed, GroupNotInitialised, KafkaUnreachable
+from schemas.lifecycle import JobStatus
 from schemas.offsetmap import MAX_CHARACTERS, OffsetMap
+from schemas.records import StatusChange
 from workers.offsets import PartitionState
 from workers.outcome import Outcome
 from workers.router import Router
@@ -392,6 +394,16 @@ class Committer:
             jobs[name] = jobs.get(name, 0) + 1
         if outcome.event is not None:
             self.counters.event(outcome.event)
+        status = outcome.status
+        if isinstance(status, StatusChange) and status.state is JobStatus.FAILED:
+            log.info(
+                "job dead-lettered",
+                job_id=status.job_id,
+                type=status.type,
+                attempt=status.attempt,
+                error_type=status.error_type,
+                error=status.error_message,
+            )
 
 
 def _is_overtaken(news: Outcome, read: dict[PartitionState, OffsetMap]) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from confluent_kafka import KafkaError, KafkaException
+from structlog.testing import capture_logs
 
 from schemas.errors import CommitVanished, DeliveryFailed, GroupNotInitialised, KafkaUnreachable
 from schemas.headers import Delivery, build
@@ -95,6 +96,37 @@ def test_a_plain_success_tells_of_which_run_and_life_it_is() -> None:
     bench.tick()
     (change,) = bench.kafka.statuses
     assert (change.attempt, change.delivery, change.redrives, change.worker) == (2, 5, 1, "w.0")
+
+
+def test_a_job_that_failed_for_good_is_in_the_log_once_that_is_true() -> None:
+    """Who looks at a worker's log at night finds the id to ask `dlq show` for."""
+    bench = Bench()
+    one, other = message(bench.part, 0), message(bench.part, 1)
+    failed = replace(status(one, JobStatus.FAILED), error_type="ObjectMissing", error_message="no b/k")
+    bench.emit(Outcome(one, failed))
+    bench.emit(Outcome(other, status(other, JobStatus.RETRYING)))
+
+    with capture_logs() as before:
+        bench.part.owned = False
+        bench.tick()
+    bench.part.owned = True
+    bench.emit(Outcome(one, failed))
+    bench.emit(Outcome(other, status(other, JobStatus.RETRYING)))
+    with capture_logs() as after:
+        bench.tick()
+
+    assert [line["event"] for line in before] == []
+    assert after == [
+        {
+            "event": "job dead-lettered",
+            "log_level": "info",
+            "job_id": failed.job_id,
+            "type": failed.type,
+            "attempt": failed.attempt,
+            "error_type": "ObjectMissing",
+            "error": "no b/k",
+        }
+    ]
 
 
 def test_outcomes_of_a_lost_partition_are_dropped_and_counted() -> None:
