@@ -9,7 +9,6 @@ import errno
 import json
 import logging
 import os
-import re
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,8 +28,6 @@ INTERRUPTED: Final = 130
 
 #: Characters of a table's last column that a terminal must have room for.
 _LAST_COLUMN: Final = 20
-#: All but tab and newline, which texts of several lines have.
-_CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 class LogStream:
@@ -101,19 +98,20 @@ def coloured(stream: Any) -> bool:
 
 def emit(record: Mapping[str, Any]) -> None:
     """One JSON object on a line of stdout."""
-    sys.stdout.write(json.dumps(record, ensure_ascii=False, default=str) + "\n")
+    text = json.dumps(record, ensure_ascii=False, default=str)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:  # another locale's stdout, or a lone surrogate: the same in ASCII
+        text = json.dumps(record, default=str)
+    sys.stdout.write(text + "\n")
     sys.stdout.flush()
 
 
 def say(text: str) -> None:
     """A line for people, on stderr."""
-    sys.stderr.write(printable(text) + "\n")
+    for line in text.split("\n"):
+        sys.stderr.write(_on_a_line(line) + "\n")
     sys.stderr.flush()
-
-
-def printable(text: str) -> str:
-    """``text`` with its control characters written out: names of objects may hold what a terminal would obey."""
-    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 def counted(number: int, what: str) -> str:
@@ -199,7 +197,9 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    cells = [["" if row.get(name) is None else printable(str(row[name])) for name in columns] for row in rows]
+    cells = [
+        ["" if row.get(name) is None else _on_a_line(str(row[name])) for name in columns] for row in rows
+    ]
     widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
     fixed = sum(widths[:-1]) + 2 * len(widths[:-1])
     console = Console(no_color=not coloured(sys.stdout), highlight=False)
@@ -223,10 +223,13 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
 
 def details(record: Mapping[str, Any]) -> None:
     """Everything about one thing, for people, on stdout: a fact a line; what is empty is left out."""
-    facts = list(_facts(record, ""))
+    facts = [(_on_a_line(name), text) for name, text in _facts(record, "")]
     width = max((len(name) for name, _ in facts), default=0)
     for name, text in facts:
-        sys.stdout.write(f"{name:>{width}}  {printable(text)}\n")
+        first, *more = text.splitlines() or [""]
+        sys.stdout.write(f"{name:>{width}}  {_on_a_line(first)}\n")
+        for line in more:
+            sys.stdout.write(f"{'':>{width}}  {_on_a_line(line)}\n")
     sys.stdout.flush()
 
 
@@ -244,6 +247,16 @@ def _facts(value: Any, name: str) -> Iterator[tuple[str, str]]:
             yield name, value
         case _:
             yield name, json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _on_a_line(text: str) -> str:
+    """What others wrote, as a terminal may have it: a line break would end the row, and worse is done by escapes.
+
+    Whatever does not print (controls, changes of direction, lone surrogates) is shown as Python writes it.
+    """
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 def _literally(text: str) -> Any:

@@ -65,17 +65,37 @@ def test_a_table_for_a_program_is_whole(capsys: pytest.CaptureFixture[str]) -> N
     assert lines[2] == ROWS[1]["id"]
 
 
-def test_what_a_terminal_would_obey_is_written_out(capsys: pytest.CaptureFixture[str]) -> None:
-    """Keys of objects and messages of errors come from anybody."""
-    hostile = "\x1b]0;title\x07b/\x1b[2J\x9b2J\r\n\tz"
-    console.table([{"id": "1", "key": hostile.split("\r", maxsplit=1)[0]}], ["id", "key"])
-    console.details({"key": hostile})
-    console.say(hostile)
+def test_what_others_wrote_moves_no_cursor_and_ends_no_row(capsys: pytest.CaptureFixture[str]) -> None:
+    """An error message is whatever a handler, or a producer of bytes that nobody can read, put there."""
+    evil = "one\ntwo\x1b[2J\x1b]0;title\x07\x9b31m\u202e\ud800 ä"
+    escaped = r"two\x1b[2J\x1b]0;title\x07\x9b31m\u202e\ud800 ä"
+
+    console.table([{"id": "a", "error": evil}, {"id": "b", "error": "x"}], ["id", "error"])
+    console.details({"id": "a", "error": evil, "evil\x1b": 1})
+
+    console.say(f"error: {evil}")
+
     printed = capsys.readouterr()
-    harmless = "\\x1b]0;title\\x07b/\\x1b[2J\\x9b2J"
-    assert harmless in printed.out.splitlines()[1]
-    assert f"key  {harmless}\\x0d\n\tz\n" in printed.out
-    assert printed.err == f"{harmless}\\x0d\n\tz\n"
+    assert printed.err.splitlines() == ["error: one", escaped]
+    assert printed.out.splitlines() == [
+        "id  error",
+        rf"a   one\n{escaped}",
+        "b   x",
+        "      id  a",
+        "   error  one",
+        f"          {escaped}",
+        r"evil\x1b  1",
+    ]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "iso-8859-1", "ascii"])
+def test_json_is_json_whatever_stdout_can_hold(encoding: str) -> None:
+    record = {"a": "ä…", "lone": "\ud800"}
+    for given in (record, {"a": "ä"}):
+        raw = io.BytesIO()
+        with redirect_stdout(io.TextIOWrapper(raw, encoding)):
+            console.emit(given)
+            assert json.loads(raw.getvalue().decode(encoding)) == given
 
 
 def test_a_table_on_a_terminal_cuts_the_last_column_and_no_id() -> None:
