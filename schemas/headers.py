@@ -29,6 +29,7 @@ ORIGIN_OFFSET: Final = "rfw-origin-offset"
 ERROR_TYPE: Final = "rfw-error-type"
 ERROR_MESSAGE: Final = "rfw-error-message"
 REDRIVES: Final = "rfw-redrives"
+UNKNOWN_SINCE: Final = "rfw-unknown-since"
 HISTORY: Final = "rfw-history"
 FAILED_AT: Final = "rfw-failed-at"
 TRACEPARENT: Final = "traceparent"
@@ -87,6 +88,8 @@ class Delivery:
     not_before_ms: int = 0
     first_seen_ms: int = 0
     redrives: int = 0
+    #: When a worker without a handler for its type met it first, unless one with a handler has run it since.
+    unknown_since_ms: int = 0
     origin: Origin | None = None
     error_type: str = ""
     error_message: str = ""
@@ -137,6 +140,7 @@ def parse(raw: RawHeaders | None) -> Delivery:
         not_before_ms=_number(fields, NOT_BEFORE, 0, 0, LATEST_MS),
         first_seen_ms=_number(fields, FIRST_SEEN, 0, 0, LATEST_MS),
         redrives=_number(fields, REDRIVES, 0, 0, MAX_COUNT),
+        unknown_since_ms=_number(fields, UNKNOWN_SINCE, 0, 0, LATEST_MS),
         origin=origin,
         error_type=_text(ERROR_TYPE, fields.get(ERROR_TYPE, b"")),
         error_message=_text(ERROR_MESSAGE, fields.get(ERROR_MESSAGE, b"")),
@@ -185,6 +189,7 @@ def build(delivery: Delivery) -> RawHeaders:
         (NOT_BEFORE, delivery.not_before_ms, 0),
         (FIRST_SEEN, delivery.first_seen_ms, 0),
         (REDRIVES, delivery.redrives, 0),
+        (UNKNOWN_SINCE, delivery.unknown_since_ms, 0),
     ):
         if number != default:
             raw.append((name, str(number).encode()))

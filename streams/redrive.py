@@ -273,6 +273,7 @@ def _new_life(
         attempt=1,
         redrives=delivery.redrives + 1,
         not_before_ms=0,
+        unknown_since_ms=0,
         error_type="",
         error_message="",
         history=tuple(history)[-MAX_HISTORY:],

@@ -321,8 +321,9 @@ class Executor:
             planner=self._planner,
         )
         if handler is None:
-            result: JobResult = self._unknown_type(decoded, message, started_ms)
-            self._finish(message, decoded, context, started_ms, result)
+            since_ms = delivery.unknown_since_ms or started_ms
+            result: JobResult = _unknown_type(decoded.job_type, started_ms - since_ms)
+            self._finish(message, decoded, context, started_ms, result, unknown_since_ms=since_ms)
             return
         timeout_ms = record["timeout_ms"]
         if timeout_ms is None:
@@ -373,7 +374,14 @@ class Executor:
         self._finish(message, decoded, context, active.started_ms, result)
 
     def _finish(
-        self, message: Message, decoded: Decoded, context: WorkerContext, started_ms: int, result: JobResult
+        self,
+        message: Message,
+        decoded: Decoded,
+        context: WorkerContext,
+        started_ms: int,
+        result: JobResult,
+        *,
+        unknown_since_ms: int = 0,
     ) -> None:
         run = Run(
             message,
@@ -387,6 +395,7 @@ class Executor:
             context._metrics,
             context.end(),
             context._progress,
+            unknown_since_ms,
         )
         try:
             outcome = self._router.settle(run, result, decoded.rules)
@@ -416,12 +425,6 @@ class Executor:
             self._scheduler.put_back(message)
         else:
             self._scheduler.done(message)
-
-    def _unknown_type(self, decoded: Decoded, message: Message, now_ms: int) -> JobResult:
-        seen = message.delivery.first_seen_ms or message.timestamp_ms
-        if now_ms - seen < UNKNOWN_TYPE_LIMIT_MS:
-            return Snooze(UNKNOWN_TYPE_SNOOZE, f"no handler for {decoded.job_type} here yet")
-        return failed_by(HandlerNotFound(decoded.job_type), retryable=False)
 
     async def _in_thread(self, active: Active) -> Any:
         """A plain function in a thread. Its timeout sets ``context.cancelled``; the thread itself cannot be ended."""
@@ -541,6 +544,12 @@ class Executor:
                 and now - active.progress_at_ms >= _PROGRESS_INTERVAL_MS
             ):
                 self._announce(active, progress)
+
+
+def _unknown_type(job_type: str, for_ms: int) -> JobResult:
+    if for_ms < UNKNOWN_TYPE_LIMIT_MS:
+        return Snooze(UNKNOWN_TYPE_SNOOZE, f"no handler for {job_type} here yet")
+    return failed_by(HandlerNotFound(job_type), retryable=False)
 
 
 def _call(active: Active) -> Any:

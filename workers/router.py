@@ -60,6 +60,8 @@ class Run:
     metrics: Mapping[str, float] | None = None
     children: tuple[OutRecord, ...] = ()
     progress: tuple[int, int | None] | None = None
+    #: Since when nobody has known the type; 0 if this worker does.
+    unknown_since_ms: int = 0
 
 
 class Router:
@@ -244,6 +246,7 @@ class Router:
         successor = following.next(
             job_type=run.job_type,
             not_before_ms=due_ms,
+            unknown_since_ms=run.unknown_since_ms,
             first_seen_ms=following.first_seen_ms or message.timestamp_ms,
             origin=following.origin or message.origin,
         )

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from schemas.errors import BadRecord, InvalidJob, PermanentError, UnknownSchema
-from schemas.headers import Delivery
+from schemas.headers import Delivery, parse
 from schemas.job import Execution
 from schemas.lifecycle import JobStatus
 from schemas.offsetmap import OffsetMap, Suspect
@@ -326,13 +326,21 @@ async def test_a_schema_that_cannot_be_had_now_is_asked_for_again(bench: Bench) 
 
 
 async def test_an_unknown_type_waits_for_a_release_to_be_rolled_out(bench: Bench) -> None:
-    bench.add(None)
+    """However long ago the job was scheduled: its time begins when a worker first does not know its type."""
     first = NOW_MS - UNKNOWN_TYPE_LIMIT_MS
-    bench.add(None, delivery=Delivery(job_type="test", first_seen_ms=first + 1))
-    bench.add(None, delivery=Delivery(job_type="test", first_seen_ms=first))
-    outcomes = await bench.ended(3)
-    assert [state_of(o) for o in outcomes] == [JobStatus.SCHEDULED, JobStatus.SCHEDULED, JobStatus.FAILED]
-    assert error_of(outcomes[-1])[0] == "HandlerNotFound"
+    bench.add(None, delivery=Delivery(job_type="test", first_seen_ms=1, attempt=2))
+    bench.add(None, delivery=Delivery(job_type="test", unknown_since_ms=first + 1))
+    bench.add(None, delivery=Delivery(job_type="test", unknown_since_ms=first))
+    fresh, waiting, late = await bench.ended(3)
+    assert [state_of(o) for o in (fresh, waiting)] == [JobStatus.SCHEDULED] * 2
+    assert [parse(o.records[0].headers).unknown_since_ms for o in (fresh, waiting)] == [NOW_MS, first + 1]
+    assert (state_of(late), error_of(late)[0]) == (JobStatus.FAILED, "HandlerNotFound")
+
+
+async def test_a_type_that_is_known_again_has_all_its_time_before_it(bench: Bench) -> None:
+    bench.add(raising(ValueError("no")), delivery=Delivery(job_type="test", unknown_since_ms=1))
+    (outcome,) = await bench.ended()
+    assert parse(outcome.records[0].headers).unknown_since_ms == 0
 
 
 async def test_child_jobs_of_a_run_that_ended_well_go_with_its_outcome(bench: Bench) -> None:

@@ -62,6 +62,7 @@ deliveries = st.builds(
     not_before_ms=times,
     first_seen_ms=times,
     redrives=counts,
+    unknown_since_ms=times,
     origin=st.none() | st.builds(Origin, st.text(max_size=249), counts, st.integers(0, 2**63 - 1)),
     error_type=short_texts,
     error_message=st.text(max_size=250),
