@@ -109,6 +109,18 @@ async def test_cancelling_while_the_process_starts_leaves_none() -> None:
         assert await running.run(jobs.Answers()) == Success()
 
 
+async def test_closing_while_a_process_is_being_made_leaves_none() -> None:
+    async with pool_of(jobs.Answers) as running:
+        before = set(psutil.Process().children())
+        task, _ = running.begin(jobs.Answers())
+        await asyncio.sleep(0)
+        assert not running.pool._all
+        await running.pool.close()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert set(psutil.Process().children()) == before
+
+
 async def test_a_process_that_dies_fails_its_job_and_is_replaced() -> None:
     async with pool_of(jobs.Dies, jobs.Answers) as running:
         for how, words in (
