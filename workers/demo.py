@@ -11,9 +11,10 @@ import os
 import shutil
 import sysconfig
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
@@ -202,7 +203,7 @@ def run_demo(source: Path, directory: Path, progress: Progress) -> DemoReport:
             worker_id="demo",
             data_dir=directory,
         )
-        return _on(settings, directory, objects, progress)
+        return _on(settings, directory, objects, progress, broker.check)
 
 
 @contextmanager
@@ -223,10 +224,16 @@ def temporary_kafka(directory: Path, progress: Progress) -> Iterator[EmbeddedBro
             broker.stop()
 
 
-def _on(settings: Settings, directory: Path, objects: Objects, progress: Progress) -> DemoReport:
+def _on(
+    settings: Settings,
+    directory: Path,
+    objects: Objects,
+    progress: Progress,
+    check: Callable[[], None] = lambda: None,
+) -> DemoReport:
     provision(settings)
     try:
-        seconds, dead = asyncio.run(_replicate(settings, objects, progress))
+        seconds, dead = asyncio.run(_replicate(settings, objects, progress, check))
         right = verify(directory, objects.keys, progress)
     finally:
         if os.environ.get("KAFKA_BOOTSTRAP_SERVERS"):
@@ -246,9 +253,9 @@ def _on(settings: Settings, directory: Path, objects: Objects, progress: Progres
 
 
 async def _replicate(
-    settings: Settings, objects: Objects, progress: Progress
+    settings: Settings, objects: Objects, progress: Progress, check: Callable[[], None]
 ) -> tuple[float, list[dict[str, Any]]]:
-    """Schedule one job per object, run them, and wait until every one is final."""
+    """Schedule one job per object, run them, and wait until every one is final, or ``check`` raises."""
     async with JobQueue.connect(settings) as queue:
         manager = WorkerManager(WorkerConfig.from_settings(settings), settings)
         manager.register(*builtin_workers(settings))
@@ -270,6 +277,11 @@ async def _replicate(
                     break
                 if manager.process.failure.done():
                     manager.process.failure.result()
+                try:
+                    check()
+                except PipelineError:
+                    await manager.shutdown(timedelta(0))  # nothing can be committed any more
+                    raise
                 await asyncio.sleep(0.05)
     return seconds, await asyncio.to_thread(_dead_letters, settings)
 

@@ -145,6 +145,15 @@ class EmbeddedBroker:
             return [f"(nothing; its disk is full: {free_bytes:,} bytes are free)"]
         return lines
 
+    def check(self) -> None:
+        """For whoever waits for something that only a living broker can bring.
+
+        Raises:
+            BrokerStartError: it has ended; the message has the end of its log.
+        """
+        if not self.alive:
+            raise BrokerStartError("Kafka ended by itself", self.log_path, self.log_end())
+
     def start(self, timeout_s: float = 60.0) -> None:
         """Start it, and wait until it answers. Does nothing if it runs.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import socket
@@ -18,11 +19,14 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
     NewTopic,
 )
 
+from schemas.errors import PipelineError
 from streams.embedded import running_broker
 from streams.provision import provision
 from streams.settings import Settings
 from tests.support.commands import CommandLine, Finished
 from tests.support.workers import eventually
+from workers.demo import Objects, _replicate
+from workers.progress import unseen
 
 pytestmark = [pytest.mark.integration, pytest.mark.job_processing]
 
@@ -286,6 +290,20 @@ def test_up_ends_by_name_when_its_kafka_dies(tmp_path: Path) -> None:
     assert ended.code == 1
     assert "error: Kafka ended by itself" in ended.err
     assert str(data / "kafka" / "broker.log") in ended.err
+
+
+async def test_a_demo_ends_by_name_when_its_kafka_dies(settings: Settings) -> None:
+    """Its worker would wait for a Kafka that nobody brings back."""
+    provision(settings)
+    settings = settings.model_copy(update={"worker_id": "demo"})
+    dead = PipelineError("Kafka ended by itself")
+
+    def check() -> None:
+        raise dead
+
+    with pytest.raises(PipelineError) as ended:
+        await asyncio.wait_for(_replicate(settings, Objects({"a": 1}), unseen, check), 60)
+    assert ended.value is dead
 
 
 def snapshot(directory: Path) -> dict[str, tuple[int, int, bytes | None]]:

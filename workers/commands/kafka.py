@@ -45,13 +45,13 @@ def run(port: Port = None, data_dir: DataDir = None) -> None:
       rustfs-workers kafka run --port 9092 --data-dir /srv/kafka
     """
     with errors_in_one_line(), _ended_by_signals():
-        from streams.embedded import BrokerConfig, BrokerStartError, EmbeddedBroker
+        from streams.embedded import BrokerConfig, EmbeddedBroker
 
         with EmbeddedBroker(BrokerConfig(_directory(data_dir, read_settings()), port)) as broker:
             typer.echo(f"Kafka ready at {broker.bootstrap_servers}")
-            while broker.alive:
+            while True:
                 time.sleep(_LOOK_S)
-            raise BrokerStartError("Kafka ended by itself", broker.log_path, broker.log_end())
+                broker.check()
 
 
 @app.command()

@@ -39,7 +39,6 @@ def up(
         from streams.clients import check_reachable
         from streams.embedded import (
             BrokerConfig,
-            BrokerStartError,
             EmbeddedBroker,
             forget_address,
             refuse_other_port,
@@ -71,8 +70,8 @@ def up(
             provision(settings)
 
             def check() -> None:
-                if broker is not None and not broker.alive:
-                    raise BrokerStartError("Kafka ended by itself", broker.log_path, broker.log_end())
+                if broker is not None:
+                    broker.check()
 
             async def main() -> int:
                 manager = WorkerManager(WorkerConfig.from_settings(settings), settings)
