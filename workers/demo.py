@@ -6,6 +6,7 @@ In:  a folder of files. Out: what was copied, checked by hashes that the demo co
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import os
 import shutil
@@ -132,7 +133,11 @@ def prepare_directory(directory: Path) -> None:
 
 
 def gather(source: Path, node: Path, progress: Progress) -> Objects:
-    """Copy the files under ``source`` into the node, as objects of the bucket. Never changes ``source``."""
+    """Copy the files under ``source`` into the node, as objects of the bucket. Never changes ``source``.
+
+    Raises:
+        PipelineError: the disk of the node is full.
+    """
     found = Objects()
     files = list(_walk(source, found))
     for number, path in enumerate(files):
@@ -147,6 +152,10 @@ def gather(source: Path, node: Path, progress: Progress) -> Objects:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
         except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):  # that is no property of the file
+                raise PipelineError(
+                    f"no room for {path} in {node}: {error.strerror}; choose another --dir"
+                ) from error
             found.leave_out(f"not readable ({error.strerror})", path)
             target.unlink(missing_ok=True)
             continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -112,6 +113,18 @@ def test_the_report_succeeds_only_if_every_copy_and_the_dead_letter_are_there() 
     assert report(dead_letters=0).problem == "there should be one dead letter, there are 0"
     assert report().to_json()["left_out"] == {"symbolic link": 12}
     assert len(report().to_json()["left_out_files"]["symbolic link"]) == 10
+
+
+def test_a_full_disk_is_no_unreadable_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def copyfile(origin: Path, target: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(origin), None, str(target))
+
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "a").touch()
+    monkeypatch.setattr(shutil, "copyfile", copyfile)
+
+    with pytest.raises(PipelineError, match="no room for .*No space left on device; choose another --dir"):
+        gather(tmp_path / "source", tmp_path / "node", ignore)
 
 
 @pytest.fixture
