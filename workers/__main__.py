@@ -1,6 +1,41 @@
-"""``python -m workers``: the same as the console script ``rustfs-workers``."""
+"""The console script ``rustfs-workers``, and ``python -m workers``.
 
-from workers.cli import main
+What must be right before anything is imported: the standard streams, and what Ctrl-C means.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+
+
+def main() -> None:
+    """Run the command that the arguments name."""
+    _mend_standard_streams()
+    try:
+        from workers.cli import app  # takes a fifth of a second, in which Ctrl-C may come
+
+        app()
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+def _mend_standard_streams() -> None:
+    """Those that were closed lead nowhere: else the next socket gets their number, and logs are written to it.
+
+    A locale's stdout that lacks a character gets it as an escape.
+    """
+    while (spare := os.open(os.devnull, os.O_RDWR)) <= 2:  # noqa: PLR2004 - stderr
+        os.set_inheritable(spare, True)
+    os.close(spare)
+    if sys.stdout is None:
+        sys.stdout = os.fdopen(1, "w")
+    if sys.stderr is None:
+        sys.stderr = os.fdopen(2, "w")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
 
 if __name__ == "__main__":
     main()

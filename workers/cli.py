@@ -67,8 +67,3 @@ app.command()(jobs.submit)
 for name, group in _GROUPS.items():
     app.add_typer(group, name=name)
 app.command()(about.version)
-
-
-def main() -> None:
-    """Entry point of the console script."""
-    app()

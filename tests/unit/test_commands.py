@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -102,6 +103,45 @@ def test_help_and_version_load_nothing_that_takes_long(arguments: list[str]) -> 
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert done.stderr.strip() == "[] 0"
+
+
+def test_ctrl_c_while_the_program_loads_is_no_failure(tmp_path: Path) -> None:
+    (tmp_path / "typer.py").write_text("raise KeyboardInterrupt\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "workers", "version"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_standard_streams_are_no_failure(closed: str) -> None:
+    """As some init systems start programs."""
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$0" -m workers config show --json {closed}', sys.executable],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert bool(done.stdout) == (closed == "2>&-")
+
+
+def test_a_stdout_that_lacks_characters_gets_escapes() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "workers", "config", "show"],
+        env={**os.environ, "PYTHONIOENCODING": "ascii", "RUSTFS_WORKERS_DATA_DIR": "/zürich"},
+        capture_output=True,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert rb"z\xfcrich" in done.stdout
 
 
 def test_version_names_what_matters_in_a_report() -> None:

@@ -123,7 +123,7 @@ def test_a_full_disk_is_no_unreadable_file(monkeypatch: pytest.MonkeyPatch, tmp_
     (tmp_path / "source" / "a").touch()
     monkeypatch.setattr(shutil, "copyfile", copyfile)
 
-    with pytest.raises(PipelineError, match="no room for .*No space left on device; choose another --dir"):
+    with pytest.raises(PipelineError, match=r"no room for .*No space left on device; choose another --dir"):
         gather(tmp_path / "source", tmp_path / "node", ignore)
 
 
