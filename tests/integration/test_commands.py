@@ -189,6 +189,9 @@ def test_a_job_from_submit_to_a_second_life_as_the_commands_show_it(settings: Se
         twice = command.here("dlq", "redrive", needs)
         assert twice.code == 1
         assert f"not waiting: {needs}" in twice.err
+        assert command.here("dlq", "list", "--json").records() == [{"dead_letters": 0}]
+        old, _ = command.here("dlq", "list", "--redriven", "--json").records()
+        assert (old["id"], old["redriven"]) == (needs, True)
 
         worker.interrupt()
         ended = worker.end()

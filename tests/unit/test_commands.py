@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -350,6 +350,19 @@ def test_redrive_without_a_choice_says_how_to_choose() -> None:
     assert result.exit_code == 2
     for option in ("--type", "--error", "--all", "--dry-run"):
         assert option in result.stderr
+
+
+def test_a_redrive_that_is_interrupted_says_how_far_it_came(monkeypatch: pytest.MonkeyPatch) -> None:
+    def redrive(*_: object, after_batch: Callable[[int], None], **__: object) -> None:
+        after_batch(7)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("streams.redrive.redrive", redrive)
+
+    result = run("dlq", "redrive", "--all", "--rate", "1")
+
+    assert result.exit_code == 130
+    assert result.stderr == "interrupted: at least 7 jobs got a new life; run it again for what is left\n"
 
 
 def test_kafka_status_and_stop_without_a_kafka() -> None:

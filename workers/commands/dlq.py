@@ -46,13 +46,17 @@ def list_(
         from streams.dead_letters import DeadLetterFilter, list_dead_letters
 
         which = DeadLetterFilter(job_type=job_type, error_type=error_type, include_redriven=redriven)
-        rows = [letter.to_json() for letter in list_dead_letters(read_settings(), which)]
+        rows = [
+            {**letter.to_json(), **({"redriven": letter.redriven} if redriven else {})}
+            for letter in list_dead_letters(read_settings(), which)
+        ]
         if as_json:
             for row in rows:
                 emit(row)
             emit({"dead_letters": len(rows)})
             return
-        table(rows, ["id", "type", "error_type", "attempt", "failed_at", "error_message"])
+        which_ones = ["redriven"] if redriven else []
+        table(rows, ["id", "type", "error_type", "attempt", "failed_at", *which_ones, "error_message"])
         say(counted(len(rows), "dead letter"))
 
 
@@ -119,7 +123,20 @@ def redrive(
         which = DeadLetterFilter(
             ids=frozenset(ids) if ids else None, job_type=job_type, error_type=error_type
         )
-        report = run(read_settings(), which, dry_run=dry_run, rate=rate)
+        done = 0
+
+        def count(so_far: int) -> None:
+            nonlocal done
+            done = so_far
+
+        try:
+            report = run(read_settings(), which, dry_run=dry_run, rate=rate, after_batch=count)
+        except KeyboardInterrupt:
+            if not dry_run:
+                say(
+                    f"interrupted: at least {counted(done, 'job')} got a new life; run it again for what is left"
+                )
+            raise
         if as_json:
             for job_id in report.redriven:
                 emit({"id": job_id, "redriven": not dry_run})
