@@ -345,9 +345,10 @@ class Poller:
             for state in states:
                 self.parts[state.topic, state.partition] = state
             self._committer.parts = set(self.parts.values())
-        consumer.incremental_assign(
-            [TopicPartition(state.topic, state.partition, state.base) for state in states]
-        )
+        starts = [TopicPartition(state.topic, state.partition, state.base) for state in states]
+        consumer.incremental_assign(starts)
+        # One that was paused when it was taken from us is still paused for librdkafka, and would be for ever.
+        consumer.resume(starts)
         unclean = sorted({state.prior.incarnation for state in states if state.unclean})
         log.info(
             "partitions assigned",

@@ -112,6 +112,26 @@ def test_a_job_whose_workers_freeze_again_and_again_is_not_taken_for_a_killer(
     assert audit(provisioned, [job_id]).forked == []
 
 
+def test_a_partition_that_was_paused_when_it_went_is_read_when_it_comes_back(
+    start: Start, producer: JobProducer, provisioned: Settings, tmp_path: Path
+) -> None:
+    """A backlog pauses its partitions; another worker comes and goes meanwhile."""
+    go = tmp_path / "go"
+    narrow = {"RUSTFS_WORKERS_BUFFER_HIGH": "20", "RUSTFS_WORKERS_BUFFER_LOW": "10"}
+    stays = start("stays", "--max-concurrent-jobs", "1", **narrow)
+    (blocker,) = producer.schedule_jobs([Waits(until=str(go))])
+    eventually(lambda: runs(tmp_path), 40, "the only place is taken")
+    ids = producer.schedule_jobs(Note(text=str(n)) for n in range(3_000))
+    for name in ("guest", "another"):
+        guest = start(name, "--max-concurrent-jobs", "1", **narrow)
+        eventually(lambda: guest.said("partitions assigned"), 40, "it takes some over")  # noqa: B023 - called in its round
+        assert guest.terminate() == 0
+    go.touch()
+    final = all_final(provisioned, [blocker, *ids], 90)
+    assert set(final.values()) == {JobStatus.SUCCEEDED}
+    assert stays.terminate() == 0
+
+
 def test_sigterm_lets_running_jobs_end_and_starts_no_others(
     start: Start, producer: JobProducer, provisioned: Settings, tmp_path: Path
 ) -> None:
