@@ -204,10 +204,13 @@ class Committer:
         releases: list[tuple[frozenset[PartitionState], threading.Event]] = []
         with self._lock:
             waiting, size = len(self._outbox), 0
-            while len(outcomes) < min(waiting, MAX_BATCH) and size < MAX_BATCH_BYTES:
+            for _ in range(min(waiting, MAX_BATCH)):
                 outcome = self._outbox.popleft()
                 outcomes.append(outcome)
-                size += outcome.size
+                if outcome.records:
+                    size += outcome.size
+                    if size >= MAX_BATCH_BYTES:
+                        break
             # A release is the last commit: what ended before it and does not fit into this transaction goes first.
             if len(outcomes) == waiting:
                 releases, self._releases = self._releases, []
