@@ -1,0 +1,66 @@
+"""``python -m tests.guarantees``: a campaign, and its verdict as the last line. Exit code 1 if a guarantee does not hold."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tests.guarantees.auditor import Verdict, judge
+from tests.guarantees.campaign import Plan, run
+from tests.guarantees.evidence import load, save
+from workers.console import configure_logging
+
+
+def main() -> int:
+    """Run it."""
+    parser = argparse.ArgumentParser(prog="python -m tests.guarantees", description=__doc__)
+    parser.add_argument("--seed", type=int, default=1, help="decides jobs and faults")
+    parser.add_argument("--minutes", type=float, default=3.0, help="how long the storm lasts")
+    parser.add_argument("--rate", type=float, default=100.0, help="jobs a second")
+    parser.add_argument("--keep", type=Path, help="an empty directory for all files, which stay there")
+    parser.add_argument(
+        "--judge", type=Path, metavar="FILE", help="only judge the evidence that an earlier one has kept"
+    )
+    parser.add_argument("--json", action="store_true", help="the verdict as one line of JSON, last on stdout")
+    arguments = parser.parse_args()
+    configure_logging("warning")
+    began = time.monotonic()
+
+    def progress(text: str) -> None:
+        sys.stderr.write(f"{time.monotonic() - began:7.1f} s  {text}\n")
+
+    plan = Plan(arguments.seed, arguments.minutes * 60, arguments.rate)
+    if arguments.judge is not None:
+        verdict = judge(load(arguments.judge))
+        return _tell(plan, verdict, as_json=arguments.json)
+    with tempfile.TemporaryDirectory(prefix="rustfs-workers-guarantees-") as temporary:
+        directory = arguments.keep or Path(temporary)
+        directory.mkdir(parents=True, exist_ok=True)
+        evidence = run(plan, directory, progress)
+        if arguments.keep is not None:
+            save(evidence, directory / "evidence.json")
+        verdict = judge(evidence)
+    return _tell(plan, verdict, as_json=arguments.json)
+
+
+def _tell(plan: Plan, verdict: Verdict, *, as_json: bool) -> int:
+    for name, cases in verdict.broken.items():
+        for case in cases:
+            sys.stderr.write(f"{name}: {case}\n")
+    for case in verdict.copies.cases:
+        sys.stderr.write(f"copy: {case}\n")
+    report = {"seed": plan.seed, "minutes": plan.seconds / 60, **verdict.to_json()}
+    if as_json:
+        sys.stdout.write(json.dumps(report) + "\n")
+    else:
+        for name, value in report.items():
+            sys.stdout.write(f"{name:>20}  {value}\n")
+    return 1 if verdict.broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

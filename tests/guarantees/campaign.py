@@ -1,0 +1,381 @@
+"""Jobs are scheduled at a steady rate while a storm goes over brokers and workers; then everything is judged.
+
+In:  a seed and a length. Out: the evidence, and the verdict on it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import heapq
+import itertools
+import os
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Final
+
+from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka.admin import AdminClient
+
+from schemas import Job
+from schemas.errors import DeliveryFailed, KafkaUnreachable
+from streams.clients import admin_config
+from streams.embedded import EmbeddedCluster
+from streams.provision import provision
+from streams.queue import JobQueue
+from streams.settings import Settings, load_settings
+from tests.guarantees.crew import Crew
+from tests.guarantees.evidence import (
+    FINAL,
+    Accepted,
+    Evidence,
+    Trouble,
+    decode,
+    read_runs,
+    read_schemas,
+    read_topics,
+)
+from tests.guarantees.storm import Fault, Kind, storm
+from tests.guarantees.traffic import Order, orders
+
+FEWEST: Final = 3
+MOST: Final = 6
+_PREFIX: Final = "g."
+_HEALTHY_S: Final = 90.0
+_LAST_JOBS_S: Final = 240.0
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a campaign does."""
+
+    seed: int
+    seconds: float
+    jobs_per_s: float = 100.0
+    partitions: int = 12
+    long_s: float = 30.0
+    pause_s: tuple[float, float] = (1.0, 5.0)
+
+
+@dataclass(slots=True)
+class _Ledger:
+    """What the producer was told."""
+
+    accepted: list[Accepted] = field(default_factory=list)
+    refused: int = 0
+    doubtful: int = 0
+
+
+def run(plan: Plan, directory: Path, progress: Progress) -> Evidence:
+    """Everything, from an empty directory to the evidence. Bounded in time."""
+    progress("starting three brokers")
+    with EmbeddedCluster(directory / "kafka") as cluster:
+        settings = load_settings(
+            kafka_bootstrap_servers=cluster.bootstrap_servers,
+            topic_prefix=_PREFIX,
+            partitions=plan.partitions,
+            data_dir=directory / "data",
+        )
+        provision(settings)
+        crew = Crew(settings, directory)
+        try:
+            for _ in range(FEWEST + 1):
+                crew.join()
+            ledger, traffic_ns, faults, troubles = _under_fire(plan, settings, cluster, crew, progress)
+            progress("waiting for the last jobs")
+            _wait_for_ends(settings, ledger, crew, progress)
+        finally:
+            crew.close()
+        progress("reading everything")
+        assert crew.ended_by_themselves == [], crew.ended_by_themselves
+        return Evidence(
+            topics=read_topics(cluster.bootstrap_servers, _PREFIX),
+            runs=read_runs(crew.runs_directory),
+            lives=crew.lives,
+            troubles=[*crew.troubles, *troubles],
+            accepted=ledger.accepted,
+            traffic_ns=traffic_ns,
+            faults=dict(faults),
+        )
+
+
+def _under_fire(
+    plan: Plan, settings: Settings, cluster: EmbeddedCluster, crew: Crew, progress: Progress
+) -> tuple[_Ledger, tuple[int, int], Counter[str], list[Trouble]]:
+    ledger = _Ledger()
+    stop = threading.Event()
+    began_ns = time.monotonic_ns()
+    failures: list[BaseException] = []
+
+    def produce() -> None:
+        try:
+            asyncio.run(_traffic(plan, settings, ledger, stop))
+        except BaseException as error:  # noqa: BLE001 - raised below, in the thread that waits
+            failures.append(error)
+            stop.set()
+
+    traffic = threading.Thread(target=produce, name="traffic")
+    traffic.start()
+    weather = _Weather(settings, cluster, crew, progress)
+    try:
+        deadline = time.monotonic() + plan.seconds
+        for fault in storm(plan.seed, pause_s=plan.pause_s):
+            if not weather.wait(min(fault.pause_s, deadline - time.monotonic()), stop):
+                break
+            if time.monotonic() >= deadline:
+                break
+            weather.strike(fault)
+            progress(f"{len(ledger.accepted):,} jobs accepted, {weather.faults.total()} faults")
+    finally:
+        weather.clear()
+        stop.set()
+        traffic.join()
+    if failures:
+        raise failures[0]
+    return ledger, (began_ns, time.monotonic_ns()), weather.faults, weather.troubles
+
+
+class _Weather:
+    """Makes faults, and sees that each of them ends. One broker is in trouble at a time. For one thread."""
+
+    def __init__(self, settings: Settings, cluster: EmbeddedCluster, crew: Crew, progress: Progress) -> None:
+        self._settings = settings
+        self._cluster = cluster
+        self._crew = crew
+        self._progress = progress
+        self._later: list[tuple[float, int, Callable[[], None]]] = []
+        self._order = itertools.count()
+        self.faults: Counter[str] = Counter()
+        self.troubles: list[Trouble] = []
+
+    def wait(self, seconds: float, stop: threading.Event) -> bool:
+        """Let time go by, and end what is due. False: it has been stopped."""
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            self._end_what_is_due()
+            due_in = self._later[0][0] - time.monotonic() if self._later else left
+            if stop.wait(min(max(due_in, 0.01), left, 0.5)):
+                return False
+            self._crew.look()
+        self._end_what_is_due()
+        return True
+
+    def strike(self, fault: Fault) -> None:
+        """One fault; what lasts is ended later."""
+        crew = self._crew
+        happened = True
+        match fault.kind:
+            case Kind.WORKER_KILL:
+                name = crew.kill(fault.pick)
+                happened = name is not None
+                # Every second one comes back under its old name, as a supervisor would start it.
+                self._after(fault.lasts_s, lambda: crew.join(name if fault.pick % 2 else None))
+            case Kind.WORKER_FREEZE:
+                name = crew.freeze(fault.pick)
+                happened = name is not None
+                self._after(fault.lasts_s, lambda: crew.thaw(name or ""))
+            case Kind.WORKER_LEAVE:
+                if len(crew) > FEWEST:
+                    happened = crew.leave(fault.pick) is not None
+                else:
+                    crew.join()
+            case Kind.WORKER_JOIN:
+                if len(crew) < MOST:
+                    crew.join()
+                else:
+                    happened = crew.leave(fault.pick) is not None
+            case Kind.ROLLING_RESTART:
+                for _ in range(len(crew)):
+                    name = crew.leave(0)
+                    if name is not None:
+                        crew.wait_for_leavers()
+                        crew.join(name)
+                        self._end_what_is_due()
+            case Kind.BROKER_KILL:
+                self._lose_broker(self._broker(fault.pick), fault)
+            case Kind.TRANSACTION_LEADER_KILL:
+                self._lose_broker(self._leader_of_transactions(fault.pick), fault)
+            case Kind.BROKER_FREEZE:
+                self._freeze_broker(self._broker(fault.pick), fault)
+            case Kind.KAFKA_RESTART:
+                self._wait_until_healthy()
+                began_ns = time.monotonic_ns()
+                self._cluster.stop()
+                self._cluster.start()
+                self._wait_until_healthy()
+                self.troubles.append(Trouble("kafka_restart", began_ns, time.monotonic_ns()))
+        if happened:
+            self.faults[fault.kind.value] += 1
+
+    def clear(self) -> None:
+        """End everything that still lasts."""
+        while self._later:
+            heapq.heappop(self._later)[2]()
+        self._crew.wait_for_leavers()
+        self._wait_until_healthy()
+
+    def _after(self, seconds: float, what: Callable[[], None]) -> None:
+        heapq.heappush(self._later, (time.monotonic() + seconds, next(self._order), what))
+
+    def _end_what_is_due(self) -> None:
+        while self._later and self._later[0][0] <= time.monotonic():
+            heapq.heappop(self._later)[2]()
+
+    def _broker(self, pick: int) -> int:
+        nodes = self._cluster.node_ids
+        return nodes[pick % len(nodes)]
+
+    def _leader_of_transactions(self, pick: int) -> int:
+        """Who leads one partition of the transaction state topic."""
+        self._wait_until_healthy()
+        known = AdminClient(admin_config(self._settings)).list_topics("__transaction_state", timeout=30)
+        partitions = known.topics["__transaction_state"].partitions
+        return int(partitions[pick % len(partitions)].leader)
+
+    def _lose_broker(self, node_id: int, fault: Fault) -> None:
+        self._wait_until_healthy()
+        began_ns = time.monotonic_ns()
+        self._cluster[node_id].kill()
+
+        def start() -> None:
+            self._cluster[node_id].start()
+            self._wait_until_healthy()
+            self.troubles.append(Trouble(fault.kind.value, began_ns, time.monotonic_ns()))
+
+        self._after(fault.lasts_s, start)
+
+    def _freeze_broker(self, node_id: int, fault: Fault) -> None:
+        self._wait_until_healthy()
+        began_ns = time.monotonic_ns()
+        pid = self._cluster[node_id].pid
+        os.kill(pid, signal.SIGSTOP)
+
+        def go_on() -> None:
+            os.kill(pid, signal.SIGCONT)
+            self._wait_until_healthy()
+            self.troubles.append(Trouble(fault.kind.value, began_ns, time.monotonic_ns()))
+
+        self._after(fault.lasts_s, go_on)
+
+    def _wait_until_healthy(self) -> None:
+        """Every partition has all its copies again: only then may the next broker go."""
+        self._end_broker_troubles()
+        deadline = time.monotonic() + _HEALTHY_S
+        while True:
+            with contextlib.suppress(Exception):
+                topics = AdminClient(admin_config(self._settings)).list_topics(timeout=5).topics
+                if all(
+                    len(partition.isrs) == len(partition.replicas) and partition.leader >= 0
+                    for topic in topics.values()
+                    for partition in topic.partitions.values()
+                ):
+                    return
+            assert time.monotonic() < deadline, "the brokers do not get well"
+            # It is a state of the brokers: there is no signal to wait for.
+            time.sleep(0.1)
+
+    def _end_broker_troubles(self) -> None:
+        for entry in [one for one in self._later if one[2].__name__ in ("start", "go_on")]:
+            self._later.remove(entry)
+            heapq.heapify(self._later)
+            time.sleep(max(entry[0] - time.monotonic(), 0))
+            entry[2]()
+
+
+async def _traffic(plan: Plan, settings: Settings, ledger: _Ledger, stop: threading.Event) -> None:
+    """Jobs at a steady rate, whatever the brokers do; a call that waits does not hold up the next one."""
+    async with JobQueue.connect(settings, source="campaign") as queue:
+        calls: set[asyncio.Task[None]] = set()
+        began = time.monotonic()
+        for number, order in enumerate(orders(plan.seed, long_s=plan.long_s)):
+            if stop.is_set():
+                break
+            await asyncio.sleep(max(began + number / plan.jobs_per_s - time.monotonic(), 0))
+            call = asyncio.create_task(_schedule(queue, order, ledger))
+            calls.add(call)
+            call.add_done_callback(calls.discard)
+        await asyncio.gather(*calls)
+
+
+async def _schedule(queue: JobQueue, order: Order, ledger: _Ledger) -> None:
+    called_ms = time.time_ns() // 1_000_000
+    try:
+        job_id = await queue.schedule_job(order.job, order.priority, order.delay)
+    except KafkaUnreachable:
+        ledger.refused += 1
+        return
+    except DeliveryFailed:
+        ledger.doubtful += 1
+        return
+    due_ms = None if order.delay is None else called_ms + order.delay // timedelta(milliseconds=1)
+    ledger.accepted.append(
+        Accepted(job_id, type(order.job).job_type, _expected(order.job), order.priority.value, due_ms)
+    )
+
+
+def _expected(job: Job) -> str:
+    return str(job.expected)  # type: ignore[attr-defined]  # all of ours have it
+
+
+def _wait_for_ends(settings: Settings, ledger: _Ledger, crew: Crew, progress: Progress) -> None:
+    """Until every accepted job is final; bounded, for what never ends is to be found by the auditor."""
+    left = {job.job_id for job in ledger.accepted}
+    deadline = time.monotonic() + _LAST_JOBS_S
+    with _following(settings) as ended:
+        while left and time.monotonic() < deadline:
+            crew.look()
+            left -= ended()
+            progress(f"{len(left):,} jobs left")
+    if left:
+        for line in _who_owns_what(settings):
+            progress(line)
+
+
+def _who_owns_what(settings: Settings) -> Iterator[str]:
+    """What the group's coordinator thinks: a line for each member, with what it has and what it should have."""
+    admin = AdminClient(admin_config(settings))
+    group = settings.topics.group
+    described = admin.describe_consumer_groups([group], request_timeout=20)[group].result()
+    yield f"group {described.state} coordinator {described.coordinator.id}"
+    for member in described.members:
+        has = sorted({part.partition for part in member.assignment.topic_partitions})
+        target = member.target_assignment.topic_partitions if member.target_assignment else []
+        yield f"{member.client_id} {member.member_id} has {has}, should have {sorted({p.partition for p in target})}"
+
+
+@contextlib.contextmanager
+def _following(settings: Settings) -> Iterator[Callable[[], set[str]]]:
+    """A function that gives the jobs that have ended since it was called last."""
+    consumer = Consumer(
+        {
+            "bootstrap.servers": settings.bootstrap_servers(),
+            "group.id": "campaign",
+            "enable.auto.commit": False,
+            "isolation.level": "read_committed",
+        }
+    )
+    topic = settings.topics.status
+    known = consumer.list_topics(topic, timeout=20).topics[topic].partitions
+    consumer.assign([TopicPartition(topic, number, 0) for number in known])
+    schemas = read_schemas(settings.bootstrap_servers(), settings.topic_prefix)
+
+    def ended() -> set[str]:
+        states = (
+            decode(schemas, message.value())
+            for message in consumer.consume(2000, 1.0)
+            if message.error() is None
+        )
+        return {str(status["job_id"]) for status in states if status["state"] in FINAL}
+
+    try:
+        yield ended
+    finally:
+        consumer.close()

@@ -1,0 +1,174 @@
+"""Real worker processes that come, go, freeze and die.
+
+Each start, end and freeze is noted with its time on the monotonic clock. For one thread.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from streams.settings import Settings
+from tests.guarantees.evidence import Life, Trouble
+
+ROOT: Final = Path(__file__).resolve().parents[2]
+#: A drain may take thirty seconds.
+_LEAVE_S: Final = 60.0
+
+
+@dataclass(slots=True)
+class _Worker:
+    """One running worker process."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    started_ns: int
+    frozen_ns: int | None = None
+    told_ns: int | None = None
+
+
+class Crew:
+    """The worker processes of a campaign.
+
+    Args:
+        settings: the deployment.
+        directory: for what handlers and workers write.
+    """
+
+    def __init__(self, settings: Settings, directory: Path) -> None:
+        self._directory = directory
+        self._runs = directory / "runs"
+        self._runs.mkdir()
+        self._environment = {
+            **{k: v for k, v in os.environ.items() if not k.startswith(("RUSTFS_WORKERS_", "KAFKA_"))},
+            "KAFKA_BOOTSTRAP_SERVERS": settings.bootstrap_servers(),
+            "RUSTFS_WORKERS_TOPIC_PREFIX": settings.topic_prefix,
+            "RUSTFS_WORKERS_PARTITIONS": str(settings.partitions),
+            "RUSTFS_WORKERS_DATA_DIR": str(settings.data_dir),
+            "RUSTFS_WORKERS_LOG_FORMAT": "json",
+            # Less than the longest jobs take: a drain that has to cancel belongs to the storm.
+            "RUSTFS_WORKERS_DRAIN_TIMEOUT_S": "5",
+            "RFW_GUARANTEES_LOG": str(self._runs),
+            "PYTHONPATH": str(ROOT),
+        }
+        self._workers: list[_Worker] = []
+        self._leaving: list[_Worker] = []
+        self._names = 0
+        self.lives: list[Life] = []
+        self.troubles: list[Trouble] = []
+        #: Worker processes that ended by themselves, and how.
+        self.ended_by_themselves: list[str] = []
+
+    def __len__(self) -> int:
+        return len(self._workers)
+
+    @property
+    def runs_directory(self) -> Path:
+        """Where handlers write."""
+        return self._runs
+
+    def join(self, name: str | None = None) -> None:
+        """One more worker; under a name of its own, or that of one that is gone."""
+        if name is None:
+            self._names += 1
+            name = f"w{self._names}"
+        with (self._directory / f"{name}.stderr").open("ab") as stderr:
+            process = subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "workers", "worker"),
+                    *("--import", "tests.guarantees.jobs", "--worker-id", name),
+                ],
+                env=self._environment,
+                cwd=ROOT,
+                stdout=subprocess.DEVNULL,
+                stderr=stderr,
+                start_new_session=True,
+            )
+        self._workers.append(_Worker(name, process, time.monotonic_ns()))
+
+    def kill(self, pick: int) -> str | None:
+        """kill -9 for one that is not frozen; its name."""
+        worker = self._one_of(pick)
+        if worker is None:
+            return None
+        worker.process.kill()
+        killed_ns = time.monotonic_ns()
+        worker.process.wait()
+        self._gone(worker, "killed", killed_ns)
+        return worker.name
+
+    def leave(self, pick: int) -> str | None:
+        """Tell one that is not frozen to drain and leave; its name. Others go on meanwhile."""
+        worker = self._one_of(pick)
+        if worker is None:
+            return None
+        worker.told_ns = time.monotonic_ns()
+        worker.process.terminate()
+        self._workers.remove(worker)
+        self._leaving.append(worker)
+        return worker.name
+
+    def freeze(self, pick: int) -> str | None:
+        """SIGSTOP for one that is not frozen; its name, for ``thaw``."""
+        worker = self._one_of(pick)
+        if worker is None:
+            return None
+        worker.process.send_signal(signal.SIGSTOP)
+        worker.frozen_ns = time.monotonic_ns()
+        return worker.name
+
+    def thaw(self, name: str) -> None:
+        """SIGCONT."""
+        for worker in self._workers:
+            if worker.name == name and worker.frozen_ns is not None:
+                worker.process.send_signal(signal.SIGCONT)
+                self.troubles.append(
+                    Trouble("worker_freeze", worker.frozen_ns, time.monotonic_ns(), worker.process.pid)
+                )
+                worker.frozen_ns = None
+
+    def look(self) -> None:
+        """Note who is gone; nobody goes without having been told."""
+        for worker in [w for w in self._leaving if w.process.poll() is not None]:
+            self._leaving.remove(worker)
+            self._gone(worker, "left", time.monotonic_ns())
+        for worker in [w for w in self._workers if w.process.poll() is not None]:
+            self.ended_by_themselves.append(f"{worker.name}: exit code {worker.process.returncode}")
+            self._gone(worker, "failed", time.monotonic_ns())
+
+    def wait_for_leavers(self) -> None:
+        """Until everybody who was told to leave has left."""
+        for worker in list(self._leaving):
+            worker.process.wait(_LEAVE_S)
+        self.look()
+
+    def close(self) -> None:
+        """End all that are left, by force."""
+        for worker in list(self._workers):
+            self.thaw(worker.name)
+        now_ns = time.monotonic_ns()
+        for worker in (*self._workers, *self._leaving):
+            worker.process.kill()
+            worker.process.wait()
+            self.lives.append(
+                Life(worker.name, worker.process.pid, worker.started_ns, now_ns, "stays", worker.told_ns)
+            )
+        self._workers.clear()
+        self._leaving.clear()
+
+    def _one_of(self, pick: int) -> _Worker | None:
+        awake = [worker for worker in self._workers if worker.frozen_ns is None]
+        return awake[pick % len(awake)] if awake else None
+
+    def _gone(self, worker: _Worker, end: str, end_ns: int) -> None:
+        self.lives.append(
+            Life(worker.name, worker.process.pid, worker.started_ns, end_ns, end, worker.told_ns)
+        )
+        if worker in self._workers:
+            self._workers.remove(worker)

@@ -1,0 +1,325 @@
+"""What there is to judge by: raw records of Kafka, the handlers' own lines, and the faults that were made.
+
+Decoded with fastavro and the schemas on the topic ``schemas``; none of the workers' code takes part. Times named ``_ns`` are
+the machine's monotonic clock, times named ``_ms`` the clock on the wall, which is the brokers' as well.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import fastavro
+from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
+
+FINAL: Final = frozenset({"succeeded", "failed", "cancelled", "skipped"})
+_SINGLE_OBJECT: Final = b"\xc3\x01"
+_READ_S: Final = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class JobRecord:
+    """A job's record on a job, retry or dead letter topic."""
+
+    job_id: str
+    topic: str
+    partition: int
+    offset: int
+    delivery: int
+    redrives: int
+    not_before_ms: int
+    key: str | None
+    priority: str
+    written_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """A record of ``jobs.status``."""
+
+    job_id: str
+    partition: int
+    offset: int
+    state: str
+    delivery: int
+    redrives: int
+    attempt: int
+    worker: str
+    at_ms: int
+    started_ms: int | None
+    not_before_ms: int | None
+    output: str | None
+    error_type: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A record of ``workers.reports``."""
+
+    worker: str
+    written_ms: int
+    partitions: tuple[int, ...]
+
+
+@dataclass(slots=True)
+class Topics:
+    """Everything that stands in Kafka, in the order of each partition."""
+
+    jobs: list[JobRecord] = field(default_factory=list)
+    statuses: dict[str, list[Status]] = field(default_factory=lambda: defaultdict(list))
+    reports: list[Report] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Run:
+    """One call of a handler, as the handler wrote it down."""
+
+    job_id: str
+    type: str
+    priority: str
+    key: str | None
+    attempt: int
+    redrives: int
+    fence: int
+    worker: str
+    pid: int
+    start_ns: int
+    start_ms: int
+    #: None: it never came to an end.
+    end_ns: int | None = None
+    #: ended or cancelled
+    how: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Life:
+    """One worker process, from its start to its end. ``end``: killed, left or stays."""
+
+    worker: str
+    pid: int
+    start_ns: int
+    end_ns: int
+    end: str
+    #: Graceful: when it was told to leave.
+    told_ns: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """A fault that lasts: a worker that stands still, a broker that is away."""
+
+    kind: str
+    start_ns: int
+    end_ns: int
+    #: The worker process, if it is one.
+    pid: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """A job whose id the producer got."""
+
+    job_id: str
+    type: str
+    expected: str
+    priority: str
+    due_ms: int | None
+
+
+@dataclass(slots=True)
+class Evidence:
+    """All of it."""
+
+    topics: Topics
+    runs: list[Run]
+    lives: list[Life]
+    troubles: list[Trouble]
+    accepted: list[Accepted]
+    #: When jobs were scheduled: only then can a standstill be told from having nothing to do.
+    traffic_ns: tuple[int, int]
+    #: Kind to number of faults.
+    faults: Mapping[str, int]
+
+
+def save(evidence: Evidence, file: Path) -> None:
+    """Everything as one JSON document, to be judged again."""
+    file.write_text(json.dumps(dataclasses.asdict(evidence)))
+
+
+def load(file: Path) -> Evidence:
+    """What ``save`` wrote."""
+    given = json.loads(file.read_text())
+    topics = Topics(
+        [JobRecord(**record) for record in given["topics"]["jobs"]],
+        {job_id: [Status(**one) for one in all_] for job_id, all_ in given["topics"]["statuses"].items()},
+        [Report(**{**one, "partitions": tuple(one["partitions"])}) for one in given["topics"]["reports"]],
+    )
+    return Evidence(
+        topics=topics,
+        runs=[Run(**one) for one in given["runs"]],
+        lives=[Life(**one) for one in given["lives"]],
+        troubles=[Trouble(**one) for one in given["troubles"]],
+        accepted=[Accepted(**one) for one in given["accepted"]],
+        traffic_ns=tuple(given["traffic_ns"]),
+        faults=given["faults"],
+    )
+
+
+def read_topics(bootstrap_servers: str, prefix: str) -> Topics:
+    """Everything that is committed, from offset 0."""
+    schemas = read_schemas(bootstrap_servers, prefix)
+    consumer = _consumer(bootstrap_servers)
+    names = sorted(name for name in consumer.list_topics(timeout=20).topics if name.startswith(prefix))
+    consumer.close()
+    found = Topics()
+    jobs = [name for name in names if name.startswith(f"{prefix}jobs.") and name != f"{prefix}jobs.commands"]
+    for message in read_raw(bootstrap_servers, [*jobs, f"{prefix}workers.reports"]):
+        topic = str(message.topic()).removeprefix(prefix)
+        record = decode(schemas, message.value())
+        if topic == "workers.reports":
+            found.reports.append(
+                Report(record["worker_id"], message.timestamp()[1], tuple(record["partitions"]))
+            )
+        elif topic == "jobs.status":
+            status = _status(message, record)
+            found.statuses[status.job_id].append(status)
+        else:
+            found.jobs.append(_job(message, topic, record))
+    found.statuses = dict(found.statuses)
+    return found
+
+
+def read_schemas(bootstrap_servers: str, prefix: str) -> dict[str, Any]:
+    """Fingerprint to schema, as published on the topic ``schemas``."""
+    return {
+        (record.key() or b"").decode(): fastavro.parse_schema(json.loads(record.value() or b""))
+        for record in read_raw(bootstrap_servers, [f"{prefix}schemas"])
+    }
+
+
+def read_raw(bootstrap_servers: str, topics: Iterable[str]) -> Iterator[Message]:
+    """Committed records of these topics up to their ends of now.
+
+    Raises:
+        AssertionError: an end is not reached within a minute: an open transaction hides it.
+    """
+    consumer = _consumer(bootstrap_servers)
+    try:
+        known = consumer.list_topics(timeout=20).topics
+        places = {(topic, number) for topic in topics for number in known[topic].partitions}
+        consumer.assign([TopicPartition(topic, number, 0) for topic, number in places])
+        quiet_s = 0.0
+        while places:
+            messages = consumer.consume(1000, 0.5)
+            quiet_s = 0.0 if messages else quiet_s + 0.5
+            assert quiet_s < _READ_S, f"not readable to the end: {sorted(places)}"
+            for message in messages:
+                error = message.error()
+                if error is None:
+                    yield message
+                elif error.code() == KafkaError._PARTITION_EOF:
+                    places.discard((str(message.topic()), int(message.partition() or 0)))
+    finally:
+        consumer.close()
+
+
+def read_runs(directory: Path) -> list[Run]:
+    """What the handlers wrote down, by start."""
+    runs: dict[str, Run] = {}
+    ends: list[dict[str, Any]] = []
+    for file in sorted(directory.glob("runs-*.jsonl")):
+        for line in file.read_text().splitlines(keepends=True):
+            if not line.endswith("\n"):
+                continue  # cut off by a kill
+            said = json.loads(line)
+            if said["say"] == "end":
+                ends.append(said)
+                continue
+            runs[said["run"]] = Run(
+                job_id=said["id"],
+                type=said["type"],
+                priority=said["priority"],
+                key=said["key"],
+                attempt=said["attempt"],
+                redrives=said["redrives"],
+                fence=said["fence"],
+                worker=said["worker"],
+                pid=said["pid"],
+                start_ns=said["ns"],
+                start_ms=said["wall_ms"],
+            )
+    for said in ends:
+        runs[said["run"]].end_ns = said["ns"]
+        runs[said["run"]].how = said["how"]
+    return sorted(runs.values(), key=lambda run: run.start_ns)
+
+
+def _consumer(bootstrap_servers: str) -> Consumer:
+    return Consumer(
+        {
+            "bootstrap.servers": bootstrap_servers,
+            "group.id": "auditor",
+            "enable.auto.commit": False,
+            "isolation.level": "read_committed",
+            "enable.partition.eof": True,
+            "auto.offset.reset": "earliest",
+        }
+    )
+
+
+def decode(schemas: Mapping[str, Any], value: bytes | None) -> dict[str, Any]:
+    """A record in the single-object frame."""
+    assert value is not None and value[:2] == _SINGLE_OBJECT, value  # noqa: PT018 - the campaign writes no other frame
+    schema = schemas[value[2:10].hex()]
+    record: Any = fastavro.schemaless_reader(io.BytesIO(value[10:]), schema, None)
+    return dict(record)
+
+
+def _job(message: Message, topic: str, record: Mapping[str, Any]) -> JobRecord:
+    pairs: Any = message.headers() or []
+    headers = {name: value for name, value in pairs if isinstance(value, bytes)}
+
+    def number(name: str) -> int:
+        return int(headers.get(name, b"0"))
+
+    return JobRecord(
+        job_id=str(record["id"]),
+        topic=topic,
+        partition=int(message.partition() or 0),
+        offset=int(message.offset() or 0),
+        delivery=number("rfw-delivery"),
+        redrives=number("rfw-redrives"),
+        not_before_ms=number("rfw-not-before"),
+        key=record["key"],
+        priority=str(record["priority"]),
+        written_ms=message.timestamp()[1],
+    )
+
+
+def _status(message: Message, record: Mapping[str, Any]) -> Status:
+    return Status(
+        job_id=str(record["job_id"]),
+        partition=int(message.partition() or 0),
+        offset=int(message.offset() or 0),
+        state=record["state"],
+        delivery=record["delivery"],
+        redrives=record["redrives"],
+        attempt=record["attempt"],
+        worker=record["worker"],
+        at_ms=_ms(record["at"]) or 0,
+        started_ms=_ms(record["started_at"]),
+        not_before_ms=_ms(record["not_before"]),
+        output=record["output"],
+        error_type=record["error_type"],
+    )
+
+
+def _ms(moment: Any) -> int | None:
+    """fastavro turns logical types into Python's."""
+    return None if moment is None else round(moment.timestamp() * 1000)

@@ -1,0 +1,215 @@
+"""The mix of jobs. Each run writes down, by itself, when it began and how it ended.
+
+A process has a file of its own below ``RFW_GUARANTEES_LOG``, a line is one write, so a kill loses at most what had not
+happened yet. Times are the machine's monotonic clock, which all processes share, and broker time is not asked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Final
+
+from schemas import Backoff, Job
+from workers.context import WorkerContext
+from workers.results import Failed, Snooze, Success
+
+QUICK: Final = Backoff(base=timedelta(milliseconds=300), cap=timedelta(seconds=3))
+
+
+class _Log:
+    """The file of this process, opened when it is first needed: handler processes have one each."""
+
+    def __init__(self) -> None:
+        self._pid = 0
+        self._file = -1
+
+    def write(self, **facts: object) -> None:
+        pid = os.getpid()
+        if pid != self._pid:
+            directory = Path(os.environ["RFW_GUARANTEES_LOG"])
+            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+            self._file, self._pid = os.open(directory / f"runs-{pid}-{time.monotonic_ns()}.jsonl", flags), pid
+        os.write(self._file, (json.dumps(facts, separators=(",", ":")) + "\n").encode())
+
+
+_log: Final = _Log()
+
+
+@contextmanager
+def written_down(context: WorkerContext) -> Iterator[None]:
+    """One run: a line at its first moment and one at its last."""
+    run = f"{os.getpid()}-{time.monotonic_ns()}-{threading.get_ident()}"
+    _log.write(
+        say="start",
+        run=run,
+        ns=time.monotonic_ns(),
+        wall_ms=time.time_ns() // 1_000_000,
+        pid=os.getpid(),
+        worker=context.worker_id,
+        id=context.job_id,
+        type=context.job_type,
+        priority=context.priority.value,
+        key=context.key,
+        attempt=context.attempt,
+        redrives=context.redrives,
+        fence=context.fence,
+    )
+    how = "cancelled"
+    try:
+        yield
+        how = "ended"
+    except Exception:
+        how = "ended"
+        raise
+    finally:
+        _log.write(say="end", run=run, ns=time.monotonic_ns(), how=how)
+
+
+@dataclass
+class Quick(Job):
+    """Succeeds at once."""
+
+    job_type = "g_quick"
+    expected: str = "succeeded"
+    order_key: str = ""
+
+    def ordering_key(self) -> str | None:
+        return self.order_key or None
+
+    async def execute(self, context: WorkerContext) -> None:
+        with written_down(context):
+            await asyncio.sleep(0)
+
+
+@dataclass
+class InOrder(Job):
+    """One of a sequence with the same key; takes a moment, so that an overlap can be seen."""
+
+    job_type = "g_in_order"
+    max_retries = 5
+    backoff = QUICK
+    number: int = 0
+    order_key: str = ""
+    expected: str = "succeeded"
+
+    def ordering_key(self) -> str | None:
+        return self.order_key
+
+    async def execute(self, context: WorkerContext) -> None:
+        with written_down(context):
+            await asyncio.sleep(0.02)
+
+
+@dataclass
+class InThread(Job):
+    """A plain function: runs in a thread, which nobody can end."""
+
+    job_type = "g_thread"
+    order_key: str = ""
+    expected: str = "succeeded"
+
+    def ordering_key(self) -> str | None:
+        return self.order_key or None
+
+    def execute(self, context: WorkerContext) -> None:
+        with written_down(context):
+            threading.Event().wait(0.01)
+
+
+@dataclass
+class InProcess(Job):
+    """Runs in a process of its own."""
+
+    job_type = "g_process"
+    execution = "process"
+    max_retries = 5
+    backoff = QUICK
+    expected: str = "succeeded"
+
+    def execute(self, context: WorkerContext) -> None:
+        with written_down(context):
+            pass
+
+
+@dataclass
+class Long(Job):
+    """Works for half a minute, as the copy of a large object does."""
+
+    job_type = "g_long"
+    max_retries = 5
+    seconds: float = 30.0
+    expected: str = "succeeded"
+
+    async def execute(self, context: WorkerContext) -> None:
+        with written_down(context):
+            await asyncio.sleep(self.seconds)
+
+
+@dataclass
+class FailsThenSucceeds(Job):
+    """Fails in its first ``times`` attempts."""
+
+    job_type = "g_flaky"
+    max_retries = 5
+    backoff = QUICK
+    times: int = 1
+    expected: str = "succeeded"
+
+    async def execute(self, context: WorkerContext) -> Success:
+        with written_down(context):
+            if context.attempt <= self.times:
+                raise ConnectionError(f"attempt {context.attempt} fails")
+            return Success({"attempts": context.attempt})
+
+
+@dataclass
+class AlwaysFails(Job):
+    """Becomes a dead letter."""
+
+    job_type = "g_hopeless"
+    max_retries = 2
+    backoff = QUICK
+    expected: str = "failed"
+
+    async def execute(self, context: WorkerContext) -> Failed:
+        with written_down(context):
+            return Failed("there is no hope")
+
+
+@dataclass
+class Snoozes(Job):
+    """Asks to be run again later, until ``until_ms`` after it was scheduled has passed."""
+
+    job_type = "g_snoozes"
+    until_ms: int = 2_000
+    expected: str = "succeeded"
+
+    async def execute(self, context: WorkerContext) -> Snooze | Success:
+        with written_down(context):
+            left_ms = context.created_at_ms + self.until_ms - time.time_ns() // 1_000_000
+            return Snooze(timedelta(milliseconds=min(left_ms, 1_500))) if left_ms > 0 else Success()
+
+
+@dataclass
+class Parent(Job):
+    """Schedules children in the transaction of its outcome."""
+
+    job_type = "g_parent"
+    max_retries = 5
+    backoff = QUICK
+    children: int = 2
+    expected: str = "succeeded"
+
+    async def execute(self, context: WorkerContext) -> Success:
+        with written_down(context):
+            ids = [await context.schedule(Quick()) for _ in range(self.children)]
+            return Success({"children": ids})

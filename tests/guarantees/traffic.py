@@ -1,0 +1,68 @@
+"""Which jobs are scheduled, by the seed. Pure.
+
+Out: an endless sequence of (job, priority, delay).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Final, NamedTuple
+
+from schemas import Job, JobPriority
+from tests.guarantees.jobs import (
+    AlwaysFails,
+    FailsThenSucceeds,
+    InOrder,
+    InProcess,
+    InThread,
+    Long,
+    Parent,
+    Quick,
+    Snoozes,
+)
+
+PRIORITIES: Final = tuple(JobPriority)
+#: Keys that are shared by jobs of every kind, hot enough that several of one key wait at any time.
+_KEYS: Final = 40
+
+
+class Order(NamedTuple):
+    """One job as it is to be scheduled."""
+
+    job: Job
+    priority: JobPriority
+    delay: timedelta | None
+
+
+def orders(seed: int, *, long_s: float = 30.0) -> Iterator[Order]:
+    """Jobs without end, the same for the same seed."""
+    dice = random.Random(f"traffic {seed}")
+    number = 0
+    while True:
+        number += 1
+        priority = dice.choice(PRIORITIES)
+        delay = None
+        match dice.choices(range(10), (620, 100, 60, 20, 4, 60, 16, 30, 30, 60))[0]:
+            case 0:
+                job: Job = Quick()
+            case 1:
+                job = InOrder(number, f"key-{dice.randrange(_KEYS)}")
+            case 2:
+                job = InThread(dice.choice(("", f"key-{dice.randrange(_KEYS)}")))
+            case 3:
+                job = InProcess()
+            case 4:
+                job = Long(long_s)
+            case 5:
+                job = FailsThenSucceeds(dice.randint(1, 3))
+            case 6:
+                job = AlwaysFails()
+            case 7:
+                job = Snoozes(dice.randint(500, 4_000))
+            case 8:
+                job = Parent(dice.randint(1, 3))
+            case _:
+                job, delay = Quick(), timedelta(milliseconds=dice.randint(1, 20_000))
+        yield Order(job, priority, delay)
