@@ -44,6 +44,21 @@ _STALE: Final = frozenset(
 )
 
 
+#: Says nothing of what the transaction contains: the same one will be taken when the broker concerned is back.
+_AWAY: Final = frozenset(
+    {
+        KafkaError._TIMED_OUT,
+        KafkaError._TRANSPORT,
+        KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+        KafkaError.COORDINATOR_NOT_AVAILABLE,
+        KafkaError.NOT_COORDINATOR,
+        KafkaError.NOT_LEADER_FOR_PARTITION,
+        KafkaError.NOT_ENOUGH_REPLICAS,
+        KafkaError.NOT_ENOUGH_REPLICAS_AFTER_APPEND,
+        KafkaError.REQUEST_TIMED_OUT,
+    }
+)
+
 #: What encoding raises at values that cannot be written. Metrics and progress are the handler's own: they must fail its job,
 #: not end the worker.
 _NOT_WRITABLE: Final = (ValueError, TypeError, ArithmeticError, AttributeError, LookupError)
@@ -266,7 +281,7 @@ class Transactions:
             KafkaError._FENCED,
         ):
             raise Ambiguous(str(kafka_error), fenced=_says_fenced(error)) from error
-        if kafka_error.retriable() or kafka_error.code() in (KafkaError._TIMED_OUT, KafkaError._TRANSPORT):
+        if kafka_error.retriable() or kafka_error.code() in _AWAY:
             raise Ambiguous(str(kafka_error)) from error
         raise Refused(str(kafka_error)) from error
 

@@ -587,6 +587,25 @@ def test_a_refusal_that_does_not_repeat_itself_fails_nobody() -> None:
     assert [change.state for change in bench.kafka.statuses] == [JobStatus.SUCCEEDED]
 
 
+@pytest.mark.parametrize(
+    "code", [KafkaError.COORDINATOR_NOT_AVAILABLE, KafkaError.NOT_COORDINATOR, KafkaError.NOT_ENOUGH_REPLICAS]
+)
+def test_a_broker_that_is_away_for_longer_than_two_tries_fails_nobody(code: int) -> None:
+    """It says nothing of what a transaction contains: no outcome may be called unwritable because of it."""
+    bench = Bench()
+    tries = 0
+
+    def refuse(_: Transaction) -> Exception | None:
+        nonlocal tries
+        tries += 1
+        return kafka_error(code, abort=True) if tries <= 5 else None
+
+    bench.kafka.refuse = refuse
+    bench.success(0)
+    bench.tick()
+    assert [change.state for change in bench.kafka.statuses] == [JobStatus.SUCCEEDED]
+
+
 def test_one_that_kafka_refuses_fails_alone() -> None:
     bench = Bench(records=40)
     outcomes = [bench.success(offset) for offset in range(40)]
