@@ -272,6 +272,12 @@ class Transactions:
             fenced = _says_fenced(error) or _says_fenced(abort_error)
             raise Ambiguous(f"{error}; and the abort failed: {abort_error}", fenced=fenced) from error
         producer.poll(0)
+        if self._watch.lost:
+            # librdkafka gives the sequence number of a record whose answer was lost to another one. A broker that has the
+            # first one takes the second for its copy, and drops it; the transaction is committed without it all the same.
+            raise Ambiguous(
+                f"{error}; aborted, and a connection was lost before that", fenced=_says_fenced(error)
+            )
         if kafka_error is None:
             raise Refused(f"{type(error).__name__}: {error}") from error
         if kafka_error.code() in _STALE:

@@ -506,6 +506,22 @@ def test_a_lost_connection_makes_a_reported_success_ambiguous(line: str) -> None
     assert bench.counted == 1
 
 
+@pytest.mark.parametrize("code", [KafkaError.ILLEGAL_GENERATION, KafkaError.MSG_SIZE_TOO_LARGE])
+def test_after_a_transaction_that_was_aborted_and_lost_a_connection_comes_a_new_producer(code: int) -> None:
+    """Under the old epoch the broker takes the next record for a copy of one that was aborted, and drops it."""
+    bench = Bench()
+
+    def lose_and_refuse(producer: FakeProducer) -> Exception:
+        producer.kafka.lose_connection()
+        return kafka_error(code, abort=True)
+
+    bench.kafka.fault("offsets", lose_and_refuse)
+    bench.success(0)
+    bench.tick()
+    assert bench.kafka.producers == 2
+    assert [change.state for change in bench.kafka.statuses] == [JobStatus.SUCCEEDED]
+
+
 def test_a_connection_lost_before_the_transaction_does_not_matter() -> None:
     bench = Bench()
     bench.kafka.lose_connection()
