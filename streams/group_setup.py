@@ -25,6 +25,7 @@ from schemas.errors import GroupNotInitialised, KafkaUnreachable
 from schemas.offsetmap import EMPTY_MAP
 from streams.clients import FENCED, kafka_failed, producer_config, reader_config
 from streams.committed import committed_offsets
+from streams.offset_sender import send_offsets
 from streams.scan import EARLIEST, Partition, offsets, partitions_of, scan
 from streams.settings import Settings
 
@@ -142,7 +143,8 @@ def _write(
     producer.begin_transaction()
     producer.produce(settings.topics.commands, value, marker_key(group), 0)
     if starts:
-        producer.send_offsets_to_transaction(
+        send_offsets(
+            producer,
             [
                 TopicPartition(topic, number, offset, metadata=EMPTY_MAP)
                 for (topic, number), offset in starts.items()

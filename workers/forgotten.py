@@ -20,6 +20,7 @@ import structlog
 from confluent_kafka import KafkaException, Producer, TopicPartition
 
 from schemas.topics import Topics
+from streams.offset_sender import send_offsets
 
 log = structlog.get_logger("rustfs_workers.forgotten")
 
@@ -55,7 +56,7 @@ class ForgottenTransactions:
             producer.flush(_ANSWER_S)
             # What counts is that the group's partition of the offsets topic becomes part of the transaction.
             nothing = TopicPartition(self._topics.consumed[0], 0, 0)
-            producer.send_offsets_to_transaction([nothing], group_metadata, _ANSWER_S)
+            send_offsets(producer, [nothing], group_metadata, _ANSWER_S)
         except (KafkaException, BufferError) as error:
             log.info("not every partition could be touched", error=str(error))
         finally:

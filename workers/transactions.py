@@ -21,13 +21,16 @@ from schemas.lifecycle import JobStatus
 from schemas.records import StatusWriter, tail_of
 from schemas.topics import Topics
 from schemas.wire import WireSchema
-from streams.clients import FENCED
+from streams.clients import FENCED, TRANSACTION_TIMEOUT_MS
+from streams.offset_sender import OffsetSender
 from streams.schemas_topic import schema_record
 from workers.outcome import Outcome, PlainSuccess
 
 log = structlog.get_logger("rustfs_workers.commit")
 
 COMMIT_TIMEOUT_S: Final = 10.0
+#: Later than this Kafka has ended the transaction.
+_OFFSETS_TIMEOUT_S: Final = TRANSACTION_TIMEOUT_MS / 1000
 _INIT_TIMEOUT_S: Final = 15.0
 _ROOM_S: Final = 0.1
 
@@ -139,6 +142,7 @@ class Transactions:
         self._logger.setLevel(logging.DEBUG)
         self._logger.addHandler(self._watch)
         self._logger.propagate = False
+        self._offsets = OffsetSender()
         self._producer: Producer | None = None
 
     @property
@@ -190,7 +194,7 @@ class Transactions:
             producer.begin_transaction()
             self._produce(producer, outcomes)
             if offsets:
-                producer.send_offsets_to_transaction(offsets, metadata, COMMIT_TIMEOUT_S)
+                self._offsets.send(producer, offsets, metadata, _OFFSETS_TIMEOUT_S)
         except (KafkaException, BufferError, *_NOT_WRITABLE) as error:
             self._abort(producer, error)
         try:

@@ -1,0 +1,311 @@
+"""The commit thread and answers that cannot be trusted: stale metadata, ambiguous commits, producers to replace."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import pytest
+from confluent_kafka import KafkaError, KafkaException
+
+from schemas.errors import CommitVanished, KafkaUnreachable
+from schemas.lifecycle import JobStatus
+from streams.offset_sender import OffsetSender
+from tests.support.commit_bench import (
+    Bench,
+    FakeProducer,
+    kafka_error,
+    status,
+    told,
+)
+from tests.support.messages import message
+from workers import transactions as transactions_module
+from workers.outcome import Outcome
+
+pytestmark = pytest.mark.worker_coordination
+
+
+# --- stale metadata ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        KafkaError.ILLEGAL_GENERATION,
+        KafkaError.UNKNOWN_MEMBER_ID,
+        KafkaError.REBALANCE_IN_PROGRESS,
+        KafkaError.FENCED_INSTANCE_ID,
+    ],
+)
+def test_stale_metadata_is_fetched_anew_before_the_filter_looks_again(code: int) -> None:
+    bench = Bench()
+    lost = bench.assign(5, number=1)
+    bench.kafka.steps.clear()
+    bench.kafka.committed.clear()
+
+    def the_group_moves_on(_: FakeProducer) -> Exception:
+        lost.owned = False
+        return kafka_error(code, abort=True)
+
+    bench.kafka.fault("offsets", the_group_moves_on)
+    bench.success(0)
+    bench.success(0, lost)
+    bench.tick()
+    assert bench.kafka.steps[:6] == ["metadata", "begin", "produce", "produce", "offsets", "abort"]
+    assert bench.kafka.steps[6:8] == ["refresh", "metadata"]
+    (transaction,) = bench.kafka.committed
+    assert (transaction.metadata, list(transaction.offsets)) == (2, [(bench.part.topic, 0)])
+    assert (bench.events["stale_metadata"], bench.events["fenced_outcomes"]) == (1, 1)
+    assert bench.kafka.producers == 1, "stale metadata is ordinary"
+
+
+def test_what_changed_meanwhile_is_in_the_next_plan() -> None:
+    bench = Bench()
+    bench.kafka.fault("offsets", kafka_error(KafkaError.ILLEGAL_GENERATION, abort=True))
+    bench.part.dirty = True
+    bench.tick()
+    assert len(bench.kafka.committed) == 1
+
+
+def test_at_the_end_a_group_that_is_gone_is_not_asked_for_ever() -> None:
+    bench = Bench()
+    bench.committer._stop = True
+    for _ in range(20):
+        bench.kafka.fault("offsets", kafka_error(KafkaError.UNKNOWN_MEMBER_ID, abort=True))
+    bench.success(0)
+    bench.tick()
+    assert bench.kafka.committed == []
+
+
+# --- ambiguous commits -----------------------------------------------------------------------------------------------
+
+
+def commits_then(error: Exception | None = None) -> Callable[[FakeProducer], Exception | None]:
+    """The broker commits, but the answer is lost."""
+
+    def what(producer: FakeProducer) -> Exception | None:
+        producer.kafka.land(producer.open)
+        return error
+
+    return what
+
+
+TIMED_OUT = kafka_error(KafkaError._TIMED_OUT, retriable=True)
+
+
+def test_an_ambiguous_commit_that_arrived_is_not_written_again() -> None:
+    bench = Bench()
+    bench.kafka.fault("commit", commits_then(TIMED_OUT))
+    bench.success(0)
+    bench.success(2)
+    bench.tick()
+    assert len(bench.kafka.statuses) == 2
+    assert bench.kafka.producers == 2, "the old epoch's stragglers are refused"
+    assert bench.kafka.steps.index("init") < bench.kafka.steps.index("read back")
+    assert bench.counted == 2
+    assert bench.events["ambiguous_commits"] == 1
+    assert (bench.part.base, bench.part.done) == (1, {2})
+
+
+def test_an_acknowledged_commit_that_kafka_does_not_show_any_more_ends_the_worker() -> None:
+    """Going on would hide that a transaction was lost; after a restart its jobs run again."""
+    bench = Bench()
+    before = bench.stored
+    bench.success(0)
+    bench.tick()
+
+    def forgets(_: FakeProducer) -> Exception:
+        bench.kafka.stored[bench.part.topic, bench.part.partition] = before
+        return TIMED_OUT
+
+    bench.kafka.fault("commit", forgets)
+    bench.success(1)
+    with pytest.raises(CommitVanished, match="has lost a transaction"):
+        bench.tick()
+    assert len(bench.kafka.statuses) == 1
+
+
+def test_an_ambiguous_commit_that_did_not_arrive_is_written_again() -> None:
+    bench = Bench()
+    bench.kafka.fault("commit", TIMED_OUT)
+    bench.success(0)
+    bench.tick()
+    assert len(bench.kafka.statuses) == 1
+    assert (bench.stored.offset, bench.counted) == (1, 1)
+
+
+@pytest.mark.parametrize("arrived", [True, False])
+def test_the_end_of_a_job_is_its_last_word_after_an_ambiguous_commit_as_well(*, arrived: bool) -> None:
+    """Its "running" was in the same transaction: told again alone, it would stand behind the end for ever."""
+    bench = Bench()
+    bench.kafka.fault("commit", commits_then(TIMED_OUT) if arrived else TIMED_OUT)
+    one = message(bench.part, 0)
+    bench.emit(Outcome(None, status(one, JobStatus.RUNNING), owner=one))
+    bench.emit(told(one))
+    bench.tick()
+    assert [change.state for change in bench.kafka.statuses] == [JobStatus.RUNNING, JobStatus.SUCCEEDED]
+
+
+def test_what_stands_is_asked_for_until_kafka_answers() -> None:
+    """Either Kafka is away, or our own transaction stays open: a new producer, and an end of what Kafka has forgotten."""
+    bench = Bench()
+    bench.kafka.fault("commit", TIMED_OUT)
+    bench.kafka.unreadable = [KafkaUnreachable("the group's coordinator", 8.0)]
+    bench.success(0)
+    bench.tick()
+    after = bench.kafka.steps[bench.kafka.steps.index("commit") + 1 :]
+    assert after[:6] == ["init", "read back", "init", "metadata", "end forgotten", "read back"]
+    assert len(bench.kafka.statuses) == 1
+
+
+def test_at_the_end_what_stands_is_asked_for_once() -> None:
+    bench = Bench()
+    bench.kafka.fault("commit", TIMED_OUT)
+    bench.kafka.unreadable = [KafkaUnreachable("the group's coordinator", 8.0)] * 9
+    bench.committer._stop = True
+    bench.success(0)
+    with pytest.raises(KafkaUnreachable):
+        bench.tick()
+
+
+@pytest.mark.parametrize(
+    ("error", "fenced"), [(kafka_error(KafkaError._FENCED, fatal=True), 1), (TIMED_OUT, 0)]
+)
+def test_who_is_fenced_is_told_of_it(error: Exception, fenced: int) -> None:
+    """Twice, and another process lives by the same name."""
+    bench = Bench()
+    bench.kafka.fault("commit", error)
+    bench.success(0)
+    bench.tick()
+    assert bench.kafka.steps.count("fenced") == fenced
+    assert bench.events.get("fenced", 0) == fenced
+
+
+def test_only_what_is_not_finished_is_written_again() -> None:
+    """What ends between the two commits is new, and what a partition lost meanwhile is nobody's."""
+    bench = Bench()
+    lost = bench.assign(5, number=1)
+
+    def lands_and_loses(producer: FakeProducer) -> Exception:
+        lost.owned = False
+        del producer.open.offsets[bench.part.topic, 1]
+        commits_then()(producer)
+        return TIMED_OUT
+
+    bench.kafka.fault("commit", lands_and_loses)
+    bench.success(0)
+    bench.success(0, lost)
+    bench.tick()
+    bench.success(1)
+    bench.tick()
+    assert bench.stored.offset == 2
+    assert bench.counted == 2
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["FAIL [thrd:b/1]: gone", "[thrd:b/1]: Disconnected", "REQTMOUT [thrd:b/1]: Timed out 1 in-flight"],
+)
+def test_a_lost_connection_makes_a_reported_success_ambiguous(line: str) -> None:
+    """librdkafka repeats an EndTxn by itself; the first one can still arrive, in a later transaction."""
+    bench = Bench()
+
+    bench.kafka.fault("commit", lambda producer: producer.kafka.lose_connection(line))
+    bench.success(0)
+    bench.tick()
+    assert bench.kafka.producers == 2
+    assert len(bench.kafka.statuses) == 1
+    assert bench.counted == 1
+
+
+@pytest.mark.parametrize("code", [KafkaError.ILLEGAL_GENERATION, KafkaError.MSG_SIZE_TOO_LARGE])
+def test_after_a_transaction_that_was_aborted_and_lost_a_connection_comes_a_new_producer(code: int) -> None:
+    """Under the old epoch the broker takes the next record for a copy of one that was aborted, and drops it."""
+    bench = Bench()
+
+    def lose_and_refuse(producer: FakeProducer) -> Exception:
+        producer.kafka.lose_connection()
+        return kafka_error(code, abort=True)
+
+    bench.kafka.fault("offsets", lose_and_refuse)
+    bench.success(0)
+    bench.tick()
+    assert bench.kafka.producers == 2
+    assert [change.state for change in bench.kafka.statuses] == [JobStatus.SUCCEEDED]
+
+
+def test_a_connection_lost_before_the_transaction_does_not_matter() -> None:
+    bench = Bench()
+    bench.kafka.lose_connection()
+    bench.success(0)
+    bench.tick()
+    assert bench.kafka.producers == 1
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        kafka_error(KafkaError._FENCED, fatal=True),
+        kafka_error(KafkaError.INVALID_PRODUCER_ID_MAPPING, abort=True),
+        kafka_error(KafkaError.COORDINATOR_LOAD_IN_PROGRESS, retriable=True, abort=True),
+        kafka_error(KafkaError._TRANSPORT),
+    ],
+)
+def test_a_producer_that_is_of_no_more_use_is_replaced(error: Exception) -> None:
+    bench = Bench()
+    bench.kafka.fault("offsets", error)
+    bench.success(0)
+    bench.tick()
+    assert bench.kafka.producers == 2
+    assert len(bench.kafka.statuses) == 1
+
+
+def test_an_abort_that_fails_makes_it_ambiguous() -> None:
+    bench = Bench()
+    bench.kafka.fault("offsets", kafka_error(KafkaError.ILLEGAL_GENERATION, abort=True))
+    bench.kafka.fault("abort", TIMED_OUT)
+    bench.success(0)
+    bench.tick()
+    assert bench.kafka.producers == 2
+    assert len(bench.kafka.statuses) == 1
+
+
+def test_a_transactional_id_that_is_not_ours_to_use_ends_the_worker() -> None:
+    bench = Bench()
+    bench.kafka.fault("init", kafka_error(KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED))
+    with pytest.raises(KafkaException):
+        bench.committer._transactions.renew()
+
+
+def test_a_producer_is_waited_for_unless_the_worker_is_ending() -> None:
+    bench = Bench()
+    bench.kafka.fault("init", TIMED_OUT)
+    bench.committer._transactions.renew()
+    bench.committer._stop = True
+    bench.kafka.fault("init", TIMED_OUT)
+    with pytest.raises(KafkaException):
+        bench.committer._transactions.renew()
+
+
+def test_a_call_that_librdkafka_never_ends_is_left_behind_and_a_new_producer_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Seen with three brokers: the group's coordinator was killed, and the worker stood still until it was back."""
+    monkeypatch.setattr(transactions_module, "_OFFSETS_TIMEOUT_S", 0.05)
+    bench = Bench()
+    bench.committer._transactions._offsets = OffsetSender(grace_s=0.05)
+    coordinator_back = threading.Event()
+
+    def stands_still(producer: FakeProducer) -> None:
+        producer.kafka.fault("abort", kafka_error(KafkaError._CONFLICT))
+        assert coordinator_back.wait(30)
+
+    bench.kafka.fault("offsets", stands_still)
+    bench.success(0)
+    bench.tick()
+    coordinator_back.set()
+
+    assert bench.kafka.producers == 2
+    assert len(bench.kafka.statuses) == 1
+    assert (bench.stored.offset, bench.counted) == (1, 1)
+    assert bench.events["ambiguous_commits"] == 1
