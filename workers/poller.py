@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from concurrent.futures import TimeoutError as FutureTimeout
 from typing import TYPE_CHECKING, Any, Final
 
@@ -28,6 +28,7 @@ from streams.partition_counts import changed
 from streams.raw_headers import raw_headers
 from workers.delay import MAX_TOTAL_BYTES
 from workers.duplicates import DuplicateWindow
+from workers.membership_watch import Held
 from workers.message import Message
 from workers.offsets import PartitionState
 
@@ -116,6 +117,10 @@ class Poller:
         self._paused_priorities: set[JobPriority] = set()
         self._positions_at = 0.0
         self._consumer: Consumer | None = None
+        self._rejoin = False
+        #: Inside a callback of the group: partitions are on their way.
+        self._changing = False
+        self._member_id = ""
         self._thread = threading.Thread(target=self._run, name="poll", daemon=True)
 
     def start(self) -> None:
@@ -138,6 +143,17 @@ class Poller:
         self._wanted.set()
         self._refreshed.wait(timeout_s)
 
+    def rejoin(self) -> None:
+        """Leave the group in order, and join it again. Any thread; it happens at the next round."""
+        self._rejoin = True
+
+    @property
+    def held(self) -> Held:
+        """What the group means to us now. Any thread."""
+        busy = self._changing or self._rejoin or self._stop or self._drain
+        with self._lock:
+            return Held(self._member_id, frozenset(self.parts), busy)
+
     @property
     def partitions(self) -> tuple[int, ...]:
         """Partition numbers that are ours, on any topic."""
@@ -146,12 +162,7 @@ class Poller:
     def _run(self) -> None:
         try:
             self._consumer = consumer = self._make_consumer(self._on_error)
-            consumer.subscribe(
-                list(self._topics.consumed),
-                on_assign=self._on_assign,
-                on_revoke=self._on_revoke,
-                on_lost=self._on_lost,
-            )
+            self._subscribe(consumer)
             while not self._stop:
                 self._round(consumer)
         except BaseException as error:  # noqa: BLE001 - handed to whoever supervises the worker
@@ -161,7 +172,20 @@ class Poller:
                 with contextlib.suppress(RuntimeError):
                     self._consumer.close()
 
+    def _subscribe(self, consumer: Consumer) -> None:
+        consumer.subscribe(
+            list(self._topics.consumed),
+            on_assign=self._on_assign,
+            on_revoke=self._on_revoke,
+            on_lost=self._on_lost,
+        )
+
     def _round(self, consumer: Consumer) -> None:
+        if self._rejoin and not self._drain:
+            consumer.unsubscribe()
+            self._subscribe(consumer)
+            self._rejoin = False
+            self._committer.counters.event("rejoined")
         first = consumer.poll(
             _BUSY_POLL_S if self._paused_priorities or self._wanted.is_set() else _IDLE_POLL_S
         )
@@ -187,6 +211,7 @@ class Poller:
     def _take_metadata(self, consumer: Consumer, now: float) -> None:
         self._wanted.clear()
         self.metadata = consumer.consumer_group_metadata()
+        self._member_id = consumer.memberid() or ""
         self._metadata_at = now
         self._refreshed.set()
 
@@ -314,7 +339,8 @@ class Poller:
 
     def _on_assign(self, consumer: Consumer, assigned: list[TopicPartition]) -> None:
         try:
-            self._assign(consumer, assigned)
+            with self._change():
+                self._assign(consumer, assigned)
         except BaseException as error:  # noqa: BLE001 - librdkafka would swallow it
             self._on_failure(error)
             self._stop = True
@@ -381,6 +407,22 @@ class Poller:
         return [(tp.topic, tp.partition) for tp in assigned if count is None or tp.partition < count]
 
     def _on_revoke(self, consumer: Consumer, revoked: list[TopicPartition]) -> None:
+        with self._change():
+            self._revoke(consumer, revoked)
+
+    def _on_lost(self, consumer: Consumer, lost: list[TopicPartition]) -> None:
+        with self._change():
+            self._lose(consumer, lost)
+
+    @contextlib.contextmanager
+    def _change(self) -> Iterator[None]:
+        self._changing = True
+        try:
+            yield
+        finally:
+            self._changing = False
+
+    def _revoke(self, consumer: Consumer, revoked: list[TopicPartition]) -> None:
         """Let running jobs end, commit them with the metadata that still counts, then let go; bounded by the deadline."""
         started = time.monotonic()
         places = [(tp.topic, tp.partition) for tp in revoked]
@@ -398,7 +440,7 @@ class Poller:
             "partitions released", partitions=_numbers(places), seconds=round(time.monotonic() - started, 3)
         )
 
-    def _on_lost(self, consumer: Consumer, lost: list[TopicPartition]) -> None:
+    def _lose(self, consumer: Consumer, lost: list[TopicPartition]) -> None:
         """The group has given us up: others own these partitions already. Nothing of ours counts any more."""
         places = [(tp.topic, tp.partition) for tp in lost]
         leaving = self._mark_releasing(places)

@@ -26,6 +26,8 @@ from schemas.offsetmap import OffsetMap
 from schemas.records import JobCounter, WorkerReport, encode_report
 from schemas.topics import JobPriority
 from streams.clients import admin_config, kafka_failed, producer_config, worker_consumer_config
+from streams.clients import log as client_log
+from streams.group_members import Member, describe_member
 from streams.outgoing import Rules
 from streams.provision import group_session_timeout_ms
 from streams.schemas_topic import schema_lookup
@@ -39,6 +41,7 @@ from workers.delay import Delays
 from workers.executor import RELEASED, Executor
 from workers.forgotten import ForgottenTransactions
 from workers.key_places import KeyPlaces
+from workers.membership_watch import LostHeartbeats, MembershipWatch
 from workers.message import Message
 from workers.offsets import PartitionState
 from workers.outcome import Outcome
@@ -157,6 +160,12 @@ class WorkerProcess:
             on_refusal=self._refuse,
             on_answer=self._answered,
         )
+        self._membership = MembershipWatch(
+            held=lambda: self.poller.held,
+            ask=self._ask_coordinator,
+            rejoin=self.poller.rejoin,
+            loop=self._loop,
+        )
         producer = Producer(producer_config(settings, linger_ms=0))
         self._counts = PartitionWatch(
             lambda: producer.list_topics(timeout=_ANSWER_S).topics,
@@ -247,6 +256,7 @@ class WorkerProcess:
         """End every thread. After a drain this takes a moment; without one it is an unclean death for our successor."""
         self._stopping = True
         await self._counts.stop()
+        await self._membership.stop()
         for timer in (self._delay_timer, self._lease_timer):
             if timer is not None:
                 timer.cancel()
@@ -411,7 +421,12 @@ class WorkerProcess:
     # --- called from other threads ---------------------------------------------------------------
 
     def _make_consumer(self, on_error: Any) -> Consumer:
-        return Consumer({**worker_consumer_config(self._settings, self._topics.group), "error_cb": on_error})
+        logger = LostHeartbeats(self._membership.suspect, client_log).logger("consumer")
+        config = worker_consumer_config(self._settings, self._topics.group, logger=logger)
+        return Consumer({**config, "error_cb": on_error})
+
+    async def _ask_coordinator(self, member_id: str) -> Member | None:
+        return await describe_member(self._settings, self._topics.group, member_id)
 
     def _make_producer(self, logger: Any) -> Producer:
         return Producer(

@@ -80,6 +80,7 @@ class FakeConsumer:
         self.steps = steps
         self.coming: deque[FakeRecord] = deque()
         self.generation = 0
+        self.joined = 0
         self.paused: set[Place] = set()
         self.assigned: dict[Place, int] = {}
         self.positions: dict[Place, int] = {}
@@ -94,6 +95,16 @@ class FakeConsumer:
         self.steps.append("metadata")
         self.generation += 1
         return self.generation
+
+    def memberid(self) -> str:
+        return f"member-{self.joined}"
+
+    def subscribe(self, topics: list[str], **callbacks: Any) -> None:
+        self.steps.append("subscribe")
+        self.joined += 1
+
+    def unsubscribe(self) -> None:
+        self.steps.append("unsubscribe")
 
     def pause(self, places: list[TopicPartition]) -> None:
         self.paused |= {(tp.topic, tp.partition) for tp in places}

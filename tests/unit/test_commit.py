@@ -285,6 +285,7 @@ def test_what_comes_in_the_middle_of_a_transaction_is_not_forgotten() -> None:
     releases: list[threading.Event] = []
     bench.kafka.fault("commit", lambda _: releases.append(bench.committer.release([bench.part])))
     bench.success(0)
+    bench.committed.clear()
     bench.committer.start()
     assert bench.committed.wait(30)
     assert releases[0].wait(30)

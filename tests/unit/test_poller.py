@@ -301,3 +301,58 @@ async def test_who_needs_new_metadata_gets_it_in_the_next_round() -> None:
     bench.round()
     await waiting
     assert bench.poller.metadata == before + 1
+
+
+# --- joining again -----------------------------------------------------------------------------------------
+
+
+async def test_who_is_to_join_again_leaves_first_and_does_it_once() -> None:
+    bench = Bench()
+    bench.assign(NORMAL)
+    bench.poller.rejoin()
+    assert bench.poller.held.busy
+    bench.round()
+    assert [step for step in bench.steps if "subscribe" in step] == ["unsubscribe", "subscribe"]
+    bench.round()
+    assert [step for step in bench.steps if "subscribe" in step] == ["unsubscribe", "subscribe"]
+    assert bench.committer.counters.events["rejoined"] == 1
+    assert not bench.poller.held.busy
+
+
+async def test_a_worker_that_drains_does_not_join_again() -> None:
+    bench = Bench()
+    bench.poller.drain()
+    bench.poller.rejoin()
+    bench.round()
+    assert not any("subscribe" in step for step in bench.steps)
+
+
+async def test_what_is_held_is_of_this_membership() -> None:
+    bench = Bench()
+    bench.assign(NORMAL, TIER)
+    assert bench.poller.held.partitions == {NORMAL, TIER}
+    assert bench.poller.held.member_id == "member-0"
+    bench.poller.rejoin()
+    bench.round()
+    bench.assign(BESIDE)
+    assert bench.poller.held.member_id == "member-1"
+
+
+@pytest.mark.parametrize("what", ["assign", "revoke", "lose"])
+async def test_while_partitions_come_and_go_the_thread_is_busy(
+    what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench()
+    bench.assign(NORMAL)
+    seen: list[bool] = []
+    for step in ("incremental_assign", "incremental_unassign"):
+        monkeypatch.setattr(bench.consumer, step, lambda _: seen.append(bench.poller.held.busy))
+    match what:
+        case "assign":
+            bench.assign(BESIDE)
+        case "revoke":
+            await bench.revoke(NORMAL)
+        case _:
+            await bench.lose(NORMAL)
+    assert seen == [True]
+    assert not bench.poller.held.busy

@@ -1,0 +1,185 @@
+"""A TCP proxy before one broker that understands enough of Kafka's protocol to lose exactly one request or answer.
+
+In:  rules, asked for each request and each answer. Out: it is passed on, swallowed, kept, or the connection is cut.
+
+The broker must advertise the proxy's address (``advertised``); loopback only. Rules are called in the proxy's thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import enum
+import socket
+import struct
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+HOST: Final = "127.0.0.1"
+#: Kafka's numbers for the requests that rules ask for.
+PRODUCE: Final = 0
+ADD_OFFSETS_TO_TXN: Final = 25
+END_TXN: Final = 26
+TXN_OFFSET_COMMIT: Final = 28
+CONSUMER_GROUP_HEARTBEAT: Final = 68
+
+
+class Action(enum.Enum):
+    """What happens to a frame."""
+
+    PASS = "pass"
+    #: It is never seen by the other side; the connection stays.
+    SWALLOW = "swallow"
+    #: The connection is closed instead of passing it on.
+    CUT = "cut"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request of a client. ``frame`` is the whole of it, without its length."""
+
+    api: int
+    version: int
+    correlation: int
+    client_id: str
+    frame: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The broker's answer to a request. ``frame`` begins with the correlation id."""
+
+    request: Request
+    frame: bytes
+
+
+def _pass(_: object) -> Action:
+    return Action.PASS
+
+
+class KafkaProxy:
+    """Made and ended by ``running``. ``on_request`` and ``on_answer`` may be replaced at any time."""
+
+    def __init__(self, port: int, broker_port: int) -> None:
+        self.port = port
+        self.broker_port = broker_port
+        self.on_request: Callable[[Request], Action] = _pass
+        self.on_answer: Callable[[Answer], Action] = _pass
+        self._connections: set[asyncio.Task[None]] = set()
+
+    @property
+    def bootstrap_servers(self) -> str:
+        """For clients."""
+        return f"{HOST}:{self.port}"
+
+    @property
+    def advertised(self) -> Mapping[str, str]:
+        """For the broker's ``extra`` settings."""
+        return {"advertised.listeners": f"PLAINTEXT://{self.bootstrap_servers}"}
+
+    def deliver_late(self, request: Request, timeout_s: float = 10.0) -> bytes:
+        """Bring a request that was kept back to the broker after all, as a straggler of the network would come. Its answer."""
+        with socket.create_connection((HOST, self.broker_port), timeout_s) as connection:
+            connection.sendall(struct.pack(">i", len(request.frame)) + request.frame)
+            with connection.makefile("rb") as stream:
+                (size,) = struct.unpack(">i", stream.read(4))
+                return stream.read(size)
+
+    async def serve(self, ready: threading.Event, stop: asyncio.Event) -> None:
+        """Until ``stop``."""
+        server = await asyncio.start_server(self._accept, HOST, self.port)
+        ready.set()
+        await stop.wait()
+        server.close()
+        for task in self._connections:
+            task.cancel()
+        await asyncio.gather(*self._connections, return_exceptions=True)
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._connections.add(task)
+        try:
+            # A broker that is away, a client that is gone: the other side is closed as well, and that is all.
+            with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+                await self._connection(reader, writer)
+        finally:
+            self._connections.discard(task)
+            writer.close()
+
+    async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        broker_reader, broker_writer = await asyncio.open_connection(HOST, self.broker_port)
+        waiting: dict[int, Request] = {}
+        directions = [
+            asyncio.create_task(self._requests(reader, broker_writer, waiting)),
+            asyncio.create_task(self._answers(broker_reader, writer, waiting)),
+        ]
+        try:
+            await asyncio.wait(directions, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            broker_writer.close()
+            for direction in directions:
+                direction.cancel()
+            await asyncio.gather(*directions, return_exceptions=True)
+
+    async def _requests(
+        self, reader: asyncio.StreamReader, broker: asyncio.StreamWriter, waiting: dict[int, Request]
+    ) -> None:
+        while True:
+            frame = await _frame(reader)
+            api, version, correlation, length = struct.unpack_from(">hhih", frame)
+            client_id = frame[10 : 10 + max(length, 0)].decode()
+            request = Request(api, version, correlation, client_id, frame)
+            action = self.on_request(request)
+            if action is Action.CUT:
+                return
+            if action is Action.PASS:
+                waiting[correlation] = request
+                broker.write(struct.pack(">i", len(frame)) + frame)
+                await broker.drain()
+
+    async def _answers(
+        self, broker: asyncio.StreamReader, writer: asyncio.StreamWriter, waiting: dict[int, Request]
+    ) -> None:
+        while True:
+            frame = await _frame(broker)
+            (correlation,) = struct.unpack_from(">i", frame)
+            action = self.on_answer(Answer(waiting.pop(correlation), frame))
+            if action is Action.CUT:
+                return
+            if action is Action.PASS:
+                writer.write(struct.pack(">i", len(frame)) + frame)
+                await writer.drain()
+
+
+async def _frame(reader: asyncio.StreamReader) -> bytes:
+    (size,) = struct.unpack(">i", await reader.readexactly(4))
+    return await reader.readexactly(size)
+
+
+@contextlib.contextmanager
+def running(broker_port: int) -> Iterator[KafkaProxy]:
+    """A proxy before the broker that listens, or will listen, on this port."""
+    with socket.create_server((HOST, 0)) as free:
+        port = free.getsockname()[1]
+    proxy = KafkaProxy(port, broker_port)
+    ready = threading.Event()
+    loop = asyncio.new_event_loop()
+    stop = asyncio.Event()
+
+    def run() -> None:
+        asyncio.set_event_loop(loop)
+        loop.run_until_complete(proxy.serve(ready, stop))
+        loop.close()
+
+    thread = threading.Thread(target=run, name="kafka proxy", daemon=True)
+    thread.start()
+    assert ready.wait(10)
+    try:
+        yield proxy
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join(10)
+        assert not thread.is_alive()
