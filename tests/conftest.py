@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,31 @@ def _clean_environment() -> Iterator[None]:
             patch.delenv(name)
     yield
     patch.undo()
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """A test that is marked `alone` waits until no other process runs one, and the others wait for it.
+
+    Around everything else: the time that a test waits here is none of its own.
+    """
+    if "PYTEST_XDIST_TESTRUNUID" not in os.environ:
+        return (yield)
+    with _running_lock().open("a") as lock:
+        alone = item.get_closest_marker("alone") is not None
+        fcntl.flock(lock, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        return (yield)
+
+
+def pytest_unconfigure() -> None:
+    """A process that has ended waits for nobody: whoever is left makes a new one."""
+    if "PYTEST_XDIST_TESTRUNUID" in os.environ:
+        _running_lock().unlink(missing_ok=True)
+
+
+def _running_lock() -> Path:
+    """Of all processes of this run."""
+    return Path(tempfile.gettempdir()) / f"rustfs-workers-tests-{os.environ['PYTEST_XDIST_TESTRUNUID']}.lock"
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.guarantees", description=__doc__)
     parser.add_argument("--seed", type=int, default=1, help="decides jobs and faults")
     parser.add_argument("--minutes", type=float, default=3.0, help="how long the storm lasts")
-    parser.add_argument("--rate", type=float, default=100.0, help="jobs a second")
+    parser.add_argument("--rate", type=float, default=130.0, help="jobs a second")
     parser.add_argument("--keep", type=Path, help="an empty directory for all files, which stay there")
     parser.add_argument(
         "--judge", type=Path, metavar="FILE", help="only judge the evidence that an earlier one has kept"

@@ -48,7 +48,9 @@ FEWEST: Final = 3
 MOST: Final = 6
 _PREFIX: Final = "g."
 _HEALTHY_S: Final = 90.0
-_LAST_JOBS_S: Final = 240.0
+#: Jobs that were in flight at two kills run alone, half a minute each at the most: that is how long nothing else may end.
+_NO_MORE_ENDS_S: Final = 150.0
+_LAST_JOBS_S: Final = 1_200.0
 
 Progress = Callable[[str], None]
 
@@ -59,7 +61,8 @@ class Plan:
 
     seed: int
     seconds: float
-    jobs_per_s: float = 100.0
+    #: Enough that 5,000 a minute are accepted though producers wait while brokers are away.
+    jobs_per_s: float = 130.0
     partitions: int = 12
     long_s: float = 30.0
     pause_s: tuple[float, float] = (1.0, 5.0)
@@ -89,6 +92,7 @@ def run(plan: Plan, directory: Path, progress: Progress) -> Evidence:
         try:
             for _ in range(FEWEST + 1):
                 crew.join()
+            crew.wait_until_started()
             ledger, traffic_ns, faults, troubles = _under_fire(plan, settings, cluster, crew, progress)
             progress("waiting for the last jobs")
             _wait_for_ends(settings, ledger, crew, progress)
@@ -326,14 +330,17 @@ def _expected(job: Job) -> str:
 
 
 def _wait_for_ends(settings: Settings, ledger: _Ledger, crew: Crew, progress: Progress) -> None:
-    """Until every accepted job is final; bounded, for what never ends is to be found by the auditor."""
+    """Until every accepted job is final, or nothing ends any more; what never ends is to be found by the auditor."""
     left = {job.job_id for job in ledger.accepted}
-    deadline = time.monotonic() + _LAST_JOBS_S
+    began = last_end = time.monotonic()
     with _following(settings) as ended:
-        while left and time.monotonic() < deadline:
+        while left and (now := time.monotonic()) < min(last_end + _NO_MORE_ENDS_S, began + _LAST_JOBS_S):
             crew.look()
+            before = len(left)
             left -= ended()
-            progress(f"{len(left):,} jobs left")
+            if len(left) < before:
+                last_end = now
+                progress(f"{len(left):,} jobs left")
     if left:
         for line in _who_owns_what(settings):
             progress(line)

@@ -20,6 +20,10 @@ from tests.guarantees.evidence import Life, Trouble
 ROOT: Final = Path(__file__).resolve().parents[2]
 #: A drain may take thirty seconds.
 _LEAVE_S: Final = 60.0
+_START_S: Final = 120.0  # on a machine that starts three brokers meanwhile
+#: The exit code of a command that found no Kafka.
+_NO_KAFKA: Final = 3
+_STARTED: Final = '"event": "worker started"'
 
 
 @dataclass(slots=True)
@@ -31,6 +35,8 @@ class _Worker:
     started_ns: int
     frozen_ns: int | None = None
     told_ns: int | None = None
+    #: How often one of its name had started before it.
+    starts_before: int = 0
 
 
 class Crew:
@@ -78,7 +84,10 @@ class Crew:
         if name is None:
             self._names += 1
             name = f"w{self._names}"
-        with (self._directory / f"{name}.stderr").open("ab") as stderr:
+        log = self._directory / f"{name}.stderr"
+        log.touch()
+        starts_before = log.read_text().count(_STARTED)
+        with log.open("ab") as stderr:
             process = subprocess.Popen(
                 [
                     *(sys.executable, "-m", "workers", "worker"),
@@ -90,7 +99,7 @@ class Crew:
                 stderr=stderr,
                 start_new_session=True,
             )
-        self._workers.append(_Worker(name, process, time.monotonic_ns()))
+        self._workers.append(_Worker(name, process, time.monotonic_ns(), starts_before=starts_before))
 
     def kill(self, pick: int) -> str | None:
         """kill -9 for one that is not frozen; its name."""
@@ -134,13 +143,30 @@ class Crew:
                 worker.frozen_ns = None
 
     def look(self) -> None:
-        """Note who is gone; nobody goes without having been told."""
+        """Note who is gone; nobody goes without having been told.
+
+        But who finds no Kafka when it starts says so and ends: it is started again, as a supervisor would.
+        """
         for worker in [w for w in self._leaving if w.process.poll() is not None]:
             self._leaving.remove(worker)
             self._gone(worker, "left", time.monotonic_ns())
         for worker in [w for w in self._workers if w.process.poll() is not None]:
-            self.ended_by_themselves.append(f"{worker.name}: exit code {worker.process.returncode}")
             self._gone(worker, "failed", time.monotonic_ns())
+            if worker.process.returncode == _NO_KAFKA and not self._has_started(worker):
+                self.join(worker.name)
+            else:
+                self.ended_by_themselves.append(f"{worker.name}: exit code {worker.process.returncode}")
+
+    def wait_until_started(self) -> None:
+        """Until everybody works."""
+        deadline = time.monotonic() + _START_S
+        while not all(map(self._has_started, self._workers)):
+            assert time.monotonic() < deadline, "the workers do not start"
+            self.look()
+            time.sleep(0.1)  # other processes, whose logs are all that they say
+
+    def _has_started(self, worker: _Worker) -> bool:
+        return (self._directory / f"{worker.name}.stderr").read_text().count(_STARTED) > worker.starts_before
 
     def wait_for_leavers(self) -> None:
         """Until everybody who was told to leave has left."""

@@ -1,0 +1,24 @@
+"""Three minutes of a storm, of a fixed seed, as part of every test run. ``docs/guarantees.md`` has the long ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.guarantees.auditor import judge
+from tests.guarantees.campaign import Plan, run
+
+pytestmark = [pytest.mark.distributed, pytest.mark.integration, pytest.mark.alone]
+
+SEED = 7
+
+
+@pytest.mark.timeout(1_200)
+def test_no_guarantee_breaks_in_three_minutes_of_a_storm(tmp_path: Path) -> None:
+    lines: list[str] = []
+    verdict = judge(run(Plan(SEED, seconds=180.0), tmp_path, lines.append))
+    assert verdict.broken == {}, (verdict.to_json(), lines[-20:])
+    assert verdict.accepted >= 15_000, "5,000 jobs a minute"
+    assert sum(verdict.faults.values()) >= 20
+    assert verdict.kills_in_flight > 0
