@@ -6,11 +6,12 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, Self
 
 from schemas.backoff import Backoff
 from schemas.headers import Delivery
 from schemas.job import Execution
+from schemas.lifecycle import JobStatus
 from tests.support.messages import TOPICS, commit, message, partition
 from workers.children import ChildJobs
 from workers.config import WorkerConfig
@@ -18,7 +19,7 @@ from workers.context import WorkerContext
 from workers.executor import Executor
 from workers.message import Message
 from workers.offsets import PartitionState
-from workers.outcome import Outcome
+from workers.outcome import Outcome, PlainSuccess
 from workers.router import Router, Rules
 from workers.scheduler import Scheduler
 
@@ -97,6 +98,13 @@ class Bench:
         )
         self.executor.on_failure(self.failures.append)
 
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.executor.stop()
+        assert self.failures == []
+
     def _emit(self, outcome: Outcome) -> None:
         self.outcomes.append(outcome)
         self.emitted.set()
@@ -150,3 +158,40 @@ class Bench:
         (outcome,) = await self.ended()
         assert self.scheduler.running == 0
         return outcome
+
+
+def state_of(outcome: Outcome) -> JobStatus | None:
+    return outcome.state
+
+
+def error_of(outcome: Outcome) -> tuple[str | None, str | None]:
+    assert outcome.status is not None
+    assert not isinstance(outcome.status, PlainSuccess)
+    return outcome.status.error_type, outcome.status.error_message
+
+
+class Gate:
+    """A handler that waits until the test opens it, and notes what happens to it."""
+
+    def __init__(self) -> None:
+        self.started = asyncio.Event()
+        self.opened = asyncio.Event()
+        self.runs = 0
+        self.context: WorkerContext | None = None
+
+    async def __call__(self, job: Any, context: WorkerContext) -> None:
+        self.runs += 1
+        self.context = context
+        self.started.set()
+        await self.opened.wait()
+
+
+async def returns_nothing(job: Any, context: WorkerContext) -> None:
+    return None
+
+
+def raising(error: BaseException) -> Call:
+    async def call(job: Any, context: WorkerContext) -> Any:
+        raise error
+
+    return call

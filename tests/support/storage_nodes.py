@@ -6,6 +6,8 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pytest
+
 from schemas import JobPriority
 from workers.context import WorkerContext
 from workers.storage import Node, NodeRegistry, ObjectKey, Ticket
@@ -14,6 +16,7 @@ from workers.storage.node import SMALL_BYTES, Incoming, Place, Verify
 #: Sizes on both sides of everything that is decided by size, and of a chunk.
 SMALL = 3_000
 LARGE = SMALL_BYTES + (1 << 20) + 7
+both_sizes = pytest.mark.parametrize("size", [SMALL, LARGE])
 
 
 class Disks:

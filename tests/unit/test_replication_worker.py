@@ -16,7 +16,7 @@ import obstore
 import pytest
 from structlog.testing import capture_logs
 
-from tests.support.storage_nodes import LARGE, SMALL, Disks, context
+from tests.support.storage_nodes import LARGE, SMALL, Disks, both_sizes, context
 from workers.handlers import replication
 from workers.handlers.replication import ReplicationJob, ReplicationWorker
 from workers.results import Failed, JobResult, Success
@@ -27,8 +27,6 @@ from workers.storage.object_node import ObjectNode, Stat
 from workers.worker import Handlers
 
 pytestmark = pytest.mark.job_processing
-
-both_sizes = pytest.mark.parametrize("size", [SMALL, LARGE])
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.storage_nodes import LARGE, SMALL, change, open_files
+from tests.support.storage_nodes import LARGE, SMALL, both_sizes, change, open_files
 from workers.storage import ObjectKey, StorageError, Ticket, object_key
 from workers.storage.errors import (
     AccessDenied,
@@ -31,7 +31,6 @@ from workers.storage.node import Incoming, Verify
 pytestmark = pytest.mark.job_processing
 
 KEY = object_key("bucket/a/key")
-both_sizes = pytest.mark.parametrize("size", [SMALL, LARGE])
 
 
 class Content(Incoming):

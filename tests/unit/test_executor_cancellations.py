@@ -1,0 +1,336 @@
+"""The executor and handlers that are told to end: too late, released with their partition, or left behind at the end."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from schemas.job import Execution
+from schemas.lifecycle import JobStatus
+from tests.support.executor_bench import Bench, Gate, error_of, state_of
+from tests.support.messages import partition
+from workers import executor as module
+from workers.context import WorkerContext
+from workers.executor import RELEASED
+from workers.results import Failed, Skipped, Success
+
+pytestmark = pytest.mark.job_processing
+
+
+@pytest.fixture
+async def bench() -> AsyncIterator[Bench]:
+    async with Bench() as bench:
+        yield bench
+
+
+# --- time-outs ----------------------------------------------------------------------------------------------
+
+
+async def test_a_handler_that_takes_too_long_is_cancelled_and_its_slot_goes_on(bench: Bench) -> None:
+    gate = Gate()
+    bench.add(gate, timeout_ms=500, key=b"k")
+    bench.executor.wake()
+    await gate.started.wait()
+    bench.now_ms += 501
+    (outcome,) = await bench.ended()
+    assert state_of(outcome) is JobStatus.RETRYING
+    assert error_of(outcome) == ("Timeout", "the run took longer than 500 ms")
+    after = Gate()
+    after.opened.set()
+    bench.add(after, key=b"k")
+    assert state_of((await bench.ended(2))[-1]) is JobStatus.SUCCEEDED
+    assert all(slot.cancelling() == 0 for slot in bench.executor._slots), (
+        "nothing of the cancellation is left"
+    )
+
+
+async def test_a_handler_within_its_limit_is_left_alone(bench: Bench) -> None:
+    gate = Gate()
+    bench.add(gate, timeout_ms=500)
+    bench.executor.wake()
+    await gate.started.wait()
+    bench.now_ms += 499
+    await bench.until(lambda: not bench.executor._fresh and not bench.executor._aging)
+    assert gate.context is not None
+    assert not gate.context.cancelled
+    gate.opened.set()
+    assert state_of((await bench.ended())[0]) is JobStatus.SUCCEEDED
+
+
+async def stubborn(job: Any, context: WorkerContext) -> Success:
+    """Ends well where others would end."""
+    try:
+        await asyncio.Event().wait()
+    except asyncio.CancelledError:
+        return Success({"cleaned": True})
+    return Success()
+
+
+async def test_the_limit_of_a_job_that_has_ended_is_not_that_of_the_next_one_in_its_slot() -> None:
+    bench = Bench(concurrency=1)
+    first, second = Gate(), Gate()
+    bench.add(first, timeout_ms=500)
+    bench.add(second, timeout_ms=5_000)
+    bench.executor.wake()
+    await bench.until(lambda: bool(bench.executor._deadlines))
+    first.opened.set()
+    await second.started.wait()
+    bench.now_ms += 501
+    bench.executor._sweep()
+    second.opened.set()
+    assert [state_of(outcome) for outcome in await bench.ended(2)] == [JobStatus.SUCCEEDED] * 2
+    await bench.executor.stop()
+
+
+async def test_a_handler_that_ends_well_though_it_was_too_late_has_ended_well(bench: Bench) -> None:
+    bench.add(stubborn, timeout_ms=500)
+    bench.executor.wake()
+    await bench.until(lambda: bool(bench.executor.active))
+    bench.now_ms += 501
+    assert state_of((await bench.ended())[0]) is JobStatus.SUCCEEDED
+
+
+class OneProcess:
+    """A pool whose only process is busy until the test says so, and whose handlers end when they are cancelled."""
+
+    def __init__(self) -> None:
+        self.free = asyncio.Event()
+
+    async def run(
+        self, handler: Any, body: bytes, context: WorkerContext, *, on_start: Callable[[], None]
+    ) -> None:
+        await self.free.wait()
+        on_start()
+        await asyncio.Event().wait()
+
+
+async def test_the_time_of_a_job_for_a_process_begins_when_one_is_free(bench: Bench) -> None:
+    pool: Any = OneProcess()
+    bench.executor._processes = pool
+    one = bench.add(Gate(), execution="process", timeout_ms=500)
+    decoded: Any = bench.decoder.by_offset[one.offset]
+    decoded.handler.job_type = SimpleNamespace(
+        to_record=lambda job, record: record, wire=SimpleNamespace(encode=lambda record: b"")
+    )
+    bench.executor.wake()
+    await bench.until(lambda: bool(bench.executor.active))
+    bench.now_ms += 10_000
+    for _ in range(3):
+        bench.executor._sweep()
+    assert bench.outcomes == [], "it waits for its turn"
+    pool.free.set()
+    await bench.until(lambda: bool(bench.outcomes))
+    assert bench.outcomes[0].state is JobStatus.RUNNING
+    bench.now_ms += 499
+    bench.executor._sweep()
+    assert [active.cancel_reason for active in bench.executor.active] == [None]
+    bench.now_ms += 2
+    assert error_of((await bench.ended())[0])[0] == "Timeout"
+
+
+async def test_a_handler_that_took_too_long_has_failed_even_if_it_is_released_before_it_ends(
+    bench: Bench,
+) -> None:
+    bench.add(Gate(), timeout_ms=500)
+    bench.executor.wake()
+    await bench.until(lambda: bool(bench.executor._deadlines))
+    bench.now_ms += 501
+    bench.executor._sweep()
+    bench.executor.cancel_all(RELEASED)
+    assert error_of((await bench.ended())[0])[0] == "Timeout"
+
+
+async def test_without_a_limit_of_its_own_the_types_limit_counts(bench: Bench) -> None:
+    one = bench.add(Gate(), timeout_ms=None)
+    decoded: Any = bench.decoder.by_offset[one.offset]
+    decoded.timeout_ms = 700
+    bench.executor.wake()
+    await bench.until(lambda: bool(bench.executor.active))
+    bench.now_ms += 701
+    assert error_of((await bench.ended())[0])[1] == "the run took longer than 700 ms"
+
+
+async def test_a_thread_is_asked_to_end_and_its_own_word_counts(bench: Bench) -> None:
+    def obedient(job: Any, context: WorkerContext) -> Skipped:
+        while not context.cancelled:
+            threading.Event().wait(0.005)
+        return Skipped("asked to end")
+
+    bench.add(obedient, execution="thread", timeout_ms=500)
+    bench.executor.wake()
+    await bench.until(lambda: bool(bench.executor.active))
+    bench.now_ms += 501
+    assert state_of((await bench.ended())[0]) is JobStatus.SKIPPED
+
+
+async def test_a_thread_that_does_not_listen_is_left_behind_with_its_pool(bench: Bench) -> None:
+    release, in_handler = threading.Event(), threading.Event()
+
+    def deaf(job: Any, context: WorkerContext) -> None:
+        in_handler.set()
+        release.wait(60)
+
+    bench.add(deaf, execution="thread", timeout_ms=500)
+    bench.executor.wake()
+    await asyncio.to_thread(in_handler.wait, 30)
+    try:
+        bench.now_ms += 501
+        await bench.until(lambda: any(a.cancel_reason is not None for a in bench.executor.active))
+        assert bench.ends == [], "it may still listen"
+        bench.now_ms += module.ABANDON_AFTER_MS
+        (outcome,) = await bench.ended()
+        assert error_of(outcome)[0] == "Timeout"
+        together = threading.Barrier(4)
+        for _ in range(4):
+            bench.add(lambda job, context: {"place": together.wait(20)}, execution="thread")
+        ends = await bench.ended(5)
+        assert {state_of(end) for end in ends[1:]} == {JobStatus.SUCCEEDED}, "its place is not missing"
+    finally:
+        release.set()
+
+
+# --- cancellation -------------------------------------------------------------------------------------------
+
+
+async def test_a_released_job_is_nobodys_here(bench: Bench) -> None:
+    gate = Gate()
+    bench.add(gate, key=b"k")
+    bench.executor.wake()
+    await gate.started.wait()
+    bench.part.releasing = True
+    await bench.executor.release({bench.part}, 0.01)
+    assert bench.ends == []
+    assert (bench.scheduler.running, len(bench.scheduler)) == (0, 0)
+    assert bench.executor.active == {}
+
+
+@pytest.mark.parametrize("execution", ["async", "thread"])
+async def test_a_released_job_that_ends_with_an_error_of_its_own_has_not_failed(
+    bench: Bench, execution: Execution
+) -> None:
+    """A drain uses up no attempt, however the handler says that it was told to end."""
+    running = threading.Event()
+
+    async def translates(job: Any, context: WorkerContext) -> None:
+        running.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError as error:
+            raise ConnectionError("the request was aborted") from error
+
+    def listens(job: Any, context: WorkerContext) -> Failed:
+        running.set()
+        while not context.cancelled:
+            threading.Event().wait(0.005)
+        return Failed("told to end", retryable=False)
+
+    bench.add(translates if execution == "async" else listens, execution=execution, key=b"k")
+    bench.executor.wake()
+    await asyncio.to_thread(running.wait, 30)
+    bench.part.releasing = True
+    await bench.executor.release({bench.part}, 0.01)
+    await bench.until(lambda: not bench.executor.active)
+    assert bench.ends == []
+    assert (bench.scheduler.running, bench.scheduler._keys) == (0, {})
+
+
+async def test_a_handler_that_ends_well_when_it_is_released_need_not_run_again(bench: Bench) -> None:
+    bench.add(stubborn)
+    bench.executor.wake()
+    await bench.until(lambda: bool(bench.executor.active))
+    bench.part.releasing = True
+    await bench.executor.release({bench.part}, 0)
+    assert [state_of(outcome) for outcome in bench.ends] == [JobStatus.SUCCEEDED]
+
+
+async def test_a_release_waits_for_those_that_end_in_time(bench: Bench) -> None:
+    gate = Gate()
+    bench.add(gate)
+    bench.executor.wake()
+    await gate.started.wait()
+    bench.part.releasing = True
+    releasing = asyncio.create_task(bench.executor.release({bench.part}, 1_000))
+    await asyncio.sleep(0)
+    gate.opened.set()
+    await releasing
+    assert [state_of(outcome) for outcome in bench.ends] == [JobStatus.SUCCEEDED]
+
+
+async def test_a_release_leaves_other_partitions_alone(bench: Bench) -> None:
+    gate = Gate()
+    bench.add(gate)
+    bench.executor.wake()
+    await gate.started.wait()
+    await bench.executor.release({partition(number=9)}, 5)
+    assert gate.context is not None
+    assert not gate.context.cancelled
+    gate.opened.set()
+    await bench.ended()
+
+
+async def test_after_a_lost_connection_what_is_still_ours_starts_again_with_its_key(bench: Bench) -> None:
+    gate = Gate()
+    bench.add(gate, key=b"k")
+    bench.executor.wake()
+    await gate.started.wait()
+    bench.executor.cut_off = True
+    bench.executor.cancel_all(RELEASED)
+    await bench.until(lambda: not bench.executor.active)
+    await asyncio.sleep(0)
+    assert (gate.runs, bench.scheduler.running, len(bench.scheduler)) == (1, 0, 1)
+    bench.executor.wake()
+    await asyncio.sleep(0)
+    assert gate.runs == 1, "nothing starts while Kafka does not answer"
+    gate.opened.set()
+    bench.executor.cut_off = False
+    (outcome,) = await bench.ended()
+    assert (gate.runs, state_of(outcome)) == (2, JobStatus.SUCCEEDED)
+    assert not bench.scheduler._keys
+
+
+async def test_at_the_end_slots_end_and_report_nothing() -> None:
+    bench = Bench()
+    gate = Gate()
+    bench.add(gate)
+    bench.executor.wake()
+    await gate.started.wait()
+    await bench.executor.stop()
+    assert (bench.ends, bench.failures) == ([], [])
+
+
+async def test_at_the_end_handlers_that_nobody_can_end_are_counted_and_left_behind() -> None:
+    bench = Bench()
+    release, running, tasks = asyncio.Event(), threading.Event(), []
+    go_on = threading.Event()
+
+    async def deaf(job: Any, context: WorkerContext) -> None:
+        tasks.append(asyncio.current_task())
+        while not release.is_set():
+            try:
+                await release.wait()
+            except asyncio.CancelledError:
+                continue
+
+    def in_thread(job: Any, context: WorkerContext) -> None:
+        running.set()
+        go_on.wait(60)
+
+    bench.add(deaf)
+    bench.add(in_thread, execution="thread")
+    bench.executor.wake()
+    await asyncio.to_thread(running.wait, 30)
+    await bench.until(lambda: bool(tasks))
+    try:
+        async with asyncio.timeout(30):
+            await bench.executor.stop()
+        assert bench.executor.left_behind == 2
+    finally:
+        release.set()
+        go_on.set()
+    await bench.until(lambda: not bench.executor.left_behind)
+    assert bench.failures == []

@@ -1,0 +1,170 @@
+"""The executor's slots: how many run at once, what passes from one job to the next, and what is told of a job that runs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from schemas.job import Execution
+from schemas.lifecycle import JobStatus
+from schemas.offsetmap import OffsetMap, Suspect
+from tests.support.executor_bench import Bench, Gate, returns_nothing, state_of
+from tests.support.messages import commit, partition
+from workers.context import WorkerContext
+from workers.executor import ALONE_MS
+from workers.outcome import Outcome, PlainSuccess
+
+pytestmark = pytest.mark.job_processing
+
+
+@pytest.fixture
+async def bench() -> AsyncIterator[Bench]:
+    async with Bench() as bench:
+        yield bench
+
+
+# --- slots --------------------------------------------------------------------------------------------------
+
+
+COLOUR: contextvars.ContextVar[str] = contextvars.ContextVar("colour", default="none")
+
+
+@pytest.mark.parametrize("execution", ["async", "thread"])
+async def test_nobody_inherits_what_a_handler_left_in_its_context(execution: Execution) -> None:
+    bench = Bench(concurrency=1)
+    seen: list[str] = []
+
+    async def paints(job: Any, context: WorkerContext) -> None:
+        seen.append(COLOUR.get())
+        COLOUR.set("red")
+
+    def paints_in_thread(job: Any, context: WorkerContext) -> None:
+        seen.append(COLOUR.get())
+        COLOUR.set("red")
+
+    for _ in range(5):
+        bench.add(paints if execution == "async" else paints_in_thread, execution=execution)
+    await bench.ended(5)
+    await bench.executor.stop()
+    assert seen == ["none"] * 5
+
+
+async def test_no_more_run_at_once_than_allowed() -> None:
+    bench = Bench(concurrency=3)
+    gates = [Gate() for _ in range(5)]
+    for gate in gates:
+        bench.add(gate)
+    bench.executor.wake()
+    await asyncio.gather(*(gate.started.wait() for gate in gates[:3]))
+    bench.executor.wake()
+    for _ in range(9):
+        await asyncio.sleep(0)
+    assert len(bench.executor.active) == 3
+    for gate in gates:
+        gate.opened.set()
+    await bench.ended(5)
+    await bench.executor.stop()
+
+
+async def test_what_must_wait_for_a_commit_asks_for_one(bench: Bench) -> None:
+    closed = partition(number=2)
+    bench.add(returns_nothing, part=closed)
+    bench.executor.wake()
+    await bench.until(lambda: bench.outcomes == [Outcome(None, None)])
+    commit(closed)
+    bench.scheduler.unpark()
+    assert state_of((await bench.ended())[0]) is JobStatus.SUCCEEDED
+
+
+async def test_many_short_jobs_leave_nothing_behind(bench: Bench) -> None:
+    for number in range(500):
+        bench.add(returns_nothing, key=b"%d" % (number % 7))
+    await bench.ended(500)
+    assert (bench.scheduler.running, len(bench.scheduler), bench.executor.active) == (0, 0, {})
+
+
+# --- what is told of a running job --------------------------------------------------------------------------
+
+
+async def test_a_job_that_outlives_a_tick_is_announced_as_running(bench: Bench) -> None:
+    gate = Gate()
+    one = bench.add(gate)
+    bench.executor.wake()
+    await bench.until(lambda: bool(bench.outcomes))
+    (news,) = bench.outcomes
+    assert (news.state, news.message, news.owner) == (JobStatus.RUNNING, None, one)
+    gate.opened.set()
+    await bench.ended()
+
+
+async def test_progress_is_told_at_most_once_a_second(bench: Bench) -> None:
+    gate = Gate()
+    bench.add(gate)
+    bench.executor.wake()
+    await bench.until(lambda: len(bench.outcomes) == 1)
+    assert gate.context is not None
+    gate.context.progress(1, 10)
+    bench.now_ms += 999
+    bench.executor._sweep()
+    assert len(bench.outcomes) == 1
+    bench.now_ms += 1
+    bench.executor._sweep()
+    assert len(bench.outcomes) == 2
+    bench.now_ms += 1_000
+    bench.executor._sweep()
+    assert len(bench.outcomes) == 2, "nothing new to tell"
+    assert bench.outcomes[-1].status is not None
+    assert not isinstance(bench.outcomes[-1].status, PlainSuccess)
+    assert bench.outcomes[-1].status.progress_done == 1
+    gate.opened.set()
+    await bench.ended()
+
+
+def may_join(bench: Bench) -> bool:
+    return bench.scheduler.isolated is None
+
+
+async def test_who_survives_alone_for_long_enough_is_joined_by_others(bench: Bench) -> None:
+    suspects = {0: Suspect(("first",))}
+    prior = OffsetMap(
+        0, start_limit=1, clean=False, incarnation="dead", suspects=suspects, losses={"first": 1}
+    )
+    part = partition(number=1, prior=prior)
+    gate = Gate()
+    bench.add(gate, part=part)
+    commit(part)
+    bench.executor.wake()
+    await bench.until(lambda: part.alone == 0)
+    commit(part)
+    bench.executor.wake()
+    await gate.started.wait()
+    bench.now_ms += ALONE_MS
+    bench.executor._sweep()
+    assert not may_join(bench)
+    bench.now_ms += 1
+    bench.executor._sweep()
+    assert may_join(bench)
+    assert bench.outcomes[-1] == Outcome(None, None), "a commit is asked for"
+    gate.opened.set()
+    await bench.ended()
+
+
+async def test_an_error_of_our_own_while_looking_around_ends_the_worker() -> None:
+    """A sweep that raised was never repeated: nothing timed out any more, and nobody knew."""
+    bench = Bench()
+    gate = Gate()
+    bench.add(gate)
+    bench.executor.wake()
+    await gate.started.wait()
+
+    def broken() -> int:
+        raise ZeroDivisionError
+
+    bench.executor._now_ms = broken
+    await bench.until(lambda: bool(bench.failures))
+    assert isinstance(bench.failures[0], ZeroDivisionError)
+    await bench.executor.stop()

@@ -1,0 +1,239 @@
+"""One partition and its owners: what holds whatever happens to them, in any order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from schemas.offsetmap import MAX_CHARACTERS, MAX_OWNERS, OffsetMap, Suspect
+from tests.support.messages import committed, partition
+from tests.support.owners import read
+
+pytestmark = pytest.mark.worker_coordination
+
+MEANWHILE = st.sampled_from(
+    [("deliver", "start"), ("start", "finish"), ("finish",), ("start", "finish", "deliver"), ()]
+)
+GAPS = st.sampled_from([0, 0, 0, 1, 3, 90])
+PICKS = st.builds(
+    lambda first, step, count: [first + step * n for n in range(count)],
+    st.sampled_from([0, 0, 0, 1, 5, 30]),
+    st.integers(1, 4),
+    st.integers(3, 30),
+)
+
+
+class Owners(RuleBasedStateMachine):
+    """One partition and its owners, one after another. What Kafka holds is the map and what was finished with it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[int] = []
+        self.end = 0
+        self.stored = committed()
+        self.finished: set[int] = set()
+        #: Unclean deaths: of an owner that ran the record, and of one that had received it.
+        self.killed: dict[int, int] = {}
+        self.had: dict[int, int] = {}
+        #: The same for owners that were only frozen.
+        self.frozen: set[str] = set()
+        self.frozen_with: dict[int, int] = {}
+        self.owners = 0
+        self.take_over()
+
+    def take_over(self, *, regained: bool = False) -> None:
+        self.stored = read(self.stored)  # what Kafka hands over is text
+        if not regained:
+            self.owners += 1
+            #: One past the last record that this process has ever received.
+            self.reach = 0
+        self.incarnation = f"owner-{self.owners}"
+        self.part = partition(prior=self.stored, incarnation=self.incarnation, now_ms=self.owners)
+        self.position = self.stored.offset
+        self.waiting: list[int] = []
+        self.running: set[int] = set()
+        self.ended: set[int] = set()
+        self.refused: set[int] = set()
+
+    def killed_of(self, offset: int) -> int:
+        """Deaths that must be known. More losses than a map has room for may be forgotten."""
+        known = self.killed.get(offset, 0)
+        return known if known + self.frozen_with.get(offset, 0) <= MAX_OWNERS else 0
+
+    # What happens inside an owner.
+
+    def deliver(self, count: int) -> None:
+        for offset in [o for o in self.records if o >= self.position][:count]:
+            if self.part.full():
+                return
+            needs_work = self.part.note_delivered(offset)
+            assert needs_work is (offset not in self.finished), "nothing lost, nothing finished run again"
+            self.position = offset + 1
+            self.reach = max(self.reach, self.position)
+            if needs_work:
+                self.waiting.append(offset)
+
+    def start(self, picks: list[int]) -> None:
+        for offset in [self.waiting[pick] for pick in sorted(set(picks)) if pick < len(self.waiting)]:
+            if self.part.suspects.get(offset, Suspect()).alone:
+                continue  # dead-lettered without a run
+            if not self.part.start(offset):
+                self.refused.add(offset)
+                return
+            assert self.stored.incarnation == self.incarnation
+            assert offset < self.stored.start_limit, "a successor must know that it may be running"
+            assert self.stored.suspects.get(offset, Suspect()).deaths >= self.killed_of(offset)
+            assert (offset in self.part.suspects) <= (offset in self.stored.suspects), "a commit has named it"
+            self.waiting.remove(offset)
+            self.running.add(offset)
+            self.refused.discard(offset)
+
+    def finish(self, picks: list[int]) -> None:
+        running = sorted(self.running)
+        done = {running[pick] for pick in picks if pick < len(running)}
+        self.running -= done
+        self.ended |= done
+
+    def do(self, what: Iterable[str], picks: list[int]) -> None:
+        for one in what:
+            match one:
+                case "deliver":
+                    self.deliver(len(picks))
+                case "start":
+                    self.start(picks)
+                case "finish":
+                    self.finish(picks)
+
+    def land(self, plan: OffsetMap, carried: set[int]) -> None:
+        assert len(plan.metadata()) <= MAX_CHARACTERS
+        self.stored = read(plan)
+        assert self.stored == plan, "what is read is what was written"
+        self.finished |= carried
+
+    # What can happen, in any order.
+
+    @initialize(start=st.integers(0, 1_000))
+    def begin(self, start: int) -> None:
+        self.end = start
+        self.stored = committed(start)
+        self.take_over()
+
+    @rule(count=st.integers(1, 40), gap=GAPS)
+    def records_arrive(self, count: int, gap: int) -> None:
+        self.records += range(self.end, self.end + count)
+        self.end += count + gap
+        self.deliver(count)
+
+    @rule(picks=PICKS, then=MEANWHILE)
+    def jobs_run(self, picks: list[int], then: tuple[str, ...]) -> None:
+        self.do(["deliver", "start", *then], picks)
+
+    @rule()
+    def the_end_is_reached(self) -> None:
+        if not any(o >= self.position for o in self.records) and self.part.base == self.part.top:
+            self.part.note_position(self.end)
+            self.position = max(self.position, self.end)
+
+    @rule(window=st.integers(1, 60), meanwhile=MEANWHILE, picks=PICKS)
+    def it_commits_and_goes_on(self, window: int, meanwhile: tuple[str, ...], picks: list[int]) -> None:
+        self.it_commits(window, meanwhile, picks)
+        self.do(("deliver", "start", "finish"), picks)
+
+    @rule(window=st.integers(1, 60), meanwhile=MEANWHILE, picks=PICKS)
+    def it_commits(self, window: int, meanwhile: tuple[str, ...], picks: list[int]) -> None:
+        carried, self.ended = self.ended, set()
+        refused = set(self.refused)
+        plan = self.part.plan(carried, window=window)
+        self.do(meanwhile, picks)
+        self.land(plan, carried)
+        self.part.committed(plan)
+        if not self.part.releasing:
+            for offset in refused & self.refused:
+                assert offset < self.part.start_limit, "who was refused may start after the next commit"
+
+    @rule(meanwhile=MEANWHILE, picks=PICKS, answer=st.sampled_from(["refused", "landed", "lost"]))
+    def it_fails_to_commit(self, meanwhile: tuple[str, ...], picks: list[int], answer: str) -> None:
+        carried, self.ended = self.ended, set()
+        plan = self.part.plan(carried, window=3)
+        self.do(meanwhile, picks)
+        if answer == "refused":
+            self.part.dirty = True
+            self.ended |= carried
+            return
+        if answer == "landed":
+            self.land(plan, carried)
+        self.part.adopt(read(self.stored))
+        assert self.part.dirty
+        self.ended |= {offset for offset in carried if not self.stored.is_finished(offset)}
+
+    @rule(late=PICKS)
+    def it_leaves_in_order(self, late: list[int]) -> None:
+        """Threads that nobody can end finish after the last commit."""
+        self.part.releasing = True
+        plan = self.part.plan(self.ended, clean=True)
+        self.land(plan, self.ended)
+        self.part.committed(plan)
+        self.ended = set()
+        before = dict(self.stored.suspects)
+        self.finish(late)
+        if self.ended:
+            plan = self.part.plan(self.ended)
+            self.land(plan, self.ended)
+            self.part.committed(plan)
+        self.take_over()
+        assert not self.part.unclean
+        for offset, suspect in self.part.suspects.items():
+            assert suspect.deaths == before[offset].deaths, "leaving is no death"
+
+    @rule(picks=PICKS, meanwhile=MEANWHILE, landed=st.booleans(), frozen=st.booleans())
+    def it_dies(self, picks: list[int], meanwhile: tuple[str, ...], *, landed: bool, frozen: bool) -> None:
+        """Or is only frozen, and is heard of as soon as its successor asks."""
+        carried = set(self.ended)
+        plan = self.part.plan(carried, window=len(picks))
+        self.do(meanwhile, picks)
+        if landed:
+            self.land(plan, carried)
+        for offset in (self.running | self.ended) - self.finished:
+            if not frozen:
+                self.killed[offset] = self.killed.get(offset, 0) + 1
+        for offset in self.records:
+            if offset < self.reach and offset not in self.finished:
+                counts = self.frozen_with if frozen else self.had
+                counts[offset] = counts.get(offset, 0) + 1
+        drained = self.stored.clean
+        if frozen:
+            self.frozen.add(self.stored.incarnation)
+        self.take_over()
+        assert self.part.unclean is not drained
+        self.part.absolve(self.frozen)
+        for offset, suspect in self.part.suspects.items():
+            assert suspect.deaths <= 1 + self.had.get(offset, 0), "no more deaths than it was near to"
+        for offset, deaths in self.killed.items():
+            if offset not in self.finished and self.killed_of(offset):
+                assert self.part.suspects[offset].deaths >= deaths, "who was running is suspect"
+
+    @rule()
+    def the_session_is_lost_and_regained(self) -> None:
+        if self.stored.incarnation != self.incarnation:
+            return
+        before = read(self.stored).suspects
+        self.take_over(regained=True)
+        assert self.part.suspects == before, "a lost session is no death"
+
+    @invariant()
+    def what_kafka_calls_finished_is_finished(self) -> None:
+        for offset in self.records:
+            assert self.stored.is_finished(offset) is (offset in self.finished)
+
+    @invariant()
+    def what_runs_is_known(self) -> None:
+        for offset in self.running:
+            assert offset < self.stored.start_limit, "a successor must know that it may be running"
+
+
+TestOwners = Owners.TestCase
+TestOwners.settings = settings(max_examples=150, stateful_step_count=40)

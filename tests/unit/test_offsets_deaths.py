@@ -1,0 +1,195 @@
+"""One partition's owners, one after another: what a successor makes of a death, and of a loss that was none."""
+
+from __future__ import annotations
+
+import pytest
+
+from schemas.offsetmap import MAX_LOSSES, MAX_OWNERS, UNKNOWN, OffsetMap, Suspect
+from tests.support.messages import commit, partition
+from tests.support.owners import deliver, died, read
+from workers.offsets import PartitionState
+
+pytestmark = pytest.mark.worker_coordination
+
+
+# --- a death ------------------------------------------------------------------------------------------------
+
+
+def test_what_may_have_been_running_at_a_death_is_suspect() -> None:
+    part = partition()
+    deliver(part, 0, 1, 2)
+    plan = commit(part, window=2)
+    successor = died(part, plan)
+    deliver(successor, 0, 1, 2)
+    assert {o: s.deaths for o, s in successor.suspects.items()} == {0: 1, 1: 1}
+
+
+def test_a_suspect_starts_only_when_a_commit_has_named_it() -> None:
+    part = partition()
+    deliver(part, 0)
+    successor = died(part, commit(part))
+    deliver(successor, 0)
+    assert not successor.start(0)
+    assert commit(successor).suspects[0].deaths == 1
+    assert successor.start(0)
+
+
+def test_a_suspect_that_has_finished_is_one_no_longer() -> None:
+    part = partition()
+    deliver(part, 0, 1)
+    successor = died(part, commit(part, window=2))
+    deliver(successor, 0, 1)
+    assert list(commit(successor).suspects) == [0, 1]
+    assert list(commit(successor, 0).suspects) == [1]
+    assert list(successor.suspects) == [1]
+
+
+def test_deaths_are_remembered_by_an_owner_that_died_before_it_read_a_record() -> None:
+    part = partition()
+    deliver(part, *range(50))
+    second = died(part, commit(part, window=50))
+    third = died(second, commit(second))
+    assert all(third.suspects[offset].deaths >= 1 for offset in range(50))
+
+
+def test_deaths_with_no_record_in_sight_do_not_add_up() -> None:
+    """A worker killed three times while idle must not make the next jobs run alone."""
+    part = partition()
+    for _ in range(4):
+        part = died(part, commit(part))
+    deliver(part, 0, 1, 2, 3)
+    assert {suspect.deaths for suspect in part.suspects.values()} == {1}
+
+
+def test_a_drain_counts_as_no_death() -> None:
+    part = partition()
+    deliver(part, 0, 1)
+    commit(part)
+    assert part.start(0)
+    part.releasing = True
+    last = part.plan((), clean=True)
+    part.committed(last)
+    successor = died(part, last)
+    deliver(successor, 0, 1)
+    assert not successor.unclean
+    assert successor.suspects == {}
+
+
+def test_a_commit_after_the_clean_one_stays_clean() -> None:
+    """A thread may end its job between the last commit and the moment that the partition is given back."""
+    part = partition()
+    deliver(part, 0, 1)
+    commit(part)
+    assert part.start(0)
+    part.releasing = True
+    part.committed(part.plan((), clean=True))
+    late = part.plan([0])
+    part.committed(late)
+    assert (late.clean, late.offset) == (True, 1)
+    assert not died(part, late).unclean
+
+
+def test_a_session_lost_and_regained_counts_as_no_death() -> None:
+    part = partition()
+    deliver(part, 0)
+    again = partition(prior=read(commit(part)))
+    deliver(again, 0)
+    assert not again.unclean
+    assert again.suspects == {}
+    assert again.fence == part.fence + 1
+
+
+def run_alone(part: PartitionState, offset: int) -> OffsetMap:
+    """The commits after which a suspect of two deaths starts alone."""
+    deliver(part, *range(offset + 1))
+    part.alone = offset
+    plan = commit(part)
+    assert part.committed_alone == offset
+    assert part.start(offset)
+    return plan
+
+
+def after_two_deaths() -> PartitionState:
+    part = partition()
+    for _ in range(2):
+        deliver(part, 0)
+        part = died(part, commit(part))
+    return part
+
+
+def test_who_dies_alone_is_condemned_and_stays_so_until_it_is_dead_lettered() -> None:
+    part = after_two_deaths()
+    heir = died(part, run_alone(part, 0))
+    assert (heir.suspects[0].deaths, heir.suspects[0].alone) == (3, part.incarnation)
+    deliver(heir, 0)
+    plan = commit(heir)
+    assert heir.committed_alone is None, "the verdict is no permission to run"
+    assert died(heir, plan).suspects[0].alone, "the heir died before the dead letter was written"
+    heir.releasing = True
+    last = heir.plan((), clean=True)
+    assert died(heir, last).suspects[0].alone, "the heir left before the dead letter was written"
+
+
+def test_a_drain_or_a_lost_session_condemns_nobody() -> None:
+    part = after_two_deaths()
+    plan = run_alone(part, 0)
+    regained = partition(prior=read(plan), incarnation=part.incarnation)
+    assert regained.suspects[0] == part.suspects[0]
+    part.releasing = True
+    successor = died(part, part.plan((), clean=True))
+    assert successor.suspects[0] == part.suspects[0]
+
+
+# --- a loss that was no death -------------------------------------------------------------------------------
+
+
+def test_an_owner_that_is_heard_of_again_takes_its_death_back() -> None:
+    part = partition(now_ms=1)
+    deliver(part, 0, 1)
+    frozen = part.incarnation
+    heir = died(part, commit(part), now_ms=5)
+    assert heir.losses_in_question == {}, "one loss has no consequence yet"
+    deliver(heir, 0, 1)
+    third = died(heir, commit(heir), now_ms=9)
+    assert third.losses_in_question == {frozen: 5, heir.incarnation: 9}
+    third.absolve({frozen})
+    assert third.suspects[0] == Suspect((heir.incarnation,))
+    assert third.losses == {heir.incarnation: 9}
+    third.absolve({heir.incarnation})
+    assert (third.suspects, third.losses) == ({}, {})
+
+
+def test_who_ran_alone_when_its_owner_was_only_frozen_is_not_condemned() -> None:
+    part = after_two_deaths()
+    heir = died(part, run_alone(part, 0))
+    heir.absolve({part.incarnation})
+    assert (heir.suspects[0].deaths, heir.suspects[0].alone) == (2, "")
+
+
+def test_an_owner_that_gets_a_partition_back_knows_that_it_lives() -> None:
+    """Another one had it meanwhile, and took this one for dead."""
+    part = after_two_deaths()
+    plan = run_alone(part, 0)
+    between = died(part, plan)
+    again = partition(prior=read(commit(between)), incarnation=part.incarnation)
+    assert part.incarnation not in again.suspects[0].owners
+    assert again.suspects[0].alone == ""
+    assert part.incarnation not in again.losses
+
+
+def test_the_names_of_many_lost_owners_are_forgotten_their_deaths_are_not() -> None:
+    part = partition()
+    lost = 0
+    for delivered, times in ((10, 2), (5, 4), (1, 6)):
+        for _ in range(times):
+            lost += 1
+            deliver(part, *range(delivered))
+            part = died(part, commit(part, window=10), now_ms=lost)
+    assert lost > len(part.losses) == MAX_LOSSES
+    assert part.losses[UNKNOWN] == 0
+    assert read(commit(part)).suspects == part.suspects
+    assert {offset: suspect.deaths for offset, suspect in part.suspects.items()} == {
+        0: MAX_OWNERS,
+        **dict.fromkeys(range(1, 5), 6),
+        **dict.fromkeys(range(5, 10), 2),
+    }
