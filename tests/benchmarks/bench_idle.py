@@ -27,7 +27,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from streams.embedded import BrokerConfig, EmbeddedBroker
 from streams.provision import provision
 from streams.settings import Settings, load_settings
-from tests.support.workers import eventually, workers
+from tests.support.waiting import eventually
+from tests.support.workers import workers
 
 #: What starting leaves behind (caches, the first heartbeats, the broker's compiler) is not the cost of rest.
 SETTLE_S = 8.0

@@ -41,7 +41,8 @@ from streams.embedded import BrokerConfig, EmbeddedBroker
 from streams.producer import JobProducer
 from streams.provision import provision
 from streams.settings import Settings, load_settings
-from tests.support.workers import WorkerUnderTest, eventually, workers
+from tests.support.waiting import eventually
+from tests.support.workers import WorkerUnderTest, workers
 from workers.context import WorkerContext
 
 LARGE_BYTES = 10 * 1024

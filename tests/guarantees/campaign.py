@@ -20,7 +20,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Final
 
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import Consumer, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from schemas import Job
@@ -43,6 +43,7 @@ from tests.guarantees.evidence import (
 )
 from tests.guarantees.storm import Fault, Kind, storm
 from tests.guarantees.traffic import Order, orders
+from tests.support.waiting import eventually
 
 FEWEST: Final = 3
 MOST: Final = 6
@@ -272,25 +273,24 @@ class _Weather:
     def _wait_until_healthy(self) -> None:
         """Every partition has all its copies again: only then may the next broker go."""
         self._end_broker_troubles()
-        deadline = time.monotonic() + _HEALTHY_S
-        while True:
-            with contextlib.suppress(Exception):
-                topics = AdminClient(admin_config(self._settings)).list_topics(timeout=5).topics
-                if all(
-                    len(partition.isrs) == len(partition.replicas) and partition.leader >= 0
-                    for topic in topics.values()
-                    for partition in topic.partitions.values()
-                ):
-                    return
-            assert time.monotonic() < deadline, "the brokers do not get well"
-            # It is a state of the brokers: there is no signal to wait for.
-            time.sleep(0.1)
+        eventually(self._healthy, _HEALTHY_S, "the brokers are well", pause_s=0.1)
+
+    def _healthy(self) -> bool:
+        try:
+            topics = AdminClient(admin_config(self._settings)).list_topics(timeout=5).topics
+        except KafkaException:
+            return False  # none of them answers yet
+        return all(
+            len(partition.isrs) == len(partition.replicas) and partition.leader >= 0
+            for topic in topics.values()
+            for partition in topic.partitions.values()
+        )
 
     def _end_broker_troubles(self) -> None:
         for entry in [one for one in self._later if one[2].__name__ in ("start", "go_on")]:
             self._later.remove(entry)
             heapq.heapify(self._later)
-            time.sleep(max(entry[0] - time.monotonic(), 0))
+            time.sleep(max(entry[0] - time.monotonic(), 0))  # the storm decides how long it lasts
             entry[2]()
 
 
@@ -302,6 +302,7 @@ async def _traffic(plan: Plan, settings: Settings, ledger: _Ledger, stop: thread
         for number, order in enumerate(orders(plan.seed, long_s=plan.long_s)):
             if stop.is_set():
                 break
+            # The pace: each job has its moment, however long the calls before it take.
             await asyncio.sleep(max(began + number / plan.jobs_per_s - time.monotonic(), 0))
             call = asyncio.create_task(_schedule(queue, order, ledger))
             calls.add(call)

@@ -87,7 +87,7 @@ class Quick(Job):
 
     async def execute(self, context: WorkerContext) -> None:
         with written_down(context):
-            await asyncio.sleep(0)
+            await asyncio.sleep(0)  # others have their turn, so that two runs of one key could meet
 
 
 @dataclass
@@ -106,7 +106,7 @@ class InOrder(Job):
 
     async def execute(self, context: WorkerContext) -> None:
         with written_down(context):
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(0.02)  # stands for the work
 
 
 @dataclass
@@ -122,7 +122,7 @@ class InThread(Job):
 
     def execute(self, context: WorkerContext) -> None:
         with written_down(context):
-            threading.Event().wait(0.01)
+            threading.Event().wait(0.01)  # stands for work that no cancellation ends
 
 
 @dataclass
@@ -151,7 +151,7 @@ class Long(Job):
 
     async def execute(self, context: WorkerContext) -> None:
         with written_down(context):
-            await asyncio.sleep(self.seconds)
+            await asyncio.sleep(self.seconds)  # stands for the work
 
 
 @dataclass

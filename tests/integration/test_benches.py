@@ -17,7 +17,8 @@ from confluent_kafka.admin import AdminClient
 
 from schemas.errors import PipelineError
 from streams.settings import Settings
-from tests.support.workers import ROOT, eventually
+from tests.support.waiting import eventually
+from tests.support.workers import ROOT
 from workers.bench.delay import delay
 from workers.bench.latency import latency
 from workers.bench.priority import priority

@@ -21,7 +21,7 @@ from streams.provision import ProvisionReport, provision
 from streams.queue import JobQueue
 from streams.settings import Settings
 from tests.support.deployments import Sample, count_all, settings_for
-from tests.support.workers import eventually
+from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.integration, pytest.mark.distributed]
 

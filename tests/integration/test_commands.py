@@ -24,17 +24,17 @@ from streams.embedded import running_broker
 from streams.provision import provision
 from streams.settings import Settings
 from tests.support.commands import CommandLine, Finished
-from tests.support.workers import eventually
+from tests.support.waiting import eventually
 from workers.demo import Objects, _replicate
 from workers.progress import unseen
 
 pytestmark = [pytest.mark.integration, pytest.mark.job_processing]
 
 JOBS = '''
-import asyncio
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.support.waiting import file_appears
 from workers import Job, PermanentError, Success
 
 
@@ -70,8 +70,7 @@ class Stays(Job):
 
     async def execute(self, context):
         Path("begun").touch()
-        while not Path("enough").exists():
-            await asyncio.sleep(0.01)
+        assert await file_appears(Path("enough"), 60)
         Path("ended").touch()
 '''
 

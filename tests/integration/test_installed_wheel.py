@@ -15,7 +15,8 @@ import pytest
 
 from streams.settings import Settings
 from tests.support.commands import CommandLine
-from tests.support.workers import ROOT, eventually
+from tests.support.waiting import eventually
+from tests.support.workers import ROOT
 
 pytestmark = [pytest.mark.integration, pytest.mark.job_processing]
 

@@ -20,7 +20,8 @@ from tests.support.deployments import settings_for
 from tests.support.heartbeats import Heartbeat, read_heartbeat
 from tests.support.jobs import Note
 from tests.support.kafka_proxy import Action, Answer, KafkaProxy
-from tests.support.workers import WorkerUnderTest, all_final, eventually, workers
+from tests.support.waiting import eventually
+from tests.support.workers import WorkerUnderTest, all_final, workers
 
 pytestmark = [pytest.mark.distributed, pytest.mark.integration]
 

@@ -47,6 +47,7 @@ from streams.scan import ScanResult, scan
 from streams.schemas_topic import SchemaTopicReader, publish_schemas
 from streams.settings import Settings, load_settings
 from tests.support.deployments import Sample, Writer, count_all, read_all, settings_for
+from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.integration, pytest.mark.job_processing]
 
@@ -292,9 +293,11 @@ def test_unequal_counts_are_refused(settings: Settings) -> None:
     topic = settings.topics.jobs[JobPriority.HIGH]
     for grown in admin.create_partitions([NewPartitions(topic, 6)]).values():
         grown.result()
-    deadline = time.monotonic() + 20
-    while len(admin.list_topics(topic, timeout=10).topics[topic].partitions) != 6:
-        assert time.monotonic() < deadline
+    eventually(
+        lambda: len(admin.list_topics(topic, timeout=10).topics[topic].partitions) == 6,
+        20,
+        "it has six partitions",
+    )
     with JobProducer(settings) as producer, pytest.raises(TopicsMismatch, match=f"{topic} has 6"):
         producer.schedule_job(Sample())
 

@@ -26,7 +26,7 @@ from streams.provision import check, group_session_timeout_ms, provision
 from streams.settings import Settings, load_settings
 from streams.topic_rules import Level
 from tests.support.deployments import read_all, settings_for
-from tests.support.workers import eventually
+from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.integration, pytest.mark.job_processing]
 

@@ -13,7 +13,8 @@ from streams.producer import JobProducer
 from streams.settings import Settings
 from tests.support.audit import audit, statuses
 from tests.support.jobs import Fails, Kills, Note, Waits
-from tests.support.workers import Start, all_final, eventually, runs
+from tests.support.waiting import eventually
+from tests.support.workers import Start, all_final, runs
 
 pytestmark = [pytest.mark.distributed, pytest.mark.integration]
 

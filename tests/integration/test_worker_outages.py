@@ -22,7 +22,8 @@ from streams.settings import Settings
 from tests.support.audit import audit, statuses
 from tests.support.deployments import settings_for
 from tests.support.jobs import Fails, Note, Waits
-from tests.support.workers import eventually, runs, workers
+from tests.support.waiting import eventually
+from tests.support.workers import runs, workers
 
 pytestmark = [pytest.mark.distributed, pytest.mark.integration, pytest.mark.timeout(240)]
 

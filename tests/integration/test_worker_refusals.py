@@ -17,7 +17,8 @@ from streams.producer import JobProducer
 from streams.settings import Settings
 from tests.support.audit import audit, statuses
 from tests.support.jobs import InProcess, Note, Waits
-from tests.support.workers import Start, WorkerUnderTest, eventually, runs, workers
+from tests.support.waiting import eventually
+from tests.support.workers import Start, WorkerUnderTest, runs, workers
 from workers.config import WorkerConfig
 from workers.manager import WorkerManager
 

@@ -17,7 +17,8 @@ from streams.reader import JobFilter, JobReader
 from streams.settings import Settings
 from tests.support.audit import audit, raw_headers, read_all, statuses
 from tests.support.jobs import Fails, InProcess, InThread, Note, Parent, ReturnsNonsense, Snoozes, Waits
-from tests.support.workers import eventually, runs, workers
+from tests.support.waiting import eventually
+from tests.support.workers import runs, workers
 
 pytestmark = [pytest.mark.job_processing, pytest.mark.integration]
 

@@ -19,7 +19,8 @@ from structlog.testing import ReturnLoggerFactory
 from typer.testing import CliRunner
 
 from streams.settings import Settings
-from tests.support.workers import ROOT, eventually
+from tests.support.waiting import eventually
+from tests.support.workers import ROOT
 from workers import console
 from workers.cli import app
 

@@ -58,7 +58,7 @@ class FakeDecoder:
         return self._give(self.by_offset[one.offset])
 
     async def learn_and_decode(self, one: Message) -> FakeDecoded:
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # the real one waits for Kafka here, and others have their turn
         return self._give(self.learned[one.offset])
 
     @staticmethod
@@ -138,6 +138,7 @@ class Bench:
         return [outcome for outcome in self.outcomes if outcome.message is not None]
 
     async def until(self, condition: Callable[[], bool]) -> None:
+        """Look after each outcome, and now and then: not every state of an executor comes with an outcome."""
         async with asyncio.timeout(30):
             while not condition():
                 self.emitted.clear()

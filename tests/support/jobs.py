@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from schemas import Backoff, Job, PermanentError
+from tests.support.waiting import file_appears
 from workers.context import WorkerContext
 from workers.results import Failed, Skipped, Snooze, Success
 
@@ -91,7 +92,7 @@ class Snoozes(Job):
 
 @dataclass
 class Waits(Job):
-    """Runs until a file appears (or ``limit_s``): a job whose end the test decides."""
+    """Runs until a file appears, for ``limit_s`` at most: a job whose end the test decides."""
 
     job_type = "test_waits"
     max_retries = 3
@@ -105,10 +106,10 @@ class Waits(Job):
 
     async def execute(self, context: WorkerContext) -> None:
         write_log("started", context)
-        deadline = time.monotonic() + self.limit_s
-        while not (self.until and Path(self.until).exists()) and time.monotonic() < deadline:
-            # The file is made by the test, in another process: there is no signal to wait for.
-            await asyncio.sleep(0.01)
+        if self.until:
+            await file_appears(Path(self.until), self.limit_s)
+        else:
+            await asyncio.sleep(self.limit_s)  # work that nothing but a cancellation ends sooner
         write_log("ended", context)
 
 
@@ -155,7 +156,7 @@ class InThread(Job):
         while time.monotonic() < deadline:
             if context.cancelled:
                 return Skipped("asked to end")
-            threading.Event().wait(0.01)
+            threading.Event().wait(0.01)  # a piece of work; between two of them it looks, as a thread must
         return Success({"thread": threading.current_thread().name})
 
 

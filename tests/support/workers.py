@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 from schemas import JobStatus
 from streams.reader import JobFilter, JobReader
 from streams.settings import Settings
+from tests.support.waiting import eventually
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -131,20 +131,6 @@ def runs(directory: Path) -> list[dict[str, Any]]:
     if not file.exists():
         return []
     return [json.loads(line) for line in file.read_text().splitlines() if line.endswith("}")]
-
-
-def eventually(condition: Callable[[], Any], timeout_s: float, what: str) -> Any:
-    """Wait until the condition gives something true; it is asked often, and a time-out says what was waited for."""
-    deadline = time.monotonic() + timeout_s
-    pause = 0.02
-    while True:
-        value = condition()
-        if value:
-            return value
-        if time.monotonic() > deadline:
-            raise AssertionError(f"not within {timeout_s} s: {what}")
-        # The condition lives in another process: there is no signal to wait for.
-        time.sleep(pause)
 
 
 def all_final(settings: Settings, ids: list[str], timeout_s: float) -> dict[str, JobStatus]:

@@ -142,7 +142,7 @@ async def test_a_handler_that_cancels_its_own_task_ends_its_own_job_alone(*, swa
         assert task is not None
         task.cancel()
         try:
-            await asyncio.sleep(0)
+            await asyncio.sleep(0)  # here the cancellation arrives
         except asyncio.CancelledError:
             if not swallows:
                 raise

@@ -157,7 +157,7 @@ async def test_without_a_limit_of_its_own_the_types_limit_counts(bench: Bench) -
 
 async def test_a_thread_is_asked_to_end_and_its_own_word_counts(bench: Bench) -> None:
     def obedient(job: Any, context: WorkerContext) -> Skipped:
-        while not context.cancelled:
+        while not context.cancelled:  # a thread can only look
             threading.Event().wait(0.005)
         return Skipped("asked to end")
 
@@ -225,7 +225,7 @@ async def test_a_released_job_that_ends_with_an_error_of_its_own_has_not_failed(
 
     def listens(job: Any, context: WorkerContext) -> Failed:
         running.set()
-        while not context.cancelled:
+        while not context.cancelled:  # a thread can only look
             threading.Event().wait(0.005)
         return Failed("told to end", retryable=False)
 
@@ -255,7 +255,8 @@ async def test_a_release_waits_for_those_that_end_in_time(bench: Bench) -> None:
     await gate.started.wait()
     bench.part.releasing = True
     releasing = asyncio.create_task(bench.executor.release({bench.part}, 1_000))
-    await asyncio.sleep(0)
+    await asyncio.sleep(0)  # its turn: it gets as far as it can
+    assert not releasing.done()
     gate.opened.set()
     await releasing
     assert [state_of(outcome) for outcome in bench.ends] == [JobStatus.SUCCEEDED]
@@ -281,10 +282,9 @@ async def test_after_a_lost_connection_what_is_still_ours_starts_again_with_its_
     bench.executor.cut_off = True
     bench.executor.cancel_all(RELEASED)
     await bench.until(lambda: not bench.executor.active)
-    await asyncio.sleep(0)
     assert (gate.runs, bench.scheduler.running, len(bench.scheduler)) == (1, 0, 1)
     bench.executor.wake()
-    await asyncio.sleep(0)
+    await asyncio.sleep(0)  # the slot's turn
     assert gate.runs == 1, "nothing starts while Kafka does not answer"
     gate.opened.set()
     bench.executor.cut_off = False

@@ -61,7 +61,7 @@ async def test_no_more_run_at_once_than_allowed() -> None:
     bench.executor.wake()
     await asyncio.gather(*(gate.started.wait() for gate in gates[:3]))
     bench.executor.wake()
-    for _ in range(9):
+    for _ in range(9):  # more turns than a fourth job would need to begin
         await asyncio.sleep(0)
     assert len(bench.executor.active) == 3
     for gate in gates:

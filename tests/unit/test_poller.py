@@ -296,8 +296,7 @@ async def test_who_needs_new_metadata_gets_it_in_the_next_round() -> None:
     bench.round()
     before = bench.poller.metadata
     waiting = asyncio.create_task(asyncio.to_thread(bench.poller.refresh, 100))
-    while not bench.poller._wanted.is_set():
-        await asyncio.sleep(0)
+    assert await asyncio.to_thread(bench.poller._wanted.wait, 30)
     bench.round()
     await waiting
     assert bench.poller.metadata == before + 1

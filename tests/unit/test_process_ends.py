@@ -17,7 +17,8 @@ import pytest
 
 from tests.support import process_jobs as jobs
 from tests.support.process_pool import JOB_ID, Told, gone, open_fifo, pool_of
-from tests.support.workers import ROOT, eventually
+from tests.support.waiting import eventually
+from tests.support.workers import ROOT
 from workers import processes
 from workers.results import Failed, Success
 

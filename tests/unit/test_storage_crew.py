@@ -8,6 +8,7 @@ from datetime import timedelta
 
 import pytest
 
+from tests.support.waiting import eventually
 from workers.storage import crew as crew_module
 from workers.storage.crew import Crew
 
@@ -134,7 +135,7 @@ async def test_a_cancelled_call_is_told_and_waited_for(make: Callable[..., Crew]
     def work(stopped: Callable[[], bool]) -> None:
         assert not stopped()
         started.set()
-        while not stopped():
+        while not stopped():  # a thread can only ask, as a copy does after each piece
             time.sleep(0.001)
         events.append("stopped")
 
@@ -221,8 +222,7 @@ def test_another_event_loop_can_follow(make: Callable[..., Crew], patience: time
     first.close()
     if how.endswith("between"):
         go_on.set()
-        while crew._started_at:
-            time.sleep(0.001)
+        eventually(lambda: not crew._started_at, 10, "the call has ended")
     asyncio.run(asyncio.wait_for(follow(), 10))
     assert errors == []
     task._log_destroy_pending = False  # type: ignore[attr-defined] # it was given up on purpose
@@ -250,7 +250,7 @@ async def test_no_call_is_ever_forgotten(make: Callable[..., Crew], patience: ti
     crew = make(patience, limit=4)
 
     def work(n: int) -> int:
-        time.sleep(0.0001 * (n % 3))
+        time.sleep(0.0001 * (n % 3))  # work that takes now more, now less than the threads' patience
         return 1
 
     async def one_after_another(many: int) -> int:
@@ -299,7 +299,7 @@ async def test_where_the_system_gives_no_second_thread_a_call_waits_for_the_firs
         return 1
 
     one = asyncio.create_task(crew.run(first))
-    while not running.is_set():
+    while not running.is_set():  # not in a thread of the loop's own: to end those it starts one more
         await asyncio.sleep(0)
     monkeypatch.setattr(threading.Thread, "start", no_more_threads)
     two = asyncio.create_task(crew.run(lambda stopped: 2))

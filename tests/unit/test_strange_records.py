@@ -221,10 +221,11 @@ async def test_many_that_wait_for_one_schema_look_once_more_together() -> None:
     known, codec = Codec(), Codec()
     value = stranger(known)
     looks: list[bytes] = []
-    release = threading.Event()
+    looking, release = threading.Event(), threading.Event()
 
     def learn(key: bytes) -> None:
         looks.append(key)
+        looking.set()
         if len(looks) == 1:
             release.wait(30)
         else:
@@ -232,8 +233,7 @@ async def test_many_that_wait_for_one_schema_look_once_more_together() -> None:
 
     decoder = decoder_of(codec, learn)
     first = asyncio.create_task(decoder.learn_and_decode(message_of(value)))
-    while not looks:
-        await asyncio.sleep(0)
+    assert await asyncio.to_thread(looking.wait, 30)
     others = [asyncio.create_task(decoder.learn_and_decode(message_of(value))) for _ in range(20)]
     await asyncio.sleep(0)
     release.set()
