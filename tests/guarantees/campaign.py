@@ -23,7 +23,6 @@ from typing import Final
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from schemas import Job
 from schemas.errors import DeliveryFailed, KafkaUnreachable
 from streams.clients import admin_config
 from streams.embedded import EmbeddedCluster
@@ -322,12 +321,8 @@ async def _schedule(queue: JobQueue, order: Order, ledger: _Ledger) -> None:
         return
     due_ms = None if order.delay is None else called_ms + order.delay // timedelta(milliseconds=1)
     ledger.accepted.append(
-        Accepted(job_id, type(order.job).job_type, _expected(order.job), order.priority.value, due_ms)
+        Accepted(job_id, type(order.job).job_type, order.job.expected, order.priority.value, due_ms)
     )
-
-
-def _expected(job: Job) -> str:
-    return str(job.expected)  # type: ignore[attr-defined]  # all of ours have it
 
 
 def _wait_for_ends(settings: Settings, ledger: _Ledger, crew: Crew, progress: Progress) -> None:

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Final
+from typing import ClassVar, Final
 
 from schemas import Backoff, Job
 from workers.context import WorkerContext
@@ -74,16 +74,27 @@ def written_down(context: WorkerContext) -> Iterator[None]:
         _log.write(say="end", run=run, ns=time.monotonic_ns(), how=how)
 
 
-@dataclass
-class Quick(Job):
-    """Succeeds at once."""
+class CampaignJob(Job):
+    """A job, and the end that it is made for."""
 
-    job_type = "g_quick"
-    expected: str = "succeeded"
+    expected: ClassVar[str] = "succeeded"
+
+
+@dataclass
+class KeyedJob(CampaignJob):
+    """Has a key, or none."""
+
     order_key: str = ""
 
     def ordering_key(self) -> str | None:
         return self.order_key or None
+
+
+@dataclass
+class Quick(KeyedJob):
+    """Succeeds at once."""
+
+    job_type = "g_quick"
 
     async def execute(self, context: WorkerContext) -> None:
         with written_down(context):
@@ -91,18 +102,13 @@ class Quick(Job):
 
 
 @dataclass
-class InOrder(Job):
+class InOrder(KeyedJob):
     """One of a sequence with the same key; takes a moment, so that an overlap can be seen."""
 
     job_type = "g_in_order"
     max_retries = 5
     backoff = QUICK
     number: int = 0
-    order_key: str = ""
-    expected: str = "succeeded"
-
-    def ordering_key(self) -> str | None:
-        return self.order_key
 
     async def execute(self, context: WorkerContext) -> None:
         with written_down(context):
@@ -110,15 +116,10 @@ class InOrder(Job):
 
 
 @dataclass
-class InThread(Job):
+class InThread(KeyedJob):
     """A plain function: runs in a thread, which nobody can end."""
 
     job_type = "g_thread"
-    order_key: str = ""
-    expected: str = "succeeded"
-
-    def ordering_key(self) -> str | None:
-        return self.order_key or None
 
     def execute(self, context: WorkerContext) -> None:
         with written_down(context):
@@ -126,14 +127,13 @@ class InThread(Job):
 
 
 @dataclass
-class InProcess(Job):
+class InProcess(CampaignJob):
     """Runs in a process of its own."""
 
     job_type = "g_process"
     execution = "process"
     max_retries = 5
     backoff = QUICK
-    expected: str = "succeeded"
 
     def execute(self, context: WorkerContext) -> None:
         with written_down(context):
@@ -141,13 +141,12 @@ class InProcess(Job):
 
 
 @dataclass
-class Long(Job):
+class Long(CampaignJob):
     """Works for half a minute, as the copy of a large object does."""
 
     job_type = "g_long"
     max_retries = 5
     seconds: float = 30.0
-    expected: str = "succeeded"
 
     async def execute(self, context: WorkerContext) -> None:
         with written_down(context):
@@ -155,14 +154,13 @@ class Long(Job):
 
 
 @dataclass
-class FailsThenSucceeds(Job):
+class FailsThenSucceeds(CampaignJob):
     """Fails in its first ``times`` attempts."""
 
     job_type = "g_flaky"
     max_retries = 5
     backoff = QUICK
     times: int = 1
-    expected: str = "succeeded"
 
     async def execute(self, context: WorkerContext) -> Success:
         with written_down(context):
@@ -172,13 +170,13 @@ class FailsThenSucceeds(Job):
 
 
 @dataclass
-class AlwaysFails(Job):
+class AlwaysFails(CampaignJob):
     """Becomes a dead letter."""
 
     job_type = "g_hopeless"
     max_retries = 2
     backoff = QUICK
-    expected: str = "failed"
+    expected = "failed"
 
     async def execute(self, context: WorkerContext) -> Failed:
         with written_down(context):
@@ -186,12 +184,11 @@ class AlwaysFails(Job):
 
 
 @dataclass
-class Snoozes(Job):
+class Snoozes(CampaignJob):
     """Asks to be run again later, until ``until_ms`` after it was scheduled has passed."""
 
     job_type = "g_snoozes"
     until_ms: int = 2_000
-    expected: str = "succeeded"
 
     async def execute(self, context: WorkerContext) -> Snooze | Success:
         with written_down(context):
@@ -200,14 +197,13 @@ class Snoozes(Job):
 
 
 @dataclass
-class Parent(Job):
+class Parent(CampaignJob):
     """Schedules children in the transaction of its outcome."""
 
     job_type = "g_parent"
     max_retries = 5
     backoff = QUICK
     children: int = 2
-    expected: str = "succeeded"
 
     async def execute(self, context: WorkerContext) -> Success:
         with written_down(context):

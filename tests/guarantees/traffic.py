@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from datetime import timedelta
 from typing import Final, NamedTuple
 
-from schemas import Job, JobPriority
+from schemas import JobPriority
 from tests.guarantees.jobs import (
     AlwaysFails,
+    CampaignJob,
     FailsThenSucceeds,
     InOrder,
     InProcess,
@@ -31,7 +32,7 @@ _KEYS: Final = 40
 class Order(NamedTuple):
     """One job as it is to be scheduled."""
 
-    job: Job
+    job: CampaignJob
     priority: JobPriority
     delay: timedelta | None
 
@@ -46,9 +47,9 @@ def orders(seed: int, *, long_s: float = 30.0) -> Iterator[Order]:
         delay = None
         match dice.choices(range(10), (620, 100, 60, 20, 4, 60, 16, 30, 30, 60))[0]:
             case 0:
-                job: Job = Quick()
+                job: CampaignJob = Quick()
             case 1:
-                job = InOrder(number, f"key-{dice.randrange(_KEYS)}")
+                job = InOrder(f"key-{dice.randrange(_KEYS)}", number)
             case 2:
                 job = InThread(dice.choice(("", f"key-{dice.randrange(_KEYS)}")))
             case 3:
