@@ -206,7 +206,7 @@ class Owners(RuleBasedStateMachine):
                 counts[offset] = counts.get(offset, 0) + 1
         drained = self.stored.clean
         if frozen:
-            self.frozen.add(self.stored.incarnation)
+            self.frozen.add(self.incarnation)
         self.take_over()
         assert self.part.unclean is not drained
         self.part.absolve(self.frozen)
