@@ -490,6 +490,8 @@ class Executor:
             self._scheduler.survived()
             self._emit_nothing()
             self.wake()
+        if self._scheduler.turn_is_due(time.time_ns() // 1_000_000):
+            self.wake()
         self._publish_progress(now)
         if self.active:
             self._arm_sweep()

@@ -7,7 +7,8 @@ before it hands messages over: what is on its way to the event loop must count a
 
 A message waits here in one of four places: in its priority's buffer; ``parked`` until its partition has
 committed that it may start; behind its key, while another job with that key runs; or in ``alone``,
-because it was unfinished at two deaths of an owner and must run beside nothing else.
+because it was unfinished at two deaths of an owner and must run beside nothing else. Those and all others
+take turns (``workers.time_share``).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Final
 from schemas.topics import PRIORITIES, JobPriority
 from workers.message import Message
 from workers.offsets import ALONE_AFTER, PartitionState
+from workers.time_share import TimeShare
 
 DEFAULT_WEIGHTS: Final[Mapping[JobPriority, int]] = {
     JobPriority.CRITICAL: 8,
@@ -97,6 +99,7 @@ class Scheduler:
         #: Key to the one message that holds it, or to a lock with a queue.
         self._keys: dict[bytes, Message | _KeyLock] = {}
         self._alone: deque[Message] = deque()
+        self._share = TimeShare()
         #: The message that runs beside nothing else, until it ends or has survived long enough.
         self.isolated: Message | None = None
         #: The one before, until a commit says that it runs alone no longer.
@@ -139,8 +142,14 @@ class Scheduler:
         """The next message to start; its key is locked until ``done``. None: nothing can start now."""
         if self._isolating():
             return None
-        if self._alone:
+        if self._alone and self._is_turn_of_alone(now_ms):
             return self._take_alone()
+        message = self._take_in_turn(now_ms)
+        if message is None and self._alone:
+            return self._take_alone()  # it is the turn of others, and none of them can start
+        return message
+
+    def _take_in_turn(self, now_ms: int) -> Message | None:
         while True:
             buffer = self._choose(now_ms)
             if buffer is None:
@@ -151,6 +160,8 @@ class Scheduler:
                 self._forget(message)
             elif self._parked and part in self._parked:
                 self._park(message)  # order within the partition
+            elif self._alone and self._would_overtake(message):
+                self._park(message)
             elif not self._lock(message):
                 pass  # it waits behind its key
             elif part.start(message.offset):
@@ -268,6 +279,23 @@ class Scheduler:
                     worst, found = over, buffer
         return found
 
+    def turn_is_due(self, now_ms: int) -> bool:
+        """Whether, with time, somebody may start who was held back by those that run alone, or they themselves."""
+        return bool(self._alone) and self._share.is_due(now_ms)
+
+    def _is_turn_of_alone(self, now_ms: int) -> bool:
+        first = self._alone[0]
+        # Once a commit may say that it runs alone, a death of anybody else would condemn it.
+        if first.part.alone == first.offset and first.part.owned and not first.part.releasing:
+            return True
+        return self._share.holds_back(now_ms, running=self.running, others=any(self._in_order))
+
+    def _would_overtake(self, message: Message) -> bool:
+        """Whether an earlier one with its key waits for its turn to run alone."""
+        return message.key is not None and any(
+            one.part is message.part and one.key == message.key for one in self._alone
+        )
+
     def _take_alone(self) -> Message | None:
         """One of those that were unfinished at two deaths, when nothing else runs and a commit has said so."""
         if self.running:
@@ -287,6 +315,7 @@ class Scheduler:
             self._alone.popleft()
             self._seize(message)
             self._start(message)
+            self._share.started()
             self.isolated = message
             return message
         return None

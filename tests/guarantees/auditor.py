@@ -32,6 +32,8 @@ REMAINDER_NS: Final = 1_500_000_000
 COMMIT_NS: Final = 2_000_000_000
 #: The same while a broker is away: until the worker gives up, or is given up.
 COMMIT_IN_TROUBLE_NS: Final = 30_000_000_000
+#: So many deaths make a job a dead letter.
+_DEATHS: Final = 3
 _NAMED: Final = 20
 
 
@@ -67,6 +69,8 @@ class Verdict:
     unexplained: Finding = field(default_factory=Finding)
     #: Records that stand twice, by a torn transaction or a producer's second try: allowed, if one of them is passed over.
     copies: Finding = field(default_factory=Finding)
+    #: Dead letters of jobs that killed nobody: their worker was killed or frozen, for the third time, while they ran alone.
+    condemned: Finding = field(default_factory=Finding)
     reexecuted: int = 0
     reasons: dict[str, int] = field(default_factory=dict)
     fenced_remainders: int = 0
@@ -126,9 +130,26 @@ def _look_at_ends(evidence: Evidence, verdict: Verdict) -> None:
             verdict.lost.add(job_id)
             continue
         ends[last[-1].state] += 1
-        if last[-1].state != expected:
+        if last[-1].error_type == "worker_lost" and _was_interrupted(evidence, job_id):
+            verdict.condemned.add(job_id)
+        elif last[-1].state != expected:
             verdict.illegal.add(f"{job_id} is {last[-1].state} ({last[-1].error_type}), and not {expected}")
     verdict.final = dict(ends)
+
+
+def _was_interrupted(evidence: Evidence, job_id: str) -> bool:
+    """Whether the process of a job's last run was killed or frozen during it, and others of its runs were cut short as well."""
+    runs = sorted((run for run in evidence.runs if run.job_id == job_id), key=lambda run: run.start_ns)
+    if len(runs) < _DEATHS or any(run.how == "ended" for run in runs):
+        return False
+    last, life = runs[-1], _Deaths(evidence.lives).life_of(runs[-1])
+    frozen = any(
+        trouble.pid == life.pid
+        and trouble.start_ns < (last.end_ns or life.end_ns)
+        and last.start_ns < trouble.end_ns
+        for trouble in evidence.troubles
+    )
+    return frozen or (last.end_ns is None and life.end == "killed")
 
 
 def _look_at_lineages(evidence: Evidence, verdict: Verdict) -> None:

@@ -77,6 +77,33 @@ def honest() -> Evidence:
     )
 
 
+@pytest.mark.parametrize(
+    ("end_of_last", "troubles", "condemned"),
+    [
+        pytest.param(None, [], 1, id="killed"),
+        pytest.param(17.0, [Trouble("worker_freeze", 15 * S, 25 * S, 10)], 1, id="frozen"),
+        pytest.param(17.0, [Trouble("worker_freeze", 15 * S, 25 * S, 20)], 0, id="another was frozen"),
+        pytest.param(17.0, [], 0, id="nothing happened to it"),
+    ],
+)
+def test_a_dead_letter_of_an_innocent_is_counted_apart_if_its_worker_died_while_it_ran_alone(
+    end_of_last: float | None, troubles: list[Trouble], condemned: int
+) -> None:
+    evidence = honest()
+    evidence.lives[0] = replace(evidence.lives[0], end_ns=18 * S)
+    evidence.troubles += troubles
+    evidence.accepted.append(Accepted("five", "t", "succeeded", "low", None))
+    evidence.topics.statuses["five"] = [said("five", "failed", 19, 4, "b.0", error_type="worker_lost")]
+    evidence.runs += [
+        ran("five", 11, 12, key=None, how="cancelled"),
+        ran("five", 13, 14, key=None, how="cancelled"),
+        ran("five", 16, end_of_last, key=None, how="cancelled" if end_of_last else None),
+    ]
+    verdict = judge(evidence)
+    assert verdict.condemned.count == condemned
+    assert (verdict.illegal.count == 0) == bool(condemned)
+
+
 def test_honest_evidence_is_found_to_be_so_and_times_are_measured(tmp_path: Path) -> None:
     verdict = judge(honest())
     assert verdict.broken == {}

@@ -153,6 +153,28 @@ async def test_who_survives_alone_for_long_enough_is_joined_by_others(bench: Ben
     await bench.ended()
 
 
+async def test_who_was_held_back_long_enough_starts_though_nothing_has_ended(bench: Bench) -> None:
+    """One runs on and on, another waits until it can run alone: all others must not wait with it."""
+    endless, other = Gate(), Gate()
+    bench.add(endless)
+    bench.executor.wake()
+    await endless.started.wait()
+    prior = OffsetMap(
+        5, start_limit=6, clean=False, incarnation="dead", suspects={5: Suspect(("a",))}, losses={"a": 1}
+    )
+    part = partition(number=1, prior=prior)
+    bench.add(returns_nothing, part=part)
+    bench.scheduler._share._patience_ms = 50
+    bench.add(other)
+    bench.executor.wake()
+    async with asyncio.timeout(10):
+        await other.started.wait()
+    assert part.alone is None
+    for one in (endless, other):
+        one.opened.set()
+    await bench.until(lambda: part.alone == 5)
+
+
 async def test_an_error_of_our_own_while_looking_around_ends_the_worker() -> None:
     """A sweep that raised was never repeated: nothing timed out any more, and nobody knew."""
     bench = Bench()

@@ -1,0 +1,277 @@
+"""Who runs beside nothing else, and how everybody else gets their turn."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.support.messages import commit, message
+from tests.support.schedule_bench import (
+    HIGH,
+    LOW,
+    NOW_MS,
+    arrive,
+    dangerous,
+    open_partition,
+    run_alone,
+    take,
+    take_alone,
+)
+from workers.scheduler import Scheduler
+from workers.time_share import FIRST_PATIENCE_MS, TURN_MS
+
+pytestmark = pytest.mark.worker_coordination
+
+
+# --- alone --------------------------------------------------------------------------------------------------
+
+
+def test_who_was_unfinished_at_two_deaths_runs_beside_nothing_else() -> None:
+    scheduler = Scheduler()
+    part = dangerous()
+    running = message(open_partition(), 0)
+    arrive(scheduler, running)
+    assert take(scheduler) is running
+    killer, innocent = message(part, 0), message(open_partition(HIGH), 0)
+    arrive(scheduler, killer)
+    assert not scheduler.has_ready
+    arrive(scheduler, innocent)
+    commit(part)
+    assert scheduler.take(NOW_MS) is None, "something else still runs"
+    scheduler.done(running)
+    assert take_alone(scheduler, part) is killer
+    assert scheduler.take(NOW_MS) is None
+    scheduler.done(killer)
+    commit(part, 0)
+    assert take(scheduler) is innocent
+
+
+def test_nobody_starts_while_a_commit_still_says_that_another_runs_alone() -> None:
+    """If that one killed the process, the one that has ended would be condemned for it."""
+    scheduler = Scheduler()
+    part = dangerous()
+    killer, other = message(part, 0), message(open_partition(HIGH), 0)
+    arrive(scheduler, killer, other)
+    taken = take_alone(scheduler, part)
+    part.dirty = False
+    scheduler.done(taken)
+    assert part.dirty, "a commit is due that says so no longer"
+    assert scheduler.take(NOW_MS) is None
+    assert not scheduler.has_ready
+    commit(part, 0)
+    assert take(scheduler) is other
+
+
+def test_who_survives_long_enough_is_joined_by_others_once_that_is_committed() -> None:
+    scheduler = Scheduler()
+    part = dangerous()
+    killer, other = message(part, 0), message(open_partition(HIGH), 0)
+    arrive(scheduler, killer, other)
+    take_alone(scheduler, part)
+    scheduler.survived()
+    assert scheduler.take(NOW_MS) is None
+    commit(part)
+    assert take(scheduler) is other
+    assert scheduler.running == 2
+
+
+def test_one_that_was_cancelled_while_it_ran_alone_runs_alone_again() -> None:
+    scheduler = Scheduler()
+    part = dangerous()
+    killer, other = message(part, 0), message(open_partition(HIGH), 0)
+    arrive(scheduler, killer, other)
+    scheduler.put_back(take_alone(scheduler, part))
+    assert take(scheduler) is killer
+    assert scheduler.take(NOW_MS) is None
+
+
+def test_one_that_runs_alone_takes_its_key_from_one_that_has_not_started() -> None:
+    scheduler = Scheduler()
+    closed, part = open_partition(HIGH), dangerous()
+    closed.start_limit = 0
+    holder, killer = message(closed, 0, key=b"k"), message(part, 0, key=b"k")
+    arrive(scheduler, holder)
+    assert scheduler.take(NOW_MS) is None  # it waits for a commit, and holds its key
+    arrive(scheduler, killer)
+    assert take_alone(scheduler, part) is killer
+    scheduler.survived()
+    commit(part)
+    commit(closed)
+    scheduler.unpark()
+    assert scheduler.take(NOW_MS) is None, "two of one key"
+    scheduler.done(killer)
+    assert take(scheduler) is holder
+    scheduler.done(holder)
+    assert scheduler.take(NOW_MS) is None, "nobody runs twice"
+    assert len(scheduler) == 0
+
+
+def test_whose_key_was_taken_starts_before_those_who_waited_behind_it() -> None:
+    scheduler = Scheduler()
+    part, beside = dangerous(), open_partition(LOW)
+    running = message(open_partition(HIGH), 0, key=b"k")
+    first, second = (message(beside, offset, key=b"k") for offset in range(2))
+    killer = message(part, 0, key=b"k")
+    arrive(scheduler, running, first, second)
+    assert take(scheduler) is running
+    assert scheduler.take(NOW_MS) is None
+    scheduler.done(running)  # the first of them has the key, and has not started
+    arrive(scheduler, killer)
+    scheduler.done(take_alone(scheduler, part))
+    commit(part, 0)
+    for one in (first, second):
+        assert take(scheduler) is one
+        scheduler.done(one)
+
+
+def test_a_dangerous_one_of_a_lost_partition_holds_nobody_back() -> None:
+    scheduler = Scheduler()
+    part = dangerous()
+    arrive(scheduler, message(part, 0))
+    taken = take_alone(scheduler, part)
+    other = message(open_partition(HIGH), 0)
+    arrive(scheduler, other)
+    part.releasing = True
+    scheduler.done(taken)
+    assert take(scheduler) is other
+
+
+# --- and all others ---------------------------------------------------------------------------------------
+
+
+def test_others_get_as_much_time_as_they_were_held_back() -> None:
+    """Ten that run for half a minute each must not stop a worker for five minutes."""
+    scheduler = Scheduler()
+    part = dangerous(range(3))
+    arrive(scheduler, *(message(part, offset) for offset in range(3)))
+    others = [message(open_partition(HIGH), offset) for offset in range(3)]
+    arrive(scheduler, *others)
+    commit(part)
+    now_ms = run_alone(scheduler, part, NOW_MS, 20_000)
+    first = scheduler.take(now_ms)
+    assert first is others[0]
+    scheduler.done(first)
+    assert scheduler.take(now_ms + 19_999) is others[1]
+    scheduler.done(others[1])
+    run_alone(scheduler, part, now_ms + 20_000, 1)
+
+
+def test_quick_ones_go_one_after_another_before_others_have_their_turn() -> None:
+    scheduler = Scheduler()
+    part = dangerous(range(4))
+    arrive(scheduler, *(message(part, offset) for offset in range(4)), message(open_partition(HIGH), 0))
+    commit(part)
+    now_ms = NOW_MS
+    for _ in range(3):
+        now_ms = run_alone(scheduler, part, now_ms, TURN_MS // 3 + 1)
+    other = scheduler.take(now_ms)
+    assert other is not None
+    assert other.priority is HIGH
+
+
+def test_without_others_nobody_waits_for_their_turn() -> None:
+    scheduler = Scheduler()
+    part = dangerous(range(2))
+    arrive(scheduler, *(message(part, offset) for offset in range(2)))
+    commit(part)
+    now_ms = run_alone(scheduler, part, NOW_MS, 30_000)
+    run_alone(scheduler, part, now_ms, 1)
+
+
+def test_one_that_goes_on_for_an_hour_stops_nobody_for_an_hour() -> None:
+    """It has survived alone; the next one that must run alone has to wait for it, all others need not."""
+    scheduler = Scheduler()
+    part = dangerous(range(2))
+    arrive(scheduler, *(message(part, offset) for offset in range(2)))
+    others = open_partition(HIGH)
+    commit(part)
+    assert scheduler.take(NOW_MS) is None
+    commit(part)
+    survivor = scheduler.take(NOW_MS)
+    arrive(scheduler, *(message(others, offset) for offset in range(5)))
+    scheduler.survived()
+    commit(part)
+    now_ms = NOW_MS + 30_000
+    started = []
+    for _ in range(3_600):
+        taken = scheduler.take(now_ms)
+        if taken is not None:
+            assert taken.part is others
+            started.append(now_ms)
+            scheduler.done(taken)
+        now_ms += 1_000
+    assert len(started) == 5
+    assert started[-1] - started[0] < 10_000
+    assert survivor is not None
+    scheduler.done(survivor)
+    commit(part, 0)
+    run_alone(scheduler, part, now_ms, 1)
+
+
+def test_those_that_run_on_and_on_are_waited_for_in_the_end() -> None:
+    """Others that take two minutes each, one always beside another: the held-back time grows until all of them have ended."""
+    scheduler = Scheduler()
+    part, others = dangerous(), open_partition(HIGH)
+    arrive(scheduler, *(message(others, offset) for offset in range(10_000)))
+    running = {scheduler.take(NOW_MS): NOW_MS + 120_000, scheduler.take(NOW_MS): NOW_MS + 60_000}
+    arrive(scheduler, message(part, 0))
+    commit(part)
+    for second in range(3_600):
+        now_ms = NOW_MS + 1_000 * second
+        for one, ends_ms in list(running.items()):
+            if one is not None and ends_ms <= now_ms:
+                scheduler.done(one)
+                del running[one]
+        while len(running) < 2 and (taken := scheduler.take(now_ms)) is not None:
+            running[taken] = now_ms + 120_000
+        if part.alone == 0:
+            assert running == {}
+            return
+    raise AssertionError("it never had its turn")
+
+
+def test_who_waits_to_run_alone_is_not_overtaken_by_a_later_one_of_its_key() -> None:
+    scheduler = Scheduler()
+    part = dangerous(range(2))
+    arrive(scheduler, message(part, 0), message(part, 1, key=b"k"))
+    part.note_delivered(2)
+    later, other = message(part, 2, key=b"k"), message(open_partition(HIGH), 0)
+    arrive(scheduler, later, other)
+    commit(part)
+    now_ms = run_alone(scheduler, part, NOW_MS, 20_000)
+    assert scheduler.take(now_ms) is other
+    assert scheduler.take(now_ms) is None
+    scheduler.done(other)
+    now_ms = run_alone(scheduler, part, now_ms + 20_000, 1)
+    scheduler.unpark()
+    assert scheduler.take(now_ms) is later
+
+
+def test_when_a_turn_may_end_the_scheduler_asks_to_be_looked_at() -> None:
+    scheduler = Scheduler()
+    part, others = dangerous(), open_partition(HIGH)
+    assert not scheduler.turn_is_due(NOW_MS)
+    running, waits = message(others, 0), message(others, 1)
+    arrive(scheduler, running)
+    assert take(scheduler) is running
+    arrive(scheduler, message(part, 0), waits)
+    commit(part)
+    assert scheduler.take(NOW_MS) is None
+    assert not scheduler.turn_is_due(NOW_MS + FIRST_PATIENCE_MS - 1)
+    assert scheduler.turn_is_due(NOW_MS + FIRST_PATIENCE_MS)
+    assert scheduler.take(NOW_MS + FIRST_PATIENCE_MS) is waits
+    assert not scheduler.turn_is_due(NOW_MS + 2 * FIRST_PATIENCE_MS - 1)
+    assert scheduler.turn_is_due(NOW_MS + 2 * FIRST_PATIENCE_MS)
+
+
+def test_a_clock_that_is_set_back_keeps_nobody_waiting() -> None:
+    scheduler = Scheduler()
+    part = dangerous(range(2))
+    arrive(scheduler, *(message(part, offset) for offset in range(2)))
+    others = open_partition(HIGH)
+    arrive(scheduler, *(message(others, offset) for offset in range(3)))
+    commit(part)
+    now_ms = run_alone(scheduler, part, NOW_MS, 20_000)
+    other = scheduler.take(now_ms)
+    assert other is not None
+    scheduler.done(other)
+    run_alone(scheduler, part, now_ms - 3_600_000, 1)

@@ -1,0 +1,61 @@
+"""Who must run alone and everybody else take turns. Pure state, told the time.
+
+In:  whether a job that must run alone waits, whether others do, and how many run. Out: whose turn it is.
+
+A job that was unfinished at two deaths runs beside nothing else, for half a minute at the most. With ten of them a worker
+would do nothing else for five minutes; and while one that has survived goes on for an hour, the next could not start, nor
+anybody else. So whoever was held back is owed as much time as it lasted.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+#: So long they may go on one after another before others have their turn.
+TURN_MS: Final = 1_000
+#: So long others are held back, at first, until what runs has come to an end; doubled each time that it was not enough.
+FIRST_PATIENCE_MS: Final = 5_000
+
+
+class TimeShare:
+    """For the event loop. Times are wall clock in ms; a clock that is set back ends a turn, no more."""
+
+    def __init__(self) -> None:
+        self._held_since: int | None = None
+        self._had_turn = False
+        self._patience_ms = FIRST_PATIENCE_MS
+        self._opened = 0
+        self._owed_ms = 0
+
+    def holds_back(self, now_ms: int, *, running: int, others: bool) -> bool:
+        """Whether everybody else waits for one that must run alone. Asked only while there is one."""
+        if self._held_since is None:
+            if others and self._opened <= now_ms < self._opened + self._owed_ms:
+                return False
+            self._held_since, self._had_turn = now_ms, False
+        held_ms = now_ms - self._held_since
+        if held_ms < 0:
+            self._held_since, held_ms = now_ms, 0
+        if not others:
+            return True
+        if self._had_turn:
+            enough = held_ms >= TURN_MS
+        else:
+            # Nothing runs: its turn comes with the next commit, and nobody else may start before.
+            enough = running > 0 and held_ms >= self._patience_ms
+            if enough:
+                self._patience_ms *= 2
+        if enough:
+            self._held_since, self._opened, self._owed_ms = None, now_ms, held_ms
+        return not enough
+
+    def is_due(self, now_ms: int) -> bool:
+        """Whether the turn may end now, so that it is worth while to ask."""
+        if self._held_since is None:
+            return now_ms >= self._opened + self._owed_ms
+        return now_ms >= self._held_since + (TURN_MS if self._had_turn else self._patience_ms)
+
+    def started(self) -> None:
+        """One that must run alone has started."""
+        self._had_turn = True
+        self._patience_ms = FIRST_PATIENCE_MS
