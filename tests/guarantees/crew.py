@@ -16,6 +16,7 @@ from typing import Final
 
 from streams.settings import Settings
 from tests.guarantees.evidence import Life, Trouble
+from tests.support.waiting import eventually
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 #: A drain may take thirty seconds.
@@ -159,11 +160,12 @@ class Crew:
 
     def wait_until_started(self) -> None:
         """Until everybody works."""
-        deadline = time.monotonic() + _START_S
-        while not all(map(self._has_started, self._workers)):
-            assert time.monotonic() < deadline, "the workers do not start"
+
+        def all_work() -> bool:
             self.look()
-            time.sleep(0.1)  # other processes, whose logs are all that they say
+            return all(map(self._has_started, self._workers))
+
+        eventually(all_work, _START_S, "all workers have started", pause_s=0.1)
 
     def _has_started(self, worker: _Worker) -> bool:
         return (self._directory / f"{worker.name}.stderr").read_text().count(_STARTED) > worker.starts_before
