@@ -6,6 +6,7 @@ In:  a manager. Out: an exit code. SIGTERM and the first Ctrl-C drain; a second 
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import sys
@@ -58,6 +59,9 @@ async def run_until_signal(
     loop = asyncio.get_running_loop()
     for number in _SIGNALS:
         loop.add_signal_handler(number, on_signal, number)
+    # What is loaded by now stays: looking for garbage in it stopped everything for 50 ms, twice a second under load.
+    gc.collect()
+    gc.freeze()
     try:
         await manager.start()
         ready()

@@ -11,13 +11,14 @@ pytestmark = pytest.mark.worker_coordination
 
 #: A manager that is told to stop at once, or fails, and leaves handlers behind that nobody can end.
 PROGRAM = """
-import asyncio, os, signal, sys, threading
+import asyncio, gc, os, signal, sys, threading
 from schemas.errors import KafkaUnreachable
 from workers import running
 
 class Manager:
     left_behind = 2
     async def start(self):
+        assert gc.get_freeze_count() > 1_000  # else the collector goes through all modules while jobs wait
         threading.Thread(target=threading.Event().wait).start()
         asyncio.create_task(deaf())
     async def wait(self):
