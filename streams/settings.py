@@ -226,6 +226,10 @@ class Settings(BaseSettings):
         le=1800,
         description="seconds after which Kafka gives up a silent worker, where the broker does not tell",
     )
+    lost_worker_wait_s: Seconds = Field(
+        default=30.0,
+        description="seconds that a job whose worker was lost while it ran alone waits for a sign of life of that worker",
+    )
     drain_timeout_s: Seconds = Field(default=30.0, description="seconds that running jobs get after SIGTERM")
     revoke_timeout_s: Seconds = Field(
         default=3.0, description="seconds that running jobs get when their partition moves"

@@ -35,6 +35,8 @@ class WorkerConfig:
         priority_weights: turns of each priority while all have jobs waiting.
         strict_priorities: serve a priority only while all higher ones are empty.
         session_timeout: how long Kafka waits for a silent worker, where the broker does not tell.
+        lost_worker_wait: how long a job whose worker was lost while it ran alone waits for a sign of life of it,
+            before it is dead-lettered as the one that kills.
     """
 
     worker_id: str = field(default_factory=default_worker_id)
@@ -53,6 +55,7 @@ class WorkerConfig:
     priority_weights: Mapping[JobPriority, int] = field(default_factory=lambda: dict(DEFAULT_WEIGHTS))
     strict_priorities: bool = False
     session_timeout: timedelta = timedelta(seconds=45)
+    lost_worker_wait: timedelta = timedelta(seconds=30)
 
     def __post_init__(self) -> None:
         try:
@@ -65,7 +68,14 @@ class WorkerConfig:
         for name in ("retry_limit", "process", "buffer_low"):
             if getattr(self, name) < 0:
                 raise SettingsError(f"{name} must not be negative, it is {getattr(self, name)}")
-        for name in ("job_timeout", "drain_timeout", "revoke_timeout", "snooze_limit", "cleanup_interval"):
+        for name in (
+            "job_timeout",
+            "drain_timeout",
+            "revoke_timeout",
+            "snooze_limit",
+            "cleanup_interval",
+            "lost_worker_wait",
+        ):
             if getattr(self, name) < timedelta(0):
                 raise SettingsError(f"{name} must not be negative, it is {getattr(self, name)}")
         if not self.worker_id:
@@ -96,4 +106,5 @@ class WorkerConfig:
             priority_weights=settings.priority_weights.by_priority(),
             strict_priorities=settings.strict_priorities,
             session_timeout=timedelta(seconds=settings.session_timeout_s),
+            lost_worker_wait=timedelta(seconds=settings.lost_worker_wait_s),
         )

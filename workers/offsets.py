@@ -110,8 +110,14 @@ class PartitionState:
             return self.losses
         return {}
 
+    def charge(self, offset: int) -> tuple[str, int]:
+        """With whom this record was running alone, and when that owner was lost; ``("", 0)``: with nobody."""
+        suspect = self.suspects.get(offset)
+        owner = suspect.alone if suspect is not None else ""
+        return owner, self.losses.get(owner, 0)
+
     def absolve(self, alive: Collection[str]) -> None:
-        """These owners were frozen or cut off: no record killed them. To be called before the first plan is made."""
+        """These owners were frozen or cut off: no record killed them. Under the lock, once the partition is ours."""
         for offset, suspect in list(self.suspects.items()):
             kept = Suspect(
                 tuple(owner for owner in suspect.owners if owner not in alive),
@@ -240,12 +246,9 @@ class PartitionState:
 
     def _remember_alone(self, committed: OffsetMap) -> None:
         self.committed_alone = next(
-            (o for o, s in committed.suspects.items() if s.alone and not self._condemned(o)), None
+            (offset for offset, suspect in committed.suspects.items() if suspect.alone == self.incarnation),
+            None,
         )
-
-    def _condemned(self, offset: int) -> bool:
-        """An owner died while it ran alone: it is to be dead-lettered, not to be run."""
-        return offset in self.suspects and bool(self.suspects[offset].alone)
 
     def _map(self, base: int, done: set[int], limit: int, *, clean: bool = False) -> OffsetMap:
         suspects = {

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from workers.commit import Committer
     from workers.delay import Delays
     from workers.scheduler import Scheduler
+    from workers.survivors import Signs
     from workers.takeover import CommittedOffsets, Place
 
 log = structlog.get_logger("rustfs_workers.poller")
@@ -71,7 +72,7 @@ class Poller:
         buffer_low: int,
         revoke_timeout_s: float,
         now_ms: Callable[[], int],
-        last_heard: Callable[[Mapping[str, int]], Mapping[str, int]],
+        signs: Callable[[Mapping[str, int]], Signs],
         release: Callable[[set[PartitionState], float], Coroutine[Any, Any, None]],
         purge: Callable[[set[PartitionState]], None],
         deliver: Callable[[list[Message]], None],
@@ -93,7 +94,7 @@ class Poller:
         self._low = buffer_low
         self._revoke_timeout_s = revoke_timeout_s
         self._now_ms = now_ms
-        self._last_heard = last_heard
+        self._signs = signs
         self._release = release
         self._purge = purge
         self._deliver = deliver
@@ -385,7 +386,7 @@ class Poller:
             for owner, lost_ms in state.losses_in_question.items():
                 losses[owner] = min(lost_ms, losses.get(owner, lost_ms))
         if losses:
-            heard = self._last_heard(losses)
+            heard = self._signs(losses).heard
             for state in states:
                 state.absolve(
                     {owner for owner, lost_ms in state.losses.items() if heard.get(owner, 0) > lost_ms}

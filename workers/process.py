@@ -53,8 +53,9 @@ from workers.reporter import Reporter
 from workers.rival import FenceCount, find_rival, worker_id_taken
 from workers.router import Router
 from workers.scheduler import Scheduler
-from workers.survivors import last_heard
+from workers.survivors import signs_of_life
 from workers.takeover import CommittedOffsets, Place
+from workers.verdicts import Verdicts
 from workers.worker import Handlers
 
 log = structlog.get_logger("rustfs_workers.worker")
@@ -137,6 +138,16 @@ class WorkerProcess:
             processes=self._processes,
         )
         self._executor.on_failure(self._fail)
+        self._verdicts = Verdicts(
+            scheduler=self._scheduler,
+            lock=self._lock,
+            signs=lambda losses: signs_of_life(settings, codec, losses),
+            now_ms=self._clock.now_ms,
+            patience_ms=config.lost_worker_wait // timedelta(milliseconds=1),
+            acquitted=self._acquitted,
+            buried=self._buried,
+            on_failure=self._fail,
+        )
         self.poller = Poller(
             make_consumer=self._make_consumer,
             topics=self._topics,
@@ -151,7 +162,7 @@ class WorkerProcess:
             buffer_high=config.buffer_high,
             buffer_low=config.buffer_low,
             now_ms=self._clock.now_ms,
-            last_heard=lambda losses: last_heard(settings, codec, losses),
+            signs=lambda losses: signs_of_life(settings, codec, losses),
             revoke_timeout_s=config.revoke_timeout / timedelta(seconds=1),
             release=self._executor.release,
             purge=self._purge,
@@ -257,6 +268,7 @@ class WorkerProcess:
         self._stopping = True
         await self._counts.stop()
         await self._membership.stop()
+        await self._verdicts.stop()
         for timer in (self._delay_timer, self._lease_timer):
             if timer is not None:
                 timer.cancel()
@@ -338,8 +350,8 @@ class WorkerProcess:
             elif message.copy:
                 self._drop_copy(message)
             elif message.lost_worker:
-                self._committer.emit(self._router.worker_lost(message, self.config.name, now))
-                self._scheduler.leave(message)
+                self._verdicts.expect((message,))
+                ready.append(message)
             elif message.delivery.not_before_ms > now + _LONGEST_HOLD_MS:
                 # Written to a job topic by a producer of another kind: it would hold up its partition, and then its priority.
                 self._committer.emit(self._router.forward(message, now, self.config.name))
@@ -354,6 +366,16 @@ class WorkerProcess:
         if ready:
             self._scheduler.add(ready)
             self._executor.wake()
+
+    def _acquitted(self, message: Message) -> None:
+        log.info("job goes on: its lost worker is alive", at=message.where)
+        self._committer.counters.event("acquitted")
+        self._committer.nudge()
+        self._executor.wake()
+
+    def _buried(self, message: Message) -> None:
+        self._committer.emit(self._router.worker_lost(message, self.config.name, self._clock.now_ms()))
+        self._executor.wake()
 
     def _drop_copy(self, message: Message) -> None:
         log.warning(
@@ -399,6 +421,7 @@ class WorkerProcess:
             if message.priority is not None:
                 self._scheduler.leave(message)
         self._scheduler.purge(parts)
+        self._verdicts.purge(parts)
 
     def _after_commit(self) -> None:
         self._scheduler.unpark()

@@ -5,10 +5,11 @@ In:  messages that arrived. Out: the next message to start, or None.
 Pure state without I/O, used by the event loop alone; but for ``arrived``, which the poll thread counts
 before it hands messages over: what is on its way to the event loop must count as waiting, too.
 
-A message waits here in one of four places: in its priority's buffer; ``parked`` until its partition has
-committed that it may start; behind its key, while another job with that key runs; or in ``alone``,
-because it was unfinished at two deaths of an owner and must run beside nothing else. Those and all others
-take turns (``workers.time_share``).
+A message waits here in one of five places: in its priority's buffer; ``parked`` until its partition has
+committed that it may start; behind its key, while another job with that key runs; in ``alone``,
+because it was unfinished at two deaths of an owner and must run beside nothing else (those and all others
+take turns, ``workers.time_share``); or, with its key, in ``condemned``, because an owner was lost while it
+ran alone (``workers.verdicts``).
 """
 
 from __future__ import annotations
@@ -75,7 +76,9 @@ class _KeyLock:
 
 def _must_run_alone(message: Message) -> bool:
     suspects = message.part.suspects
-    return bool(suspects) and message.offset in suspects and suspects[message.offset].deaths >= ALONE_AFTER
+    if not suspects or message.offset not in suspects:
+        return False
+    return suspects[message.offset].deaths >= ALONE_AFTER and not message.lost_worker
 
 
 class Scheduler:
@@ -100,6 +103,8 @@ class Scheduler:
         self._keys: dict[bytes, Message | _KeyLock] = {}
         self._alone: deque[Message] = deque()
         self._share = TimeShare()
+        #: Those that wait for their verdict; in the order of their turns.
+        self.condemned: dict[Message, None] = {}
         #: The message that runs beside nothing else, until it ends or has survived long enough.
         self.isolated: Message | None = None
         #: The one before, until a commit says that it runs alone no longer.
@@ -138,12 +143,30 @@ class Scheduler:
             else:
                 self._buffers[priority].append(message)
 
+    def acquit(self, message: Message) -> None:
+        """One of the condemned may start as if nothing had been; it keeps its key."""
+        del self.condemned[message]
+        message.lost_worker = False
+        assert message.priority is not None  # noqa: S101
+        if _must_run_alone(message):
+            self._alone.append(message)
+        else:
+            self._buffers[message.priority].appendleft(message)
+
+    def bury(self, message: Message) -> None:
+        """One of the condemned will not be started any more: its key is free."""
+        del self.condemned[message]
+        self._forget(message)
+
     def take(self, now_ms: int) -> Message | None:
         """The next message to start; its key is locked until ``done``. None: nothing can start now."""
         if self._isolating():
             return None
         if self._alone and self._is_turn_of_alone(now_ms):
-            return self._take_alone()
+            message = self._take_alone()
+            if message is not None or self._alone:
+                return message
+            # None of them is left: their partitions are lost, or they wait behind a condemned one.
         message = self._take_in_turn(now_ms)
         if message is None and self._alone:
             return self._take_alone()  # it is the turn of others, and none of them can start
@@ -164,6 +187,10 @@ class Scheduler:
                 self._park(message)
             elif not self._lock(message):
                 pass  # it waits behind its key
+            elif message.lost_worker:
+                self.condemned[message] = None  # with its key: those after it wait for the verdict as well
+            elif part.suspects and _must_run_alone(message):
+                self._alone.append(message)  # it waited behind a condemned one
             elif part.start(message.offset):
                 self._start(message)
                 return message
@@ -209,6 +236,9 @@ class Scheduler:
     def purge(self, parts: set[PartitionState]) -> int:
         """Forget everything that waits and belongs to these partitions. Returns how many."""
         dropped: list[Message] = []
+        for message in [one for one in self.condemned if one.part in parts]:
+            del self.condemned[message]
+            dropped.append(message)
         for buffer in (*self._in_order, self._alone):
             dropped += [message for message in buffer if message.part in parts]
             kept = [message for message in buffer if message.part not in parts]
@@ -307,6 +337,9 @@ class Scheduler:
                 self._alone.popleft()
                 self._forget(message)
                 continue
+            if self._waits_for_a_verdict(message):
+                self._alone.popleft()
+                continue
             if part.alone != message.offset:
                 part.alone = message.offset
                 part.dirty = True
@@ -319,6 +352,21 @@ class Scheduler:
             self.isolated = message
             return message
         return None
+
+    def _waits_for_a_verdict(self, message: Message) -> bool:
+        """Whether a condemned one has its key; if so, it waits there, in the order of arrival."""
+        key = message.key
+        if key is None:
+            return False
+        lock = self._keys.get(key)
+        if (lock.holder if isinstance(lock, _KeyLock) else lock) not in self.condemned:
+            return False
+        self._lock(message)
+        lock = self._keys[key]
+        assert isinstance(lock, _KeyLock)  # noqa: S101 - two want it by now
+        assert message.priority is not None  # noqa: S101
+        lock.waiting[message.priority] = deque(sorted(lock.queue_of(message), key=lambda one: one.offset))
+        return True
 
     def _no_longer_alone(self, message: Message) -> None:
         if message.part.alone == message.offset:

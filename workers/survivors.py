@@ -1,15 +1,16 @@
-"""Owners that were taken for dead and have been heard of since: frozen for a while, or cut off from Kafka.
+"""Owners that were taken for dead: who of them has been heard of since, and whose place is taken.
 
-In:  incarnations and when each was lost. Out: when they reported last, if that was later.
+In:  incarnations and when each was lost. Out: signs of life, and of death.
 
-A lost session looks like a death, and nobody can tell the difference until the process is heard of again. So a loss
-counts against the records that were unfinished, and is taken back before it has a consequence: before one of
-them runs alone, or is dead-lettered as the one that kills.
+A lost session looks like a death, and nobody can tell the difference until the process is heard of again: it may have been
+frozen for a while, or cut off from Kafka. So a loss counts against the records that were unfinished, and is taken back
+before it has a consequence: before one of them runs alone, or is dead-lettered as the one that kills.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Final
 
 import structlog
@@ -17,7 +18,7 @@ from confluent_kafka import KafkaException, Message
 
 from schemas.codec import Codec
 from schemas.errors import PipelineError, WireError
-from schemas.records import decode_report
+from schemas.records import WorkerReport, decode_report
 from streams.scan import scan, since
 from streams.settings import Settings
 
@@ -26,45 +27,72 @@ log = structlog.get_logger("rustfs_workers.survivors")
 _ANSWER_S: Final = 5.0
 #: A process that ends without a drain says so until it is gone: that it still speaks is no sign of life.
 _ENDED: Final = "stopped"
+#: Its last words are so much older than its loss at the most: the session that had to run out, and a slow takeover.
+_LAST_WORDS_MS: Final = 120_000
 
 
-def last_heard(settings: Settings, codec: Codec, losses: Mapping[str, int]) -> dict[str, int]:
-    """When each of these incarnations reported last, as far as that was after its loss. Blocks, ten seconds at most.
+@dataclass(frozen=True, slots=True)
+class Signs:
+    """What the reports say of lost owners."""
+
+    #: Incarnation to its last report, if that came after its loss: it was not dead.
+    heard: Mapping[str, int]
+    #: Under their names others report since, and only one process can have a name: they are gone.
+    replaced: frozenset[str] = frozenset()
+    #: False: some reports were not to be had in time, so that nothing was heard of somebody means nothing.
+    complete: bool = True
+
+
+def signs_of_life(settings: Settings, codec: Codec, losses: Mapping[str, int]) -> Signs:
+    """What became of these incarnations. Blocks, ten seconds at most.
 
     Args:
         settings: where the reports are.
         codec: reads them.
-        losses: incarnation to the time of its loss. All times are milliseconds of broker time.
-
-    Whoever is not found in time counts as dead, and so does everybody if the reports cannot be read.
+        losses: incarnation to the time of its loss. All times are milliseconds of broker time; 0: nobody knows any more.
     """
     heard: dict[str, int] = {}
-    names = {incarnation.encode(): at for incarnation, at in losses.items() if at}
-    if not names:
-        return heard
+    replaced: set[str] = set()
+    lost = {incarnation: at for incarnation, at in losses.items() if at}
+    if not lost:
+        return Signs(heard)
+    places: dict[bytes | None, set[str]] = {}
 
     def look(message: Message) -> None:
-        value = message.value() or b""
-        written_ms = message.timestamp()[1]
-        for name, lost_ms in names.items():
-            if name in value and written_ms > lost_ms and _speaks(codec, value, name.decode()):
-                heard[name.decode()] = written_ms
+        value, worker = message.value() or b"", message.key()
+        named = next((name for name in lost if name.encode() in value), None)
+        if named is None and worker not in places:
+            return
+        report = _report(codec, value)
+        if report is None:
+            return
+        here = places.setdefault(worker, set())
+        replaced.update(here - {report.incarnation})
+        if report.incarnation in lost:
+            here.add(report.incarnation)
+            replaced.discard(report.incarnation)
+            written_ms = message.timestamp()[1]
+            if written_ms > lost[report.incarnation] and report.state != _ENDED:
+                heard[report.incarnation] = written_ms
 
-    reports = settings.topics.reports
+    start = since(max(min(lost.values()) - _LAST_WORDS_MS, 0))
     try:
-        found = scan(settings, [reports], look, timeout_s=_ANSWER_S, start=since(min(names.values())))
+        found = scan(settings, [settings.topics.reports], look, timeout_s=_ANSWER_S, start=start)
     except (PipelineError, KafkaException) as error:
-        log.warning(
-            "reports not to be read: lost owners count as dead", owners=sorted(losses), error=str(error)
-        )
-        return heard
-    log.info("lost owners looked for", owners=sorted(losses), alive=sorted(heard), complete=found.complete)
-    return heard
+        log.warning("reports not to be read: nobody knows who lives", owners=sorted(losses), error=str(error))
+        return Signs({}, complete=False)
+    log.info(
+        "lost owners looked for",
+        owners=sorted(losses),
+        alive=sorted(heard),
+        replaced=sorted(replaced),
+        complete=found.complete,
+    )
+    return Signs(heard, frozenset(replaced), found.complete)
 
 
-def _speaks(codec: Codec, value: bytes, incarnation: str) -> bool:
+def _report(codec: Codec, value: bytes) -> WorkerReport | None:
     try:
-        report = decode_report(codec, value)
+        return decode_report(codec, value)
     except WireError:
-        return False
-    return report.incarnation == incarnation and report.state != _ENDED
+        return None

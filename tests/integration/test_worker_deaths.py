@@ -113,6 +113,33 @@ def test_a_job_whose_workers_freeze_again_and_again_is_not_taken_for_a_killer(
     assert audit(provisioned, [job_id]).forked == []
 
 
+def test_a_job_that_ran_alone_in_a_worker_that_froze_waits_until_it_is_heard_of(
+    start: Start, producer: JobProducer, provisioned: Settings, tmp_path: Path
+) -> None:
+    """Two real deaths, so that it runs alone; then a loss that is none, though the heir cannot know it yet."""
+    go = tmp_path / "go"
+    (job_id,) = producer.schedule_jobs([Waits(until=str(go), limit_s=300)])
+
+    def runs_at(worker: str) -> bool:
+        return any((run["what"], run["worker"]) == ("started", worker) for run in runs(tmp_path))
+
+    for name in ("first", "second"):
+        victim = start(name)
+        eventually(lambda: runs_at(f"{name}.0"), 60, "the job runs")  # noqa: B023 - called in its round
+        victim.kill()
+    sleeper = start("sleeper")
+    eventually(lambda: runs_at("sleeper.0"), 60, "the job runs alone")
+    sleeper.send(signal.SIGSTOP)
+    heir = start("heir")
+    eventually(lambda: heir.said("lost owners looked for"), 60, "the heir looks for the sleeper")
+    eventually(lambda: any("job waits" in event["event"] for event in heir.events()), 20, "the job waits")
+    sleeper.send(signal.SIGCONT)
+    eventually(lambda: runs_at("heir.0"), 60, "the job runs again")
+    go.touch()
+    assert all_final(provisioned, [job_id], 60) == {job_id: JobStatus.SUCCEEDED}
+    assert audit(provisioned, [job_id]).forked == []
+
+
 def test_a_partition_that_was_paused_when_it_went_is_read_when_it_comes_back(
     start: Start, producer: JobProducer, provisioned: Settings, tmp_path: Path
 ) -> None:

@@ -21,6 +21,7 @@ from workers.message import Message
 from workers.offsets import PartitionState
 from workers.poller import Poller
 from workers.scheduler import Scheduler
+from workers.survivors import Signs
 from workers.takeover import Place
 
 #: Broker time of every assignment.
@@ -182,7 +183,7 @@ class Bench:
             buffer_low=low,
             revoke_timeout_s=3.0,
             now_ms=lambda: ASSIGNED_MS,
-            last_heard=self._last_heard,
+            signs=self._signs,
             release=self._release,
             purge=self.purged.append,
             deliver=self.delivered.extend,
@@ -200,9 +201,9 @@ class Bench:
     async def _release(self, parts: set[PartitionState], timeout_s: float) -> None:
         self.note(f"jobs end within {timeout_s:.0f} s", parts)
 
-    def _last_heard(self, losses: Mapping[str, int]) -> Mapping[str, int]:
+    def _signs(self, losses: Mapping[str, int]) -> Signs:
         self.asked.append(losses)
-        return self.heard
+        return Signs(self.heard)
 
     def for_assignment(self, consumer: Any, places: Iterable[Place]) -> dict[Place, OffsetMap]:
         """What is committed, as ``CommittedOffsets`` reads it."""

@@ -275,3 +275,31 @@ def test_a_clock_that_is_set_back_keeps_nobody_waiting() -> None:
     assert other is not None
     scheduler.done(other)
     run_alone(scheduler, part, now_ms - 3_600_000, 1)
+
+
+# --- condemned ----------------------------------------------------------------------------------------------
+
+
+def test_who_must_run_alone_waits_behind_a_condemned_one_of_its_key_in_order_and_holds_nobody_back() -> None:
+    scheduler = Scheduler()
+    part = dangerous(range(4))
+    condemned, *others = (message(part, offset, key=b"k") for offset in range(4))
+    condemned.lost_worker = True
+    beside = message(open_partition(HIGH), 0)
+    arrive(scheduler, condemned)
+    assert scheduler.take(NOW_MS) is None
+    arrive(scheduler, *others, beside)
+    commit(part)
+    assert take(scheduler) is beside
+    scheduler.done(beside)
+    assert list(scheduler.condemned) == [condemned]
+    scheduler.bury(condemned)
+    commit(part, 0)
+    for following in others:
+        assert scheduler.take(NOW_MS) is None, "it asks for a commit"
+        commit(part)
+        assert take(scheduler) is following
+        assert scheduler.isolated is following
+        scheduler.done(following)
+        commit(part, following.offset)
+    assert len(scheduler) == 0

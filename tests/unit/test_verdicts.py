@@ -1,0 +1,172 @@
+"""Jobs that wait until it is known whether the worker that ran them alone is dead."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Mapping
+
+import pytest
+
+from schemas.offsetmap import OffsetMap, Suspect
+from tests.support.messages import TOPICS, commit, message, partition
+from tests.support.schedule_bench import NORMAL, NOW_MS, arrive, open_partition, take
+from workers.message import Message
+from workers.offsets import PartitionState
+from workers.scheduler import Scheduler
+from workers.survivors import Signs
+from workers.verdicts import Verdicts
+
+pytestmark = pytest.mark.worker_coordination
+
+LOST_MS, PATIENCE_MS = 1_000, 30_000
+
+
+class Bench:
+    """Verdicts on a real scheduler; the test says what the reports say, and what time it is."""
+
+    def __init__(self) -> None:
+        self.scheduler = Scheduler()
+        self.signs = Signs({})
+        self.now_ms = LOST_MS
+        self.asked: list[Mapping[str, int]] = []
+        self.acquitted: list[Message] = []
+        self.buried: list[Message] = []
+        self.failures: list[BaseException] = []
+        self.looked = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self.verdicts = Verdicts(
+            scheduler=self.scheduler,
+            lock=threading.Lock(),
+            signs=self._ask,
+            now_ms=lambda: self.now_ms,
+            patience_ms=PATIENCE_MS,
+            acquitted=self.acquitted.append,
+            buried=self.buried.append,
+            on_failure=self.failures.append,
+            look_every_s=0.001,
+        )
+
+    def _ask(self, losses: Mapping[str, int]) -> Signs:
+        self.asked.append(losses)
+        self._loop.call_soon_threadsafe(self.looked.set)
+        return self.signs
+
+    async def looks(self) -> None:
+        """Two more looks: the second one begins after the first has been judged by."""
+        for _ in range(2):
+            self.looked.clear()
+            await asyncio.wait_for(self.looked.wait(), 10)
+
+    async def judges(self) -> None:
+        """Until the last one that waited is judged."""
+        async with asyncio.timeout(10):
+            while self.scheduler.condemned:
+                await asyncio.sleep(0.001)
+
+    def condemned(self, *, deaths: tuple[str, ...] = ("frozen",), key: bytes | None = None) -> Message:
+        """One that waits for its verdict."""
+        suspects = {0: Suspect(deaths, "frozen")}
+        prior = OffsetMap(0, suspects=suspects, losses=dict.fromkeys((*deaths, "frozen"), LOST_MS))
+        part = partition(TOPICS.jobs[NORMAL], 0, prior=prior)
+        part.note_delivered(0)
+        commit(part)
+        one = message(part, 0, key=key)
+        one.lost_worker = True
+        self.verdicts.expect((one,))
+        arrive(self.scheduler, one)
+        assert self.scheduler.take(NOW_MS) is None
+        return one
+
+
+async def test_whose_worker_is_heard_of_starts_as_if_nothing_had_been() -> None:
+    bench = Bench()
+    one = bench.condemned()
+    await bench.looks()
+    assert (bench.acquitted, bench.buried) == ([], [])
+    bench.signs = Signs({"frozen": LOST_MS + 1})
+    await bench.judges()
+    assert bench.acquitted == [one]
+    assert bench.asked[0] == {"frozen": LOST_MS}
+    assert (one.part.suspects, one.part.dirty) == ({}, True)
+    assert take(bench.scheduler) is one
+
+
+async def test_who_was_unfinished_at_two_other_deaths_runs_alone_again() -> None:
+    bench = Bench()
+    one = bench.condemned(deaths=("dead", "dead-too", "frozen"))
+    bench.signs = Signs({"frozen": LOST_MS + 1})
+    await bench.judges()
+    assert one.part.suspects == {0: Suspect(("dead", "dead-too"))}
+    assert bench.scheduler.take(NOW_MS) is None, "it asks for a commit that says it runs alone"
+    assert one.part.alone == 0
+    commit(one.part)
+    assert take(bench.scheduler) is one
+    assert bench.scheduler.isolated is one
+
+
+async def test_a_worker_that_is_silent_for_long_is_dead() -> None:
+    bench = Bench()
+    one = bench.condemned()
+    bench.now_ms = LOST_MS + PATIENCE_MS - 1
+    await bench.looks()
+    assert bench.buried == []
+    bench.now_ms += 1
+    await bench.judges()
+    assert bench.buried == [one]
+    assert len(bench.scheduler) == 0
+
+
+async def test_nobody_is_judged_while_the_reports_cannot_be_read() -> None:
+    bench = Bench()
+    one = bench.condemned()
+    bench.signs = Signs({}, complete=False)
+    bench.now_ms = LOST_MS + 10 * PATIENCE_MS
+    await bench.looks()
+    assert bench.buried == []
+    bench.signs = Signs({"frozen": LOST_MS + 1}, complete=False)
+    await bench.judges()
+    assert bench.acquitted == [one], "what was read counts"
+
+
+async def test_a_worker_whose_name_another_one_has_is_dead_at_once() -> None:
+    bench = Bench()
+    one = bench.condemned()
+    bench.signs = Signs({}, frozenset({"frozen"}), complete=False)
+    await bench.judges()
+    assert bench.buried == [one]
+
+
+async def test_those_behind_its_key_wait_for_the_verdict_and_others_do_not() -> None:
+    bench = Bench()
+    one = bench.condemned(key=b"k")
+    others = open_partition(number=1)
+    behind, beside = message(others, 0, key=b"k"), message(others, 1)
+    arrive(bench.scheduler, behind, beside)
+    assert take(bench.scheduler) is beside
+    assert bench.scheduler.take(NOW_MS) is None
+    bench.signs = Signs({}, frozenset({"frozen"}))
+    await bench.judges()
+    assert bench.buried == [one]
+    assert take(bench.scheduler) is behind
+
+
+async def test_what_a_partition_loses_is_left_to_its_next_owner() -> None:
+    bench = Bench()
+    one = bench.condemned()
+    parts: set[PartitionState] = {one.part}
+    assert bench.scheduler.purge(parts) == 1
+    bench.verdicts.purge(parts)
+    bench.signs = Signs({}, frozenset({"frozen"}))
+    await asyncio.sleep(0.01)  # it may look once more
+    assert (bench.buried, bench.acquitted, bench.failures) == ([], [], [])
+    await bench.verdicts.stop()
+
+
+async def test_an_error_of_ours_is_told() -> None:
+    bench = Bench()
+    bench.signs = None  # type: ignore[assignment]
+    bench.condemned()
+    while not bench.failures:
+        await asyncio.sleep(0.001)
+    assert isinstance(bench.failures[0], AttributeError)

@@ -1,0 +1,131 @@
+"""Jobs whose worker was lost while they ran alone: each waits for the verdict whether that worker is dead.
+
+In:  condemned messages, and what the reports say. Out: each is buried as ``worker_lost``, or starts again.
+
+Who dies alone was killed by what it ran; but a frozen worker looks dead as well, and wakes up a moment later. So the job
+waits, with its key, until its worker is heard of, or another one has taken its name, or nothing was heard for so long
+that it must be dead. While nobody can read the reports, nobody is judged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping
+from threading import Lock
+from typing import Any, Final
+
+import structlog
+
+from workers.message import Message
+from workers.offsets import PartitionState
+from workers.scheduler import Scheduler
+from workers.survivors import Signs
+
+log = structlog.get_logger("rustfs_workers.verdicts")
+
+_LOOK_EVERY_S: Final = 3.0
+
+
+class Verdicts:
+    """For the event loop; the reports are read in a thread.
+
+    Args:
+        scheduler: holds the condemned.
+        lock: of the partitions' states.
+        signs: reads the reports; blocks.
+        now_ms: broker time.
+        patience_ms: since the loss; a worker that is silent for so long is dead.
+        acquitted: the message may start; it is with the scheduler again.
+        buried: the message is to be dead-lettered; the scheduler has forgotten it.
+        on_failure: called with an error of our own.
+        look_every_s: between two looks at the reports.
+    """
+
+    def __init__(
+        self,
+        *,
+        scheduler: Scheduler,
+        lock: Lock,
+        signs: Callable[[Mapping[str, int]], Signs],
+        now_ms: Callable[[], int],
+        patience_ms: int,
+        acquitted: Callable[[Message], None],
+        buried: Callable[[Message], None],
+        on_failure: Callable[[BaseException], None],
+        look_every_s: float = _LOOK_EVERY_S,
+    ) -> None:
+        self._scheduler = scheduler
+        self._lock = lock
+        self._signs = signs
+        self._now_ms = now_ms
+        self._patience_ms = patience_ms
+        self._acquitted = acquitted
+        self._buried = buried
+        self._on_failure = on_failure
+        self._look_every_s = look_every_s
+        self._open: set[Message] = set()
+        self._watch: asyncio.Task[None] | None = None
+
+    def expect(self, messages: Iterable[Message]) -> None:
+        """These are on their way to the scheduler."""
+        for message in messages:
+            owner, lost_ms = message.part.charge(message.offset)
+            log.warning(
+                "job waits: its worker was lost while it ran alone, and is given time to be heard of",
+                job_id=message.job_id.decode("ascii", "replace"),
+                at=message.where,
+                owner=owner,
+                seconds=max((lost_ms + self._patience_ms - self._now_ms()) / 1000, 0),
+            )
+            self._open.add(message)
+        if self._open and self._watch is None:
+            self._watch = asyncio.get_running_loop().create_task(self._look(), name="verdicts")
+            self._watch.add_done_callback(self._ended)
+
+    def purge(self, parts: set[PartitionState]) -> None:
+        """Forget those of these partitions: their next owner waits for the rest of the time."""
+        self._open = {message for message in self._open if message.part not in parts}
+
+    async def stop(self) -> None:
+        """Judge nobody any more."""
+        self._open.clear()
+        if self._watch is not None:
+            self._watch.cancel()
+            await asyncio.wait((self._watch,))
+
+    async def _look(self) -> None:
+        while self._open:
+            signs = await asyncio.to_thread(self._signs, self._losses())
+            # Those that still wait for their turn, or behind their key, are judged when they have it: in their order.
+            for message in [one for one in self._scheduler.condemned if one in self._open]:
+                self._judge(message, signs)
+            if self._open:
+                await asyncio.sleep(self._look_every_s)
+
+    def _losses(self) -> dict[str, int]:
+        losses: dict[str, int] = {}
+        for message in self._open:
+            owner, lost_ms = message.part.charge(message.offset)
+            losses[owner] = min(lost_ms, losses.get(owner, lost_ms))
+        return losses
+
+    def _judge(self, message: Message, signs: Signs) -> None:
+        part = message.part
+        owner, lost_ms = part.charge(message.offset)
+        silent_ms = self._now_ms() - lost_ms
+        if not owner or signs.heard.get(owner, 0) > lost_ms:
+            with self._lock:
+                part.absolve((owner,))
+                part.dirty = True
+            self._open.discard(message)
+            self._scheduler.acquit(message)
+            self._acquitted(message)
+        elif owner in signs.replaced or (signs.complete and silent_ms >= self._patience_ms):
+            self._open.discard(message)
+            self._scheduler.bury(message)
+            self._buried(message)
+
+    def _ended(self, watch: asyncio.Task[Any]) -> None:
+        self._watch = None
+        if not watch.cancelled() and (error := watch.exception()) is not None:
+            self._on_failure(error)
