@@ -45,6 +45,8 @@ log = structlog.get_logger("rustfs_workers.poller")
 _ROUND: Final = 1_000
 #: The same for records of retry topics: they stay in memory until they are due.
 _TIER_ROUND: Final = 250
+#: Records before the committed offset that a new owner looks at, of each partition: a copy of one of them may follow.
+_LOOK_BACK: Final = 128
 _MAX_BUFFERED_BYTES: Final = 8 * 1024 * 1024
 _IDLE_POLL_S: Final = 0.1
 _BUSY_POLL_S: Final = 0.005
@@ -73,6 +75,7 @@ class Poller:
         revoke_timeout_s: float,
         now_ms: Callable[[], int],
         signs: Callable[[Mapping[str, int]], Signs],
+        log_starts: Callable[[Iterable[Place]], Mapping[Place, int]],
         release: Callable[[set[PartitionState], float], Coroutine[Any, Any, None]],
         purge: Callable[[set[PartitionState]], None],
         deliver: Callable[[list[Message]], None],
@@ -95,6 +98,7 @@ class Poller:
         self._revoke_timeout_s = revoke_timeout_s
         self._now_ms = now_ms
         self._signs = signs
+        self._log_starts = log_starts
         self._release = release
         self._purge = purge
         self._deliver = deliver
@@ -112,6 +116,9 @@ class Poller:
         self._left = threading.Event()
         self.parts: dict[Place, PartitionState] = {}
         self._copies = DuplicateWindow()
+        #: Partitions that are read from before their committed offset.
+        self._looking_back: set[Place] = set()
+        self._may_look_back = True
         self._news = RepeatFilter()
         self._paused: set[Place] = set()
         self._paused_priorities: set[JobPriority] = set()
@@ -216,10 +223,11 @@ class Poller:
         with self._lock:
             for record in received:
                 error = record.error()
-                if error is not None:
-                    self._raise_if_final(error)
-                    continue
                 topic, partition, offset = record.topic(), record.partition(), record.offset()
+                if error is not None:
+                    if not self._looked_too_far_back(error, (topic or "", partition or 0)):
+                        self._raise_if_final(error)
+                    continue
                 assert topic is not None  # noqa: S101 - a record that was consumed has a place
                 assert partition is not None  # noqa: S101
                 assert offset is not None  # noqa: S101
@@ -227,8 +235,9 @@ class Poller:
                     place = here = (topic, partition)
                     part = parts.get(here)
                 # A partition that was revoked within this call: its new owner reads it from the committed offset.
-                if part is None or not part.owned or not part.note_delivered(offset):
+                if part is None or not part.owned:
                     continue
+                is_news = part.note_delivered(offset)
                 message = Message(
                     part,
                     offset,
@@ -240,6 +249,8 @@ class Poller:
                     tier_of.get(topic),
                 )
                 message.copy = self._copies.is_copy(message)
+                if not is_news:
+                    continue  # finished: all that matters is that it was here
                 if part.suspects and offset in part.suspects:
                     message.lost_worker = bool(part.suspects[offset].alone)
                 messages.append(message)
@@ -254,6 +265,14 @@ class Poller:
                     arrived_bytes[message.priority] += message.size
             self._delays.arrived(messages)
             self._deliver(messages)
+
+    def _looked_too_far_back(self, error: KafkaError, place: Place) -> bool:
+        """Whether what was asked for was removed in this very moment, and is nobody's work: taken anew, without looking back."""
+        if error.code() != KafkaError._AUTO_OFFSET_RESET or place not in self._looking_back:
+            return False
+        self._may_look_back = False
+        self._rejoin = True
+        return True
 
     @staticmethod
     def _raise_if_final(error: KafkaError) -> None:
@@ -364,7 +383,7 @@ class Poller:
             for state in states:
                 self.parts[state.topic, state.partition] = state
             self._committer.parts = set(self.parts.values())
-        starts = [TopicPartition(state.topic, state.partition, state.base) for state in states]
+        starts = self._starts({(state.topic, state.partition): state.base for state in states})
         consumer.incremental_assign(starts)
         # One that was paused when it was taken from us is still paused for librdkafka, and would be for ever.
         consumer.resume(starts)
@@ -378,6 +397,23 @@ class Poller:
         self._on_answer()
         # The first commit opens the partitions: before it nothing of them may start.
         self._committer.nudge()
+
+    def _starts(self, bases: Mapping[Place, int]) -> list[TopicPartition]:
+        """Where reading begins: a little before the committed offset, as far as there is something.
+
+        The memory for copies is each owner's own: what its predecessor ran must not run again because it stands twice.
+        """
+        starts = dict(bases)
+        behind = [place for place, base in bases.items() if base > 0] if self._may_look_back else []
+        try:
+            lowest = self._log_starts(behind) if behind else {}
+        except (KafkaException, PipelineError) as error:
+            log.info("no look at what was run before", error=str(error))
+            lowest = {}
+        for place, low in lowest.items():
+            starts[place] = min(max(bases[place] - _LOOK_BACK, low), bases[place])
+        self._looking_back |= {place for place, start in starts.items() if start < bases[place]}
+        return [TopicPartition(*place, start) for place, start in starts.items()]
 
     def _absolve(self, states: list[PartitionState]) -> None:
         """Who was only frozen or cut off did not die of a job: what counts because of it is taken back."""
@@ -459,6 +495,7 @@ class Poller:
                     part.owned = False
             self._committer.parts = set(self.parts.values())
         self._paused -= set(places)
+        self._looking_back -= set(places)
         self._copies.forget({partition for _, partition in places})
 
     def _in_loop(self, work: Coroutine[Any, Any, None], timeout_s: float) -> None:

@@ -30,6 +30,7 @@ from streams.clients import log as client_log
 from streams.group_members import Member, describe_member
 from streams.outgoing import Rules
 from streams.provision import group_session_timeout_ms
+from streams.scan import EARLIEST, offsets
 from streams.schemas_topic import schema_lookup
 from streams.settings import Settings
 from workers.children import ChildJobs
@@ -62,6 +63,8 @@ log = structlog.get_logger("rustfs_workers.worker")
 
 _FIRST_ANSWER_S: Final = 20.0
 _ANSWER_S: Final = 10.0
+#: A takeover waits for it; without an answer it does without.
+_LOG_STARTS_S: Final = 2.0
 #: Our own jobs come to their topic less than a second before their time; clocks may differ a little.
 _LONGEST_HOLD_MS: Final = 2_000
 
@@ -163,6 +166,9 @@ class WorkerProcess:
             buffer_low=config.buffer_low,
             now_ms=self._clock.now_ms,
             signs=lambda losses: signs_of_life(settings, codec, losses),
+            log_starts=lambda places: offsets(
+                settings, AdminClient(admin_config(settings)), places, EARLIEST, timeout_s=_LOG_STARTS_S
+            ),
             revoke_timeout_s=config.revoke_timeout / timedelta(seconds=1),
             release=self._executor.release,
             purge=self._purge,

@@ -11,7 +11,7 @@ from typing import Any
 
 from confluent_kafka import KafkaError, TopicPartition
 
-from schemas.errors import PipelineError
+from schemas.errors import KafkaUnreachable, PipelineError
 from schemas.headers import Delivery, build
 from schemas.offsetmap import OffsetMap
 from tests.support.messages import TOPICS, committed, job_value
@@ -66,12 +66,15 @@ class FakeRecord:
         return self.problem
 
 
+def job_of(offset: int) -> str:
+    """The job of the record that ``records`` puts there."""
+    return f"{offset:08x}{JOB_ID[8:]}"
+
+
 def records(place: Place, *offsets: int, job_id: str = JOB_ID, size: int = 0) -> list[FakeRecord]:
     """Each is another job, if ``job_id`` is not given."""
     return [
-        FakeRecord(
-            place, at, job_value(job_id if job_id != JOB_ID else f"{at:08x}{JOB_ID[8:]}") + bytes(size)
-        )
+        FakeRecord(place, at, job_value(job_id if job_id != JOB_ID else job_of(at)) + bytes(size))
         for at in offsets
     ]
 
@@ -161,6 +164,8 @@ class Bench:
         #: When owners that were lost have reported last; and about whom that was asked.
         self.heard: dict[str, int] = {}
         self.asked: list[Mapping[str, int]] = []
+        #: Of every partition; None: Kafka does not tell.
+        self.log_start: int | None = 0
         self.consumer = FakeConsumer(self.steps)
         self.committer = FakeCommitter(self)
         self.scheduler = Scheduler()
@@ -184,6 +189,7 @@ class Bench:
             revoke_timeout_s=3.0,
             now_ms=lambda: ASSIGNED_MS,
             signs=self._signs,
+            log_starts=self._log_starts,
             release=self._release,
             purge=self.purged.append,
             deliver=self.delivered.extend,
@@ -200,6 +206,11 @@ class Bench:
 
     async def _release(self, parts: set[PartitionState], timeout_s: float) -> None:
         self.note(f"jobs end within {timeout_s:.0f} s", parts)
+
+    def _log_starts(self, places: Iterable[Place]) -> dict[Place, int]:
+        if self.log_start is None:
+            raise KafkaUnreachable("nowhere", 1)
+        return dict.fromkeys(places, self.log_start)
 
     def _signs(self, losses: Mapping[str, int]) -> Signs:
         self.asked.append(losses)

@@ -11,7 +11,7 @@ from schemas.errors import GroupNotInitialised, TopicsMismatch
 from schemas.offsetmap import OffsetMap, Suspect
 from schemas.topics import TIERS, JobPriority
 from tests.support.messages import TOPICS
-from tests.support.poll_bench import ASSIGNED_MS, LATER_MS, Bench, FakeRecord, records
+from tests.support.poll_bench import ASSIGNED_MS, LATER_MS, Bench, FakeRecord, job_of, records
 from workers.delay import MAX_HELD_RECORDS
 from workers.offsets import MAX_SPREAD
 from workers.takeover import Place
@@ -130,17 +130,54 @@ async def test_an_offset_that_is_gone_is_never_guessed() -> None:
 # --- taking partitions ---------------------------------------------------------------------------------
 
 
-async def test_a_partition_is_read_from_its_committed_offset_once_the_commit_thread_knows_it() -> None:
+async def test_a_partition_is_read_from_before_its_committed_offset_once_the_commit_thread_knows_it() -> None:
     bench = Bench()
-    bench.stored[NORMAL] = OffsetMap(41, frozenset({42}))
+    bench.stored[NORMAL] = OffsetMap(241, frozenset({242}))
     bench.poller._on_assign(*bench._leaving([NORMAL]))
     assert bench.steps == ["metadata", "read", "assign"]
-    assert bench.consumer.assigned == {NORMAL: 41}
+    assert bench.consumer.assigned == {NORMAL: 241 - 128}
     part = bench.poller.parts[NORMAL]
     assert bench.committer.parts == {part}
     assert bench.committer.nudges == 1, "nothing of it may start before a first commit"
-    assert not part.start(41)
-    assert [one.offset for one in bench.round(*records(NORMAL, 41, 42, 43))] == [41, 43]
+    assert not part.start(241)
+    read = records(NORMAL, 113, 240, 241, 242, 243)
+    assert [one.offset for one in bench.round(*read)] == [241, 243]
+
+
+async def test_a_copy_of_what_the_predecessor_has_run_is_one() -> None:
+    """Of a record before the committed offset, and of one behind it that the map says is finished."""
+    bench = Bench()
+    bench.stored[NORMAL] = OffsetMap(41, frozenset({42}))
+    bench.assign(NORMAL)
+    before, finished = records(NORMAL, 40, 42)
+    copies = records(NORMAL, 43, job_id=job_of(40)) + records(NORMAL, 44, job_id=job_of(42))
+    found = bench.round(before, *records(NORMAL, 41), finished, *copies, *records(NORMAL, 45))
+    assert [(one.offset, one.copy) for one in found] == [(41, False), (43, True), (44, True), (45, False)]
+
+
+@pytest.mark.parametrize(("log_start", "start"), [(0, 0), (30, 30), (41, 41), (50, 41), (None, 41)])
+async def test_it_looks_back_as_far_as_there_is_something(log_start: int | None, start: int) -> None:
+    bench = Bench()
+    bench.log_start = log_start
+    bench.stored[NORMAL] = OffsetMap(41)
+    bench.assign(NORMAL)
+    assert bench.consumer.assigned == {NORMAL: start}
+
+
+async def test_what_it_looks_back_at_may_go_at_that_very_moment_and_what_is_to_be_run_may_not() -> None:
+    bench = Bench()
+    bench.stored[NORMAL] = OffsetMap(41)
+    bench.assign(NORMAL)
+    gone = FakeRecord(NORMAL, 0, problem=KafkaError(KafkaError._AUTO_OFFSET_RESET))
+    assert bench.round(gone) == []
+    bench.steps.clear()
+    assert bench.round() == []
+    assert bench.steps[:2] == ["unsubscribe", "subscribe"]
+    bench.poller._forget([NORMAL])
+    bench.assign(NORMAL)
+    assert bench.consumer.assigned == {NORMAL: 41}
+    with pytest.raises(KafkaException):
+        bench.round(gone)
 
 
 async def test_a_partition_that_cannot_be_taken_ends_the_worker() -> None:
