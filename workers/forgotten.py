@@ -8,7 +8,8 @@ again after kill -9, for one. Nobody ends that transaction any more: the group's
 the partition is dead. But markers are written by producer id: the next transaction of the same id that touches the
 same partitions closes the forgotten one as well.
 
-It is aborted, whatever it was meant to be: then its jobs run again, where a commit could have lost them.
+It is aborted, whatever it was meant to be: then its jobs run again, where a commit could have lost them. Where it was a
+commit, and its statuses stand already, they stand twice then: a known hole, until the coordinator's own log decides.
 """
 
 from __future__ import annotations

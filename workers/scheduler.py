@@ -149,7 +149,7 @@ class Scheduler:
         message.lost_worker = False
         assert message.priority is not None  # noqa: S101
         if _must_run_alone(message):
-            self._alone.append(message)
+            self._first_alone(message)
         else:
             self._buffers[message.priority].appendleft(message)
 
@@ -189,8 +189,6 @@ class Scheduler:
                 pass  # it waits behind its key
             elif message.lost_worker:
                 self.condemned[message] = None  # with its key: those after it wait for the verdict as well
-            elif part.suspects and _must_run_alone(message):
-                self._alone.append(message)  # it waited behind a condemned one
             elif part.start(message.offset):
                 self._start(message)
                 return message
@@ -353,6 +351,11 @@ class Scheduler:
             return message
         return None
 
+    def _first_alone(self, message: Message) -> None:
+        """It has its key already: before any other that wants it, but behind the one that a commit may name by now."""
+        named = bool(self._alone) and self._alone[0].part.alone == self._alone[0].offset
+        self._alone.insert(1 if named else 0, message)
+
     def _waits_for_a_verdict(self, message: Message) -> bool:
         """Whether a condemned one has its key; if so, it waits there, in the order of arrival."""
         key = message.key
@@ -463,7 +466,10 @@ class Scheduler:
             lock.holder = following
             if not any(lock.waiting.values()):
                 self._keys[key] = following
-            self._buffers[following.priority].appendleft(following)
+            if _must_run_alone(following):
+                self._first_alone(following)  # it waited behind a condemned one
+            else:
+                self._buffers[following.priority].appendleft(following)
             return
         del self._keys[key]
 

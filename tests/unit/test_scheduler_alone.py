@@ -303,3 +303,47 @@ def test_who_must_run_alone_waits_behind_a_condemned_one_of_its_key_in_order_and
         scheduler.done(following)
         commit(part, following.offset)
     assert len(scheduler) == 0
+
+
+def test_an_acquitted_one_runs_alone_before_those_of_its_key_that_must_as_well() -> None:
+    scheduler = Scheduler()
+    part, beside = dangerous(range(2)), message(open_partition(HIGH), 0)
+    condemned, following = (message(part, offset, key=b"k") for offset in range(2))
+    condemned.lost_worker = True
+    arrive(scheduler, condemned, beside)
+    assert take(scheduler) is beside
+    assert scheduler.take(NOW_MS) is None
+    arrive(scheduler, following)
+    assert scheduler.take(NOW_MS) is None, "something else still runs"
+    scheduler.acquit(condemned)
+    scheduler.done(beside)
+    commit(part)
+    for one in (condemned, following):
+        assert scheduler.take(NOW_MS) is None, "it asks for a commit"
+        commit(part)
+        assert take(scheduler) is one
+        scheduler.done(one)
+        commit(part, one.offset)
+
+
+def test_one_that_waited_for_a_verdict_keeps_its_place_before_a_later_one_of_its_key() -> None:
+    scheduler = Scheduler()
+    part, other = dangerous(range(3)), dangerous(number=1)
+    condemned, second, third = (message(part, offset, key=b"k") for offset in range(3))
+    condemned.lost_worker = True
+    between = message(other, 0)
+    arrive(scheduler, condemned)
+    assert scheduler.take(NOW_MS) is None
+    arrive(scheduler, second, between, third)
+    commit(part)
+    assert take_alone(scheduler, other) is between, "the second waits behind its key"
+    scheduler.bury(condemned)
+    commit(part, 0)
+    scheduler.done(between)
+    commit(other, 0)
+    for one in (second, third):
+        assert scheduler.take(NOW_MS) is None, "it asks for a commit"
+        commit(part)
+        assert take(scheduler) is one
+        scheduler.done(one)
+        commit(part, one.offset)
