@@ -23,10 +23,16 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 import structlog
-from confluent_kafka import KafkaException, Producer, TopicPartition
+from confluent_kafka import Producer, TopicPartition
 
 from schemas.codec import Codec
-from schemas.errors import CommitVanished, DeliveryFailed, GroupNotInitialised, KafkaUnreachable
+from schemas.errors import (
+    CommitVanished,
+    DeliveryFailed,
+    GroupNotInitialised,
+    KafkaUnreachable,
+    PipelineError,
+)
 from schemas.lifecycle import JobStatus
 from schemas.offsetmap import MAX_CHARACTERS, OffsetMap
 from schemas.records import StatusChange
@@ -97,7 +103,7 @@ class Committer:
         tick_ms: int,
         on_committed: Callable[[], None],
         on_failure: Callable[[BaseException], None],
-        end_forgotten: Callable[[Producer, Any], None] = lambda _producer, _metadata: None,
+        end_forgotten: Callable[[], None] = lambda: None,
         on_fenced: Callable[[], None] = lambda: None,
         on_answer: Callable[[], None] = lambda: None,
     ) -> None:
@@ -193,6 +199,7 @@ class Committer:
         except BaseException as error:  # noqa: BLE001 - handed to whoever supervises the worker
             self._on_failure(error)
         finally:
+            self._transactions.close()
             for _, done in self._releases:
                 done.set()
 
@@ -344,12 +351,11 @@ class Committer:
                     raise
                 log.warning("what is committed cannot be read yet", error=str(error))
             # Either Kafka is away again, and this waits for it; or our own transaction is the one that stays open.
-            self._transactions.renew()
             try:
-                self._end_forgotten(self._transactions.producer, self._membership.metadata)
-            except KafkaException as error:
+                self._end_forgotten()
+            except PipelineError as error:
                 log.warning("a forgotten transaction cannot be ended now", error=str(error))
-                self._transactions.renew()
+            self._transactions.renew()
 
     def _divide(
         self, metadata: Any, outcomes: list[Outcome], released: set[PartitionState], error: str

@@ -30,7 +30,7 @@ from streams.clients import log as client_log
 from streams.group_members import Member, describe_member
 from streams.outgoing import Rules
 from streams.provision import group_session_timeout_ms
-from streams.scan import EARLIEST, offsets
+from streams.scan import EARLIEST, informed_admin, offsets
 from streams.schemas_topic import schema_lookup
 from streams.settings import Settings
 from workers.children import ChildJobs
@@ -104,7 +104,7 @@ class WorkerProcess:
         self._delays = Delays()
         self._scheduler = Scheduler(weights=config.priority_weights, strict=config.strict_priorities)
         self._processes = ProcessPool(config.process_pool_size, handlers)
-        forgotten = ForgottenTransactions(self._topics, lambda: self.poller.partition_count or 0)
+        forgotten = ForgottenTransactions(settings, lambda: self.poller.partition_count or 0)
         self._committed = CommittedOffsets(
             settings,
             lambda transactional_id: Producer(producer_config(settings, transactional_id=transactional_id)),
@@ -122,7 +122,7 @@ class WorkerProcess:
             tick_ms=config.tick_ms,
             on_committed=self._committed_one,
             on_failure=self._fail,
-            end_forgotten=forgotten.end,
+            end_forgotten=lambda: forgotten.end(self._producer_id),
             on_fenced=self._fenced,
             on_answer=self._answered,
         )
@@ -167,7 +167,7 @@ class WorkerProcess:
             now_ms=self._clock.now_ms,
             signs=lambda losses: signs_of_life(settings, codec, losses),
             log_starts=lambda places: offsets(
-                settings, AdminClient(admin_config(settings)), places, EARLIEST, timeout_s=_LOG_STARTS_S
+                settings, informed_admin(settings, _LOG_STARTS_S), places, EARLIEST, timeout_s=_LOG_STARTS_S
             ),
             revoke_timeout_s=config.revoke_timeout / timedelta(seconds=1),
             release=self._executor.release,

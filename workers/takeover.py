@@ -9,9 +9,9 @@ takes it for a moment, and so ends the transaction at once.
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import structlog
 from confluent_kafka import (
@@ -22,11 +22,11 @@ from confluent_kafka import (
     TopicPartition,
 )
 
-from schemas.errors import KafkaUnreachable
+from schemas.errors import KafkaUnreachable, PipelineError
 from schemas.offsetmap import OffsetMap, parse
 from streams.committed import committed_offsets, passes
 from streams.settings import Settings
-from workers.forgotten import PATIENCE_S, ForgottenTransactions
+from workers.forgotten import PATIENCE_S, SPREAD_S, ForgottenTransactions
 
 log = structlog.get_logger("rustfs_workers.takeover")
 
@@ -67,7 +67,7 @@ class CommittedOffsets:
         """
         wanted = [TopicPartition(topic, partition) for topic, partition in places]
         started = time.monotonic()
-        deadline, too_long = started + _LIMIT_S, started + PATIENCE_S
+        deadline, too_long = started + _LIMIT_S, started + _patience_s()
         patience = _PATIENCE_S
         ended: set[str] = set()
         while True:
@@ -84,8 +84,8 @@ class CommittedOffsets:
                 if error.args[0].code() in _HELD_BACK:
                     self._end_open_transactions(wanted, ended)
                     if time.monotonic() > too_long:
-                        self._end_forgotten_transactions(consumer.consumer_group_metadata())
-                        too_long = time.monotonic() + PATIENCE_S
+                        self._end_forgotten_transactions()
+                        too_long = time.monotonic() + _patience_s()
                 else:
                     time.sleep(_PAUSE_S)  # a coordinator that moves: nobody's transaction is in the way
                 patience = _READ_TIMEOUT_S
@@ -129,18 +129,20 @@ class CommittedOffsets:
                     seconds=round(time.monotonic() - started, 3),
                 )
 
-    def _end_forgotten_transactions(self, group_metadata: Any) -> None:
+    def _end_forgotten_transactions(self) -> None:
         """Whoever owned any partition of the group may have left it. Each of them gets a new producer, no more."""
         topics = self._settings.topics.consumed
         every = [(topic, number) for topic in topics for number in range(self._forgotten.partitions)]
         try:
             owners = {found.transactional_id for found in self.read_back(every, stable=False).values()}
             for transactional_id in sorted((owners | {self._own}) - {""}):
-                producer = self._make_producer(transactional_id)
-                producer.init_transactions(_READ_TIMEOUT_S)
-                self._forgotten.end(producer, group_metadata)
-        except (KafkaException, KafkaUnreachable) as error:
+                self._forgotten.end(transactional_id)
+        except (KafkaException, PipelineError) as error:
             log.warning("forgotten transactions cannot be ended now", error=str(error))
+
+
+def _patience_s() -> float:
+    return PATIENCE_S + random.uniform(0, SPREAD_S)  # noqa: S311 - nobody's secret
 
 
 def _map_of(tp: TopicPartition) -> OffsetMap:

@@ -180,6 +180,10 @@ class Transactions:
                 self._producer = producer
                 return
 
+    def close(self) -> None:
+        """End the thread that sends offsets. Nothing can be written any more."""
+        self._offsets.close()
+
     def write(self, metadata: Any, outcomes: list[Outcome], offsets: list[TopicPartition]) -> None:
         """Everything of ``outcomes`` and the offsets, or nothing. Blocks.
 

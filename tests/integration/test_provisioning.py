@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiokafka.admin import AIOKafkaAdminClient
 from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import (  # type: ignore[attr-defined]  # it has no __all__
     AdminClient,
@@ -19,7 +20,13 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # it has no _
 from schemas import JobPriority
 from schemas.errors import KafkaUnreachable, TopicsMismatch
 from schemas.offsetmap import EMPTY_MAP, parse
-from streams.clients import admin_config, producer_config, reader_config, worker_consumer_config
+from streams.clients import (
+    admin_config,
+    aiokafka_config,
+    producer_config,
+    reader_config,
+    worker_consumer_config,
+)
 from streams.committed import committed_offsets
 from streams.group_setup import group_state, marker_key
 from streams.provision import check, group_session_timeout_ms, provision
@@ -196,6 +203,19 @@ def test_the_brokers_session_time_is_known(settings: Settings, admin: AdminClien
     session_ms = group_session_timeout_ms(settings, admin)
     assert session_ms is not None
     assert session_ms >= 1000
+
+
+async def test_a_map_stands_in_kafka_with_the_zero_behind_it(settings: Settings) -> None:
+    """librdkafka (2.16) copies a map without looking for its end, and reads on where none is: the wire must bring it."""
+    provision(settings)
+    admin = AIOKafkaAdminClient(**aiokafka_config(settings))
+    await admin.start()
+    try:
+        found = await admin.list_consumer_group_offsets(settings.topics.group)
+    finally:
+        await admin.close()
+    assert found
+    assert {known.metadata for known in found.values()} == {EMPTY_MAP + "\0"}
 
 
 def test_an_absent_broker_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -178,7 +178,7 @@ class Bench:
             tick_ms=1,
             on_committed=self.committed.set,
             on_failure=self._fail,
-            end_forgotten=lambda *_: self.kafka.steps.append("end forgotten"),
+            end_forgotten=lambda: self.kafka.steps.append("end forgotten"),
             on_fenced=lambda: self.kafka.steps.append("fenced"),
         )
         self.committer._transactions.renew()

@@ -267,6 +267,20 @@ def test_all_that_is_left_is_written_before_the_thread_ends() -> None:
     assert (bench.stored.offset, bench.committer.pending) == (2 * MAX_BATCH, 0)
 
 
+def test_nothing_of_the_thread_is_left_when_it_has_ended() -> None:
+    """Once a worker has written, the thread that sends its offsets lives as long as it does, and no longer."""
+    before = set(threading.enumerate())
+    bench = Bench()
+    bench.success(0)
+    bench.committer.start()
+    assert bench.committed.wait(30)
+    assert {thread.name for thread in set(threading.enumerate()) - before} == {"commit", "send-offsets"}
+    assert bench.committer.stop(60)
+    for thread in set(threading.enumerate()) - before:
+        thread.join(10)
+    assert set(threading.enumerate()) <= before
+
+
 def test_what_does_not_fit_into_one_transaction_follows_in_the_next_without_being_asked_for() -> None:
     bench = Bench(records=2 * MAX_BATCH)
     for offset in range(2 * MAX_BATCH):

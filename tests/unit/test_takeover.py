@@ -11,8 +11,7 @@ from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from schemas.errors import GroupNotInitialised, KafkaUnreachable
 from schemas.offsetmap import EMPTY_MAP, OffsetMap
-from schemas.topics import Topics
-from streams.settings import load_settings
+from streams.settings import Settings, load_settings
 from workers import takeover
 from workers.forgotten import ForgottenTransactions
 from workers.takeover import CommittedOffsets, Place
@@ -60,9 +59,6 @@ class FakeConsumer:
             raise now
         return now
 
-    def consumer_group_metadata(self) -> str:
-        return "newest"
-
 
 class FakeProducer:
     def __init__(self, transactional_id: str, heir: Heir) -> None:
@@ -76,14 +72,17 @@ class FakeProducer:
 
 
 class Noted(ForgottenTransactions):
-    """Notes with which producers it was asked to end what Kafka has forgotten."""
+    """Notes for which ids it was asked to end what Kafka has forgotten."""
 
-    def __init__(self, topics: Topics) -> None:
-        super().__init__(topics, lambda: 2)
-        self.ended: list[tuple[str, str]] = []
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings, lambda: 2)
+        self.ended: list[str] = []
+        self.fault: Exception | None = None
 
-    def end(self, producer: Any, group_metadata: Any) -> None:
-        self.ended.append((producer.transactional_id, group_metadata))
+    def end(self, transactional_id: str) -> None:
+        self.ended.append(transactional_id)
+        if self.fault is not None:
+            raise self.fault
 
 
 class Heir:
@@ -97,7 +96,7 @@ class Heir:
         self.unreadable: Exception | None = None
         make: Callable[[str], Any] = lambda name: FakeProducer(name, self)  # noqa: E731
         settings = load_settings(kafka_bootstrap_servers="127.0.0.1:1", topic_prefix="t.")
-        self.forgotten = Noted(settings.topics)
+        self.forgotten = Noted(settings)
         self.offsets = CommittedOffsets(settings, make, own_transactional_id=OURS, forgotten=self.forgotten)
         monkeypatch.setattr(takeover, "committed_offsets", self._read)
         monkeypatch.setattr(takeover, "_PAUSE_S", 0.0)
@@ -169,11 +168,17 @@ def test_what_kafka_itself_does_not_end_in_time_is_ended_for_every_owner_and_for
     """Whoever owned any partition may have left it, not just those that we are given."""
     elsewhere = (TIER, 1)
     heir.owners = {PLACES[0]: "t.worker.dead.0", elsewhere: "t.worker.dead.1"}
-    monkeypatch.setattr(takeover, "PATIENCE_S", -1.0)
+    monkeypatch.setattr(takeover, "PATIENCE_S", -9.0)
     assert set(heir.take(FakeConsumer(HELD_BACK[0], GOOD))) == set(PLACES)
-    names = ["t.worker.dead.0", "t.worker.dead.1", OURS]
-    assert heir.forgotten.ended == [(name, "newest") for name in names]
-    assert heir.ended[1:] == names, "each with a new producer"
+    assert heir.forgotten.ended == ["t.worker.dead.0", "t.worker.dead.1", OURS]
+
+
+def test_what_cannot_be_ended_now_is_asked_for_again(heir: Heir, monkeypatch: pytest.MonkeyPatch) -> None:
+    heir.owners = {PLACES[0]: "t.worker.dead.0"}
+    heir.forgotten.fault = KafkaUnreachable("127.0.0.1:1", 10.0)
+    monkeypatch.setattr(takeover, "PATIENCE_S", -9.0)
+    assert set(heir.take(FakeConsumer(HELD_BACK[0], HELD_BACK[0], GOOD))) == set(PLACES)
+    assert heir.forgotten.ended == ["t.worker.dead.0"] * 2
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,129 @@
+"""Kafka has decided a transaction and told not everybody: it is brought to the end that was decided, in every partition."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from confluent_kafka import Message
+
+from schemas import JobPriority, JobStatus
+from schemas.errors import KafkaUnreachable
+from schemas.offsetmap import OffsetMap
+from streams.committed import committed_offsets
+from streams.embedded import BrokerConfig, EmbeddedBroker
+from streams.producer import JobProducer
+from streams.provision import provision
+from streams.scan import scan
+from streams.settings import Settings
+from streams.transaction_log import Step, last_decisions, read_entries
+from tests.support.deployments import read_all, settings_for
+from tests.support.forgotten import UNVERIFIED, forget
+from tests.support.jobs import Note
+from tests.support.workers import all_final, runs, workers
+from workers.forgotten import ForgottenTransactions
+
+pytestmark = [pytest.mark.distributed, pytest.mark.integration]
+
+
+@pytest.fixture(scope="module")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedBroker]:
+    """One that lets a producer write outside of its transaction."""
+    config = BrokerConfig(tmp_path_factory.mktemp("forgetful"), heap_mb=512, extra=UNVERIFIED)
+    with EmbeddedBroker(config) as broker:
+        yield broker
+
+
+@pytest.fixture
+def deployment(broker: EmbeddedBroker, tmp_path: Path) -> Settings:
+    settings = settings_for(broker, f"f-{uuid4().hex[:8]}.", tmp_path)
+    provision(settings)
+    return settings
+
+
+def in_status(settings: Settings, *, read_committed: bool) -> list[Message]:
+    """What a reader of the status topic gets within a second, complete or not."""
+    found: list[Message] = []
+    scan(settings, [settings.topics.status], found.append, timeout_s=1, read_committed=read_committed)
+    return found
+
+
+@pytest.mark.parametrize("committed", [True, False])
+async def test_the_end_is_the_one_that_was_decided_for_offsets_and_records(
+    deployment: Settings, *, committed: bool
+) -> None:
+    settings, name = deployment, f"{deployment.topic_prefix}worker.dead"
+    place = (settings.topics.jobs[JobPriority.LOW], 1)
+    before = committed_offsets(settings, settings.topics.group, [place], timeout_s=5)
+    given = {place: (7, OffsetMap(7, start_limit=7).metadata())}
+    record = (settings.topics.status, 2, b"value")
+    await forget(settings, name, given, [record], committed=committed, before={place: before[place]})
+    with pytest.raises(KafkaUnreachable):
+        committed_offsets(settings, settings.topics.group, [place], timeout_s=1)
+    assert len(in_status(settings, read_committed=True)) == int(committed), "the second one is held back"
+    assert len(in_status(settings, read_committed=False)) == 2
+
+    await asyncio.to_thread(ForgottenTransactions(settings, lambda: settings.partitions).end, name)
+
+    after = committed_offsets(settings, settings.topics.group, [place], timeout_s=5)
+    assert after[place] == (given[place] if committed else before[place])
+    assert len(read_all(settings, settings.topics.status)) == (2 if committed else 0)
+    assert {message.value() for message in read_all(settings, *settings.topics.consumed)} == set()
+
+
+async def test_where_the_log_says_nothing_of_an_id_nothing_is_done(deployment: Settings) -> None:
+    assert read_entries(deployment, "nobody", timeout_s=10) == []
+    await asyncio.to_thread(ForgottenTransactions(deployment, lambda: deployment.partitions).end, "nobody")
+    assert read_entries(deployment, "nobody", timeout_s=10) == []
+
+
+async def test_the_log_says_what_a_producer_has_done(deployment: Settings) -> None:
+    name = f"{deployment.topic_prefix}worker.\N{SNOWMAN}"
+    place = (deployment.topics.jobs[JobPriority.LOW], 1)
+    stands = committed_offsets(deployment, deployment.topics.group, [place], timeout_s=5)
+    await forget(deployment, name, stands, [(deployment.topics.dlq, 0, b"x")], committed=True)
+    entries = read_entries(deployment, name, timeout_s=10)
+    steps = [entry.step for entry in entries]
+    assert steps[0] is Step.EMPTY
+    assert steps[-2:] == [Step.PREPARE_COMMIT, Step.COMPLETE_COMMIT]
+    decided = last_decisions(entries)
+    assert decided.pop((deployment.topics.dlq, 0)) is True
+    ((topic, _), commit), *none = decided.items()
+    assert (topic, commit, none) == ("__consumer_offsets", True, [])
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("committed", [True, False])
+def test_an_heir_runs_what_was_not_committed_and_nothing_else(
+    deployment: Settings, tmp_path: Path, *, committed: bool
+) -> None:
+    settings, priority = deployment, JobPriority.NORMAL
+    name = f"{settings.topic_prefix}worker.dead"
+    places = [(settings.topics.jobs[priority], number) for number in range(settings.partitions)]
+    with JobProducer(settings) as producer:
+        finished = producer.schedule_jobs(Note(text=str(number)) for number in range(20))
+        # A worker's first commit of a partition, before it runs anything: it names itself.
+        before = {place: (0, OffsetMap(0, transactional_id=name).metadata()) for place in places}
+        held = Counter(
+            (message.topic() or "", message.partition() or 0) for message in read_all(settings, places[0][0])
+        )
+        given = {
+            place: (
+                held[place],
+                OffsetMap(held[place], start_limit=held[place], transactional_id=name).metadata(),
+            )
+            for place in places
+        }
+        asyncio.run(forget(settings, name, given, committed=committed, before=before))
+        new = producer.schedule_jobs(Note(text=str(number)) for number in range(20))
+        with workers(settings, tmp_path) as start:
+            heir = start("heir")
+            assert set(all_final(settings, new, 90).values()) == {JobStatus.SUCCEEDED}
+            assert heir.said("offsets were unstable for too long: ended what Kafka may have forgotten")
+            assert heir.terminate() == 0
+    expected = new if committed else [*finished, *new]
+    assert sorted(run["id"] for run in runs(tmp_path)) == sorted(expected)
