@@ -65,10 +65,15 @@ def raw_headers(message: Message) -> list[tuple[str, bytes]]:
 
 @dataclass
 class Audit:
-    """What was found."""
+    """What was found.
+
+    ``copied``: accepted jobs whose first record stands more than once. Their producer wrote it again when all of Kafka
+    was started anew; workers pass over the second one, and whether they did is seen by the final states.
+    """
 
     lost: list[str]
     forked: list[str]
+    copied: list[str]
     final: Counter[str]
 
 
@@ -87,7 +92,10 @@ def audit(settings: Settings, accepted: list[str]) -> Audit:
             published[name, parse(raw_headers(message)).delivery] += 1
         except WireError:
             continue
-    forked += [name for (name, _), count in published.items() if count > 1]
+    ours = {(job_id, 0) for job_id in accepted}
+    several = {place for place, count in published.items() if count > 1}
+    copied = [job_id for job_id, _ in several & ours]
+    forked += [job_id for job_id, _ in several - ours]
     final = {
         job_id: history[-1].state
         for job_id, history in changes.items()
@@ -96,5 +104,6 @@ def audit(settings: Settings, accepted: list[str]) -> Audit:
     return Audit(
         lost=[job_id for job_id in accepted if job_id not in final],
         forked=forked,
+        copied=copied,
         final=Counter(state.value for state in final.values()),
     )
