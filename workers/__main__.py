@@ -1,6 +1,6 @@
 """The console script ``rustfs-workers``, and ``python -m workers``.
 
-What must be right before anything is imported: the standard streams, and what Ctrl-C means.
+What must be right before anything is imported: the standard streams, whose death ends us, and what Ctrl-C means.
 """
 
 from __future__ import annotations
@@ -9,10 +9,13 @@ import io
 import os
 import sys
 
+from workers.parent_death import end_with_parent
+
 
 def main() -> None:
     """Run the command that the arguments name."""
     _mend_standard_streams()
+    end_with_parent()
     try:
         from workers.cli import app  # takes a fifth of a second, in which Ctrl-C may come
 

@@ -6,11 +6,8 @@ more slowly if it keeps dying; signals are passed on; children do not outlive th
 
 from __future__ import annotations
 
-import ctypes
-import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -20,6 +17,7 @@ from typing import Final
 import structlog
 
 from workers.console import INTERRUPTED, OK
+from workers.parent_death import environment_of_a_child
 
 log = structlog.get_logger("rustfs_workers.supervisor")
 
@@ -112,23 +110,11 @@ def _look_after(
             command(slot.index),
             # Ctrl-C reaches the parent alone, which then tells its children.
             start_new_session=True,
-            preexec_fn=die_with(os.getpid()) if sys.platform == "linux" else None,
+            env=environment_of_a_child(),
         )
         slot.started_at = now
         slot.told = 0
     return code
-
-
-def die_with(parent: int) -> Callable[[], None]:
-    """What a child runs before anything else, so that it is asked to drain when ``parent`` is gone. Linux only."""
-    prctl = ctypes.CDLL(None).prctl
-
-    def in_child() -> None:
-        prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
-        if os.getppid() != parent:
-            os._exit(OK)
-
-    return in_child
 
 
 def _exit_code(first: int) -> int:

@@ -15,7 +15,7 @@ from typing import Final
 
 from schemas.errors import PipelineError
 from streams.settings import Settings
-from workers.supervisor import die_with
+from workers.parent_death import environment_of_a_child
 
 #: A worker's own drain is over after 30 s.
 _DRAIN_S: Final = 40.0
@@ -50,11 +50,10 @@ def worker_processes(settings: Settings, count: int, **environment: str) -> Iter
             processes.append(
                 subprocess.Popen(
                     [*command, "--worker-id", f"bench-{number}"],
-                    env=variables,
+                    env=environment_of_a_child(variables),
                     stdout=subprocess.DEVNULL,
                     # Ctrl-C reaches the bench alone, which then ends them; so does its own sudden death.
                     start_new_session=True,
-                    preexec_fn=die_with(os.getpid()) if sys.platform == "linux" else None,
                 )
             )
         yield check
