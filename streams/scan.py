@@ -13,10 +13,18 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from confluent_kafka import Consumer, IsolationLevel, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import (
+    OFFSET_INVALID,
+    Consumer,
+    IsolationLevel,
+    KafkaError,
+    KafkaException,
+    Message,
+    TopicPartition,
+)
 from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]  # it has no __all__
 
-from schemas.errors import TopicsMismatch
+from schemas.errors import KafkaUnreachable, TopicsMismatch
 from streams.clients import admin_config, kafka_failed, reader_config
 from streams.settings import Settings
 
@@ -189,10 +197,16 @@ def offsets(
             request, isolation_level=isolation, request_timeout=timeout_s
         ).items():
             try:
-                found[asked.topic, asked.partition] = answer.result().offset
+                offset = answer.result().offset
             except KafkaException as error:
                 if error.args[0].code() not in _MOVING or time.monotonic() > deadline:
                     raise kafka_failed(settings, error, timeout_s) from error
+            else:
+                # librdkafka names no error where a broker that it asked has gone: only the offset is none.
+                if offset != OFFSET_INVALID:
+                    found[asked.topic, asked.partition] = offset
+                elif time.monotonic() > deadline:
+                    raise KafkaUnreachable(settings.bootstrap_servers(), timeout_s)
         left -= found.keys()
         if left:
             time.sleep(_MOVING_PAUSE_S)
