@@ -214,17 +214,17 @@ def offsets(
 
 
 def _take(message: Message, each: Callable[[Message], None], open_ends: dict[Partition, int]) -> None:
+    error = message.error()
+    if error is not None and error.code() != KafkaError._PARTITION_EOF:
+        raise KafkaException(error)
     topic, number, offset = message.topic(), message.partition(), message.offset()
     assert topic is not None and number is not None and offset is not None  # noqa: S101, PT018 - it was consumed
-    error = message.error()
     if error is None:
         each(message)
         reached = offset + 1
-    elif error.code() == KafkaError._PARTITION_EOF:
+    else:
         # Behind the last record there may be markers of transactions, which only this event passes.
         reached = offset
-    else:
-        raise KafkaException(error)
     end = open_ends.get((topic, number))
     if end is not None and reached >= end:
         del open_ends[topic, number]

@@ -10,29 +10,29 @@ versions 0 and 1); the place is that of ``TransactionStateManager.partitionFor``
 from __future__ import annotations
 
 import struct
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
 
-from confluent_kafka import KafkaException, Message
+from confluent_kafka import KafkaError, KafkaException, Message
 from confluent_kafka.admin import AdminClient
 
-from schemas.errors import PipelineError, TopicsMismatch
+from schemas.errors import KafkaUnreachable, PipelineError, TopicsMismatch
 from streams.clients import KafkaRefused, admin_config
 from streams.scan import Partition, partitions_of, scan_partitions
 from streams.settings import Settings
 
 TOPIC: Final = "__transaction_state"
 _KEY_VERSION: Final = 0
-_LEAST_S: Final = 0.1
+#: Codes that waiting does not change.
+_NOT_OURS: Final = frozenset({KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.CLUSTER_AUTHORIZATION_FAILED})
 _HASH_LIMIT: Final = 1 << 32
 _SMALLEST: Final = -(1 << 31)
 
 
 class TransactionLogUnreadable(PipelineError):
-    """The log is not there, not ours to read, or in a format that is not known here."""
+    """The log is not there, not ours to read, or in a format that is not known here: asking again changes nothing."""
 
 
 class Step(IntEnum):
@@ -67,9 +67,8 @@ def read_entries(settings: Settings, transactional_id: str, *, timeout_s: float)
     Reads one whole partition of the log, whose active segment is 100 MB at most by Kafka's defaults.
 
     Raises:
-        TransactionLogUnreadable: see there. KafkaUnreachable: no broker answered in time. KafkaRefused: one refused.
+        TransactionLogUnreadable: see there. KafkaUnreachable: not read to its end in time, so ask again.
     """
-    deadline = time.monotonic() + timeout_s
     key, found = key_of(transactional_id), list[Entry]()
 
     def take(message: Message) -> None:
@@ -77,16 +76,22 @@ def read_entries(settings: Settings, transactional_id: str, *, timeout_s: float)
         if value is not None and message.key() == key:
             found.append(parse(value))
 
+    step_s = (
+        timeout_s / 4
+    )  # which topics there are, where this partition begins, where it ends, what it holds
     try:
         admin = AdminClient(admin_config(settings))
-        count = len(partitions_of(settings, admin, [TOPIC], timeout_s))
+        count = len(partitions_of(settings, admin, [TOPIC], step_s))
         place = (TOPIC, partition_of(transactional_id, count))
-        left_s = max(deadline - time.monotonic(), _LEAST_S)
-        result = scan_partitions(settings, admin, [place], take, timeout_s=left_s, read_committed=False)
-    except (TopicsMismatch, KafkaRefused, KafkaException) as error:
+        result = scan_partitions(settings, admin, [place], take, timeout_s=step_s, read_committed=False)
+    except (TopicsMismatch, KafkaRefused) as error:
         raise TransactionLogUnreadable(f"{TOPIC} cannot be read; may this user? ({error})") from error
+    except KafkaException as error:
+        if error.args[0].code() in _NOT_OURS:
+            raise TransactionLogUnreadable(f"{TOPIC} cannot be read; may this user? ({error})") from error
+        raise KafkaUnreachable(settings.bootstrap_servers(), timeout_s) from error
     if not result.complete:
-        raise TransactionLogUnreadable(f"{TOPIC}/{place[1]} could not be read to its end in {timeout_s:g} s")
+        raise KafkaUnreachable(settings.bootstrap_servers(), timeout_s)
     return found
 
 

@@ -10,34 +10,40 @@ same partitions closes the forgotten one as well, in its own way. So that has to
 coordinator's own log says which: an abort of what was committed would run finished jobs again, a commit of what was
 aborted would lose them.
 
-Where that log may not be read, everything is aborted: then jobs that the forgotten transaction had finished run twice,
-and none is lost.
+Where that log may not be read, everything is aborted, for nobody could ever work on otherwise: jobs that the forgotten
+transaction had finished run twice then, and what it forwarded may be gone where its offsets are not.
 """
 
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 import structlog
 
-from streams.empty_transaction import end_empty_transaction
+from streams.empty_transaction import taken_over
 from streams.scan import Partition
 from streams.settings import Settings
-from streams.transaction_log import Step, TransactionLogUnreadable, last_decisions, read_entries
+from streams.transaction_log import Entry, Step, TransactionLogUnreadable, last_decisions, read_entries
 
 log = structlog.get_logger("rustfs_workers.forgotten")
 
-#: Longer than Kafka takes to end a dead worker's transaction (its time-out, and the interval of looking for it).
+#: Longer than a dead worker's transaction lasts: its time-out, and how often our brokers look for such. (By Kafka's own
+#: default they look every ten seconds. Then it is us who ends it, and no harm is done.)
 PATIENCE_S: Final = 8.0
 #: Heirs of the same worker wait for differently long on top of it: one of them is enough, and two disturb each other.
 SPREAD_S: Final = 4.0
-_READ_S: Final = 20.0
-_END_S: Final = 10.0
+_READ_S: Final = 24.0
+_ANSWER_S: Final = 10.0
 #: One that began so lately may be another heir's, on its way to end what was forgotten: taking its id would abort that.
 _JUST_BEGUN_MS: Final = 6_000
+_DECIDED: Final = frozenset(
+    {Step.PREPARE_COMMIT, Step.PREPARE_ABORT, Step.COMPLETE_COMMIT, Step.COMPLETE_ABORT}
+)
+_COMMITTED: Final = frozenset({Step.PREPARE_COMMIT, Step.COMPLETE_COMMIT})
 _OFFSETS_TOPIC: Final = "__consumer_offsets"
 
 
@@ -47,6 +53,8 @@ class ForgottenTransactions:
     def __init__(self, settings: Settings, partitions: Callable[[], int]) -> None:
         self._settings = settings
         self._count = partitions
+        #: The poll thread and the commit thread would take one id from each other.
+        self._lock = threading.Lock()
 
     @property
     def partitions(self) -> int:
@@ -54,40 +62,58 @@ class ForgottenTransactions:
         return self._count()
 
     def end(self, transactional_id: str) -> None:
-        """Bring each partition's last transaction of this id to the end that was decided. Fences the id's producer.
+        """Bring each partition's last transaction of this id to the end that was decided.
+
+        Whoever has the id is fenced, and what is open under it is aborted.
 
         Raises:
             KafkaUnreachable: no end in time. KafkaRefused: the id was taken meanwhile, or is not ours to use.
         """
-        decided = self._decided(transactional_id)
-        if decided is None:
-            return
-        group = self._settings.topics.group
-        for commit in (True, False):
-            partitions = {place for place, was_commit in decided.items() if was_commit is commit}
-            offsets = {place for place in partitions if place[0] == _OFFSETS_TOPIC}
-            if partitions:
-                asyncio.run(
-                    end_empty_transaction(
-                        self._settings,
-                        transactional_id,
-                        sorted(partitions - offsets),
-                        group=group if offsets else None,
-                        commit=commit,
-                        timeout_s=_END_S,
-                    )
-                )
-        log.warning(
-            "offsets were unstable for too long: ended what Kafka may have forgotten",
-            transactional_id=transactional_id,
-            committed=sum(decided.values()),
-            aborted=len(decided) - sum(decided.values()),
-        )
+        with self._lock:
+            asyncio.run(self._end(transactional_id))
 
-    def _decided(self, transactional_id: str) -> Mapping[Partition, bool] | None:
-        """How each partition's last transaction is to end; None: somebody is about to end it."""
+    async def _end(self, transactional_id: str) -> None:
+        entries = await asyncio.to_thread(self._read, transactional_id)
+        if entries is not None and (not entries or _is_in_other_hands(entries[-1], transactional_id)):
+            return
+        async with taken_over(self._settings, transactional_id, timeout_s=_ANSWER_S) as ours:
+            # Read again: whatever comes later than our taking it over makes the requests below fail.
+            decided = await asyncio.to_thread(self._decided, transactional_id)
+            for commit in (True, False):
+                partitions = sorted(place for place, was_commit in decided.items() if was_commit is commit)
+                touches_offsets = any(topic == _OFFSETS_TOPIC for topic, _ in partitions)
+                await ours.end(
+                    [place for place in partitions if place[0] != _OFFSETS_TOPIC],
+                    group=self._settings.topics.group if touches_offsets else None,
+                    commit=commit,
+                )
+        if decided:
+            log.warning(
+                "ended whatever Kafka may have forgotten of a worker",
+                transactional_id=transactional_id,
+                partitions_committed=sum(decided.values()),
+                partitions_aborted=len(decided) - sum(decided.values()),
+            )
+
+    def _decided(self, transactional_id: str) -> Mapping[Partition, bool]:
+        """How each partition's last transaction is to end; True is a commit."""
+        entries = self._read(transactional_id)
+        if entries is None:
+            return dict.fromkeys(self._every(), False)
+        decided = last_decisions(entries)
+        if any(topic == _OFFSETS_TOPIC for topic, _ in decided):
+            return decided
+        # Compaction may have left no more of the last one than its last step. Taking the id over is a step as well, of none.
+        newest = [entry for entry in entries if entry.producer_id == entries[-1].producer_id]
+        last = next((entry.step for entry in reversed(newest) if entry.step in _DECIDED), None)
+        if last is None:
+            return decided
+        return {**dict.fromkeys(self._every(), last in _COMMITTED), **decided}
+
+    def _read(self, transactional_id: str) -> Sequence[Entry] | None:
+        """Its entries; None if nobody here will ever read them."""
         try:
-            entries = read_entries(self._settings, transactional_id, timeout_s=_READ_S)
+            return read_entries(self._settings, transactional_id, timeout_s=_READ_S)
         except TransactionLogUnreadable as error:
             log.warning(
                 "Kafka's log of transactions cannot be read, so a forgotten one is aborted whatever it was: "
@@ -95,21 +121,20 @@ class ForgottenTransactions:
                 transactional_id=transactional_id,
                 error=str(error),
             )
-            return dict.fromkeys(self._every(), False)
-        if entries and entries[-1].step is Step.ONGOING:
-            age_ms = time.time_ns() // 1_000_000 - entries[-1].at_ms
-            if 0 <= age_ms < _JUST_BEGUN_MS:
-                log.info("its transaction has just begun", transactional_id=transactional_id, age_ms=age_ms)
-                return None
-        decided = last_decisions(entries)
-        if entries and not any(topic == _OFFSETS_TOPIC for topic, _ in decided):
-            # Compaction has left no more than its last step.
-            committed = entries[-1].step is Step.COMPLETE_COMMIT
-            return {**dict.fromkeys(self._every(), committed), **decided}
-        return decided
+            return None
 
     def _every(self) -> list[Partition]:
         topics = self._settings.topics
         written = (*topics.consumed, topics.dlq, topics.status)
         places = [(topic, number) for topic in written for number in range(self.partitions)]
-        return [*places, (_OFFSETS_TOPIC, 0)]
+        return [*places, (topics.schemas, 0), (_OFFSETS_TOPIC, 0)]
+
+
+def _is_in_other_hands(last: Entry, transactional_id: str) -> bool:
+    """Whether somebody is about to end a transaction of it."""
+    # By two clocks, which may differ either way.
+    age_ms = abs(time.time_ns() // 1_000_000 - last.at_ms)
+    if last.step is not Step.ONGOING or age_ms >= _JUST_BEGUN_MS:
+        return False
+    log.info("its transaction has just begun", transactional_id=transactional_id, age_ms=age_ms)
+    return True

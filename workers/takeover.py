@@ -66,8 +66,10 @@ class CommittedOffsets:
             KafkaUnreachable: no answer within a minute.
         """
         wanted = [TopicPartition(topic, partition) for topic, partition in places]
-        started = time.monotonic()
-        deadline, too_long = started + _LIMIT_S, started + _patience_s()
+        deadline = time.monotonic() + _LIMIT_S
+        #: Since when something holds back the offsets, while the coordinator itself answers.
+        held_back_since: float | None = None
+        enough_s, everybody = _patience_s(), False
         patience = _PATIENCE_S
         ended: set[str] = set()
         while True:
@@ -82,10 +84,13 @@ class CommittedOffsets:
                 if time.monotonic() > deadline:
                     raise KafkaUnreachable("the group's coordinator", _LIMIT_S) from error
                 if error.args[0].code() in _HELD_BACK:
-                    self._end_open_transactions(wanted, ended)
-                    if time.monotonic() > too_long:
-                        self._end_forgotten_transactions()
-                        too_long = time.monotonic() + _patience_s()
+                    if not self._end_open_transactions(wanted, ended):
+                        held_back_since = None
+                    elif held_back_since is None:
+                        held_back_since = time.monotonic()
+                    elif time.monotonic() - held_back_since > enough_s:
+                        self._end_forgotten_transactions(wanted, deadline, everybody=everybody)
+                        held_back_since, enough_s, everybody = None, _patience_s(), True
                 else:
                     time.sleep(_PAUSE_S)  # a coordinator that moves: nobody's transaction is in the way
                 patience = _READ_TIMEOUT_S
@@ -103,13 +108,16 @@ class CommittedOffsets:
         found = committed_offsets(self._settings, self._group, wanted, timeout_s=timeout_s, stable=stable)
         return {place: parse(*found.get(place, (-1, "")), where=f"{place[0]}/{place[1]}") for place in wanted}
 
-    def _end_open_transactions(self, wanted: list[TopicPartition], ended: set[str]) -> None:
-        """Take the id of each predecessor once. If one was alive after all, that costs it a new producer, no more."""
+    def _end_open_transactions(self, wanted: list[TopicPartition], ended: set[str]) -> bool:
+        """Take the id of each predecessor once. If one was alive after all, that costs it a new producer, no more.
+
+        False: the coordinator does not say who they were.
+        """
         try:
             unstable = self.read_back(((tp.topic, tp.partition) for tp in wanted), stable=False)
         except (KafkaException, KafkaUnreachable) as error:
             log.info("maps of the predecessors not to be had yet", error=str(error))
-            return
+            return False
         for transactional_id in (
             {found.transactional_id for found in unstable.values()} - ended - {"", self._own}
         ):
@@ -128,17 +136,35 @@ class CommittedOffsets:
                     transactional_id=transactional_id,
                     seconds=round(time.monotonic() - started, 3),
                 )
+        return True
 
-    def _end_forgotten_transactions(self) -> None:
-        """Whoever owned any partition of the group may have left it. Each of them gets a new producer, no more."""
+    def _end_forgotten_transactions(
+        self, wanted: list[TopicPartition], deadline: float, *, everybody: bool
+    ) -> None:
+        """First those who owned what we are given, and ourselves; then whoever owned any partition of the group.
+
+        Who is alive and none of it is to blame loses an open transaction, and writes it again with a new producer.
+        """
         topics = self._settings.topics.consumed
-        every = [(topic, number) for topic in topics for number in range(self._forgotten.partitions)]
+        places = [(tp.topic, tp.partition) for tp in wanted]
+        if everybody:
+            places = [(topic, number) for topic in topics for number in range(self._forgotten.partitions)]
         try:
-            owners = {found.transactional_id for found in self.read_back(every, stable=False).values()}
-            for transactional_id in sorted((owners | {self._own}) - {""}):
-                self._forgotten.end(transactional_id)
+            owners = {found.transactional_id for found in self.read_back(places, stable=False).values()}
         except (KafkaException, PipelineError) as error:
-            log.warning("forgotten transactions cannot be ended now", error=str(error))
+            log.warning("forgotten transactions cannot be looked for now", error=str(error))
+            return
+        for transactional_id in sorted((owners | {self._own}) - {""}):
+            if time.monotonic() > deadline:
+                return
+            try:
+                self._forgotten.end(transactional_id)
+            except PipelineError as error:
+                log.warning(
+                    "what Kafka may have forgotten cannot be ended now",
+                    transactional_id=transactional_id,
+                    error=str(error),
+                )
 
 
 def _patience_s() -> float:

@@ -52,6 +52,9 @@ _AWAY: Final = frozenset(
     {
         KafkaError._TIMED_OUT,
         KafkaError._TRANSPORT,
+        # Records that were not delivered in time are reported so by the commit. A refused one has its own code.
+        KafkaError._MSG_TIMED_OUT,
+        KafkaError._INCONSISTENT,
         KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
         KafkaError.COORDINATOR_NOT_AVAILABLE,
         KafkaError.NOT_COORDINATOR,

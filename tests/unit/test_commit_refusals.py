@@ -52,7 +52,15 @@ def test_a_refusal_that_does_not_repeat_itself_fails_nobody() -> None:
 
 
 @pytest.mark.parametrize(
-    "code", [KafkaError.COORDINATOR_NOT_AVAILABLE, KafkaError.NOT_COORDINATOR, KafkaError.NOT_ENOUGH_REPLICAS]
+    "code",
+    [
+        KafkaError.COORDINATOR_NOT_AVAILABLE,
+        KafkaError.NOT_COORDINATOR,
+        KafkaError.NOT_ENOUGH_REPLICAS,
+        # "1 message(s) failed delivery", and why, where the leader of a retry partition does not answer
+        KafkaError._INCONSISTENT,
+        KafkaError._MSG_TIMED_OUT,
+    ],
 )
 def test_a_broker_that_is_away_for_longer_than_two_tries_fails_nobody(code: int) -> None:
     """It says nothing of what a transaction contains: no outcome may be called unwritable because of it."""

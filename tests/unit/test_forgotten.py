@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -33,38 +35,37 @@ COMMITTED = [
 
 
 class Kafka:
-    """The log is laid down; what is ended is written down."""
+    """The log is laid down, as it is before and after the id was taken over; what is ended is written down."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.log: list[Entry] | Exception = []
+        self.added: list[Entry] = [entry(Step.EMPTY, age_s=0.0)]
         self.fault: Exception | None = None
+        self.taken = 0
         self.ended: list[tuple[bool, list[tuple[str, int]], str | None]] = []
         monkeypatch.setattr(forgotten, "read_entries", self._read)
-        monkeypatch.setattr(forgotten, "end_empty_transaction", self._end)
+        monkeypatch.setattr(forgotten, "taken_over", self._take)
 
     def _read(self, settings: Any, transactional_id: str, *, timeout_s: float) -> list[Entry]:
         assert transactional_id == NAME
         if isinstance(self.log, Exception):
             raise self.log
-        return self.log
+        return [*self.log, *self.added] if self.taken else self.log
 
-    async def _end(
-        self,
-        settings: Any,
-        transactional_id: str,
-        partitions: Any,
-        *,
-        group: str | None,
-        commit: bool,
-        **_: Any,
-    ) -> None:
+    @contextlib.asynccontextmanager
+    async def _take(self, settings: Any, transactional_id: str, *, timeout_s: float) -> AsyncIterator[Kafka]:
         assert transactional_id == NAME
+        self.taken += 1
+        yield self
+
+    def end_now(self) -> None:
+        ForgottenTransactions(SETTINGS, lambda: 2).end(NAME)
+
+    async def end(self, partitions: Any, *, group: str | None, commit: bool) -> None:
         if self.fault is not None:
             raise self.fault
-        self.ended.append((commit, list(partitions), group))
-
-    def end(self) -> None:
-        ForgottenTransactions(SETTINGS, lambda: 2).end(NAME)
+        if partitions or group:
+            self.ended.append((commit, list(partitions), group))
 
 
 @pytest.fixture
@@ -74,24 +75,24 @@ def kafka(monkeypatch: pytest.MonkeyPatch) -> Kafka:
 
 def test_what_was_committed_is_committed(kafka: Kafka) -> None:
     kafka.log = COMMITTED
-    kafka.end()
+    kafka.end_now()
     assert kafka.ended == [(True, [STATUS], SETTINGS.topics.group)]
 
 
 def test_what_was_aborted_is_aborted(kafka: Kafka) -> None:
     kafka.log = [entry(Step.PREPARE_ABORT, STATUS, OFFSETS), entry(Step.COMPLETE_ABORT)]
-    kafka.end()
+    kafka.end_now()
     assert kafka.ended == [(False, [STATUS], SETTINGS.topics.group)]
 
 
 def test_each_partition_gets_the_end_of_its_own_last_transaction(kafka: Kafka) -> None:
     kafka.log = [*COMMITTED, entry(Step.PREPARE_ABORT, RETRY), entry(Step.COMPLETE_ABORT)]
-    kafka.end()
+    kafka.end_now()
     assert kafka.ended == [(True, [STATUS], SETTINGS.topics.group), (False, [RETRY], None)]
 
 
 def test_who_has_never_written_anything_is_left_alone(kafka: Kafka) -> None:
-    kafka.end()
+    kafka.end_now()
     assert kafka.ended == []
 
 
@@ -100,34 +101,58 @@ def test_where_compaction_has_left_the_last_step_alone_it_speaks_for_every_parti
     kafka: Kafka, last: Step, *, commit: bool
 ) -> None:
     kafka.log = [entry(last)]
-    kafka.end()
+    kafka.end_now()
     ((ended, partitions, group),) = kafka.ended
     assert (ended, group) == (commit, SETTINGS.topics.group)
     topics = SETTINGS.topics
-    assert partitions == sorted(
-        (topic, number) for topic in (*topics.consumed, topics.dlq, topics.status) for number in range(2)
-    )
+    written = (*topics.consumed, topics.dlq, topics.status)
+    everything = [(topic, number) for topic in written for number in range(2)]
+    assert partitions == sorted([*everything, (topics.schemas, 0)])
 
 
 def test_where_the_log_cannot_be_read_everything_is_aborted(kafka: Kafka) -> None:
-    """Then jobs run twice, where a commit could have lost them."""
+    """Nobody could ever work on otherwise."""
     kafka.log = TransactionLogUnreadable("not yours to read")
-    kafka.end()
+    kafka.end_now()
     ((commit, partitions, group),) = kafka.ended
     assert (commit, group) == (False, SETTINGS.topics.group)
     assert {STATUS, RETRY} < set(partitions)
 
 
-def test_a_transaction_that_has_just_begun_is_left_to_whoever_began_it(kafka: Kafka) -> None:
+@pytest.mark.parametrize("age_s", [1.0, -1.0], ids=["", "by a clock that is behind"])
+def test_a_transaction_that_has_just_begun_is_left_to_whoever_began_it(kafka: Kafka, age_s: float) -> None:
     """Another heir's, on its way to end the same: taking its id would abort that."""
-    kafka.log = [*COMMITTED, entry(Step.ONGOING, STATUS, OFFSETS, age_s=1.0)]
-    kafka.end()
+    kafka.log = [*COMMITTED, entry(Step.ONGOING, STATUS, OFFSETS, age_s=age_s)]
+    kafka.end_now()
+    assert (kafka.taken, kafka.ended) == (0, [])
+
+
+def test_what_taking_the_id_over_has_aborted_stays_aborted(kafka: Kafka) -> None:
+    """Its own last transaction was open: Kafka has decided that only now, and not as the log said before."""
+    kafka.log = [*COMMITTED, entry(Step.ONGOING, RETRY, OFFSETS, age_s=60)]
+    kafka.added = [entry(Step.PREPARE_ABORT, RETRY, OFFSETS), entry(Step.COMPLETE_ABORT), entry(Step.EMPTY)]
+    kafka.end_now()
+    assert kafka.ended == [(True, [STATUS], None), (False, [RETRY], SETTINGS.topics.group)]
+
+
+def test_where_nothing_is_left_of_what_it_did_nothing_is_done(kafka: Kafka) -> None:
+    kafka.log = [
+        Entry(0, 0, Step.COMPLETE_COMMIT, frozenset(), 0)
+    ]  # of a producer id that nobody can end any more
+    kafka.end_now()
     assert kafka.ended == []
+
+
+def test_a_log_that_cannot_be_read_now_decides_nothing(kafka: Kafka) -> None:
+    kafka.log = KafkaUnreachable("127.0.0.1:1", 24.0)
+    with pytest.raises(KafkaUnreachable):
+        kafka.end_now()
+    assert (kafka.taken, kafka.ended) == (0, [])
 
 
 def test_one_that_began_long_ago_is_nobodys_any_more(kafka: Kafka) -> None:
     kafka.log = [*COMMITTED, entry(Step.ONGOING, STATUS, age_s=7.0)]
-    kafka.end()
+    kafka.end_now()
     assert kafka.ended == [(True, [STATUS], SETTINGS.topics.group)]
 
 
@@ -135,4 +160,4 @@ def test_what_could_not_be_ended_is_said(kafka: Kafka) -> None:
     kafka.log = COMMITTED
     kafka.fault = KafkaUnreachable("127.0.0.1:1", 10.0)
     with pytest.raises(KafkaUnreachable):
-        kafka.end()
+        kafka.end_now()

@@ -162,23 +162,46 @@ def test_if_the_maps_cannot_be_had_now_it_goes_on_asking(heir: Heir) -> None:
     assert heir.unstable_reads == 2
 
 
-def test_what_kafka_itself_does_not_end_in_time_is_ended_for_every_owner_and_for_us(
-    heir: Heir, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Whoever owned any partition may have left it, not just those that we are given."""
-    elsewhere = (TIER, 1)
-    heir.owners = {PLACES[0]: "t.worker.dead.0", elsewhere: "t.worker.dead.1"}
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is held back has been so for too long."""
     monkeypatch.setattr(takeover, "PATIENCE_S", -9.0)
-    assert set(heir.take(FakeConsumer(HELD_BACK[0], GOOD))) == set(PLACES)
+
+
+@pytest.mark.usefixtures("at_once")
+def test_what_kafka_itself_does_not_end_in_time_is_ended_for_whose_partitions_we_get_and_for_us(
+    heir: Heir,
+) -> None:
+    heir.owners = {PLACES[0]: "t.worker.dead.0", (TIER, 1): "t.worker.alive.0"}
+    consumer = FakeConsumer(HELD_BACK[0], HELD_BACK[0], GOOD)
+    assert set(heir.take(consumer)) == set(PLACES)
+    assert heir.forgotten.ended == ["t.worker.dead.0", OURS]
+
+
+@pytest.mark.usefixtures("at_once")
+def test_if_it_was_none_of_them_everybody_is_suspected(heir: Heir) -> None:
+    """Whoever owned any partition may have left it, not just those that we are given."""
+    heir.owners = {PLACES[0]: "t.worker.dead.0", (TIER, 1): "t.worker.dead.1"}
+    consumer = FakeConsumer(*HELD_BACK * 2, GOOD)
+    assert set(heir.take(consumer)) == set(PLACES)
+    assert heir.forgotten.ended[2:] == ["t.worker.dead.0", "t.worker.dead.1", OURS]
+
+
+@pytest.mark.usefixtures("at_once")
+def test_one_that_cannot_be_ended_now_stops_no_other(heir: Heir) -> None:
+    heir.owners = {PLACES[0]: "t.worker.dead.0", PLACES[1]: "t.worker.dead.1"}
+    heir.forgotten.fault = KafkaUnreachable("127.0.0.1:1", 10.0)
+    assert set(heir.take(FakeConsumer(HELD_BACK[0], HELD_BACK[0], GOOD))) == set(PLACES)
     assert heir.forgotten.ended == ["t.worker.dead.0", "t.worker.dead.1", OURS]
 
 
-def test_what_cannot_be_ended_now_is_asked_for_again(heir: Heir, monkeypatch: pytest.MonkeyPatch) -> None:
-    heir.owners = {PLACES[0]: "t.worker.dead.0"}
-    heir.forgotten.fault = KafkaUnreachable("127.0.0.1:1", 10.0)
-    monkeypatch.setattr(takeover, "PATIENCE_S", -9.0)
-    assert set(heir.take(FakeConsumer(HELD_BACK[0], HELD_BACK[0], GOOD))) == set(PLACES)
-    assert heir.forgotten.ended == ["t.worker.dead.0"] * 2
+@pytest.mark.usefixtures("at_once")
+def test_a_coordinator_that_is_away_is_no_sign_of_anything_forgotten(heir: Heir) -> None:
+    """It looks the same from here: the read does not come back in time."""
+    heir.owners = {PLACES[0]: "t.worker.alive.0"}
+    heir.unreadable = KafkaUnreachable("127.0.0.1:1", 2.0)
+    assert set(heir.take(FakeConsumer(*HELD_BACK * 3, GOOD))) == set(PLACES)
+    assert heir.forgotten.ended == []
 
 
 @pytest.mark.parametrize(
