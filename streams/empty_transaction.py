@@ -30,8 +30,9 @@ from streams.clients import KafkaRefused, aiokafka_config
 from streams.scan import Partition
 from streams.settings import Settings
 
-#: Long after we have given up: if Kafka ended it for us, in the middle, that would be an abort.
-_TRANSACTION_TIMEOUT_MS: Final = 60_000
+#: Long after we have given up: if Kafka ended it for us, in the middle, that would be an abort. No worker's own transaction
+#: has it, so the coordinator's log shows whose one is.
+EMPTY_TIMEOUT_MS: Final = 60_000
 #: aiokafka's own limit is longer than ours, and would be used up by one broker that does not answer.
 _ONE_ANSWER_MS: Final = 2_000
 _CLOSING_S: Final = 1.0
@@ -83,9 +84,7 @@ async def taken_over(
     """
     coordinator = _Coordinator(settings, transactional_id, timeout_s)
     try:
-        made = await coordinator.ask(
-            InitProducerIdRequest(transactional_id, _TRANSACTION_TIMEOUT_MS), _one_code
-        )
+        made = await coordinator.ask(InitProducerIdRequest(transactional_id, EMPTY_TIMEOUT_MS), _one_code)
         yield EmptyTransactions(coordinator, (transactional_id, made.producer_id, made.producer_epoch))
     finally:
         await coordinator.close()

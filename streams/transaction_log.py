@@ -10,7 +10,8 @@ versions 0 and 1); the place is that of ``TransactionStateManager.partitionFor``
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
@@ -25,6 +26,8 @@ from streams.settings import Settings
 
 TOPIC: Final = "__transaction_state"
 _KEY_VERSION: Final = 0
+#: Of a key, before the id: its version and the id's length.
+_HEAD_BYTES: Final = 4
 #: Codes that waiting does not change.
 _NOT_OURS: Final = frozenset({KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.CLUSTER_AUTHORIZATION_FAILED})
 _HASH_LIMIT: Final = 1 << 32
@@ -59,6 +62,8 @@ class Entry:
     partitions: frozenset[Partition]
     #: By the coordinator's clock, in milliseconds since 1970.
     at_ms: int
+    #: After which Kafka aborts it; each producer has its own.
+    timeout_ms: int = 0
 
 
 def read_entries(settings: Settings, transactional_id: str, *, timeout_s: float) -> list[Entry]:
@@ -69,21 +74,44 @@ def read_entries(settings: Settings, transactional_id: str, *, timeout_s: float)
     Raises:
         TransactionLogUnreadable: see there. KafkaUnreachable: not read to its end in time, so ask again.
     """
-    key, found = key_of(transactional_id), list[Entry]()
+    key = key_of(transactional_id)
+    found = _read(settings, lambda count: [partition_of(transactional_id, count)], key.__eq__, timeout_s)
+    return found.get(key, [])
+
+
+def read_all_entries(settings: Settings, prefix: str, *, timeout_s: float) -> dict[str, list[Entry]]:
+    """The same of every id that begins with ``prefix``, by id. Reads the whole log.
+
+    Raises:
+        As ``read_entries``.
+    """
+    begin = prefix.encode()
+    wanted = lambda key: key.startswith(begin, _HEAD_BYTES)  # noqa: E731 - of the keys in the log
+    found = _read(settings, range, wanted, timeout_s)
+    return {key[_HEAD_BYTES:].decode("utf-8", "replace"): entries for key, entries in found.items()}
+
+
+def _read(
+    settings: Settings,
+    partitions: Callable[[int], Iterable[int]],
+    wanted: Callable[[bytes], bool],
+    timeout_s: float,
+) -> dict[bytes, list[Entry]]:
+    found: dict[bytes, list[Entry]] = defaultdict(list)
 
     def take(message: Message) -> None:
-        value = message.value()
-        if value is not None and message.key() == key:
-            found.append(parse(value))
+        key, value = message.key(), message.value()
+        if key is not None and value is not None and wanted(key):
+            found[key].append(parse(value))
 
     step_s = (
         timeout_s / 4
-    )  # which topics there are, where this partition begins, where it ends, what it holds
+    )  # which topics there are, where the partitions begin, where they end, what they hold
     try:
         admin = AdminClient(admin_config(settings))
         count = len(partitions_of(settings, admin, [TOPIC], step_s))
-        place = (TOPIC, partition_of(transactional_id, count))
-        result = scan_partitions(settings, admin, [place], take, timeout_s=step_s, read_committed=False)
+        places = [(TOPIC, number) for number in partitions(count)]
+        result = scan_partitions(settings, admin, places, take, timeout_s=step_s, read_committed=False)
     except (TopicsMismatch, KafkaRefused) as error:
         raise TransactionLogUnreadable(f"{TOPIC} cannot be read; may this user? ({error})") from error
     except KafkaException as error:
@@ -145,7 +173,7 @@ def _parse(value: bytes) -> Entry:
     if version not in (0, 1):
         raise ValueError(f"version {version}")
     compact = version == 1
-    producer_id, epoch, _timeout_ms, step = reader.take(">qhib")
+    producer_id, epoch, timeout_ms, step = reader.take(">qhib")
     partitions: set[Partition] = set()
     for _ in range(reader.length(compact=compact, wide=True)):
         name = reader.bytes(reader.length(compact=compact, wide=False)).decode()
@@ -154,7 +182,7 @@ def _parse(value: bytes) -> Entry:
             reader.skip_tags()
         partitions.update((name, number) for number in numbers)
     (at_ms,) = reader.take(">q")
-    return Entry(producer_id, epoch, Step(step), frozenset(partitions), at_ms)
+    return Entry(producer_id, epoch, Step(step), frozenset(partitions), at_ms, timeout_ms)
 
 
 class _Reader:

@@ -24,10 +24,17 @@ from typing import Final
 
 import structlog
 
-from streams.empty_transaction import taken_over
+from streams.empty_transaction import EMPTY_TIMEOUT_MS, taken_over
 from streams.scan import Partition
 from streams.settings import Settings
-from streams.transaction_log import Entry, Step, TransactionLogUnreadable, last_decisions, read_entries
+from streams.transaction_log import (
+    Entry,
+    Step,
+    TransactionLogUnreadable,
+    last_decisions,
+    read_all_entries,
+    read_entries,
+)
 
 log = structlog.get_logger("rustfs_workers.forgotten")
 
@@ -38,7 +45,7 @@ PATIENCE_S: Final = 8.0
 SPREAD_S: Final = 4.0
 _READ_S: Final = 24.0
 _ANSWER_S: Final = 10.0
-#: One that began so lately may be another heir's, on its way to end what was forgotten: taking its id would abort that.
+#: One that began so lately is still somebody's. Later Kafka has ended a worker's, and who ends forgotten ones is gone.
 _JUST_BEGUN_MS: Final = 6_000
 _DECIDED: Final = frozenset(
     {Step.PREPARE_COMMIT, Step.PREPARE_ABORT, Step.COMPLETE_COMMIT, Step.COMPLETE_ABORT}
@@ -61,21 +68,39 @@ class ForgottenTransactions:
         """How many each topic has."""
         return self._count()
 
-    def end(self, transactional_id: str) -> None:
+    def end(self, transactional_id: str, hanging: set[Partition] | None = None) -> bool:
         """Bring each partition's last transaction of this id to the end that was decided.
 
-        Whoever has the id is fenced, and what is open under it is aborted.
+        Whoever has the id is fenced, and what is open under it is aborted. ``hanging`` says which partitions this is about;
+        by default it is the group's offsets, which every transaction of a worker touches. False: there is an open one that
+        will end them as well.
 
         Raises:
             KafkaUnreachable: no end in time. KafkaRefused: the id was taken meanwhile, or is not ours to use.
         """
         with self._lock:
-            asyncio.run(self._end(transactional_id))
+            return asyncio.run(self._end(transactional_id, hanging))
 
-    async def _end(self, transactional_id: str) -> None:
+    def end_where(self, hanging: set[Partition]) -> bool:
+        """End every transaction that was decided in one of these partitions last, whoever wrote it. False: not each of them.
+
+        Raises:
+            KafkaUnreachable, KafkaRefused: as ``end``. TransactionLogUnreadable: nobody here can know whose they are.
+        """
+        prefix = f"{self._settings.topics.prefix}worker."
+        known = read_all_entries(self._settings, prefix, timeout_s=_READ_S)
+        authors = [name for name, entries in known.items() if not hanging.isdisjoint(last_decisions(entries))]
+        ended = [self.end(name, hanging) for name in authors]
+        return all(ended)
+
+    async def _end(self, transactional_id: str, hanging: set[Partition] | None) -> bool:
         entries = await asyncio.to_thread(self._read, transactional_id)
-        if entries is not None and (not entries or _is_in_other_hands(entries[-1], transactional_id)):
-            return
+        if entries is not None:
+            if not entries:
+                return True
+            if _ends_them_itself(entries[-1], hanging):
+                log.info("its open transaction ends them as well", transactional_id=transactional_id)
+                return False
         async with taken_over(self._settings, transactional_id, timeout_s=_ANSWER_S) as ours:
             # Read again: whatever comes later than our taking it over makes the requests below fail.
             decided = await asyncio.to_thread(self._decided, transactional_id)
@@ -94,6 +119,7 @@ class ForgottenTransactions:
                 partitions_committed=sum(decided.values()),
                 partitions_aborted=len(decided) - sum(decided.values()),
             )
+        return True
 
     def _decided(self, transactional_id: str) -> Mapping[Partition, bool]:
         """How each partition's last transaction is to end; True is a commit."""
@@ -130,11 +156,14 @@ class ForgottenTransactions:
         return [*places, (topics.schemas, 0), (_OFFSETS_TOPIC, 0)]
 
 
-def _is_in_other_hands(last: Entry, transactional_id: str) -> bool:
-    """Whether somebody is about to end a transaction of it."""
-    # By two clocks, which may differ either way.
-    age_ms = abs(time.time_ns() // 1_000_000 - last.at_ms)
-    if last.step is not Step.ONGOING or age_ms >= _JUST_BEGUN_MS:
+def _ends_them_itself(last: Entry, hanging: set[Partition] | None) -> bool:
+    """Whether a transaction is open that will leave its marker there: an heir's, or that of an author who lives.
+
+    To take its id now would abort it, and what it was to end as well.
+    """
+    if last.step is not Step.ONGOING:
         return False
-    log.info("its transaction has just begun", transactional_id=transactional_id, age_ms=age_ms)
-    return True
+    # By two clocks, which may differ either way.
+    if abs(time.time_ns() // 1_000_000 - last.at_ms) >= _JUST_BEGUN_MS:
+        return False
+    return hanging is None or last.timeout_ms == EMPTY_TIMEOUT_MS or not hanging.isdisjoint(last.partitions)

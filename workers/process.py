@@ -14,10 +14,11 @@ import time
 import uuid
 from collections.abc import Iterable
 from datetime import timedelta
+from functools import partial
 from typing import Any, Final
 
 import structlog
-from confluent_kafka import Consumer, KafkaException, Producer
+from confluent_kafka import Consumer, IsolationLevel, KafkaException, Producer
 from confluent_kafka.admin import AdminClient
 
 from schemas.codec import Codec
@@ -30,7 +31,7 @@ from streams.clients import log as client_log
 from streams.group_members import Member, describe_member
 from streams.outgoing import Rules
 from streams.provision import group_session_timeout_ms
-from streams.scan import EARLIEST, informed_admin, offsets
+from streams.scan import EARLIEST, LATEST, informed_admin, offsets
 from streams.schemas_topic import schema_lookup
 from streams.settings import Settings
 from workers.children import ChildJobs
@@ -41,6 +42,7 @@ from workers.decoder import Decoder
 from workers.delay import Delays
 from workers.executor import RELEASED, Executor
 from workers.forgotten import ForgottenTransactions
+from workers.hanging import HangingWatch
 from workers.key_places import KeyPlaces
 from workers.membership_watch import LostHeartbeats, MembershipWatch
 from workers.message import Message
@@ -104,7 +106,9 @@ class WorkerProcess:
         self._delays = Delays()
         self._scheduler = Scheduler(weights=config.priority_weights, strict=config.strict_priorities)
         self._processes = ProcessPool(config.process_pool_size, handlers)
-        forgotten = ForgottenTransactions(settings, lambda: self.poller.partition_count or 0)
+        forgotten = self._forgotten = ForgottenTransactions(
+            settings, lambda: self.poller.partition_count or 0
+        )
         self._committed = CommittedOffsets(
             settings,
             lambda transactional_id: Producer(producer_config(settings, transactional_id=transactional_id)),
@@ -122,7 +126,7 @@ class WorkerProcess:
             tick_ms=config.tick_ms,
             on_committed=self._committed_one,
             on_failure=self._fail,
-            end_forgotten=lambda: forgotten.end(self._producer_id),
+            end_forgotten=self._end_forgotten,
             on_fenced=self._fenced,
             on_answer=self._answered,
         )
@@ -190,6 +194,7 @@ class WorkerProcess:
             self._refuse,
             also=(self._topics.reports, self._topics.schemas),
         )
+        self._hanging = HangingWatch(self._how_far_readers_get, forgotten.end_where)
         self._reporter = Reporter(
             producer=producer,
             topic=self._topics.reports,
@@ -225,6 +230,7 @@ class WorkerProcess:
         self._reporter.start()
         self.poller.start()
         self._counts.start(count)
+        self._hanging.start()
         self._check_lease()
         log.info(
             "worker started",
@@ -273,6 +279,7 @@ class WorkerProcess:
         """End every thread. After a drain this takes a moment; without one it is an unclean death for our successor."""
         self._stopping = True
         await self._counts.stop()
+        await self._hanging.stop()
         await self._membership.stop()
         await self._verdicts.stop()
         for timer in (self._delay_timer, self._lease_timer):
@@ -453,6 +460,22 @@ class WorkerProcess:
         logger = LostHeartbeats(self._membership.suspect, client_log).logger("consumer")
         config = worker_consumer_config(self._settings, self._topics.group, logger=logger)
         return Consumer({**config, "error_cb": on_error})
+
+    def _end_forgotten(self) -> None:
+        self._forgotten.end(self._producer_id)
+
+    def _how_far_readers_get(self) -> dict[Place, tuple[int, int]]:
+        """In every topic that workers write to, of the partition numbers that are ours. Blocks."""
+        numbers = {number for _, number in list(self.poller.parts)}
+        topics = (*self._topics.consumed, self._topics.dlq, self._topics.status)
+        places = [(topic, number) for topic in topics for number in numbers]
+        if not places:
+            return {}
+        admin = informed_admin(self._settings, _LOG_STARTS_S)
+        ask = partial(offsets, self._settings, admin, places, LATEST, timeout_s=_LOG_STARTS_S)
+        # In this order: what is written in between must not look like something that hangs.
+        ends, stable = ask(), ask(isolation=IsolationLevel.READ_COMMITTED)
+        return {place: (stable[place], ends[place]) for place in places}
 
     async def _ask_coordinator(self, member_id: str) -> Member | None:
         return await describe_member(self._settings, self._topics.group, member_id)

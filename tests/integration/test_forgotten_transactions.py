@@ -24,6 +24,7 @@ from streams.transaction_log import Step, last_decisions, read_entries
 from tests.support.deployments import read_all, settings_for
 from tests.support.forgotten import UNVERIFIED, forget
 from tests.support.jobs import Note
+from tests.support.waiting import eventually
 from tests.support.workers import all_final, runs, workers
 from workers.forgotten import ForgottenTransactions
 
@@ -127,3 +128,22 @@ def test_an_heir_runs_what_was_not_committed_and_nothing_else(
             assert heir.terminate() == 0
     expected = new if committed else [*finished, *new]
     assert sorted(run["id"] for run in runs(tmp_path)) == sorted(expected)
+
+
+@pytest.mark.timeout(180)
+def test_what_hangs_in_a_topic_is_noticed_and_ended_though_its_author_is_long_gone(
+    deployment: Settings, tmp_path: Path
+) -> None:
+    """Its offsets are settled, so nobody who takes the partition over meets it; its record would never be read."""
+    settings, name = deployment, f"{deployment.topic_prefix}worker.dead"
+    record = (settings.topics.jobs[JobPriority.NORMAL], 1, b"nobody can read this")
+    with workers(settings, tmp_path) as start:
+        worker = start("w")
+        eventually(lambda: worker.said("partitions assigned"), 60, "it has joined")
+        asyncio.run(forget(settings, name, {}, [record], committed=True))
+        dead = eventually(
+            lambda: len(read_all(settings, settings.topics.dlq)) == 2, 90, "both are dead letters"
+        )
+        assert dead
+        assert worker.said("a transaction hangs")
+        assert worker.terminate() == 0

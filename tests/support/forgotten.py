@@ -47,7 +47,7 @@ async def forget(
         await producer.begin_transaction()
         manager: Any = producer._txn_manager
         manager._txn_partitions |= {TopicPartition(topic, number) for topic, number, _ in records}
-        manager._txn_consumer_group = settings.topics.group
+        manager._txn_consumer_group = settings.topics.group if offsets else None
         await _write(producer, settings, offsets, records)
     finally:
         await producer.stop()
@@ -85,6 +85,8 @@ async def _write(
 ) -> None:
     for topic, number, value in records:
         await producer.send_and_wait(topic, value, b"key", number)
+    if not offsets:
+        return
     await producer.send_offsets_to_transaction(
         {
             # librdkafka sends the zero behind a C string as well, and reads beyond the end of one that has none.

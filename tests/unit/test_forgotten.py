@@ -22,8 +22,9 @@ STATUS, RETRY, OFFSETS = ("t.jobs.status", 0), ("t.jobs.retry.1s", 1), ("__consu
 NAME = "t.worker.dead"
 
 
-def entry(step: Step, *places: tuple[str, int], age_s: float = 60.0) -> Entry:
-    return Entry(1, 0, step, frozenset(places), round((time.time() - age_s) * 1000))
+def entry(step: Step, *places: tuple[str, int], age_s: float = 60.0, timeout_s: float = 5.0) -> Entry:
+    at_ms = round((time.time() - age_s) * 1000)
+    return Entry(1, 0, step, frozenset(places), at_ms, round(timeout_s * 1000))
 
 
 COMMITTED = [
@@ -45,12 +46,19 @@ class Kafka:
         self.ended: list[tuple[bool, list[tuple[str, int]], str | None]] = []
         monkeypatch.setattr(forgotten, "read_entries", self._read)
         monkeypatch.setattr(forgotten, "taken_over", self._take)
+        self.others: dict[str, list[Entry]] = {}
+        monkeypatch.setattr(forgotten, "read_all_entries", self._read_all)
 
     def _read(self, settings: Any, transactional_id: str, *, timeout_s: float) -> list[Entry]:
         assert transactional_id == NAME
         if isinstance(self.log, Exception):
             raise self.log
         return [*self.log, *self.added] if self.taken else self.log
+
+    def _read_all(self, settings: Any, prefix: str, *, timeout_s: float) -> dict[str, list[Entry]]:
+        assert prefix == "t.worker."
+        assert isinstance(self.log, list)
+        return {NAME: self.log, **self.others}
 
     @contextlib.asynccontextmanager
     async def _take(self, settings: Any, transactional_id: str, *, timeout_s: float) -> AsyncIterator[Kafka]:
@@ -161,3 +169,44 @@ def test_what_could_not_be_ended_is_said(kafka: Kafka) -> None:
     kafka.fault = KafkaUnreachable("127.0.0.1:1", 10.0)
     with pytest.raises(KafkaUnreachable):
         kafka.end_now()
+
+
+# --- what hangs elsewhere -------------------------------------------------------------------------------------------
+
+
+def end_where(*places: tuple[str, int]) -> bool:
+    return ForgottenTransactions(SETTINGS, lambda: 2).end_where(set(places))
+
+
+def test_who_wrote_what_hangs_is_found_in_the_log(kafka: Kafka) -> None:
+    kafka.log = COMMITTED
+    kafka.others = {"t.worker.other": [entry(Step.PREPARE_COMMIT, RETRY), entry(Step.COMPLETE_COMMIT)]}
+    assert end_where(STATUS)
+    assert kafka.ended == [(True, [STATUS], SETTINGS.topics.group)], "and nobody else is asked for his id"
+
+
+def test_what_hangs_and_is_nobodys_is_left_alone(kafka: Kafka) -> None:
+    """A user's own producer may take its time."""
+    kafka.log = COMMITTED
+    assert end_where(RETRY)
+    assert (kafka.taken, kafka.ended) == (0, [])
+
+
+@pytest.mark.parametrize(
+    "open_one",
+    [
+        entry(Step.ONGOING, STATUS, age_s=0.5),
+        entry(Step.ONGOING, age_s=0.5, timeout_s=60.0),
+    ],
+    ids=["an author who lives", "somebody who ends it"],
+)
+def test_an_open_transaction_that_will_end_it_is_waited_for(kafka: Kafka, open_one: Entry) -> None:
+    kafka.log = [*COMMITTED, open_one]
+    assert not end_where(STATUS)
+    assert (kafka.taken, kafka.ended) == (0, [])
+
+
+def test_an_author_who_is_busy_elsewhere_does_not_end_it_by_himself(kafka: Kafka) -> None:
+    kafka.log = [*COMMITTED, entry(Step.ONGOING, RETRY, age_s=0.5)]
+    assert end_where(STATUS)
+    assert kafka.ended == [(True, [STATUS], SETTINGS.topics.group)]

@@ -79,10 +79,11 @@ class Noted(ForgottenTransactions):
         self.ended: list[str] = []
         self.fault: Exception | None = None
 
-    def end(self, transactional_id: str) -> None:
+    def end(self, transactional_id: str, hanging: set[Place] | None = None) -> bool:
         self.ended.append(transactional_id)
         if self.fault is not None:
             raise self.fault
+        return True
 
 
 class Heir:

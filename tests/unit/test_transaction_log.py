@@ -48,7 +48,7 @@ def entry(
 def test_an_entry_is_read_in_both_formats(version: int) -> None:
     found = parse(entry(version, 2, {"__consumer_offsets": [12], "jobs.status": [0, 300]}))
     places = {("__consumer_offsets", 12), ("jobs.status", 0), ("jobs.status", 300)}
-    assert found == Entry(77, 3, Step.PREPARE_COMMIT, frozenset(places), 1_700_000_000_123)
+    assert found == Entry(77, 3, Step.PREPARE_COMMIT, frozenset(places), 1_700_000_000_123, 5_000)
 
 
 @pytest.mark.parametrize("version", [0, 1])

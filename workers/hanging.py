@@ -1,0 +1,100 @@
+"""Notices that a transaction hangs in a partition, and has it ended if Kafka has forgotten it.
+
+In:  now and then, how far readers of our partitions get, and how far they reach. Out: nothing hangs any more.
+
+A forgotten transaction (``workers.forgotten``) that holds back the group's offsets is met at once, by whoever is given the
+partition. One that is left in a retry topic or among the statuses holds back whoever reads on there: its jobs would
+never run, and nobody would be told. Its author may be long gone, so the coordinator's log is asked who it was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final
+
+import structlog
+from confluent_kafka import KafkaException
+
+from schemas.errors import PipelineError
+from streams.scan import Partition
+
+log = structlog.get_logger("rustfs_workers.hanging")
+
+#: Two looks must see the same: longer than a transaction of ours may last, and than Kafka takes to end a dead one's.
+INTERVAL_S: Final = 16.0
+
+#: For each partition where its first open transaction begins, and where it ends.
+Ends = Mapping[Partition, tuple[int, int]]
+
+
+class Hanging:
+    """Which partitions have not moved on between two looks. Each hanging transaction is named once."""
+
+    def __init__(self) -> None:
+        self._open: dict[Partition, int] = {}
+        self._named: dict[Partition, int] = {}
+
+    def look(self, ends: Ends) -> set[Partition]:
+        """Those whose readers stand before the same transaction as at the last look."""
+        standing = {place: stable for place, (stable, end) in ends.items() if stable < end}
+        found = {
+            place
+            for place, stable in standing.items()
+            if self._open.get(place) == stable and self._named.get(place) != stable
+        }
+        self._open = standing
+        self._named |= {place: standing[place] for place in found}
+        return found
+
+    def again(self, places: Iterable[Partition]) -> None:
+        """Nothing could be done about these: name them again."""
+        for place in places:
+            self._named.pop(place, None)
+
+
+class HangingWatch:
+    """Looks after the partitions of this worker, in the event loop.
+
+    Args:
+        ends: how far readers get, asked in a thread.
+        end: ends what hangs there, in a thread; False: not all of it yet.
+        interval_s: seconds between two looks.
+    """
+
+    def __init__(
+        self,
+        ends: Callable[[], Ends],
+        end: Callable[[set[Partition]], bool],
+        *,
+        interval_s: float = INTERVAL_S,
+    ) -> None:
+        self._ends = ends
+        self._end = end
+        self._interval_s = interval_s
+        self._hanging = Hanging()
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to look."""
+        self._task = asyncio.create_task(self._run(), name="hanging transactions")
+
+    async def stop(self) -> None:
+        """End; harmless if it never began."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(self._interval_s)
+            found: set[Partition] = set()
+            try:
+                found = self._hanging.look(await asyncio.to_thread(self._ends))
+                if found:
+                    log.warning("a transaction hangs", partitions=sorted(f"{t}/{n}" for t, n in found))
+                    if not await asyncio.to_thread(self._end, found):
+                        self._hanging.again(found)
+            except (KafkaException, PipelineError) as error:
+                self._hanging.again(found)
+                log.info("hanging transactions cannot be looked after now", error=str(error))
