@@ -128,12 +128,14 @@ def test_a_worker_that_cannot_start_is_noticed() -> None:
 def test_workers_of_a_bench_that_is_killed_end_as_well(tmp_path: Path) -> None:
     """kill -9 gives the bench no chance to end them."""
     program = textwrap.dedent("""
-        import os, signal, subprocess
+        import os, signal, subprocess, sys
         from workers.bench import processes
         from streams.settings import load_settings
 
-        start = subprocess.Popen  # two sleepers stand in for the workers
-        processes.subprocess.Popen = lambda command, **options: start(["sleep", "600"], **options)
+        # Two stand in for the workers, and begin as every command does.
+        waits = "import signal; from workers.parent_death import end_with_parent; end_with_parent(); signal.pause()"
+        start = subprocess.Popen
+        processes.subprocess.Popen = lambda command, **options: start([sys.executable, "-c", waits], **options)
         with processes.worker_processes(load_settings(kafka_bootstrap_servers="127.0.0.1:1"), 2):
             print(os.getpid(), flush=True)
             signal.pause()

@@ -193,15 +193,12 @@ def test_what_hangs_and_is_nobodys_is_left_alone(kafka: Kafka) -> None:
 
 
 @pytest.mark.parametrize(
-    "open_one",
-    [
-        entry(Step.ONGOING, STATUS, age_s=0.5),
-        entry(Step.ONGOING, age_s=0.5, timeout_s=60.0),
-    ],
-    ids=["an author who lives", "somebody who ends it"],
+    ("places", "timeout_s"), [([STATUS], 5.0), ([], 60.0)], ids=["its author lives", "somebody ends it"]
 )
-def test_an_open_transaction_that_will_end_it_is_waited_for(kafka: Kafka, open_one: Entry) -> None:
-    kafka.log = [*COMMITTED, open_one]
+def test_an_open_transaction_that_will_end_it_is_waited_for(
+    kafka: Kafka, places: list[tuple[str, int]], timeout_s: float
+) -> None:
+    kafka.log = [*COMMITTED, entry(Step.ONGOING, *places, age_s=0.5, timeout_s=timeout_s)]
     assert not end_where(STATUS)
     assert (kafka.taken, kafka.ended) == (0, [])
 
