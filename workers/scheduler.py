@@ -138,7 +138,11 @@ class Scheduler:
         for message in messages:
             priority = message.priority
             assert priority is not None  # noqa: S101 - retry records do not come here
-            if _must_run_alone(message):
+            if message.lost_worker:
+                # At once: out of a buffer it comes only at the others' turn, and one of its key that must run alone
+                # would start before it.
+                self._condemn(message)
+            elif _must_run_alone(message):
                 self._alone.append(message)
             else:
                 self._buffers[priority].append(message)
@@ -187,8 +191,6 @@ class Scheduler:
                 self._park(message)
             elif not self._lock(message):
                 pass  # it waits behind its key
-            elif message.lost_worker:
-                self.condemned[message] = None  # with its key: those after it wait for the verdict as well
             elif part.start(message.offset):
                 self._start(message)
                 return message
@@ -351,18 +353,31 @@ class Scheduler:
             return message
         return None
 
+    def _condemn(self, message: Message) -> None:
+        """It waits for its verdict with its key, so that those after it wait as well; or behind its key until then."""
+        if message.part.releasing or not message.part.owned:
+            self._forget(message)
+        elif self._lock(message):
+            self.condemned[message] = None
+
     def _first_alone(self, message: Message) -> None:
         """It has its key already: before any other that wants it, but behind the one that a commit may name by now."""
         named = bool(self._alone) and self._alone[0].part.alone == self._alone[0].offset
         self._alone.insert(1 if named else 0, message)
 
     def _waits_for_a_verdict(self, message: Message) -> bool:
-        """Whether a condemned one has its key; if so, it waits there, in the order of arrival."""
+        """Whether a condemned one has its key, or is before it in line; if so, it waits there, in the order of arrival."""
         key = message.key
-        if key is None:
+        lock = None if key is None else self._keys.get(key)
+        if key is None or lock is None:
             return False
-        lock = self._keys.get(key)
-        if (lock.holder if isinstance(lock, _KeyLock) else lock) not in self.condemned:
+        holder = lock.holder if isinstance(lock, _KeyLock) else lock
+        if holder is message:
+            return False
+        if holder not in self.condemned and not (
+            isinstance(lock, _KeyLock)
+            and any(one.lost_worker and one.part is message.part for one in lock.queue_of(message))
+        ):
             return False
         self._lock(message)
         lock = self._keys[key]
@@ -439,11 +454,9 @@ class Scheduler:
         self._behind_keys[message.priority] -= 1
         self._wait_behind(lock, before, first=True)
         lock.holder = message
-        parked = self._parked.get(before.part)
-        if parked is not None and before in parked:
-            parked.remove(before)
-        else:
-            self._buffers[before.priority].remove(before)
+        for place in (self._parked.get(before.part, deque()), self._alone, self._buffers[before.priority]):
+            if before in place:
+                place.remove(before)
 
     def _unlock(self, message: Message) -> None:
         key = message.key
@@ -466,7 +479,9 @@ class Scheduler:
             lock.holder = following
             if not any(lock.waiting.values()):
                 self._keys[key] = following
-            if _must_run_alone(following):
+            if following.lost_worker:
+                self.condemned[following] = None
+            elif _must_run_alone(following):
                 self._first_alone(following)  # it waited behind a condemned one
             else:
                 self._buffers[following.priority].appendleft(following)

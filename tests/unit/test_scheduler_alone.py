@@ -347,3 +347,86 @@ def test_one_that_waited_for_a_verdict_keeps_its_place_before_a_later_one_of_its
         assert take(scheduler) is one
         scheduler.done(one)
         commit(part, one.offset)
+
+
+def test_a_condemned_one_and_one_of_its_key_that_arrive_together_keep_their_order() -> None:
+    scheduler = Scheduler()
+    part = dangerous(range(2))
+    condemned, following = (message(part, offset, key=b"k") for offset in range(2))
+    condemned.lost_worker = True
+    arrive(scheduler, condemned, following)
+    for _ in range(3):
+        commit(part)
+        assert scheduler.take(NOW_MS) is None
+    assert part.alone is None, "a death of anybody would condemn the second one"
+    assert list(scheduler.condemned) == [condemned]
+    scheduler.acquit(condemned)
+    for one in (condemned, following):
+        assert scheduler.take(NOW_MS) is None, "it asks for a commit"
+        commit(part)
+        assert take(scheduler) is one
+        scheduler.done(one)
+        commit(part, one.offset)
+
+
+@pytest.mark.parametrize("has_started", [True, False])
+def test_one_that_waited_behind_its_key_waits_for_its_verdict_before_a_later_one_starts(
+    *,
+    has_started: bool,
+) -> None:
+    scheduler = Scheduler()
+    before, part = open_partition(HIGH), dangerous(range(2))
+    if not has_started:
+        before.start_limit = 0
+    holder = message(before, 0, key=b"k")
+    arrive(scheduler, holder)
+    assert scheduler.take(NOW_MS) is (holder if has_started else None), "at least it has its key"
+    condemned, following = (message(part, offset, key=b"k") for offset in range(2))
+    condemned.lost_worker = True
+    arrive(scheduler, condemned, following)
+    for _ in range(3):
+        commit(part)
+        assert scheduler.take(NOW_MS) is None
+    if not has_started:
+        commit(before)
+        scheduler.unpark()
+        assert take(scheduler) is holder
+    scheduler.done(holder)
+    commit(part)
+    assert scheduler.take(NOW_MS) is None
+    assert list(scheduler.condemned) == [condemned]
+    scheduler.bury(condemned)
+    commit(part, 0)
+    assert take_alone(scheduler, part) is following
+
+
+def test_a_condemned_one_of_a_partition_that_goes_is_forgotten() -> None:
+    scheduler = Scheduler()
+    part = dangerous()
+    condemned = message(part, 0, key=b"k")
+    condemned.lost_worker = True
+    part.releasing = True
+    arrive(scheduler, condemned)
+    assert (len(scheduler), len(scheduler.condemned), len(scheduler._keys)) == (0, 0, 0)
+
+
+def test_one_that_is_named_when_another_with_its_key_is_acquitted_runs_first_and_each_runs_once() -> None:
+    scheduler = Scheduler()
+    named_part, part = dangerous(), dangerous(number=1)
+    named, condemned = message(named_part, 0, key=b"k"), message(part, 0, key=b"k")
+    condemned.lost_worker = True
+    arrive(scheduler, named)
+    commit(named_part)
+    commit(part)
+    assert scheduler.take(NOW_MS) is None, "it asks for a commit"
+    arrive(scheduler, condemned)
+    scheduler.acquit(condemned)
+    commit(named_part)
+    assert take(scheduler) is named
+    scheduler.done(named)
+    commit(named_part, 0)
+    assert take_alone(scheduler, part) is condemned
+    scheduler.done(condemned)
+    commit(part, 0)
+    assert scheduler.take(NOW_MS) is None
+    assert len(scheduler) == 0

@@ -7,6 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from schemas.offsetmap import Suspect
 from schemas.topics import PRIORITIES, JobPriority
 from tests.support.messages import TOPICS, commit, message
 from tests.support.schedule_bench import (
@@ -46,6 +47,9 @@ class Loop(RuleBasedStateMachine):
 
     def assign(self, priority: JobPriority, number: int, *, dangerous_ones: int) -> None:
         part = dangerous(range(dangerous_ones), number, priority)
+        for offset in part.suspects:
+            part.suspects[offset] = Suspect(("first", "second", "dead"), "dead" if offset == 0 else "")
+        part.losses["second"] = 2
         part.top = 0
         self.parts.append(part)
         self.finished[part] = []
@@ -56,6 +60,7 @@ class Loop(RuleBasedStateMachine):
         messages = []
         for key in keys:
             one = message(part, part.top, key=key, timestamp_ms=NOW_MS - part.top)
+            one.lost_worker = one.offset in part.suspects and bool(part.suspects[one.offset].alone)
             assert part.note_delivered(part.top)
             messages.append(one)
         arrive(self.scheduler, *messages)
@@ -72,6 +77,7 @@ class Loop(RuleBasedStateMachine):
             assert taken.part.owned
             assert not taken.part.releasing
             assert taken.offset < taken.part.start_limit
+            assert not taken.lost_worker, "it waits for its verdict"
             for other in self.running:
                 assert taken.key is None or other.key != taken.key, "one at a time"
                 assert not self.must_be_alone(other), "beside nothing else"
@@ -107,6 +113,19 @@ class Loop(RuleBasedStateMachine):
             self.finished[one.part].append(one.offset)
             self.scheduler.done(one)
 
+    @rule(is_alive=st.booleans())
+    def a_verdict(self, *, is_alive: bool) -> None:
+        one = next(iter(self.scheduler.condemned), None)
+        if one is None:
+            return
+        if is_alive:
+            one.part.absolve(("dead",))
+            self.scheduler.acquit(one)
+        else:
+            self.scheduler.bury(one)
+            self.waiting.remove(one)
+            self.finished[one.part].append(one.offset)
+
     @rule(ms=st.sampled_from([1, 100, TURN_MS, FIRST_PATIENCE_MS, 60_000, -10_000]))
     def time_goes_by(self, ms: int) -> None:
         self.now_ms += ms
@@ -139,9 +158,10 @@ class Loop(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """Whatever has happened: if jobs end and commits succeed, all that waits gets its turn, and nothing is left."""
-        for _ in range(3 * len(self.waiting) + 3):
+        for _ in range(4 * len(self.waiting) + 4):
             while self.running:
                 self.one_ends(0, "done")
+            self.a_verdict(is_alive=True)
             self.a_commit(4)
             self.some_start(1_000)
         assert self.waiting == []
