@@ -65,9 +65,12 @@ class Verdicts:
         self._look_every_s = look_every_s
         self._open: set[Message] = set()
         self._watch: asyncio.Task[None] | None = None
+        self._stopped = False
 
     def expect(self, messages: Iterable[Message]) -> None:
         """These are on their way to the scheduler."""
+        if self._stopped:
+            return
         for message in messages:
             owner, lost_ms = message.part.charge(message.offset)
             log.warning(
@@ -78,7 +81,8 @@ class Verdicts:
                 seconds=max((lost_ms + self._patience_ms - self._now_ms()) / 1000, 0),
             )
             self._open.add(message)
-        if self._open and self._watch is None:
+        # A watch that has returned is told of as ended a moment later: nobody would look for who comes in between.
+        if self._open and (self._watch is None or self._watch.done()):
             self._watch = asyncio.get_running_loop().create_task(self._look(), name="verdicts")
             self._watch.add_done_callback(self._ended)
 
@@ -87,7 +91,8 @@ class Verdicts:
         self._open = {message for message in self._open if message.part not in parts}
 
     async def stop(self) -> None:
-        """Judge nobody any more."""
+        """Judge nobody any more, whoever still comes."""
+        self._stopped = True
         self._open.clear()
         if self._watch is not None:
             self._watch.cancel()
@@ -126,6 +131,7 @@ class Verdicts:
             self._buried(message)
 
     def _ended(self, watch: asyncio.Task[Any]) -> None:
-        self._watch = None
+        if self._watch is watch:
+            self._watch = None
         if not watch.cancelled() and (error := watch.exception()) is not None:
             self._on_failure(error)

@@ -171,3 +171,24 @@ async def test_an_error_of_ours_is_told() -> None:
     while not bench.failures:
         await asyncio.sleep(0.001)
     assert isinstance(bench.failures[0], AttributeError)
+
+
+async def test_one_that_comes_at_the_very_moment_when_the_last_one_is_judged_is_judged_as_well() -> None:
+    bench = Bench()
+    bench.condemned()
+    watch = bench.verdicts._watch
+    assert watch is not None
+    bench.verdicts._buried = lambda _: asyncio.get_running_loop().call_soon(bench.condemned)  # type: ignore[assignment]
+    bench.signs = Signs({}, frozenset({"frozen"}))
+    await asyncio.wait_for(asyncio.shield(watch), 10)
+    bench.verdicts._buried = bench.buried.append
+    assert bench.scheduler.condemned, "it came before the watch was told of as ended"
+    await bench.judges()
+    assert len(bench.buried) == 1
+
+
+async def test_who_comes_after_the_stop_is_not_looked_for() -> None:
+    bench = Bench()
+    await bench.verdicts.stop()
+    bench.condemned()
+    assert bench.verdicts._watch is None
