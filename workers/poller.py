@@ -48,6 +48,8 @@ _TIER_ROUND: Final = 250
 #: Records before the committed offset that a new owner looks at, of each partition: a copy of one of them may follow.
 _LOOK_BACK: Final = 128
 _MAX_BUFFERED_BYTES: Final = 8 * 1024 * 1024
+#: Of each partition, beside those: jobs that wait behind their key cannot start, and must not keep others from being fetched.
+MAX_BYTES_BEHIND_KEYS: Final = 4 * 1024 * 1024
 _IDLE_POLL_S: Final = 0.1
 _BUSY_POLL_S: Final = 0.005
 _METADATA_EVERY_S: Final = 1.0
@@ -289,7 +291,7 @@ class Poller:
     def _control_flow(self, consumer: Consumer) -> None:
         """Pause whole priorities that have more than enough, single partitions that must not go on, and full tiers."""
         for priority in PRIORITIES:
-            buffered, size = self._scheduler.startable(priority), self._scheduler.waiting_bytes(priority)
+            buffered, size = self._scheduler.startable(priority), self._scheduler.startable_bytes(priority)
             if buffered >= self._high or size >= _MAX_BUFFERED_BYTES:
                 self._paused_priorities.add(priority)
             elif buffered <= self._low and size <= _MAX_BUFFERED_BYTES // 2:
@@ -302,6 +304,7 @@ class Poller:
                 self._drain
                 or priority_paused
                 or self._is_full(part)
+                or self._has_enough_behind_keys(part, paused=place in self._paused)
                 or self._delays.holds_enough(part, now_ms, paused=place in self._paused)
                 or (
                     place[0] in self._topics.tier_of and self._is_overdue_enough(paused=place in self._paused)
@@ -320,6 +323,10 @@ class Poller:
     def _is_overdue_enough(self, *, paused: bool) -> bool:
         """Whether forwarding does not keep up with what is due: the rest of it stays in Kafka."""
         return self._committer.pending_bytes * (2 if paused else 1) >= MAX_TOTAL_BYTES
+
+    def _has_enough_behind_keys(self, part: PartitionState, *, paused: bool) -> bool:
+        """Once paused it stays so until half of it is gone."""
+        return self._scheduler.bytes_behind_keys(part) * (2 if paused else 1) >= MAX_BYTES_BEHIND_KEYS
 
     def _is_full(self, part: PartitionState) -> bool:
         if not part.full():

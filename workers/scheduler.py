@@ -117,6 +117,8 @@ class Scheduler:
         self._departed = dict.fromkeys(PRIORITIES, 0)
         self._departed_bytes = dict.fromkeys(PRIORITIES, 0)
         self._behind_keys = dict.fromkeys(PRIORITIES, 0)
+        self._bytes_behind_keys = dict.fromkeys(PRIORITIES, 0)
+        self._bytes_behind_keys_of: dict[PartitionState, int] = {}
 
     def __len__(self) -> int:
         return sum(self.waiting(priority) for priority in PRIORITIES)
@@ -130,8 +132,16 @@ class Scheduler:
         return self.waiting(priority) - self._behind_keys[priority]
 
     def waiting_bytes(self, priority: JobPriority) -> int:
-        """What they hold in memory. Any thread."""
+        """What all that wait hold in memory. Any thread."""
         return self.arrived_bytes[priority] - self._departed_bytes[priority]
+
+    def startable_bytes(self, priority: JobPriority) -> int:
+        """What those of them hold that do not wait behind their key. Any thread."""
+        return self.waiting_bytes(priority) - self._bytes_behind_keys[priority]
+
+    def bytes_behind_keys(self, part: PartitionState) -> int:
+        """What those of one partition hold that wait behind their key. Any thread."""
+        return self._bytes_behind_keys_of.get(part, 0)
 
     def add(self, messages: Iterable[Message]) -> None:
         """Messages from job topics, in the order of their partitions."""
@@ -252,7 +262,8 @@ class Scheduler:
                     gone = [message for message in queue if message.part in parts]
                     if gone:
                         lock.waiting[priority] = deque(m for m in queue if m.part not in parts)
-                        self._behind_keys[priority] -= len(gone)
+                        for message in gone:
+                            self._count_behind(message, -1)
                         dropped += gone
         for message in dropped:
             self._forget(message)
@@ -437,8 +448,18 @@ class Scheduler:
     def _wait_behind(self, lock: _KeyLock, message: Message, *, first: bool = False) -> None:
         queue = lock.queue_of(message)
         (queue.appendleft if first else queue.append)(message)
+        self._count_behind(message, 1)
+
+    def _count_behind(self, message: Message, by: int) -> None:
         assert message.priority is not None  # noqa: S101
-        self._behind_keys[message.priority] += 1
+        size = by * message.size
+        self._behind_keys[message.priority] += by
+        self._bytes_behind_keys[message.priority] += size
+        held = self._bytes_behind_keys_of.get(message.part, 0) + size
+        if held:
+            self._bytes_behind_keys_of[message.part] = held
+        else:
+            del self._bytes_behind_keys_of[message.part]
 
     def _seize(self, message: Message) -> None:
         """The key for one that runs beside nothing else. Whoever holds it has not started, and is first in line after it."""
@@ -450,8 +471,7 @@ class Scheduler:
         before = lock.holder
         assert before.priority is not None  # noqa: S101
         lock.queue_of(message).remove(message)
-        assert message.priority is not None  # noqa: S101
-        self._behind_keys[message.priority] -= 1
+        self._count_behind(message, -1)
         self._wait_behind(lock, before, first=True)
         lock.holder = message
         for place in (self._parked.get(before.part, deque()), self._alone, self._buffers[before.priority]):
@@ -472,7 +492,7 @@ class Scheduler:
         """The next in line: the most urgent one, and among equals the first to arrive."""
         while (following := lock.next()) is not None:
             assert following.priority is not None  # noqa: S101
-            self._behind_keys[following.priority] -= 1
+            self._count_behind(following, -1)
             if following.part.releasing or not following.part.owned:
                 self._count_out(following)
                 continue

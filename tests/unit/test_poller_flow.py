@@ -6,10 +6,12 @@ import pytest
 from structlog.testing import capture_logs
 
 from schemas.topics import TIERS, JobPriority
-from tests.support.messages import TOPICS, message
-from tests.support.poll_bench import Bench
+from tests.support.messages import TOPICS, job_value, message
+from tests.support.poll_bench import Bench, job_of
 from workers.delay import MAX_TOTAL_BYTES
+from workers.message import Message
 from workers.offsets import MAX_SPREAD
+from workers.poller import MAX_BYTES_BEHIND_KEYS
 from workers.takeover import Place
 
 pytestmark = pytest.mark.worker_coordination
@@ -47,6 +49,34 @@ async def test_a_priority_is_paused_for_those_that_may_start_and_not_for_those_b
     arrive(50, 10, None)
     bench.round()
     assert bench.consumer.paused == {NORMAL}
+
+
+async def test_large_jobs_behind_their_key_pause_their_own_partition_until_half_of_them_are_gone() -> None:
+    bench = Bench(high=100, low=50)
+    hot, _ = bench.assign(NORMAL, BESIDE)
+    size = MAX_BYTES_BEHIND_KEYS // 8
+    jobs = [
+        message(hot, offset, key=b"hot", value=job_value(job_of(offset)) + bytes(size))
+        for offset in range(20)
+    ]
+
+    def arrive(*some: Message) -> None:
+        bench.scheduler.arrived[JobPriority.NORMAL] += len(some)
+        bench.scheduler.arrived_bytes[JobPriority.NORMAL] += sum(one.size for one in some)
+        bench.scheduler.add(some)
+        bench.scheduler.take(0)
+        bench.round()
+
+    arrive(jobs[0])
+    arrive(*jobs[1:8])
+    assert bench.consumer.paused == set()
+    arrive(*jobs[8:])
+    assert bench.consumer.paused == {NORMAL}, "others of its priority need not wait"
+    for one in jobs[:16]:
+        assert bench.consumer.paused == {NORMAL}
+        bench.scheduler.done(one)
+        arrive()
+    assert bench.consumer.paused == set()
 
 
 async def test_retry_topics_wait_while_more_is_due_than_can_be_forwarded() -> None:

@@ -154,6 +154,10 @@ class Loop(RuleBasedStateMachine):
             assert self.scheduler.waiting(priority) == len(waiting)
             assert self.scheduler.waiting_bytes(priority) == sum(one.size for one in waiting)
             assert 0 <= self.scheduler.startable(priority) <= len(waiting)
+            assert 0 <= self.scheduler.startable_bytes(priority) <= sum(one.size for one in waiting)
+        startable = sum(map(self.scheduler.startable_bytes, PRIORITIES))
+        behind = sum(map(self.scheduler.bytes_behind_keys, self.parts))
+        assert startable + behind == sum(one.size for one in self.waiting)
         assert self.scheduler.running == len(self.running)
 
     def teardown(self) -> None:
@@ -168,6 +172,7 @@ class Loop(RuleBasedStateMachine):
         assert self.running == []
         assert len(self.scheduler) == 0
         assert not any(map(self.scheduler.startable, PRIORITIES))
+        assert not self.scheduler._bytes_behind_keys_of
         assert not self.scheduler.has_parked
         assert not self.scheduler._keys
 
