@@ -116,6 +116,8 @@ class Poller:
         self._stop = False
         self._drain = False
         self._left = threading.Event()
+        #: A job may have ended this worker: no last map says that it left in order, or nobody would suspect what was running.
+        self.leaves_unclean = False
         self.parts: dict[Place, PartitionState] = {}
         self._copies = DuplicateWindow()
         #: Partitions that are read from before their committed offset.
@@ -466,9 +468,8 @@ class Poller:
         if leaving:
             self._take_metadata(consumer, started)
             self._in_loop(self._release(leaving, self._revoke_timeout_s), self._revoke_timeout_s + 1)
-            done = self._committer.release(leaving)
             remaining = self._revoke_timeout_s + 1 - (time.monotonic() - started)
-            if not done.wait(max(remaining, 0.5)):
+            if self.leaves_unclean or not self._committer.release(leaving).wait(max(remaining, 0.5)):
                 log.warning("partitions released without a last commit", partitions=_numbers(places))
         self._forget(places)
         consumer.incremental_unassign(revoked)

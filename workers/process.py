@@ -144,7 +144,7 @@ class WorkerProcess:
             worker_name=config.name,
             processes=self._processes,
         )
-        self._executor.on_failure(self._fail)
+        self._executor.on_failure(self._fail_at_work)
         self._verdicts = Verdicts(
             scheduler=self._scheduler,
             lock=self._lock,
@@ -325,6 +325,11 @@ class WorkerProcess:
                 self.failure.set_exception(error)
 
         self._loop.call_soon_threadsafe(set_failure)
+
+    def _fail_at_work(self, error: BaseException) -> None:
+        """Where handlers are called: one of the jobs may be the cause, so for our successor this is a death."""
+        self.poller.leaves_unclean = True
+        self._fail(error)
 
     def _refuse(self, error: PipelineError) -> None:
         """Stop for a reason that leaves all parts in order: there will be a drain, and it can commit."""

@@ -222,6 +222,16 @@ async def test_a_revoked_partition_is_given_back_after_its_last_commit() -> None
     assert bench.round(*records(NORMAL, 0)) == []
 
 
+async def test_a_worker_that_a_job_may_have_ended_does_not_say_that_it_left_in_order() -> None:
+    """Its successor would suspect nobody, and die of the same job; and so on for ever."""
+    bench = Bench()
+    (part,) = bench.assign(NORMAL)
+    bench.poller.leaves_unclean = True
+    await bench.revoke(NORMAL)
+    assert bench.steps == ["metadata", "jobs end within 3 s (ours releasing)", "unassign"]
+    assert not part.owned
+
+
 async def test_a_lost_partition_is_nobodys_before_its_jobs_are_cancelled() -> None:
     """Others run them by now: nothing of ours may count, not even what ends at this moment."""
     bench = Bench()

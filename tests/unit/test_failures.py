@@ -1,0 +1,28 @@
+"""What a worker that fails leaves to its successor."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from schemas.codec import Codec
+from streams.settings import Settings
+from workers.config import WorkerConfig
+from workers.process import WorkerProcess
+from workers.worker import Handlers
+
+pytestmark = pytest.mark.worker_coordination
+
+
+async def test_only_a_failure_where_handlers_are_called_is_a_death_for_the_successor() -> None:
+    settings = Settings(kafka_bootstrap_servers="127.0.0.1:1")
+    kafka_failed, job_failed = (
+        WorkerProcess(WorkerConfig(worker_id="w"), Handlers(), settings, Codec()) for _ in range(2)
+    )
+    kafka_failed._committer._on_failure(ZeroDivisionError())
+    job_failed._executor._failure(ZeroDivisionError())
+    for process, unclean in ((kafka_failed, False), (job_failed, True)):
+        assert process.poller.leaves_unclean is unclean
+        with pytest.raises(ZeroDivisionError):
+            await asyncio.wait_for(process.failure, 10)
