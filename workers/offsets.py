@@ -257,8 +257,9 @@ class PartitionState:
             if offset >= base and offset not in done
         }
         # What runs alone when a drain ends it did not kill anybody: a clean map names only those condemned before.
-        if not clean and self.alone is not None and self.alone in suspects:
-            suspects[self.alone] = Suspect(suspects[self.alone].owners, self.incarnation)
+        alone = self.alone  # once: the event loop may change it meanwhile
+        if not clean and alone is not None and alone in suspects:
+            suspects[alone] = Suspect(suspects[alone].owners, self.incarnation)
         return OffsetMap(
             offset=base,
             finished=frozenset(done),

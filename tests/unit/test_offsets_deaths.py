@@ -140,6 +140,27 @@ def test_a_drain_or_a_lost_session_condemns_nobody() -> None:
     assert successor.suspects[0] == part.suspects[0]
 
 
+def test_one_that_ends_while_a_commit_is_planned_does_not_break_it() -> None:
+    """The event loop says that it runs alone no longer, in whatever moment of the commit thread."""
+
+    class Changing(PartitionState):
+        __slots__ = ("looks",)
+
+        @property
+        def alone(self) -> int | None:
+            self.looks += 1
+            return 0 if self.looks == 1 else None
+
+        @alone.setter
+        def alone(self, _: int | None) -> None:
+            self.looks = 0
+
+    prior = OffsetMap(0, start_limit=1, suspects={0: Suspect(("a", "b"))}, losses={"a": 1, "b": 2})
+    part = Changing("t", 0, prior, incarnation="me", transactional_id="t.worker.me")
+    assert part.plan(()).suspects == {0: Suspect(("a", "b"), "me")}
+    assert part.plan(()).suspects == prior.suspects
+
+
 # --- a loss that was no death -------------------------------------------------------------------------------
 
 
