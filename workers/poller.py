@@ -299,7 +299,7 @@ class Poller:
             elif buffered <= self._low and size <= _MAX_BUFFERED_BYTES // 2:
                 self._paused_priorities.discard(priority)
         wanted: set[Place] = set()
-        now_ms = time.time_ns() // 1_000_000
+        now_ms = self._now_ms()
         for place, part in self.parts.items():
             priority_paused = self._topics.priority_of.get(place[0]) in self._paused_priorities
             if (

@@ -40,6 +40,7 @@ class FakeRecord:
     at: int
     content: bytes | None = None
     problem: KafkaError | None = None
+    timestamp_ms: int = LATER_MS
 
     def topic(self) -> str:
         return self.place[0]
@@ -60,7 +61,7 @@ class FakeRecord:
         return HEADERS
 
     def timestamp(self) -> tuple[int, int]:
-        return (1, LATER_MS)
+        return (1, self.timestamp_ms)
 
     def error(self) -> KafkaError | None:
         return self.problem

@@ -314,6 +314,18 @@ async def test_a_retry_partition_that_holds_enough_is_paused() -> None:
     assert len(bench.scheduler) == 0
 
 
+async def test_a_local_clock_that_is_ahead_does_not_let_a_retry_partition_hold_more() -> None:
+    """Its records are not due yet by the broker's time, which is the one that counts."""
+    bench = Bench()
+    bench.assign(TIER)
+    found = records(TIER, *range(MAX_HELD_RECORDS))
+    for one in found:
+        one.timestamp_ms = ASSIGNED_MS
+    bench.round(*found[:250])
+    bench.round(*found[250:])
+    assert bench.consumer.paused == {TIER}
+
+
 async def test_a_drain_takes_nothing_more() -> None:
     bench = Bench()
     bench.assign(NORMAL, TIER)
