@@ -39,7 +39,7 @@ class Signs:
     heard: Mapping[str, int]
     #: Under their names others report since, and only one process can have a name: they are gone.
     replaced: frozenset[str] = frozenset()
-    #: False: some reports were not to be had in time, so that nothing was heard of somebody means nothing.
+    #: False: some reports were not to be had in time, or cannot be read, so that nothing was heard of somebody means nothing.
     complete: bool = True
 
 
@@ -57,21 +57,24 @@ def signs_of_life(settings: Settings, codec: Codec, losses: Mapping[str, int]) -
     if not lost:
         return Signs(heard)
     places: dict[bytes | None, set[str]] = {}
+    #: Lost ones that a later report names which we cannot read, being of another release, say: they may be alive.
+    unreadable: set[str] = set()
 
     def look(message: Message) -> None:
         value, worker = message.value() or b"", message.key()
         named = next((name for name in lost if name.encode() in value), None)
         if named is None and worker not in places:
             return
-        report = _report(codec, value)
+        report, written_ms = _report(codec, value), message.timestamp()[1]
         if report is None:
+            if named is not None and written_ms > lost[named]:
+                unreadable.add(named)
             return
         here = places.setdefault(worker, set())
         replaced.update(here - {report.incarnation})
         if report.incarnation in lost:
             here.add(report.incarnation)
             replaced.discard(report.incarnation)
-            written_ms = message.timestamp()[1]
             if written_ms > lost[report.incarnation] and report.state != _ENDED:
                 heard[report.incarnation] = written_ms
 
@@ -86,9 +89,10 @@ def signs_of_life(settings: Settings, codec: Codec, losses: Mapping[str, int]) -
         owners=sorted(losses),
         alive=sorted(heard),
         replaced=sorted(replaced),
+        unreadable=sorted(unreadable),
         complete=found.complete,
     )
-    return Signs(heard, frozenset(replaced), found.complete)
+    return Signs(heard, frozenset(replaced), found.complete and not unreadable - heard.keys())
 
 
 def _report(codec: Codec, value: bytes) -> WorkerReport | None:
