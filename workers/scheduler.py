@@ -221,7 +221,12 @@ class Scheduler:
         self._departed_bytes[message.priority] -= message.size
         if _must_run_alone(message):
             if self.isolated is message:
-                self.isolated = None  # the permission to run alone still stands
+                self.isolated = None
+            # Until it starts again, a commit must not say any longer that it runs alone: if Kafka does not answer and this
+            # worker has to end meanwhile, the job has not killed it.
+            if message.part.alone == message.offset:
+                message.part.alone = None
+                message.part.dirty = True
             self._alone.appendleft(message)
         else:
             self._buffers[message.priority].appendleft(message)
@@ -325,9 +330,8 @@ class Scheduler:
         return bool(self._alone) and self._share.is_due(now_ms)
 
     def _is_turn_of_alone(self, now_ms: int) -> bool:
-        first = self._alone[0]
         # Once a commit may say that it runs alone, a death of anybody else would condemn it.
-        if first.part.alone == first.offset and first.part.owned and not first.part.releasing:
+        if self._first_is_named():
             return True
         return self._share.holds_back(now_ms, running=self.running, others=any(self._in_order))
 
@@ -373,8 +377,15 @@ class Scheduler:
 
     def _first_alone(self, message: Message) -> None:
         """It has its key already: before any other that wants it, but behind the one that a commit may name by now."""
-        named = bool(self._alone) and self._alone[0].part.alone == self._alone[0].offset
-        self._alone.insert(1 if named else 0, message)
+        self._alone.insert(1 if self._first_is_named() else 0, message)
+
+    def _first_is_named(self) -> bool:
+        """Whether a commit may say that the first of them runs alone: planned, or not taken back yet."""
+        if not self._alone:
+            return False
+        first = self._alone[0]
+        part = first.part
+        return part.owned and not part.releasing and first.offset in (part.alone, part.committed_alone)
 
     def _waits_for_a_verdict(self, message: Message) -> bool:
         """Whether a condemned one has its key, or is before it in line; if so, it waits there, in the order of arrival."""

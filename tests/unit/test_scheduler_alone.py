@@ -84,6 +84,36 @@ def test_one_that_was_cancelled_while_it_ran_alone_runs_alone_again() -> None:
     assert scheduler.take(NOW_MS) is None
 
 
+def test_one_that_was_cancelled_while_it_ran_alone_is_named_by_no_later_commit_until_it_starts_again() -> (
+    None
+):
+    """Kafka does not answer, and the worker is stopped: the next owner would condemn it, though it did not run any more."""
+    scheduler = Scheduler()
+    part = dangerous()
+    killer, other = message(part, 0), message(open_partition(HIGH), 0)
+    arrive(scheduler, killer, other)
+    taken = take_alone(scheduler, part)
+    part.dirty = False
+    scheduler.put_back(taken)
+    assert part.dirty
+    assert commit(part).suspects[0].alone == ""
+    assert take_alone(scheduler, part) is killer
+
+
+def test_nobody_starts_before_one_that_was_cancelled_while_a_commit_says_that_it_runs_alone() -> None:
+    scheduler = Scheduler()
+    part, others = dangerous(range(2)), open_partition(HIGH)
+    arrive(scheduler, *(message(part, offset) for offset in range(2)), message(others, 0))
+    commit(part)
+    now_ms = run_alone(scheduler, part, NOW_MS, 0)
+    assert scheduler.take(now_ms) is None
+    commit(part)
+    second = scheduler.take(now_ms)
+    assert second is not None
+    scheduler.put_back(second)
+    assert scheduler.take(now_ms + 3_600_000) is second, "it would be condemned for what others do"
+
+
 def test_one_that_runs_alone_takes_its_key_from_one_that_has_not_started() -> None:
     scheduler = Scheduler()
     closed, part = open_partition(HIGH), dangerous()
