@@ -46,7 +46,7 @@ log = structlog.get_logger("rustfs_workers.executor")
 
 #: A slot that finds more work goes on for this long before it lets the event loop look at anything else.
 _SLICE_NS: Final = 2_000_000
-#: How long a job must survive alone before others may run beside it.
+#: How long a job must survive alone before others may run beside it; doubled with each further death.
 ALONE_MS: Final = 30_000
 #: A thread handler that ignores its timeout is left to itself after this; its thread cannot be ended.
 ABANDON_AFTER_MS: Final = 10_000
@@ -485,7 +485,9 @@ class Executor:
                 self._time_out(active, now)
         isolated = self._scheduler.isolated
         if isolated is not None and any(
-            a.message is isolated and now - a.started_ms > ALONE_MS for a in self.active
+            a.message is isolated
+            and now - a.started_ms > ALONE_MS << isolated.part.further_deaths(isolated.offset)
+            for a in self.active
         ):
             self._scheduler.survived()
             self._emit_nothing()

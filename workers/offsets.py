@@ -116,6 +116,11 @@ class PartitionState:
         owner = suspect.alone if suspect is not None else ""
         return owner, self.losses.get(owner, 0)
 
+    def further_deaths(self, offset: int) -> int:
+        """At how many deaths this record was unfinished beyond those because of which it runs alone; four at the most."""
+        suspect = self.suspects.get(offset)
+        return 0 if suspect is None else max(suspect.deaths - ALONE_AFTER, 0)
+
     def absolve(self, alive: Collection[str]) -> None:
         """These owners were frozen or cut off: no record killed them. Under the lock, once the partition is ours."""
         for offset, suspect in list(self.suspects.items()):

@@ -128,11 +128,16 @@ def may_join(bench: Bench) -> bool:
     return bench.scheduler.isolated is None
 
 
-async def test_who_survives_alone_for_long_enough_is_joined_by_others(bench: Bench) -> None:
-    suspects = {0: Suspect(("first",))}
-    prior = OffsetMap(
-        0, start_limit=1, clean=False, incarnation="dead", suspects=suspects, losses={"first": 1}
-    )
+@pytest.mark.parametrize(
+    ("deaths_before", "alone_ms"), [(1, ALONE_MS), (2, 2 * ALONE_MS), (3, 4 * ALONE_MS), (9, 16 * ALONE_MS)]
+)
+async def test_who_survives_alone_for_long_enough_is_joined_by_others(
+    bench: Bench, deaths_before: int, alone_ms: int
+) -> None:
+    """Longer after each death: one that kills after 31 s was never found."""
+    losses = {str(number): number for number in range(deaths_before)}
+    suspects = {0: Suspect(tuple(losses))}
+    prior = OffsetMap(0, start_limit=1, clean=False, incarnation="dead", suspects=suspects, losses=losses)
     part = partition(number=1, prior=prior)
     gate = Gate()
     bench.add(gate, part=part)
@@ -142,7 +147,7 @@ async def test_who_survives_alone_for_long_enough_is_joined_by_others(bench: Ben
     commit(part)
     bench.executor.wake()
     await gate.started.wait()
-    bench.now_ms += ALONE_MS
+    bench.now_ms += alone_ms
     bench.executor._sweep()
     assert not may_join(bench)
     bench.now_ms += 1
