@@ -120,8 +120,9 @@ class Poller:
         self.leaves_unclean = False
         self.parts: dict[Place, PartitionState] = {}
         self._copies = DuplicateWindow()
-        #: Partitions that are read from before their committed offset.
+        #: Partitions that are read from before their committed offset, until that is reached.
         self._looking_back: set[Place] = set()
+        #: Not at the next assignment, after what was asked for had gone.
         self._may_look_back = True
         self._news = RepeatFilter()
         self._paused: set[Place] = set()
@@ -241,6 +242,8 @@ class Poller:
                 # A partition that was revoked within this call: its new owner reads it from the committed offset.
                 if part is None or not part.owned:
                     continue
+                if self._looking_back and offset >= part.base:
+                    self._looking_back.discard((topic, partition))
                 is_news = part.note_delivered(offset)
                 message = Message(
                     part,
@@ -421,6 +424,7 @@ class Poller:
             lowest = {}
         for place, low in lowest.items():
             starts[place] = min(max(bases[place] - _LOOK_BACK, low), bases[place])
+        self._may_look_back = True
         self._looking_back |= {place for place, start in starts.items() if start < bases[place]}
         return [TopicPartition(*place, start) for place, start in starts.items()]
 

@@ -180,6 +180,30 @@ async def test_what_it_looks_back_at_may_go_at_that_very_moment_and_what_is_to_b
         bench.round(gone)
 
 
+async def test_a_partition_looks_back_no_longer_once_a_record_to_be_run_has_come() -> None:
+    """What is gone then is somebody's work."""
+    bench = Bench()
+    bench.stored[NORMAL] = bench.stored[BESIDE] = OffsetMap(41)
+    bench.assign(NORMAL, BESIDE)
+    gone = [FakeRecord(at, 0, problem=KafkaError(KafkaError._AUTO_OFFSET_RESET)) for at in (NORMAL, BESIDE)]
+    bench.round(*records(NORMAL, 40, 41), *records(BESIDE, 40))
+    bench.round(gone[1])
+    with pytest.raises(KafkaException):
+        bench.round(gone[0])
+
+
+async def test_after_one_assignment_without_a_look_back_there_are_looks_back_again() -> None:
+    bench = Bench()
+    bench.stored[NORMAL] = bench.stored[BESIDE] = OffsetMap(41)
+    bench.assign(NORMAL)
+    bench.round(FakeRecord(NORMAL, 0, problem=KafkaError(KafkaError._AUTO_OFFSET_RESET)))
+    bench.poller._forget([NORMAL])
+    bench.assign()
+    bench.assign(NORMAL)
+    bench.assign(BESIDE)
+    assert bench.consumer.assigned == {NORMAL: 41, BESIDE: 0}
+
+
 async def test_a_partition_that_cannot_be_taken_ends_the_worker() -> None:
     """librdkafka would swallow the exception, and the partition would belong to a member that never reads it."""
     bench = Bench()
