@@ -301,6 +301,10 @@ class Executor:
                 log.warning("schema not to be had now", at=message.where, error=str(error))
                 self._postpone(message)
                 return
+            if self.cut_off or not _is_ours(message):
+                # Others may run it by now. ``release`` and ``cancel_all`` saw nothing of it: no handler was running.
+                self._give_back(message)
+                return
         except WireError as error:
             self._unreadable(message, error)
             return
@@ -421,7 +425,7 @@ class Executor:
 
     def _give_back(self, message: Message) -> None:
         """Cancelled before it finished: ours again after a lost connection, somebody else's after a revocation."""
-        if message.part.owned and not message.part.releasing:
+        if _is_ours(message):
             self._scheduler.put_back(message)
         else:
             self._scheduler.done(message)
@@ -548,6 +552,10 @@ class Executor:
                 and now - active.progress_at_ms >= _PROGRESS_INTERVAL_MS
             ):
                 self._announce(active, progress)
+
+
+def _is_ours(message: Message) -> bool:
+    return message.part.owned and not message.part.releasing
 
 
 def _unknown_type(job_type: str, for_ms: int) -> JobResult:

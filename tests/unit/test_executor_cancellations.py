@@ -10,13 +10,16 @@ from typing import Any
 
 import pytest
 
+from schemas.errors import UnknownSchema
 from schemas.job import Execution
 from schemas.lifecycle import JobStatus
-from tests.support.executor_bench import Bench, Gate, error_of, state_of
+from schemas.topics import JobPriority
+from tests.support.executor_bench import Bench, FakeDecoded, Gate, error_of, state_of
 from tests.support.messages import partition
 from workers import executor as module
 from workers.context import WorkerContext
 from workers.executor import RELEASED
+from workers.message import Message
 from workers.results import Failed, Skipped, Success
 
 pytestmark = pytest.mark.job_processing
@@ -291,6 +294,55 @@ async def test_after_a_lost_connection_what_is_still_ours_starts_again_with_its_
     (outcome,) = await bench.ended()
     assert (gate.runs, state_of(outcome)) == (2, JobStatus.SUCCEEDED)
     assert not bench.scheduler._keys
+
+
+class Learning:
+    """A job whose schema is still looked for; its handler has not started."""
+
+    def __init__(self, bench: Bench, gate: Gate) -> None:
+        self.asked, self.answered = asyncio.Event(), asyncio.Event()
+        self.message = bench.add(gate, key=b"k")
+        self._known = bench.decoder.by_offset[self.message.offset]
+        bench.decoder.by_offset[self.message.offset] = UnknownSchema(b"12345678")
+        bench.decoder.learn_and_decode = self._learn  # type: ignore[method-assign,assignment]
+
+    async def _learn(self, one: Message) -> FakeDecoded | Exception:
+        self.asked.set()
+        await self.answered.wait()
+        return self._known
+
+
+async def test_a_job_that_is_released_while_its_schema_is_looked_for_does_not_start(bench: Bench) -> None:
+    """Its partition's next owner runs it by then."""
+    gate = Gate()
+    learning = Learning(bench, gate)
+    bench.executor.wake()
+    await learning.asked.wait()
+    bench.part.releasing = True
+    bench.scheduler.purge({bench.part})
+    await bench.executor.release({bench.part}, 3)
+    bench.part.owned = False
+    learning.answered.set()
+    await bench.until(lambda: bench.scheduler.running == 0 or gate.started.is_set())
+    assert (gate.runs, bench.ends, bench.scheduler._keys) == (0, [], {})
+
+
+async def test_a_job_whose_schema_is_found_while_kafka_does_not_answer_starts_when_it_does(
+    bench: Bench,
+) -> None:
+    gate = Gate()
+    learning = Learning(bench, gate)
+    bench.executor.wake()
+    await learning.asked.wait()
+    bench.executor.cut_off = True
+    bench.executor.cancel_all(RELEASED)
+    learning.answered.set()
+    await bench.until(lambda: bench.scheduler.running == 0 or gate.started.is_set())
+    assert (gate.runs, bench.scheduler.waiting(JobPriority.NORMAL)) == (0, 1)
+    gate.opened.set()
+    bench.executor.cut_off = False
+    (outcome,) = await bench.ended()
+    assert (gate.runs, state_of(outcome)) == (1, JobStatus.SUCCEEDED)
 
 
 async def test_at_the_end_slots_end_and_report_nothing() -> None:
