@@ -166,12 +166,15 @@ class Executor:
         """Something may be startable."""
         if self._waking or self._stopping or self.cut_off or not self._scheduler.has_ready:
             return
-        if self._idle:
-            self._waking = True
-            self._idle.pop().set_result(None)
-        elif len(self._slots) < self._config.max_concurrent_jobs:
-            self._waking = True
+        while self._idle:
+            parking = self._idle.pop()
+            if not parking.done():  # else its slot was cancelled just now
+                parking.set_result(None)
+                self._waking = True
+                return
+        if len(self._slots) < self._config.max_concurrent_jobs:
             self._add_slot()
+            self._waking = True
 
     async def release(self, parts: set[Any], timeout_s: float) -> None:
         """Let the running jobs of these partitions finish until the deadline, then cancel what is left.
@@ -246,6 +249,13 @@ class Executor:
         self._slots.discard(slot)
         if not slot.cancelled() and (error := slot.exception()) is not None:
             self._failure(error)
+        elif not self._loop_is_ending():
+            # A timer that a handler forgot cancels its slot, later, when that is parked or has been woken for another job.
+            self._waking = False
+            self.wake()
+
+    def _loop_is_ending(self) -> bool:
+        return self._bystander is None or self._bystander.cancelling() > 0
 
     async def _slot(self) -> None:
         """Take, run, repeat. Ends when a handler left something behind, so that nobody inherits it."""
@@ -282,6 +292,8 @@ class Executor:
                 await parking
             finally:
                 self._waking = False
+                if parking.cancelled() and parking in self._idle:
+                    self._idle.remove(parking)
 
     def _emit_nothing(self) -> None:
         """Start limits must move before what is parked can start: ask for a commit."""
@@ -297,6 +309,9 @@ class Executor:
             except WireError as error:
                 self._unreadable(message, error)
                 return
+            except asyncio.CancelledError:
+                self._give_back(message)  # a handler before it left a timer that cancels its slot
+                raise
             except Exception as error:  # noqa: BLE001 - Kafka or the registry did not answer: no reason to lose the job
                 log.warning("schema not to be had now", at=message.where, error=str(error))
                 self._postpone(message)
@@ -349,7 +364,7 @@ class Executor:
         except asyncio.CancelledError as error:
             if active.cancel_reason is not None:
                 result = _timed_out(active)
-            elif self._bystander is None or self._bystander.cancelling():
+            elif self._loop_is_ending():
                 raise  # the slot itself is being stopped
             else:
                 # Something that the handler waited for was cancelled, or the handler has cancelled its own task.

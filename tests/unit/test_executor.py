@@ -162,17 +162,19 @@ async def test_a_handler_that_cancels_its_own_task_ends_its_own_job_alone(*, swa
 def test_a_loop_that_ends_without_a_shutdown_fails_nobody() -> None:
     """Every task is cancelled then. What was running is run again elsewhere, as after a crash."""
     benches = []
+    waits_for_a_slot = Gate()
 
     async def main() -> None:
-        bench = Bench()
+        bench = Bench(concurrency=1)
         benches.append(bench)
         gate = Gate()
         bench.add(gate)
+        bench.add(waits_for_a_slot)
         bench.executor.wake()
         await gate.started.wait()
 
     asyncio.run(main())
-    assert (benches[0].ends, benches[0].failures) == ([], [])
+    assert (benches[0].ends, benches[0].failures, waits_for_a_slot.runs) == ([], [], 0)
 
 
 class Changing:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from schemas.errors import UnknownSchema
 from schemas.job import Execution
 from schemas.lifecycle import JobStatus
 from schemas.offsetmap import OffsetMap, Suspect
@@ -85,6 +86,56 @@ async def test_many_short_jobs_leave_nothing_behind(bench: Bench) -> None:
         bench.add(returns_nothing, key=b"%d" % (number % 7))
     await bench.ended(500)
     assert (bench.scheduler.running, len(bench.scheduler), bench.executor.active) == (0, 0, {})
+
+
+async def cancels_its_task_later(job: Any, context: WorkerContext) -> None:
+    """A time-out made at home that nobody takes back."""
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().call_later(0.01, task.cancel)
+
+
+async def test_a_slot_that_is_cancelled_when_its_handler_has_ended_takes_no_place_of_the_worker() -> None:
+    """Its parking place was woken ever after: an error, and then silence."""
+    bench = Bench(concurrency=1)
+    bench.add(cancels_its_task_later)
+    await bench.ended(1)
+    await bench.until(lambda: not bench.executor._slots)
+    assert bench.executor._idle == []
+    bench.add(returns_nothing)
+    assert len(await bench.ended(2)) == 2
+    await bench.executor.stop()
+
+
+@pytest.mark.parametrize("order", ["cancelled, woken", "woken, cancelled"])
+async def test_a_slot_that_is_cancelled_as_it_is_woken_leaves_the_job_to_another(
+    bench: Bench, order: str
+) -> None:
+    bench.add(returns_nothing)
+    await bench.ended(1)
+    await bench.until(lambda: bool(bench.executor._idle))
+    (slot,) = bench.executor._slots
+    bench.add(returns_nothing)
+    for step in order.split(", "):
+        (slot.cancel if step == "cancelled" else bench.executor.wake)()
+    async with asyncio.timeout(5):
+        await bench.until(lambda: len(bench.ends) == 2)
+
+
+async def test_a_job_whose_slot_is_cancelled_while_its_schema_is_looked_for_starts_in_another(
+    bench: Bench,
+) -> None:
+    """It belonged to nobody: it did not run, and its key was locked for ever."""
+    one = bench.add(returns_nothing, key=b"k")
+    bench.decoder.learned[one.offset] = bench.decoder.by_offset[one.offset]
+    bench.decoder.by_offset[one.offset] = UnknownSchema(b"12345678")
+    bench.executor.wake()
+    await asyncio.sleep(0)  # the slot's turn: it asks
+    (slot,) = bench.executor._slots
+    slot.cancel()
+    (outcome,) = await bench.ended()
+    assert state_of(outcome) is JobStatus.SUCCEEDED
+    assert (bench.scheduler.running, bench.scheduler._keys) == (0, {})
 
 
 # --- what is told of a running job --------------------------------------------------------------------------
