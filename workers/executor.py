@@ -54,6 +54,8 @@ ABANDON_AFTER_MS: Final = 10_000
 UNKNOWN_TYPE_LIMIT_MS: Final = 15 * 60_000
 UNKNOWN_TYPE_SNOOZE: Final = timedelta(seconds=10)
 _PROGRESS_INTERVAL_MS: Final = 1_000
+#: Finished jobs among the deadlines that are not worth a look at all of them.
+_MOST_FINISHED: Final = 64
 #: What a cancelled handler may take to end; a process has half a second of it before it is killed.
 _CANCEL_S: Final = 1.0
 
@@ -502,6 +504,10 @@ class Executor:
             _, _, active = heapq.heappop(self._deadlines)
             if not active.done:
                 self._time_out(active, now)
+        if len(self._deadlines) > 2 * len(self.active) + _MOST_FINISHED:
+            # Behind one that has long to go, they would keep their messages in memory until its time is up.
+            self._deadlines = [entry for entry in self._deadlines if not entry[2].done]
+            heapq.heapify(self._deadlines)
         isolated = self._scheduler.isolated
         if isolated is not None and any(
             a.message is isolated

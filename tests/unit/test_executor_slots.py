@@ -138,6 +138,25 @@ async def test_a_job_whose_slot_is_cancelled_while_its_schema_is_looked_for_star
     assert (bench.scheduler.running, bench.scheduler._keys) == (0, {})
 
 
+async def test_a_long_job_keeps_those_that_ended_beside_it_out_of_memory(bench: Bench) -> None:
+    long = Gate()
+    bench.add(long, timeout_ms=500)
+    bench.executor.wake()
+    await long.started.wait()
+    for ended in range(200):
+        short = Gate()
+        bench.add(short)
+        bench.executor.wake()
+        await short.started.wait()
+        for _ in range(2):
+            bench.executor._look_around()
+        short.opened.set()
+        await bench.ended(ended + 1)
+    assert len(bench.executor._deadlines) < 80
+    bench.now_ms += 501
+    assert state_of((await bench.ended(201))[-1]) is JobStatus.RETRYING, "its own deadline is still there"
+
+
 # --- what is told of a running job --------------------------------------------------------------------------
 
 
