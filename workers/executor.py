@@ -376,9 +376,10 @@ class Executor:
         except Exception as error:  # noqa: BLE001 - whatever a handler raises is a failure of its job
             result = failed_by(error, retryable=True)
         except BaseException as error:
-            # SystemExit from a library, or a panic of native code: the job's failure, not the worker's end
-            if isinstance(error, (KeyboardInterrupt, GeneratorExit)):
-                raise
+            # SystemExit from a library, KeyboardInterrupt from a REPL in a thread, a panic of native code: the job's failure,
+            # not the worker's end. (Ctrl-C comes as a signal to the event loop.)
+            if isinstance(error, GeneratorExit) and not _is_current(slot):
+                raise  # the slot itself is being closed
             result = failed_by(error, retryable=True)
         finally:
             active.done = True
@@ -577,6 +578,13 @@ class Executor:
 
 def _is_ours(message: Message) -> bool:
     return message.part.owned and not message.part.releasing
+
+
+def _is_current(task: asyncio.Task[Any] | None) -> bool:
+    try:
+        return asyncio.current_task() is task
+    except RuntimeError:  # no event loop runs any more
+        return False
 
 
 def _unknown_type(job_type: str, for_ms: int) -> JobResult:

@@ -98,6 +98,8 @@ def nested(depth: int) -> Exception:
         (ValueError("bad"), JobStatus.RETRYING),
         (PermanentError("never"), JobStatus.FAILED),
         (SystemExit(3), JobStatus.RETRYING),
+        (KeyboardInterrupt(), JobStatus.RETRYING),
+        (GeneratorExit(), JobStatus.RETRYING),
         (Panic("from below"), JobStatus.RETRYING),
         (asyncio.CancelledError(), JobStatus.RETRYING),
         (StopIteration(), JobStatus.RETRYING),
@@ -175,6 +177,19 @@ def test_a_loop_that_ends_without_a_shutdown_fails_nobody() -> None:
 
     asyncio.run(main())
     assert (benches[0].ends, benches[0].failures, waits_for_a_slot.runs) == ([], [], 0)
+
+
+async def test_a_slot_that_is_closed_by_force_fails_nobody(bench: Bench) -> None:
+    """As a loop that is thrown away with its tasks does it; GeneratorExit is not the handler's then."""
+    bench.add(Gate())
+    one = bench.scheduler.take(NOW_MS)
+    assert one is not None
+    elsewhere = asyncio.create_task(asyncio.sleep(0))
+    run = bench.executor._run(one, elsewhere)
+    run.send(None)
+    assert bench.executor.active
+    run.close()
+    assert (bench.ends, bench.executor.active) == ([], {})
 
 
 class Changing:
