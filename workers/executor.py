@@ -433,7 +433,10 @@ class Executor:
         self._scheduler.done(message)
 
     def _postpone(self, message: Message) -> None:
-        """Try again in a second; the message keeps its key until then."""
+        """Try again in a second; the message keeps its key until then. If it runs alone, others have their turn."""
+        if self._scheduler.isolated is message:
+            self._scheduler.survived()
+            self._emit_nothing()
 
         def again() -> None:
             self._give_back(message)

@@ -214,7 +214,10 @@ class Scheduler:
         self._unlock(message)
 
     def put_back(self, message: Message) -> None:
-        """A taken message that was cancelled while its partition is still ours: it starts again, and keeps its key."""
+        """A taken message that was cancelled while its partition is still ours: it starts again, and keeps its key.
+
+        One that ran alone and has given up its turn goes behind all that wait for theirs, but before those of its key.
+        """
         self.running -= 1
         assert message.priority is not None  # noqa: S101
         self._departed[message.priority] -= 1
@@ -222,17 +225,22 @@ class Scheduler:
         if _must_run_alone(message):
             if self.isolated is message:
                 self.isolated = None
-            # Until it starts again, a commit must not say any longer that it runs alone: if Kafka does not answer and this
-            # worker has to end meanwhile, the job has not killed it.
-            if message.part.alone == message.offset:
-                message.part.alone = None
-                message.part.dirty = True
-            self._alone.appendleft(message)
+                # Until it starts again, a commit must not say any longer that it runs alone: if Kafka does not answer and
+                # this worker has to end meanwhile, the job has not killed it.
+                if message.part.alone == message.offset:
+                    message.part.alone = None
+                    message.part.dirty = True
+                self._alone.appendleft(message)
+            else:
+                after = [one for one in self._alone if one.key is not None and one.key == message.key]
+                for one in after:
+                    self._alone.remove(one)
+                self._alone += (message, *after)
         else:
             self._buffers[message.priority].appendleft(message)
 
     def survived(self) -> None:
-        """The isolated message has run long enough without killing the process: others may start again."""
+        """The isolated message has run long enough without killing the process, or cannot run now: others may start again."""
         if self.isolated is not None:
             self._no_longer_alone(self.isolated)
 

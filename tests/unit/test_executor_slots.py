@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
-from schemas.errors import UnknownSchema
+from schemas.errors import KafkaUnreachable, UnknownSchema
 from schemas.job import Execution
 from schemas.lifecycle import JobStatus
 from schemas.offsetmap import OffsetMap, Suspect
 from tests.support.executor_bench import Bench, Gate, returns_nothing, state_of
 from tests.support.messages import commit, partition
+from tests.support.schedule_bench import dangerous
 from workers.context import WorkerContext
 from workers.executor import ALONE_MS
 from workers.outcome import Outcome, PlainSuccess
@@ -226,6 +227,29 @@ async def test_who_survives_alone_for_long_enough_is_joined_by_others(
     assert bench.outcomes[-1] == Outcome(None, None), "a commit is asked for"
     gate.opened.set()
     await bench.ended()
+
+
+async def test_others_start_while_the_schema_of_one_that_must_run_alone_is_not_to_be_had(
+    bench: Bench,
+) -> None:
+    part = dangerous()
+    part.top, bench.part.top = 0, 5
+    one = bench.add(returns_nothing, part=part)
+    bench.decoder.learned[one.offset] = bench.decoder.by_offset[one.offset]
+    bench.decoder.by_offset[one.offset] = UnknownSchema(b"12345678")
+    bench.decoder.learned[one.offset] = KafkaUnreachable("registry", 1)
+    commit(part)
+    bench.executor.wake()
+    await bench.until(lambda: part.alone == one.offset)
+    commit(part)
+    bench.executor.wake()
+    await bench.until(lambda: part.alone is None)
+    assert bench.outcomes[-1] == Outcome(None, None), "a commit is asked for"
+    assert bench.scheduler.running == 1, "it is on its way, and tried again in a second"
+    commit(part)
+    other = bench.add(returns_nothing)
+    (outcome,) = await bench.ended()
+    assert outcome.message is other
 
 
 async def test_who_was_held_back_long_enough_starts_though_nothing_has_ended(bench: Bench) -> None:

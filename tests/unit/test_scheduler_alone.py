@@ -114,6 +114,25 @@ def test_nobody_starts_before_one_that_was_cancelled_while_a_commit_says_that_it
     assert scheduler.take(now_ms + 3_600_000) is second, "it would be condemned for what others do"
 
 
+def test_one_that_gave_up_its_turn_goes_behind_the_others_but_not_behind_those_of_its_key() -> None:
+    """Else one that cannot run now (its schema is not to be had) would keep all others from ever having their turn."""
+    scheduler = Scheduler()
+    part = dangerous(range(4))
+    keys = (b"k", b"k", b"other", None)
+    first, same_key, other_key, no_key = (message(part, n, key=key) for n, key in enumerate(keys))
+    arrive(scheduler, first, same_key, other_key, no_key)
+    assert take_alone(scheduler, part) is first
+    scheduler.survived()
+    scheduler.put_back(first)
+    started = []
+    for _ in range(4):
+        started.append(take_alone(scheduler, part))
+        scheduler.done(started[-1])
+        commit(part, started[-1].offset)
+    assert started == [other_key, no_key, first, same_key]
+    assert (len(scheduler), scheduler._keys) == (0, {})
+
+
 def test_one_that_runs_alone_takes_its_key_from_one_that_has_not_started() -> None:
     scheduler = Scheduler()
     closed, part = open_partition(HIGH), dangerous()
