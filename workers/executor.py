@@ -463,10 +463,16 @@ class Executor:
         if call.done():
             return call.result()
         # Leave the thread behind, with its pool: its place must not be missing for others.
-        call.add_done_callback(lambda done: done.cancelled() or done.exception())
+        self._scheduler.strays += 1
+        call.add_done_callback(self._stray_ended)
         old, self._threads = self._threads, self._new_threads()
         old.shutdown(wait=False)
         raise asyncio.CancelledError
+
+    def _stray_ended(self, call: asyncio.Future[Any]) -> None:
+        self._scheduler.strays -= 1
+        if not call.cancelled():
+            call.exception()  # nobody waits for it
 
     async def _in_process(self, active: Active) -> JobResult:
         if self._processes is None:

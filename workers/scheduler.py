@@ -109,6 +109,8 @@ class Scheduler:
         self.isolated: Message | None = None
         #: The one before, until a commit says that it runs alone no longer.
         self._was_isolated: Message | None = None
+        #: Threads that go on though their job has ended: whoever runs beside them may die of what they do.
+        self.strays = 0
         #: Messages taken and not done.
         self.running = 0
         # Each number has one writer (poll thread, event loop), so none is lost between them.
@@ -350,7 +352,10 @@ class Scheduler:
         )
 
     def _take_alone(self) -> Message | None:
-        """One of those that were unfinished at two deaths, when nothing else runs and a commit has said so."""
+        """One of those that were unfinished at two deaths, when nothing else runs and a commit has said so.
+
+        Beside a stray thread no commit says it: at its worker's death it would be condemned for what the thread did.
+        """
         if self.running:
             return None
         while self._alone:
@@ -363,10 +368,13 @@ class Scheduler:
             if self._waits_for_a_verdict(message):
                 self._alone.popleft()
                 continue
-            if part.alone != message.offset:
-                part.alone = message.offset
-                part.dirty = True
-            if part.committed_alone != message.offset or not part.start(message.offset):
+            if not self.strays:
+                if part.alone != message.offset:
+                    part.alone = message.offset
+                    part.dirty = True
+                if part.committed_alone != message.offset:
+                    return None
+            if not part.start(message.offset):
                 return None
             self._alone.popleft()
             self._seize(message)
@@ -420,8 +428,8 @@ class Scheduler:
         if message.part.alone == message.offset:
             message.part.alone = None
             message.part.dirty = True
-            if self.isolated is message:
-                self.isolated, self._was_isolated = None, message
+        if self.isolated is message:
+            self.isolated, self._was_isolated = None, message
 
     def _isolating(self) -> bool:
         """Whether a message runs alone, or a commit still says so: a death now would condemn it, whoever caused it."""

@@ -197,6 +197,29 @@ async def test_a_thread_that_does_not_listen_is_left_behind_with_its_pool(bench:
         release.set()
 
 
+async def test_a_thread_that_was_left_behind_counts_as_a_stray_until_it_ends(bench: Bench) -> None:
+    release, in_handler = threading.Event(), threading.Event()
+
+    def deaf(job: Any, context: WorkerContext) -> None:
+        in_handler.set()
+        release.wait(60)
+        raise ValueError("nobody hears it")
+
+    bench.add(deaf, execution="thread", timeout_ms=500)
+    bench.executor.wake()
+    await asyncio.to_thread(in_handler.wait, 30)
+    try:
+        bench.now_ms += 501
+        await bench.until(lambda: any(a.cancel_reason is not None for a in bench.executor.active))
+        assert bench.scheduler.strays == 0
+        bench.now_ms += module.ABANDON_AFTER_MS
+        await bench.ended()
+        assert bench.scheduler.strays == 1
+    finally:
+        release.set()
+    await bench.until(lambda: bench.scheduler.strays == 0)
+
+
 # --- cancellation -------------------------------------------------------------------------------------------
 
 

@@ -133,6 +133,29 @@ def test_one_that_gave_up_its_turn_goes_behind_the_others_but_not_behind_those_o
     assert (len(scheduler), scheduler._keys) == (0, {})
 
 
+def test_beside_a_thread_that_was_left_behind_one_runs_alone_without_being_named() -> None:
+    """Else it would be condemned, at its worker's death, for what the thread did."""
+    scheduler = Scheduler()
+    part = dangerous(range(2))
+    first, second = message(part, 0), message(part, 1)
+    other = message(open_partition(HIGH), 0)
+    arrive(scheduler, first, second, other)
+    scheduler.strays = 1
+    assert scheduler.take(NOW_MS) is None, "it asks for a commit, as it may not start yet"
+    commit(part)
+    assert take(scheduler) is first
+    assert (part.alone, scheduler.isolated) == (None, first)
+    commit(part)
+    assert part.committed_alone is None
+    assert scheduler.take(NOW_MS) is None, "nobody starts beside it"
+    scheduler.done(first)
+    assert scheduler.isolated is None
+    scheduler.strays = 0
+    commit(part, 0)
+    assert take_alone(scheduler, part) is second
+    assert part.committed_alone == 1, "the thread has ended"
+
+
 def test_one_that_runs_alone_takes_its_key_from_one_that_has_not_started() -> None:
     scheduler = Scheduler()
     closed, part = open_partition(HIGH), dangerous()

@@ -130,6 +130,10 @@ class Loop(RuleBasedStateMachine):
     def time_goes_by(self, ms: int) -> None:
         self.now_ms += ms
 
+    @rule(count=st.integers(0, 1))
+    def a_thread_is_left_behind_or_ends(self, count: int) -> None:
+        self.scheduler.strays = count
+
     @rule(window=st.integers(1, 9))
     def a_commit(self, window: int) -> None:
         for part in self.parts:
