@@ -2,9 +2,9 @@
 
 In:  whether a job that must run alone waits, whether others do, and how many run. Out: whose turn it is.
 
-A job that was unfinished at two deaths runs beside nothing else, for half a minute at the most, and after each further death
-for twice as long. With ten of them a worker would do nothing else for five minutes; and while one that has survived goes on for an hour, the next could not start, nor
-anybody else. So whoever was held back is owed as much time as it lasted.
+A job that was unfinished at two deaths runs beside nothing else, for half a minute at the most, and after each further
+death for twice as long. With ten of them a worker would do nothing else for five minutes; and while one that has survived
+goes on for an hour, the next could not start, nor anybody else. So whoever was held back is owed as much time as it lasted.
 """
 
 from __future__ import annotations
