@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from schemas.codec import peek_id
 from schemas.errors import WireError
@@ -11,6 +11,8 @@ from schemas.topics import JobPriority, Tier
 
 if TYPE_CHECKING:
     from workers.offsets import PartitionState
+
+_OVERHEAD_BYTES: Final = 400
 
 
 class Message:
@@ -27,6 +29,7 @@ class Message:
         "priority",
         "problem",
         "raw_headers",
+        "size",
         "tier",
         "timestamp_ms",
         "value",
@@ -48,6 +51,14 @@ class Message:
         self.key = key
         self.value = value
         self.raw_headers = raw_headers
+        size = len(value or b"") + len(key or b"") + _OVERHEAD_BYTES
+        if raw_headers:
+            if len(raw_headers) == 1:  # every first run: no loop
+                size += len(raw_headers[0][1] or b"")
+            else:  # several KB after ten attempts
+                size += sum([len(name) + len(text or b"") for name, text in raw_headers])
+        #: Bytes that it holds in memory, about.
+        self.size = size
         self.timestamp_ms = time_of_record(timestamp_ms)
         #: Of the job topic it came from; None on a retry topic.
         self.priority = priority
@@ -80,8 +91,3 @@ class Message:
     def where(self) -> str:
         """Topic, partition and offset, for logs."""
         return f"{self.part.topic}/{self.part.partition}/{self.offset}"
-
-    @property
-    def size(self) -> int:
-        """Bytes that it holds in memory, about."""
-        return len(self.value or b"") + len(self.key or b"") + 400

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from schemas.headers import Delivery
+from schemas.headers import Attempt, Delivery, RawHeaders, build
 from schemas.topics import TIERS, JobPriority, tier_for
 from tests.support.messages import TOPICS, job_value, message, partition
 from workers.delay import MAX_HELD_BYTES, MAX_HELD_RECORDS, MAX_TOTAL_BYTES, Delays, due_at
@@ -149,6 +149,27 @@ def test_a_partition_with_enough_bytes_pauses_too() -> None:
     part = partition(TOPICS.retry[TIERS[0]])
     hold(delays, waiting(part, 0, value=bytes(MAX_HELD_BYTES - 400)))
     assert delays.holds_enough(part, 0, paused=False)
+
+
+def test_headers_count_among_the_bytes() -> None:
+    """After ten attempts they are several KB, and may be more than the job itself."""
+    delays = Delays()
+    part = partition(TOPICS.retry[TIERS[0]])
+    attempts = tuple(Attempt(n, "w.0", 1, 2, "E" * 60, "m" * 200) for n in range(1, 11))
+    delivery = Delivery(job_type="test", attempt=11, not_before_ms=1_000, history=attempts)
+    headers = sum(len(name) + len(text) for name, text in build(delivery))
+    assert headers > 2_000
+    hold(delays, message(part, 0, value=bytes(MAX_HELD_BYTES - headers), delivery=delivery))
+    assert delays.holds_enough(part, 0, paused=False)
+
+
+def test_one_large_header_that_is_not_ours_counts_as_well() -> None:
+    part = partition(TOPICS.retry[TIERS[0]])
+    large = Message(part, 0, None, b"", [("foreign", bytes(100_000))], 0, None, TIERS[0])
+    assert large.size > 100_000
+    nothing: tuple[RawHeaders | None, ...] = (None, [])
+    for none in nothing:
+        assert Message(part, 0, None, b"", none, 0, None, TIERS[0]).size > 0
 
 
 def test_all_of_it_together_is_bounded() -> None:
