@@ -6,12 +6,13 @@ more slowly if it keeps dying; signals are passed on; children do not outlive th
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
 from typing import Final
 
 import structlog
@@ -60,16 +61,17 @@ def supervise(count: int, command: Callable[[int], Sequence[str]]) -> int:
     slots = [_Slot(index) for index in range(count)]
     stopping: list[int] = []
     hopeless: int | None = None
-    changed = threading.Event()
+    # Not an Event: a signal that comes within its wait() would wait for the lock that wait() holds, for ever.
+    changed: SimpleQueue[None] = SimpleQueue()
 
     def on_signal(number: int, _frame: object) -> None:
         stopping.append(number)
         for slot in slots:
             slot.tell(len(stopping))
-        changed.set()
+        changed.put(None)
 
     before = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
-    before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, lambda *_: changed.set())
+    before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, lambda *_: changed.put(None))
     try:
         while True:
             now = time.monotonic()
@@ -82,8 +84,8 @@ def supervise(count: int, command: Callable[[int], Sequence[str]]) -> int:
             if stopping and all(slot.process is None or slot.process.poll() is not None for slot in slots):
                 return _exit_code(stopping[0]) if hopeless is None else hopeless
             waits = [slot.restart_at - now for slot in slots if slot.process is None]
-            changed.wait(max(min([*waits, 1.0]), 0.01))
-            changed.clear()
+            with contextlib.suppress(Empty):
+                changed.get(timeout=max(min([*waits, 1.0]), 0.01))
     finally:
         for slot in slots:
             if slot.process is not None and slot.process.poll() is None:
