@@ -18,9 +18,9 @@ import heapq
 import itertools
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
@@ -34,6 +34,7 @@ from workers.message import Message
 from workers.outcome import Outcome
 from workers.results import Failed, JobResult, Snooze, failed_by
 from workers.router import Router, Run, as_result, status_of
+from workers.threads import HandlerThreads
 
 if TYPE_CHECKING:
     from workers.config import WorkerConfig
@@ -113,7 +114,7 @@ class Active:
 
 
 class Executor:
-    """Owns the slots, the thread pool and everything that is running."""
+    """Owns the slots, the threads and everything that is running."""
 
     def __init__(
         self,
@@ -139,12 +140,10 @@ class Executor:
         self._now_ms = now_ms
         self._worker = worker_name
         self._processes = processes
-        self._threads = self._new_threads()
+        self._threads = HandlerThreads(config.max_concurrent_jobs, self._count_stray)
         self._slots: set[asyncio.Task[None]] = set()
         #: Does nothing; it is cancelled only when the event loop ends, with all tasks, and nobody has asked us to stop.
         self._bystander: asyncio.Task[Any] | None = None
-        #: Calls in threads that go on, those of abandoned runs included.
-        self._calls: set[asyncio.Future[Any]] = set()
         self._idle: list[asyncio.Future[None]] = []
         self._waking = False
         self._clean_context = contextvars.copy_context()
@@ -216,12 +215,12 @@ class Executor:
             slot.cancel()
         if self._slots:
             await asyncio.wait(self._slots, timeout=_CANCEL_S)
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._threads.stop()
 
     @property
     def left_behind(self) -> int:
         """After ``stop``: handlers that go on all the same."""
-        return sum(not slot.done() for slot in self._slots) + len(self._calls)
+        return sum(not slot.done() for slot in self._slots) + self._threads.going_on
 
     async def _until_done(self, parts: set[Any], timeout_s: float, *, cancellable_only: bool = False) -> None:
         deadline = time.monotonic() + timeout_s
@@ -452,27 +451,13 @@ class Executor:
             self._scheduler.done(message)
 
     async def _in_thread(self, active: Active) -> Any:
-        """A plain function in a thread. Its timeout sets ``context.cancelled``; the thread itself cannot be ended."""
-        loop = asyncio.get_running_loop()
-        active.abandoned = loop.create_future()
-        # In a copy of the slot's clean context: a thread would keep what a handler leaves in its own.
-        call = loop.run_in_executor(self._threads, contextvars.copy_context().run, _call, active)
-        self._calls.add(call)
-        call.add_done_callback(self._calls.discard)
-        await asyncio.wait((call, active.abandoned), return_when=asyncio.FIRST_COMPLETED)
-        if call.done():
-            return call.result()
-        # Leave the thread behind, with its pool: its place must not be missing for others.
-        self._scheduler.strays += 1
-        call.add_done_callback(self._stray_ended)
-        old, self._threads = self._threads, self._new_threads()
-        old.shutdown(wait=False)
-        raise asyncio.CancelledError
+        """A plain function. Its timeout sets ``context.cancelled``; if it does not listen, it is abandoned."""
+        active.abandoned = asyncio.get_running_loop().create_future()
+        call = partial(active.handler.call, active.decoded.job, active.context)
+        return await self._threads.run(call, active.abandoned)
 
-    def _stray_ended(self, call: asyncio.Future[Any]) -> None:
-        self._scheduler.strays -= 1
-        if not call.cancelled():
-            call.exception()  # nobody waits for it
+    def _count_stray(self, by: int) -> None:
+        self._scheduler.strays += by
 
     async def _in_process(self, active: Active) -> JobResult:
         if self._processes is None:
@@ -487,9 +472,6 @@ class Executor:
             self._fresh.append(active)
 
         return await self._processes.run(active.handler, body, active.context, on_start=on_start)
-
-    def _new_threads(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(self._config.max_concurrent_jobs, thread_name_prefix="handler")
 
     def _arm_sweep(self) -> None:
         self._sweep_timer = asyncio.get_running_loop().call_later(self._config.tick_ms / 1000, self._sweep)
@@ -600,14 +582,6 @@ def _unknown_type(job_type: str, for_ms: int) -> JobResult:
     if for_ms < UNKNOWN_TYPE_LIMIT_MS:
         return Snooze(UNKNOWN_TYPE_SNOOZE, f"no handler for {job_type} here yet")
     return failed_by(HandlerNotFound(job_type), retryable=False)
-
-
-def _call(active: Active) -> Any:
-    try:
-        return active.handler.call(active.decoded.job, active.context)
-    except StopIteration as error:
-        # A future refuses it and would never be done. Coroutines and generators say the same.
-        raise RuntimeError("the handler raised StopIteration") from error
 
 
 def _timed_out(active: Active) -> Failed:

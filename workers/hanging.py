@@ -10,19 +10,22 @@ never run, and nobody would be told. Its author may be long gone, so the coordin
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import partial
 from typing import Final
 
 import structlog
-from confluent_kafka import KafkaException
+from confluent_kafka import IsolationLevel, KafkaException
 
 from schemas.errors import PipelineError
-from streams.scan import Partition
+from streams.scan import LATEST, Partition, informed_admin, offsets
+from streams.settings import Settings
 
 log = structlog.get_logger("rustfs_workers.hanging")
 
 #: Two looks must see the same: longer than a transaction of ours may last, and than Kafka takes to end a dead one's.
 INTERVAL_S: Final = 16.0
+_ANSWER_S: Final = 2.0
 
 #: For each partition where its first open transaction begins, and where it ends.
 Ends = Mapping[Partition, tuple[int, int]]
@@ -51,6 +54,23 @@ class Hanging:
         """Nothing could be done about these: name them again."""
         for place in places:
             self._named.pop(place, None)
+
+
+def ends_of(settings: Settings, numbers: Collection[int]) -> Ends:
+    """In every topic that workers write to, of these partition numbers. Blocks; any thread.
+
+    Raises:
+        KafkaUnreachable: no answer in time. KafkaRefused: see ``offsets``.
+    """
+    topics = settings.topics
+    written = (*topics.consumed, topics.dlq, topics.status)
+    places = [(topic, number) for topic in written for number in numbers]
+    if not places:
+        return {}
+    ask = partial(offsets, settings, informed_admin(settings, _ANSWER_S), places, LATEST, timeout_s=_ANSWER_S)
+    # In this order: what is written in between must not look like something that hangs.
+    ends, stable = ask(), ask(isolation=IsolationLevel.READ_COMMITTED)
+    return {place: (stable[place], ends[place]) for place in places}
 
 
 class HangingWatch:

@@ -14,11 +14,10 @@ import time
 import uuid
 from collections.abc import Iterable
 from datetime import timedelta
-from functools import partial
 from typing import Any, Final
 
 import structlog
-from confluent_kafka import Consumer, IsolationLevel, KafkaException, Producer
+from confluent_kafka import Consumer, KafkaException, Producer
 from confluent_kafka.admin import AdminClient
 
 from schemas.codec import Codec
@@ -31,7 +30,7 @@ from streams.clients import log as client_log
 from streams.group_members import Member, describe_member
 from streams.outgoing import Rules
 from streams.provision import group_session_timeout_ms
-from streams.scan import EARLIEST, LATEST, informed_admin, offsets
+from streams.scan import EARLIEST, informed_admin, offsets
 from streams.schemas_topic import schema_lookup
 from streams.settings import Settings
 from workers.children import ChildJobs
@@ -42,7 +41,7 @@ from workers.decoder import Decoder
 from workers.delay import Delays
 from workers.executor import RELEASED, Executor
 from workers.forgotten import ForgottenTransactions
-from workers.hanging import HangingWatch
+from workers.hanging import HangingWatch, ends_of
 from workers.key_places import KeyPlaces
 from workers.membership_watch import LostHeartbeats, MembershipWatch
 from workers.message import Message
@@ -194,7 +193,9 @@ class WorkerProcess:
             self._refuse,
             also=(self._topics.reports, self._topics.schemas),
         )
-        self._hanging = HangingWatch(self._how_far_readers_get, forgotten.end_where)
+        self._hanging = HangingWatch(
+            lambda: ends_of(settings, {number for _, number in list(self.poller.parts)}), forgotten.end_where
+        )
         self._reporter = Reporter(
             producer=producer,
             topic=self._topics.reports,
@@ -468,19 +469,6 @@ class WorkerProcess:
 
     def _end_forgotten(self) -> None:
         self._forgotten.end(self._producer_id)
-
-    def _how_far_readers_get(self) -> dict[Place, tuple[int, int]]:
-        """In every topic that workers write to, of the partition numbers that are ours. Blocks."""
-        numbers = {number for _, number in list(self.poller.parts)}
-        topics = (*self._topics.consumed, self._topics.dlq, self._topics.status)
-        places = [(topic, number) for topic in topics for number in numbers]
-        if not places:
-            return {}
-        admin = informed_admin(self._settings, _LOG_STARTS_S)
-        ask = partial(offsets, self._settings, admin, places, LATEST, timeout_s=_LOG_STARTS_S)
-        # In this order: what is written in between must not look like something that hangs.
-        ends, stable = ask(), ask(isolation=IsolationLevel.READ_COMMITTED)
-        return {place: (stable[place], ends[place]) for place in places}
 
     async def _ask_coordinator(self, member_id: str) -> Member | None:
         return await describe_member(self._settings, self._topics.group, member_id)

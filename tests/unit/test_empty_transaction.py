@@ -80,7 +80,7 @@ class FakeClient:
         pass
 
     async def close(self) -> None:
-        await asyncio.sleep(0)
+        pass
 
     def get_random_node(self) -> int | None:
         node = self.finding.pop(0) if self.finding else 1
