@@ -38,13 +38,19 @@ def write_again(settings: Settings) -> int:
     return len(found)
 
 
+def run_by_a_predecessor(start: Start, producer: JobProducer, settings: Settings) -> list[str]:
+    """Jobs that a worker has run to their end; it is gone."""
+    ids = producer.schedule_jobs(Note(text=str(number)) for number in range(30))
+    first = start("first")
+    all_final(settings, ids, 60)
+    assert first.terminate() == 0
+    return ids
+
+
 def test_what_a_predecessor_has_run_does_not_run_again_because_it_stands_twice(
     start: Start, producer: JobProducer, provisioned: Settings, tmp_path: Path
 ) -> None:
-    ids = producer.schedule_jobs(Note(text=str(number)) for number in range(20))
-    first = start("first")
-    all_final(provisioned, ids, 60)
-    assert first.terminate() == 0
+    ids = run_by_a_predecessor(start, producer, provisioned)
     assert write_again(provisioned) == len(ids)
     more = producer.schedule_jobs(Note(text=str(number)) for number in range(20))
     heir = start("heir")
@@ -62,10 +68,7 @@ def test_what_a_predecessor_has_run_does_not_run_again_because_it_stands_twice(
 def test_a_log_whose_finished_records_are_removed_is_read_from_the_committed_offset(
     start: Start, producer: JobProducer, provisioned: Settings, tmp_path: Path
 ) -> None:
-    ids = producer.schedule_jobs(Note(text=str(number)) for number in range(30))
-    first = start("first")
-    all_final(provisioned, ids, 60)
-    assert first.terminate() == 0
+    ids = run_by_a_predecessor(start, producer, provisioned)
     topic = provisioned.topics.jobs[JobPriority.NORMAL]
     everything = [TopicPartition(topic, number, -1) for number in range(provisioned.partitions)]
     admin = AdminClient(admin_config(provisioned))

@@ -14,6 +14,7 @@ from confluent_kafka import Message
 from schemas import JobPriority, JobStatus
 from schemas.errors import KafkaUnreachable
 from schemas.offsetmap import OffsetMap
+from streams import empty_transaction
 from streams.committed import committed_offsets
 from streams.embedded import BrokerConfig, EmbeddedBroker
 from streams.producer import JobProducer
@@ -26,6 +27,7 @@ from tests.support.forgotten import UNVERIFIED, forget
 from tests.support.jobs import Note
 from tests.support.waiting import eventually
 from tests.support.workers import all_final, runs, workers
+from workers import forgotten
 from workers.forgotten import ForgottenTransactions
 
 pytestmark = [pytest.mark.distributed, pytest.mark.integration]
@@ -74,6 +76,39 @@ async def test_the_end_is_the_one_that_was_decided_for_offsets_and_records(
     assert after[place] == (given[place] if committed else before[place])
     assert len(read_all(settings, settings.topics.status)) == (2 if committed else 0)
     assert {message.value() for message in read_all(settings, *settings.topics.consumed)} == set()
+
+
+class _Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("before", ["AddPartitionsToTxnRequest", "EndTxnRequest"])
+async def test_an_heir_that_dies_half_way_undoes_the_offsets_so_that_nothing_is_lost(
+    deployment: Settings, monkeypatch: pytest.MonkeyPatch, before: str
+) -> None:
+    """Kafka aborts what the dead one had begun, and that is a decision as well: the next heir keeps to it."""
+    settings, name = deployment, f"{deployment.topic_prefix}worker.dead"
+    place = (settings.topics.jobs[JobPriority.LOW], 1)
+    stands = committed_offsets(settings, settings.topics.group, [place], timeout_s=5)
+    given = {place: (7, OffsetMap(7, start_limit=7).metadata())}
+    await forget(
+        settings, name, given, [(settings.topics.status, 2, b"value")], committed=True, before=stands
+    )
+
+    def killed(*_: object) -> None:
+        raise _Killed
+
+    end = ForgottenTransactions(settings, lambda: settings.partitions).end
+    with monkeypatch.context() as patch:
+        patch.setattr(empty_transaction, before, killed)
+        with pytest.raises(_Killed):
+            await asyncio.to_thread(end, name)
+    monkeypatch.setattr(forgotten, "_JUST_BEGUN_MS", 0)  # it began long ago
+    assert await asyncio.to_thread(end, name)
+    assert committed_offsets(settings, settings.topics.group, [place], timeout_s=5) == stands
+    # Of its own records the later is visible only where its partition was not part of what was aborted.
+    visible = len(read_all(settings, settings.topics.status))
+    assert visible == (2 if before == "AddPartitionsToTxnRequest" else 1)
 
 
 async def test_where_the_log_says_nothing_of_an_id_nothing_is_done(deployment: Settings) -> None:

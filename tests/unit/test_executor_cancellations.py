@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -171,33 +172,9 @@ async def test_a_thread_is_asked_to_end_and_its_own_word_counts(bench: Bench) ->
     assert state_of((await bench.ended())[0]) is JobStatus.SKIPPED
 
 
-async def test_a_thread_that_does_not_listen_is_left_behind_with_its_pool(bench: Bench) -> None:
-    release, in_handler = threading.Event(), threading.Event()
-
-    def deaf(job: Any, context: WorkerContext) -> None:
-        in_handler.set()
-        release.wait(60)
-
-    bench.add(deaf, execution="thread", timeout_ms=500)
-    bench.executor.wake()
-    await asyncio.to_thread(in_handler.wait, 30)
-    try:
-        bench.now_ms += 501
-        await bench.until(lambda: any(a.cancel_reason is not None for a in bench.executor.active))
-        assert bench.ends == [], "it may still listen"
-        bench.now_ms += module.ABANDON_AFTER_MS
-        (outcome,) = await bench.ended()
-        assert error_of(outcome)[0] == "Timeout"
-        together = threading.Barrier(4)
-        for _ in range(4):
-            bench.add(lambda job, context: {"place": together.wait(20)}, execution="thread")
-        ends = await bench.ended(5)
-        assert {state_of(end) for end in ends[1:]} == {JobStatus.SUCCEEDED}, "its place is not missing"
-    finally:
-        release.set()
-
-
-async def test_a_thread_that_was_left_behind_counts_as_a_stray_until_it_ends(bench: Bench) -> None:
+@asynccontextmanager
+async def a_deaf_thread(bench: Bench) -> AsyncIterator[None]:
+    """A job whose thread has been told that its time is up, and goes on; inside, it may be abandoned."""
     release, in_handler = threading.Event(), threading.Event()
 
     def deaf(job: Any, context: WorkerContext) -> None:
@@ -211,12 +188,30 @@ async def test_a_thread_that_was_left_behind_counts_as_a_stray_until_it_ends(ben
     try:
         bench.now_ms += 501
         await bench.until(lambda: any(a.cancel_reason is not None for a in bench.executor.active))
+        yield
+    finally:
+        release.set()
+
+
+async def test_a_thread_that_does_not_listen_is_left_behind_with_its_pool(bench: Bench) -> None:
+    async with a_deaf_thread(bench):
+        assert bench.ends == [], "it may still listen"
+        bench.now_ms += module.ABANDON_AFTER_MS
+        (outcome,) = await bench.ended()
+        assert error_of(outcome)[0] == "Timeout"
+        together = threading.Barrier(4)
+        for _ in range(4):
+            bench.add(lambda job, context: {"place": together.wait(20)}, execution="thread")
+        ends = await bench.ended(5)
+        assert {state_of(end) for end in ends[1:]} == {JobStatus.SUCCEEDED}, "its place is not missing"
+
+
+async def test_a_thread_that_was_left_behind_counts_as_a_stray_until_it_ends(bench: Bench) -> None:
+    async with a_deaf_thread(bench):
         assert bench.scheduler.strays == 0
         bench.now_ms += module.ABANDON_AFTER_MS
         await bench.ended()
         assert bench.scheduler.strays == 1
-    finally:
-        release.set()
     await bench.until(lambda: bench.scheduler.strays == 0)
 
 

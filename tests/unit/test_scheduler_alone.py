@@ -16,10 +16,23 @@ from tests.support.schedule_bench import (
     take,
     take_alone,
 )
+from workers.message import Message
+from workers.offsets import PartitionState
 from workers.scheduler import Scheduler
 from workers.time_share import FIRST_PATIENCE_MS, TURN_MS
 
 pytestmark = pytest.mark.worker_coordination
+
+
+def assert_they_run_alone(scheduler: Scheduler, part: PartitionState, *messages: Message) -> None:
+    """One after another in this order, each named by a commit before it starts."""
+    for one in messages:
+        assert scheduler.take(NOW_MS) is None, "it asks for a commit"
+        commit(part)
+        assert take(scheduler) is one
+        assert scheduler.isolated is one
+        scheduler.done(one)
+        commit(part, one.offset)
 
 
 # --- alone --------------------------------------------------------------------------------------------------
@@ -367,13 +380,7 @@ def test_who_must_run_alone_waits_behind_a_condemned_one_of_its_key_in_order_and
     assert list(scheduler.condemned) == [condemned]
     scheduler.bury(condemned)
     commit(part, 0)
-    for following in others:
-        assert scheduler.take(NOW_MS) is None, "it asks for a commit"
-        commit(part)
-        assert take(scheduler) is following
-        assert scheduler.isolated is following
-        scheduler.done(following)
-        commit(part, following.offset)
+    assert_they_run_alone(scheduler, part, *others)
     assert len(scheduler) == 0
 
 
@@ -390,12 +397,7 @@ def test_an_acquitted_one_runs_alone_before_those_of_its_key_that_must_as_well()
     scheduler.acquit(condemned)
     scheduler.done(beside)
     commit(part)
-    for one in (condemned, following):
-        assert scheduler.take(NOW_MS) is None, "it asks for a commit"
-        commit(part)
-        assert take(scheduler) is one
-        scheduler.done(one)
-        commit(part, one.offset)
+    assert_they_run_alone(scheduler, part, condemned, following)
 
 
 def test_one_that_waited_for_a_verdict_keeps_its_place_before_a_later_one_of_its_key() -> None:
@@ -413,12 +415,7 @@ def test_one_that_waited_for_a_verdict_keeps_its_place_before_a_later_one_of_its
     commit(part, 0)
     scheduler.done(between)
     commit(other, 0)
-    for one in (second, third):
-        assert scheduler.take(NOW_MS) is None, "it asks for a commit"
-        commit(part)
-        assert take(scheduler) is one
-        scheduler.done(one)
-        commit(part, one.offset)
+    assert_they_run_alone(scheduler, part, second, third)
 
 
 def test_a_condemned_one_and_one_of_its_key_that_arrive_together_keep_their_order() -> None:
@@ -433,12 +430,7 @@ def test_a_condemned_one_and_one_of_its_key_that_arrive_together_keep_their_orde
     assert part.alone is None, "a death of anybody would condemn the second one"
     assert list(scheduler.condemned) == [condemned]
     scheduler.acquit(condemned)
-    for one in (condemned, following):
-        assert scheduler.take(NOW_MS) is None, "it asks for a commit"
-        commit(part)
-        assert take(scheduler) is one
-        scheduler.done(one)
-        commit(part, one.offset)
+    assert_they_run_alone(scheduler, part, condemned, following)
 
 
 @pytest.mark.parametrize("has_started", [True, False])
