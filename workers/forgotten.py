@@ -24,6 +24,7 @@ from typing import Final
 
 import structlog
 
+from schemas.errors import PipelineError
 from streams.empty_transaction import EMPTY_TIMEOUT_MS, taken_over
 from streams.scan import Partition
 from streams.settings import Settings
@@ -85,13 +86,21 @@ class ForgottenTransactions:
         """End every transaction that was decided in one of these partitions last, whoever wrote it. False: not each of them.
 
         Raises:
-            KafkaUnreachable, KafkaRefused: as ``end``. TransactionLogUnreadable: nobody here can know whose they are.
+            KafkaUnreachable: the log cannot be read now. TransactionLogUnreadable: nobody here can know whose they are.
         """
         prefix = f"{self._settings.topics.prefix}worker."
         known = read_all_entries(self._settings, prefix, timeout_s=_READ_S)
         authors = [name for name, entries in known.items() if not hanging.isdisjoint(last_decisions(entries))]
-        ended = [self.end(name, hanging) for name in authors]
+        ended = [self._try_to_end(name, hanging) for name in authors]
         return all(ended)
+
+    def _try_to_end(self, transactional_id: str, hanging: set[Partition]) -> bool:
+        """One that cannot be ended now keeps nobody from ending the others."""
+        try:
+            return self.end(transactional_id, hanging)
+        except PipelineError as error:
+            log.warning("what hangs cannot be ended now", transactional_id=transactional_id, error=str(error))
+            return False
 
     async def _end(self, transactional_id: str, hanging: set[Partition] | None) -> bool:
         entries = await asyncio.to_thread(self._read, transactional_id)

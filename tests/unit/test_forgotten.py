@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from schemas.errors import KafkaUnreachable
+from streams.clients import KafkaRefused
 from streams.settings import load_settings
 from streams.transaction_log import Entry, Step, TransactionLogUnreadable
 from workers import forgotten
@@ -43,6 +44,7 @@ class Kafka:
         self.added: list[Entry] = [entry(Step.EMPTY, age_s=0.0)]
         self.fault: Exception | None = None
         self.taken = 0
+        self.unwilling = ""
         self.ended: list[tuple[bool, list[tuple[str, int]], str | None]] = []
         monkeypatch.setattr(forgotten, "read_entries", self._read)
         monkeypatch.setattr(forgotten, "taken_over", self._take)
@@ -50,6 +52,8 @@ class Kafka:
         monkeypatch.setattr(forgotten, "read_all_entries", self._read_all)
 
     def _read(self, settings: Any, transactional_id: str, *, timeout_s: float) -> list[Entry]:
+        if transactional_id in self.others:
+            return self.others[transactional_id]
         assert transactional_id == NAME
         if isinstance(self.log, Exception):
             raise self.log
@@ -58,10 +62,12 @@ class Kafka:
     def _read_all(self, settings: Any, prefix: str, *, timeout_s: float) -> dict[str, list[Entry]]:
         assert prefix == "t.worker."
         assert isinstance(self.log, list)
-        return {NAME: self.log, **self.others}
+        return {**self.others, NAME: self.log}
 
     @contextlib.asynccontextmanager
     async def _take(self, settings: Any, transactional_id: str, *, timeout_s: float) -> AsyncIterator[Kafka]:
+        if transactional_id == self.unwilling:
+            raise KafkaRefused("it is somebody else's")
         assert transactional_id == NAME
         self.taken += 1
         yield self
@@ -183,6 +189,14 @@ def test_who_wrote_what_hangs_is_found_in_the_log(kafka: Kafka) -> None:
     kafka.others = {"t.worker.other": [entry(Step.PREPARE_COMMIT, RETRY), entry(Step.COMPLETE_COMMIT)]}
     assert end_where(STATUS)
     assert kafka.ended == [(True, [STATUS], SETTINGS.topics.group)], "and nobody else is asked for his id"
+
+
+def test_one_author_who_cannot_be_ended_keeps_nobody_from_ending_the_others(kafka: Kafka) -> None:
+    kafka.log = COMMITTED
+    kafka.others = {"t.worker.other": [entry(Step.PREPARE_COMMIT, STATUS), entry(Step.COMPLETE_COMMIT)]}
+    kafka.unwilling = "t.worker.other"
+    assert not end_where(STATUS), "to be tried again"
+    assert kafka.ended == [(True, [STATUS], SETTINGS.topics.group)]
 
 
 def test_what_hangs_and_is_nobodys_is_left_alone(kafka: Kafka) -> None:
