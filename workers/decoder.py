@@ -88,6 +88,13 @@ class Decoder:
                 SINGLE_OBJECT + handler.job_type.wire.fingerprint,
             )
         }
+        self._in_processes = tuple(
+            prefix for prefix, handler in self._own.items() if handler.execution == "process"
+        )
+
+    def runs_in_process(self, message: Message) -> bool:
+        """Whether its job needs a process, as far as the frame alone can tell: of a writer with another schema it cannot."""
+        return message.value is not None and message.value.startswith(self._in_processes)
 
     def decode(self, message: Message) -> Decoded:
         """Decode with what is known now.

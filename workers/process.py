@@ -50,6 +50,7 @@ from workers.outcome import Outcome
 from workers.own_schemas import introduce, own_schemas
 from workers.partition_watch import PartitionWatch
 from workers.poller import Poller
+from workers.pool_places import PoolPlaces
 from workers.processes import ProcessPool
 from workers.reporter import Reporter
 from workers.rival import FenceCount, find_rival, worker_id_taken
@@ -103,7 +104,13 @@ class WorkerProcess:
         self._router = Router(self._topics)
         self._key_places = KeyPlaces(settings.partitions)
         self._delays = Delays()
-        self._scheduler = Scheduler(weights=config.priority_weights, strict=config.strict_priorities)
+        decoder = Decoder(codec, handlers, config, self._learn_schema)
+        uses_processes = any(handler.execution == "process" for handler in handlers)
+        self._scheduler = Scheduler(
+            weights=config.priority_weights,
+            strict=config.strict_priorities,
+            pool=PoolPlaces(config.process_pool_size, decoder.runs_in_process) if uses_processes else None,
+        )
         self._processes = ProcessPool(config.process_pool_size, handlers)
         forgotten = self._forgotten = ForgottenTransactions(
             settings, lambda: self.poller.partition_count or 0
@@ -132,7 +139,7 @@ class WorkerProcess:
         self._executor = Executor(
             config=config,
             handlers=handlers,
-            decoder=Decoder(codec, handlers, config, self._learn_schema),
+            decoder=decoder,
             router=self._router,
             scheduler=self._scheduler,
             emit=self._committer.emit,

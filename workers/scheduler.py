@@ -5,9 +5,9 @@ In:  messages that arrived. Out: the next message to start, or None.
 Pure state without I/O, used by the event loop alone; but for ``arrived``, which the poll thread counts
 before it hands messages over: what is on its way to the event loop must count as waiting, too.
 
-A message waits here in one of five places: in its priority's buffer; ``parked`` until its partition has
-committed that it may start; behind its key, while another job with that key runs; in ``alone``,
-because it was unfinished at two deaths of an owner and must run beside nothing else (those and all others
+A message waits here in one of six places: in its priority's buffer; ``parked`` until its partition has
+committed that it may start; behind its key, while another job with that key runs; for a place in the process
+pool (``workers.pool_places``); in ``alone``, because it was unfinished at two deaths of an owner and must run beside nothing else (those and all others
 take turns, ``workers.time_share``); or, with its key, in ``condemned``, because an owner was lost while it
 ran alone (``workers.verdicts``).
 """
@@ -21,6 +21,7 @@ from typing import Final
 from schemas.topics import PRIORITIES, JobPriority
 from workers.message import Message
 from workers.offsets import ALONE_AFTER, PartitionState
+from workers.pool_places import PoolPlaces
 from workers.time_share import TimeShare
 
 DEFAULT_WEIGHTS: Final[Mapping[JobPriority, int]] = {
@@ -90,6 +91,7 @@ class Scheduler:
         weights: Mapping[JobPriority, int] | None = None,
         strict: bool = False,
         max_wait_ms: Mapping[JobPriority, int] | None = None,
+        pool: PoolPlaces | None = None,
     ) -> None:
         self._turns = turns(weights or DEFAULT_WEIGHTS)
         self._turn = 0
@@ -101,6 +103,8 @@ class Scheduler:
         self._parked: dict[PartitionState, deque[Message]] = {}
         #: Key to the one message that holds it, or to a lock with a queue.
         self._keys: dict[bytes, Message | _KeyLock] = {}
+        #: None: no job needs a process.
+        self._pool = pool
         self._alone: deque[Message] = deque()
         self._share = TimeShare()
         #: Those that wait for their verdict; in the order of their turns.
@@ -178,6 +182,10 @@ class Scheduler:
         """The next message to start; its key is locked until ``done``. None: nothing can start now."""
         if self._isolating():
             return None
+        if self._pool is not None and self._pool.can_admit:
+            for admitted in reversed(self._pool.admit()):
+                assert admitted.priority is not None  # noqa: S101
+                self._buffers[admitted.priority].appendleft(admitted)
         if self._alone and self._is_turn_of_alone(now_ms):
             message = self._take_alone()
             if message is not None or self._alone:
@@ -203,6 +211,8 @@ class Scheduler:
                 self._park(message)
             elif not self._lock(message):
                 pass  # it waits behind its key
+            elif self._pool is not None and self._pool.refuses(message):
+                pass  # it waits for a process, and keeps its key
             elif part.start(message.offset):
                 self._start(message)
                 return message
@@ -212,6 +222,7 @@ class Scheduler:
     def done(self, message: Message) -> None:
         """A taken message is finished or was cancelled: its key is free for the next one in line."""
         self.running -= 1
+        self._leave_pool(message)
         self._no_longer_alone(message)
         self._unlock(message)
 
@@ -221,6 +232,7 @@ class Scheduler:
         One that ran alone and has given up its turn goes behind all that wait for theirs, but before those of its key.
         """
         self.running -= 1
+        self._leave_pool(message)
         assert message.priority is not None  # noqa: S101
         self._departed[message.priority] -= 1
         self._departed_bytes[message.priority] -= message.size
@@ -271,6 +283,8 @@ class Scheduler:
             buffer.extend(kept)
         for part in parts:
             dropped += self._parked.pop(part, ())
+        if self._pool is not None:
+            dropped += self._pool.purge(parts)
         for lock in list(self._keys.values()):
             if isinstance(lock, _KeyLock):
                 for priority, queue in lock.waiting.items():
@@ -287,7 +301,11 @@ class Scheduler:
     @property
     def has_ready(self) -> bool:
         """Whether ``take`` might give a message."""
-        return not self._isolating() and (any(self._in_order) or (bool(self._alone) and not self.running))
+        return not self._isolating() and (
+            any(self._in_order)
+            or (bool(self._alone) and not self.running)
+            or (self._pool is not None and self._pool.can_admit)
+        )
 
     @property
     def has_parked(self) -> bool:
@@ -378,6 +396,8 @@ class Scheduler:
                 return None
             self._alone.popleft()
             self._seize(message)
+            if self._pool is not None:
+                self._pool.seize(message)
             self._start(message)
             self._share.started()
             self.isolated = message
@@ -501,6 +521,8 @@ class Scheduler:
         self._count_behind(message, -1)
         self._wait_behind(lock, before, first=True)
         lock.holder = message
+        if self._pool is not None:
+            self._pool.forget(before)
         for place in (self._parked.get(before.part, deque()), self._alone, self._buffers[before.priority]):
             if before in place:
                 place.remove(before)
@@ -541,6 +563,11 @@ class Scheduler:
         self._unlock(message)  # it may hold its key already, handed over and not started
 
     def _count_out(self, message: Message) -> None:
+        self._leave_pool(message)
         assert message.priority is not None  # noqa: S101
         self._departed[message.priority] += 1
         self._departed_bytes[message.priority] += message.size
+
+    def _leave_pool(self, message: Message) -> None:
+        if self._pool is not None:
+            self._pool.leave(message)

@@ -19,6 +19,7 @@ from tests.support.audit import audit, raw_headers, read_all, statuses
 from tests.support.jobs import Fails, InProcess, InThread, Note, Parent, ReturnsNonsense, Snoozes, Waits
 from tests.support.waiting import eventually
 from tests.support.workers import runs, workers
+from workers.config import WorkerConfig
 
 pytestmark = [pytest.mark.job_processing, pytest.mark.integration]
 
@@ -144,6 +145,17 @@ def test_plain_functions_run_in_threads_and_cpu_bound_ones_in_processes(lab: Lab
     pids = {run["pid"] for run in runs(lab.directory)}
     assert in_process.output["pid"] in pids
     assert len(pids) == 2
+
+
+def test_an_urgent_coroutine_starts_beside_more_process_jobs_than_there_are_slots(lab: Lab) -> None:
+    go = lab.directory / "go"
+    slots = WorkerConfig().max_concurrent_jobs
+    slow = [lab.producer.schedule_job(InProcess(until=str(go)), JobPriority.LOW) for _ in range(slots + 1)]
+    eventually(lambda: runs(lab.directory), 20, "the first of them runs")
+    lab.final(lab.producer.schedule_job(Note(text="urgent"), JobPriority.CRITICAL))
+    assert len(runs(lab.directory)) < slots, "they were waiting for a process"
+    go.touch()
+    assert {info.status for info in lab.final(*slow)} == {JobStatus.SUCCEEDED}
 
 
 def test_a_timeout_ends_async_thread_and_process_handlers(lab: Lab) -> None:

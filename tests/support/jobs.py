@@ -168,11 +168,14 @@ class InProcess(Job):
     execution = "process"
     max_retries = 0
     spin: bool = False
+    until: str = ""
 
     def execute(self, context: WorkerContext) -> Success:
         write_log("run", context)
         while self.spin:
             pass
+        while self.until and not Path(self.until).exists():
+            time.sleep(0.01)  # a handler that waits for something outside
         context.update_metrics("answers", 42)
         return Success({"pid": os.getpid()})
 

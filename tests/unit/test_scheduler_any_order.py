@@ -19,6 +19,7 @@ from tests.support.schedule_bench import (
 )
 from workers.message import Message
 from workers.offsets import PartitionState
+from workers.pool_places import PoolPlaces
 from workers.scheduler import Scheduler
 from workers.time_share import FIRST_PATIENCE_MS, TURN_MS
 
@@ -26,6 +27,11 @@ pytestmark = pytest.mark.worker_coordination
 
 
 KEYS = st.sampled_from([None, b"a", b"b", b"c"])
+PROCESSES = 2
+
+
+def needs_a_process(one: Message) -> bool:
+    return one.offset % 3 == 1
 
 
 class Loop(RuleBasedStateMachine):
@@ -33,7 +39,8 @@ class Loop(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.scheduler = Scheduler(max_wait_ms={LOW: 5, NORMAL: 7})
+        self.pool = PoolPlaces(PROCESSES, needs_a_process)
+        self.scheduler = Scheduler(max_wait_ms={LOW: 5, NORMAL: 7}, pool=self.pool)
         self.now_ms = NOW_MS
         self.parts: list[PartitionState] = []
         self.waiting: list[Message] = []
@@ -87,6 +94,7 @@ class Loop(RuleBasedStateMachine):
                 assert self.last_started.get(place, -1) < taken.offset, "in order"
                 self.last_started[place] = taken.offset
             self.running.append(taken)
+            assert sum(map(needs_a_process, self.running)) <= PROCESSES, "nobody waits in a slot"
 
     def must_be_alone(self, one: Message) -> bool:
         suspect = one.part.suspects.get(one.offset)
@@ -179,6 +187,8 @@ class Loop(RuleBasedStateMachine):
         assert not self.scheduler._bytes_behind_keys_of
         assert not self.scheduler.has_parked
         assert not self.scheduler._keys
+        assert not self.pool._taken
+        assert not any(self.pool._waiting.values())
 
 
 TestLoop = Loop.TestCase

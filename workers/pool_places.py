@@ -1,0 +1,84 @@
+"""Jobs that need a process of the pool: who has a place there, and who waits for one. Pure state.
+
+In:  messages whose turn it is. Out: whether they may start, and later those that may.
+
+Without it a few dozen jobs that wait for one of two processes would hold every slot of the worker, and an urgent
+coroutine would wait for the longest of them.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Container
+
+from schemas.topics import PRIORITIES, JobPriority
+from workers.message import Message
+from workers.offsets import PartitionState
+
+
+class PoolPlaces:
+    """For the event loop.
+
+    Args:
+        size: processes in the pool.
+        needs: whether a message's job runs there. It looks at the bytes only: one from an older writer may be taken for
+            another, and waits for its process in a slot.
+    """
+
+    def __init__(self, size: int, needs: Callable[[Message], bool]) -> None:
+        self._size = size
+        self._needs = needs
+        self._taken: set[Message] = set()
+        self._waiting: dict[JobPriority, deque[Message]] = {priority: deque() for priority in PRIORITIES}
+
+    @property
+    def can_admit(self) -> bool:
+        """Whether somebody waits for a place and there is one."""
+        return len(self._taken) < self._size and any(self._waiting.values())
+
+    def refuses(self, message: Message) -> bool:
+        """Whether it has to wait; if so, it does, and ``admit`` gives it back. Else it has its place, if it needs one."""
+        if message in self._taken or not self._needs(message):
+            return False
+        if len(self._taken) < self._size:
+            self._taken.add(message)
+            return False
+        assert message.priority is not None  # noqa: S101 - only jobs are run
+        self._waiting[message.priority].append(message)
+        return True
+
+    def seize(self, message: Message) -> None:
+        """It starts beside nothing else, so whoever has a place does not run."""
+        if self._needs(message):
+            self._taken.add(message)
+
+    def admit(self) -> list[Message]:
+        """Those who have a place now, the most urgent first, and among equals in the order of their turns."""
+        admitted: list[Message] = []
+        for waiting in self._waiting.values():
+            while waiting and len(self._taken) < self._size:
+                message = waiting.popleft()
+                self._taken.add(message)
+                admitted.append(message)
+        return admitted
+
+    def leave(self, message: Message) -> None:
+        """It has run, or will not: its place is free, if it had one."""
+        self._taken.discard(message)
+
+    def forget(self, message: Message) -> None:
+        """It waits no longer, if it did, nor has it a place."""
+        assert message.priority is not None  # noqa: S101
+        self._taken.discard(message)
+        if message in self._waiting[message.priority]:
+            self._waiting[message.priority].remove(message)
+
+    def purge(self, parts: Container[PartitionState]) -> list[Message]:
+        """Those of these partitions wait no longer. Returns them."""
+        gone: list[Message] = []
+        for priority, waiting in self._waiting.items():
+            left = [message for message in waiting if message.part in parts]
+            if left:
+                gone += left
+                self._waiting[priority] = deque(m for m in waiting if m.part not in parts)
+        return gone
