@@ -36,6 +36,7 @@ from schemas.errors import (
 from schemas.lifecycle import JobStatus
 from schemas.offsetmap import MAX_CHARACTERS, OffsetMap
 from schemas.records import StatusChange
+from workers.lease import Lease
 from workers.offsets import PartitionState
 from workers.outcome import Outcome
 from workers.router import Router
@@ -105,7 +106,7 @@ class Committer:
         on_failure: Callable[[BaseException], None],
         end_forgotten: Callable[[], None] = lambda: None,
         on_fenced: Callable[[], None] = lambda: None,
-        on_answer: Callable[[], None] = lambda: None,
+        lease: Lease,
     ) -> None:
         self._membership = membership
         self._read_back = read_back
@@ -122,7 +123,7 @@ class Committer:
             codec=codec,
             topics=router.topics,
             worker_name=worker_name,
-            on_answer=on_answer,
+            lease=lease,
             given_up=lambda: self._stop,
         )
         self._outbox: deque[Outcome] = deque()
@@ -152,6 +153,13 @@ class Committer:
 
     def nudge(self) -> None:
         """Partitions have changed: look for dirty ones."""
+        self._wake.set()
+
+    def prove(self) -> None:
+        """Commit something soon, whether or not there is any news: it shows that the group still knows us."""
+        with self._lock:
+            for part in self.parts:
+                part.dirty = True
         self._wake.set()
 
     def release(self, parts: Iterable[PartitionState]) -> threading.Event:

@@ -128,6 +128,7 @@ class Executor:
         planner: ChildPlanner,
         now_ms: Callable[[], int],
         worker_name: str,
+        may_start: Callable[[], bool] = lambda: True,
         processes: ProcessPool | None = None,
     ) -> None:
         self._config = config
@@ -139,6 +140,7 @@ class Executor:
         self._planner = planner
         self._now_ms = now_ms
         self._worker = worker_name
+        self._may_start = may_start
         self._processes = processes
         self._threads = HandlerThreads(config.max_concurrent_jobs, self._count_stray)
         self._slots: set[asyncio.Task[None]] = set()
@@ -155,8 +157,6 @@ class Executor:
         self._sweep_timer: asyncio.TimerHandle | None = None
         self._finished = asyncio.Event()
         self._stopping = False
-        #: Set while Kafka has not answered for too long: nothing starts.
-        self.cut_off = False
         self._failure: Callable[[BaseException], None] = lambda _: None
 
     def on_failure(self, callback: Callable[[BaseException], None]) -> None:
@@ -165,7 +165,7 @@ class Executor:
 
     def wake(self) -> None:
         """Something may be startable."""
-        if self._waking or self._stopping or self.cut_off or not self._scheduler.has_ready:
+        if self._waking or self._stopping or not self._scheduler.has_ready or not self._may_start():
             return
         while self._idle:
             parking = self._idle.pop()
@@ -268,7 +268,7 @@ class Executor:
         self._waking = False
         while not self._stopping:
             slice_end = now_ns() + _SLICE_NS
-            while not self.cut_off and (message := scheduler.take(now_ns() // 1_000_000)) is not None:
+            while self._may_start() and (message := scheduler.take(now_ns() // 1_000_000)) is not None:
                 if self._idle or len(self._slots) < self._config.max_concurrent_jobs:
                     self.wake()
                 await self._run(message, me)
@@ -317,7 +317,7 @@ class Executor:
                 log.warning("schema not to be had now", at=message.where, error=str(error))
                 self._postpone(message)
                 return
-            if self.cut_off or not _is_ours(message):
+            if not self._may_start() or not _is_ours(message):
                 # Others may run it by now. ``release`` and ``cancel_all`` saw nothing of it: no handler was running.
                 self._give_back(message)
                 return

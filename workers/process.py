@@ -43,6 +43,7 @@ from workers.executor import RELEASED, Executor
 from workers.forgotten import ForgottenTransactions
 from workers.hanging import HangingWatch, ends_of
 from workers.key_places import KeyPlaces
+from workers.lease import Lease
 from workers.membership_watch import LostHeartbeats, MembershipWatch
 from workers.message import Message
 from workers.offsets import PartitionState
@@ -94,8 +95,8 @@ class WorkerProcess:
         self._clock = BrokerClock()
         self._started_ms = time.time_ns() // 1_000_000
         self._sequence = 0
-        self._last_answer = time.monotonic()
-        self._lease_s = max(config.session_timeout / timedelta(seconds=1) - 1, 1.0)
+        self._lease = Lease(_lease_s(config.session_timeout / timedelta(seconds=1)))
+        self._cut_off = False
         self._delay_timer: asyncio.TimerHandle | None = None
         self._lease_timer: asyncio.TimerHandle | None = None
         self._draining = False
@@ -134,7 +135,7 @@ class WorkerProcess:
             on_failure=self._fail,
             end_forgotten=self._end_forgotten,
             on_fenced=self._fenced,
-            on_answer=self._answered,
+            lease=self._lease,
         )
         self._executor = Executor(
             config=config,
@@ -148,6 +149,7 @@ class WorkerProcess:
             ),
             now_ms=self._clock.now_ms,
             worker_name=config.name,
+            may_start=lambda: self._lease.holds,
             processes=self._processes,
         )
         self._executor.on_failure(self._fail_at_work)
@@ -185,7 +187,7 @@ class WorkerProcess:
             deliver=self._deliver,
             on_failure=self._fail,
             on_refusal=self._refuse,
-            on_answer=self._answered,
+            on_answer=self._lease.answered,
         )
         self._membership = MembershipWatch(
             held=lambda: self.poller.held,
@@ -209,7 +211,7 @@ class WorkerProcess:
             key=config.name,
             make=self._report,
             clock=self._clock,
-            on_answer=self._answered,
+            on_answer=self._lease.answered,
             on_failure=self._fail,
         )
 
@@ -245,7 +247,7 @@ class WorkerProcess:
             worker=self.config.name,
             incarnation=self.incarnation,
             types=self._handlers.types,
-            lease_s=self._lease_s,
+            lease_s=self._lease.seconds,
         )
 
     async def _introduce_itself(self) -> None:
@@ -258,7 +260,7 @@ class WorkerProcess:
                 f"the worker's first report was not acknowledged within {_FIRST_ANSWER_S:.0f} s; are the topics there? "
                 f"try `rustfs-workers topics create` ({self._topics.reports})"
             )
-        self._lease_s = await asyncio.to_thread(self._lease_from_broker)
+        self._lease.seconds = await asyncio.to_thread(self._lease_from_broker)
 
     async def drain(self, timeout_s: float) -> None:
         """Stop taking, let running jobs end until the deadline, cancel the rest, commit, leave the group in order."""
@@ -323,9 +325,6 @@ class WorkerProcess:
 
     def _committed_one(self) -> None:
         self._loop.call_soon_threadsafe(self._after_commit)
-
-    def _answered(self) -> None:
-        self._last_answer = time.monotonic()
 
     def _fail(self, error: BaseException) -> None:
         def set_failure() -> None:
@@ -456,15 +455,17 @@ class WorkerProcess:
     def _check_lease(self) -> None:
         """Kafka may have given us up if it has not answered for this long: then others run our jobs, so we must not."""
         self._lease_timer = self._loop.call_later(0.25, self._check_lease)
-        silent_s = time.monotonic() - self._last_answer
-        if silent_s > self._lease_s and not self._executor.cut_off:
-            log.error("no answer from Kafka: everything is cancelled", seconds=round(silent_s, 1))
-            self._executor.cut_off = True
-            self._committer.counters.event("cut_off")
-            self._executor.cancel_all(RELEASED)
-        elif silent_s <= self._lease_s and self._executor.cut_off:
-            log.info("Kafka answers again")
-            self._executor.cut_off = False
+        if not self._lease.holds:
+            if not self._cut_off:
+                silent_s = round(self._lease.silent_s, 1)
+                log.error("no answer from Kafka for too long: everything is cancelled", silent_s=silent_s)
+                self._cut_off = True
+                self._committer.counters.event("cut_off")
+                self._executor.cancel_all(RELEASED)
+            self._committer.prove()
+        elif self._cut_off:
+            log.info("Kafka answers again, and the group still knows this worker")
+            self._cut_off = False
             self._executor.wake()
 
     # --- called from other threads ---------------------------------------------------------------
@@ -500,9 +501,9 @@ class WorkerProcess:
         return self._schemas.learn(key, 10.0)
 
     def _lease_from_broker(self) -> float:
-        """A second less than the session that the group's coordinator grants."""
+        """From the session that the group's coordinator grants."""
         session_ms = group_session_timeout_ms(self._settings, AdminClient(admin_config(self._settings)))
-        return self._lease_s if session_ms is None else max(session_ms / 1000 - 1, 1.0)
+        return self._lease.seconds if session_ms is None else _lease_s(session_ms / 1000)
 
     def _report(self, state: str) -> bytes:
         self._sequence += 1
@@ -532,6 +533,11 @@ class WorkerProcess:
         if self._stopping or self.failure.done():
             return "stopped"
         return "draining" if self._draining and state == "running" else state
+
+
+def _lease_s(session_s: float) -> float:
+    """A second less than the session, in which everything can be cancelled."""
+    return max(session_s - 1, 1.0)
 
 
 class _LateMembership:

@@ -24,6 +24,7 @@ from schemas.wire import WireSchema
 from streams.clients import FENCED, TRANSACTION_TIMEOUT_MS
 from streams.offset_sender import OffsetSender
 from streams.schemas_topic import schema_record
+from workers.lease import Lease
 from workers.outcome import Outcome, PlainSuccess
 
 log = structlog.get_logger("rustfs_workers.commit")
@@ -116,7 +117,7 @@ class Transactions:
         codec: writes statuses.
         topics: where to.
         worker_name: stands in each status.
-        on_answer: called when Kafka has acknowledged a commit.
+        lease: lives by commits.
         given_up: whether nobody waits for a producer any more.
     """
 
@@ -127,7 +128,7 @@ class Transactions:
         codec: Codec,
         topics: Topics,
         worker_name: str,
-        on_answer: Callable[[], None],
+        lease: Lease,
         given_up: Callable[[], bool],
     ) -> None:
         self._make_producer = make_producer
@@ -135,7 +136,7 @@ class Transactions:
         self._status_topic = topics.status
         self._schemas_topic = topics.schemas
         self._worker = worker_name
-        self._on_answer = on_answer
+        self._lease = lease
         self._given_up = given_up
         #: Fingerprints of schemas that a committed transaction of ours carried, and of those in the open one.
         self._introduced: set[bytes] = set()
@@ -195,6 +196,7 @@ class Transactions:
         """
         producer = self.producer
         producer.poll(0)
+        proof = self._lease.begin()
         self._watch.lost = False
         self._introducing.clear()
         try:
@@ -211,11 +213,12 @@ class Transactions:
                 self._abort(producer, error)
             raise Ambiguous(str(error), fenced=_says_fenced(error)) from error
         producer.poll(0)
-        self._on_answer()
         if self._watch.lost:
             raise Ambiguous(
                 "a connection was lost during the transaction, though it was reported as committed"
             )
+        if offsets:
+            self._lease.committed(proof)
         self._introduced |= self._introducing
 
     def _produce(self, producer: Producer, outcomes: list[Outcome]) -> None:

@@ -18,6 +18,7 @@ from schemas.topics import JobPriority
 from tests.support import statuses
 from tests.support.messages import TOPICS, committed, message, partition
 from workers.commit import Committer
+from workers.lease import Lease
 from workers.message import Message
 from workers.offsets import PartitionState
 from workers.outcome import Outcome, PlainSuccess
@@ -167,6 +168,9 @@ class Bench:
     def __init__(self, *, records: int = 10) -> None:
         self.kafka = FakeKafka()
         self.committed = threading.Event()
+        #: By a clock that stands still, unless a test moves it.
+        self.now_s = 0.0
+        self.lease = Lease(5.0, lambda: self.now_s)
         self.committer = Committer(
             make_producer=self.kafka.producer,
             membership=self.kafka,
@@ -180,6 +184,7 @@ class Bench:
             on_failure=self._fail,
             end_forgotten=lambda: self.kafka.steps.append("end forgotten"),
             on_fenced=lambda: self.kafka.steps.append("fenced"),
+            lease=self.lease,
         )
         self.committer._transactions.renew()
         self.part = self.assign(records)

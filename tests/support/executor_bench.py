@@ -76,6 +76,8 @@ class Bench:
         self.outcomes: list[Outcome] = []
         self.failures: list[BaseException] = []
         self.emitted = asyncio.Event()
+        #: What the lease says.
+        self.may_start = True
         self.decoder = FakeDecoder()
         self.scheduler = Scheduler()
         self.part = partition()
@@ -95,6 +97,7 @@ class Bench:
             planner=ChildJobs(planning, now_ms=lambda: self.now_ms),
             now_ms=lambda: self.now_ms,
             worker_name="w.0",
+            may_start=lambda: self.may_start,
         )
         self.executor.on_failure(self.failures.append)
 

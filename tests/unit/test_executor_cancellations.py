@@ -300,7 +300,7 @@ async def test_after_a_lost_connection_what_is_still_ours_starts_again_with_its_
     bench.add(gate, key=b"k")
     bench.executor.wake()
     await gate.started.wait()
-    bench.executor.cut_off = True
+    bench.may_start = False
     bench.executor.cancel_all(RELEASED)
     await bench.until(lambda: not bench.executor.active)
     assert (gate.runs, bench.scheduler.running, len(bench.scheduler)) == (1, 0, 1)
@@ -308,7 +308,7 @@ async def test_after_a_lost_connection_what_is_still_ours_starts_again_with_its_
     await asyncio.sleep(0)  # the slot's turn
     assert gate.runs == 1, "nothing starts while Kafka does not answer"
     gate.opened.set()
-    bench.executor.cut_off = False
+    bench.may_start = True
     (outcome,) = await bench.ended()
     assert (gate.runs, state_of(outcome)) == (2, JobStatus.SUCCEEDED)
     assert not bench.scheduler._keys
@@ -352,13 +352,13 @@ async def test_a_job_whose_schema_is_found_while_kafka_does_not_answer_starts_wh
     learning = Learning(bench, gate)
     bench.executor.wake()
     await learning.asked.wait()
-    bench.executor.cut_off = True
+    bench.may_start = False
     bench.executor.cancel_all(RELEASED)
     learning.answered.set()
     await bench.until(lambda: bench.scheduler.running == 0 or gate.started.is_set())
     assert (gate.runs, bench.scheduler.waiting(JobPriority.NORMAL)) == (0, 1)
     gate.opened.set()
-    bench.executor.cut_off = False
+    bench.may_start = True
     (outcome,) = await bench.ended()
     assert (gate.runs, state_of(outcome)) == (1, JobStatus.SUCCEEDED)
 

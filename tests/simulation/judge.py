@@ -1,0 +1,187 @@
+"""What must hold in every order of events. The simulation knows more than an auditor can: it has seen everything.
+
+In:  starts, ends, deaths, and what stands in Kafka. Out: what broke.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from typing import TYPE_CHECKING
+
+from schemas.codec import peek_id
+from schemas.headers import parse as parse_headers
+from schemas.offsetmap import parse
+from schemas.records import decode_status
+from tests.simulation.sim_jobs import SimJob
+
+if TYPE_CHECKING:
+    from tests.simulation.sim_worker import Execution, SimWorker
+    from tests.simulation.world import World
+
+#: Deaths of its workers after which a job that kills is found.
+DEATHS = 3
+
+
+class Judge:
+    """Of one run."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self.broken: list[str] = []
+        #: Member ids by incarnation.
+        self.members: dict[str, str] = {}
+        self._jobs: dict[bytes, SimJob] = {}
+        self._not_before: dict[bytes, int] = {}
+        self._runs: dict[tuple[bytes, int], list[tuple[SimWorker, Execution]]] = defaultdict(list)
+        self._by_key: dict[bytes, list[tuple[SimWorker, Execution]]] = defaultdict(list)
+        self._may_be_condemned: set[bytes] = set()
+        self._first_starts: dict[tuple[str, int, bytes], int] = {}
+        self._deaths: Counter[bytes] = Counter()
+        #: Runs of what had run before, explained ones as well.
+        self.reexecuted = 0
+
+    @property
+    def accepted_count(self) -> int:
+        """Jobs so far."""
+        return len(self._jobs)
+
+    def accepted(self, job_id: str, job: SimJob, not_before_ms: int) -> None:
+        """Its producer has its answer."""
+        self._jobs[job_id.encode()] = job
+        self._not_before[job_id.encode()] = not_before_ms
+
+    def started(self, worker: SimWorker, execution: Execution) -> None:
+        """A handler begins."""
+        world, message, delivery = self._world, execution.message, execution.delivery
+        job_id = message.job_id
+        name = f"job {execution.job.number} (delivery {delivery.delivery}) at {message.where} by {worker.incarnation}"
+        if world.is_finished(execution):
+            self.broken.append(f"rerun: {name} was finished already")
+        due_ms = max(delivery.not_before_ms, self._not_before.get(job_id, 0))
+        if world.now_ms < due_ms:
+            self.broken.append(f"early: {name} by {due_ms - world.now_ms} ms")
+        before = self._runs[job_id, delivery.delivery]
+        for other, earlier in before:
+            self.reexecuted += 1
+            if not (earlier.cut_short or _in_trouble(other, earlier)):
+                self.broken.append(
+                    f"unexplained: {name} ran at {other.incarnation} before, and nothing was wrong"
+                )
+        before.append((worker, execution))
+        if execution.job.kills:
+            self._deaths[job_id] += 1
+            if self._deaths[job_id] > DEATHS:
+                self.broken.append(f"kills on: {name} has ended {DEATHS} processes before")
+        if execution.job.order_key:
+            self._check_key(worker, execution, name)
+
+    def _check_key(self, worker: SimWorker, execution: Execution, name: str) -> None:
+        message = execution.message
+        key = message.key or b""
+        runs = self._by_key[key]
+        for other, earlier in runs:
+            if earlier.ended_ms is not None or not other.is_alive:
+                continue
+            if other is worker or not _in_trouble(other, earlier):
+                self.broken.append(
+                    f"overlap: {name} while job {earlier.job.number} runs at {other.incarnation}"
+                )
+        runs.append((worker, execution))
+        if message.delivery.delivery == 0 and not self._not_before.get(message.job_id):
+            line = (message.part.topic, message.part.partition, key)
+            last = self._first_starts.get(line, -1)
+            runs_before = self._runs[message.job_id, 0]
+            if len(runs_before) == 1:
+                if message.offset < last:
+                    self.broken.append(f"order: {name} after offset {last}")
+                self._first_starts[line] = max(last, message.offset)
+
+    def ends(self, worker: SimWorker) -> None:
+        """Whatever Kafka says it runs alone, or is about to say, may be taken for the one that kills."""
+        world = self._world
+        for (topic, number), committed in world.kafka.group(world.topics.group).committed.items():
+            part = worker.poller.parts.get((topic, number))
+            alone = {part.alone, part.committed_alone} - {None} if part is not None else set()
+            alone |= {o for o, one in parse(*committed).suspects.items() if one.alone == worker.incarnation}
+            for offset in alone:
+                assert offset is not None
+                self._may_be_condemned.add(peek_id(world.kafka.log((topic, number)).records[offset].value))
+
+    def failed(self, worker: SimWorker, error: BaseException) -> None:
+        """A worker that ends by itself."""
+        self.broken.append(f"failed: {worker.incarnation}: {type(error).__name__}: {error}")
+
+    def is_done(self) -> bool:
+        """Whether every record of every job and retry topic is finished."""
+        world = self._world
+        committed = world.kafka.group(world.topics.group).committed
+        for topic in world.topics.consumed:
+            for number in range(world.partitions):
+                offsets = parse(*committed[topic, number])
+                log = world.kafka.log((topic, number))
+                if log.stable_end < log.end:
+                    return False
+                last = max((record.offset for record in log.records if record.is_visible), default=-1)
+                if offsets.offset <= last:
+                    return False
+        return True
+
+    def unfinished(self) -> list[str]:
+        """What waits for nobody knows what."""
+        world = self._world
+        committed = world.kafka.group(world.topics.group).committed
+        return [
+            f"stuck: {record.topic}/{record.partition}/{record.offset}"
+            for topic in world.topics.consumed
+            for record in world.kafka.records(topic)
+            if not parse(*committed[topic, record.partition]).is_finished(record.offset)
+        ][:5] or ["stuck: an open transaction"]
+
+    def verdict(self) -> list[str]:
+        """After everything is done: each job has one end, the right one."""
+        world = self._world
+        finals: dict[bytes, list[str]] = defaultdict(list)
+        children = 0
+        reasons: dict[bytes, str] = {}
+        for record in world.kafka.records(world.topics.status):
+            status = decode_status(world.codec, record.value or b"")
+            if status.state.final:
+                finals[status.job_id.encode()].append(status.state.value)
+                reasons[status.job_id.encode()] = status.error_type or ""
+        for job_id, job in self._jobs.items():
+            ends = finals.pop(job_id, [])
+            name = f"job {job.number}, {job_id.decode()} ({job.expected}{', kills' if job.kills else ''})"
+            condemned = reasons.get(job_id) == "worker_lost"
+            children += 0 if condemned else job.children
+            if not ends:
+                self.broken.append(f"lost: {name} has no end")
+            elif len(ends) > 1:
+                self.broken.append(f"forked: {name} has {len(ends)} ends: {ends}")
+            elif condemned and not job.kills and job_id not in self._may_be_condemned:
+                self.broken.append(f"condemned: {name} never ran alone at a death")
+            elif not condemned and (ends[0] != job.expected or job.kills):
+                self.broken.append(f"wrong: {name} ended as {ends[0]}")
+        for job_id, ends in finals.items():
+            if len(ends) > 1:
+                self.broken.append(f"forked: a child, {job_id!r}, has {len(ends)} ends")
+        self._check_copies()
+        if len(finals) != children:
+            self.broken.append(f"children: {len(finals)} have an end, {children} were scheduled")
+        return self.broken
+
+    def _check_copies(self) -> None:
+        """No delivery stands twice, but for what a producer wrote twice itself."""
+        world = self._world
+        seen: Counter[tuple[bytes, int, bool]] = Counter()
+        for topic in (*world.topics.consumed, world.topics.dlq):
+            for record in world.kafka.records(topic):
+                delivery = parse_headers(record.headers).delivery
+                seen[peek_id(record.value), delivery, topic == world.topics.dlq] += 1
+        for (job_id, delivery, is_letter), count in seen.items():
+            if count > 1 and (delivery > 0 or is_letter):
+                self.broken.append(f"forked: delivery {delivery} of {job_id!r} stands {count} times")
+
+
+def _in_trouble(worker: SimWorker, execution: Execution) -> bool:
+    """Whether something happened to its worker that lets others run the job."""
+    return execution.began_in_trouble or any(at >= execution.started_ms for at in worker.troubles)

@@ -1,0 +1,261 @@
+"""Bugs, planted one at a time: the simulation has to find each of them, or it proves nothing."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
+from typing import Any, Final
+from unittest.mock import patch
+
+from schemas.headers import Delivery
+from schemas.lifecycle import JobStatus
+from schemas.offsetmap import OffsetMap, Suspect
+from tests.simulation.sim_worker import OffsetsAtOnce, SimWorker
+from workers.commit import Committer
+from workers.duplicates import DuplicateWindow
+from workers.lease import Lease
+from workers.offsets import PartitionState
+from workers.outcome import Outcome
+from workers.poller import Poller
+from workers.router import Router
+from workers.scheduler import Scheduler
+from workers.testing import MemoryKafka
+from workers.transactions import ConnectionWatch, Transactions
+
+Plant = Callable[[], Any]
+
+
+@contextlib.contextmanager
+def _offsets_before_records() -> Iterator[None]:
+    """Offsets are committed in a transaction of their own, then the records."""
+    write = Transactions.write
+
+    def torn(self: Transactions, metadata: Any, outcomes: list[Outcome], offsets: list[Any]) -> None:
+        if offsets and outcomes:
+            write(self, metadata, [], offsets)
+            write(self, metadata, outcomes, [])
+        else:
+            write(self, metadata, outcomes, offsets)
+
+    with patch.object(Transactions, "write", torn):
+        yield
+
+
+def _no_fence() -> Any:
+    """The metadata is taken when it is sent, not before the filter: what has been given away meanwhile is committed."""
+
+    def send(self: OffsetsAtOnce, producer: Any, offsets: Any, _metadata: Any, _timeout_s: float) -> None:
+        consumer = self.worker.poller._consumer
+        assert consumer is not None
+        producer.send_offsets_to_transaction(offsets, consumer.consumer_group_metadata())
+
+    return patch.object(OffsetsAtOnce, "send", send)
+
+
+def _no_retry() -> Any:
+    """A run that failed leaves no retry record."""
+    settle = Router.settle
+
+    def drops(self: Router, run: Any, result: Any, rules: Any) -> Outcome:
+        outcome = settle(self, run, result, rules)
+        if outcome.state is JobStatus.RETRYING:
+            return Outcome(outcome.message, outcome.status, (), outcome.counts_as)
+        return outcome
+
+    return patch.object(Router, "settle", drops)
+
+
+def _clock_ahead() -> Any:
+    """Broker time is guessed, and the guess is a little ahead."""
+    return patch.object(SimWorker, "now_ms", lambda self: self.world.now_ms + 400)
+
+
+def _reads_what_is_open() -> Any:
+    """After an ambiguous commit, what stands is read without waiting for the transaction that may change it."""
+    recover, committed = Committer._recover, MemoryKafka.committed
+
+    def unstable(self: MemoryKafka, group: str, places: Any, *, require_stable: bool = True) -> Any:
+        return committed(self, group, places, require_stable=False)
+
+    def too_early(self: Committer, outcomes: list[Outcome]) -> list[Outcome]:
+        renew = self._transactions.renew
+        with (
+            patch.object(self._transactions, "renew", lambda: None),
+            patch.object(MemoryKafka, "committed", unstable),
+        ):
+            left = recover(self, outcomes)
+        renew()
+        return left
+
+    return patch.object(Committer, "_recover", too_early)
+
+
+def _suspects_everybody() -> Any:
+    """Whatever was running at a death is taken for the one that kills."""
+
+    def left_behind(prior: OffsetMap, *, unclean: bool) -> dict[int, Suspect]:
+        unfinished = [o for o in range(prior.offset, prior.start_limit) if o not in prior.finished]
+        return {o: Suspect((prior.incarnation,), prior.incarnation) for o in unfinished if unclean}
+
+    return patch("workers.offsets._left_behind", left_behind)
+
+
+def _suspects_among_others() -> Any:
+    """Suspects run beside others, so that nobody knows which of them kills."""
+    return patch("workers.scheduler._must_run_alone", lambda _message: False)
+
+
+def _says_it_twice() -> Any:
+    """Each outcome is written twice."""
+    emit = Committer.emit
+
+    def twice(self: Committer, outcome: Outcome) -> None:
+        emit(self, outcome)
+        if outcome.message is not None:
+            emit(self, outcome)
+
+    return patch.object(Committer, "emit", twice)
+
+
+def _keeps_what_is_lost() -> Any:
+    """A partition that is taken from us stays ours, in our eyes."""
+    forget = Poller._forget
+
+    def forgets_nothing(self: Poller, places: Any) -> None:
+        states = [self.parts.get(place) for place in places]
+        forget(self, places)
+        for state in states:
+            if state is not None:
+                state.owned = True
+
+    return patch.object(Poller, "_forget", forgets_nothing)
+
+
+def _wrong_watermark() -> Any:
+    """The committed offset is one past the highest finished record, not the lowest unfinished one."""
+    plan = PartitionState.plan
+
+    def leaps(self: PartitionState, finished: Any, **options: Any) -> Any:
+        done = set(finished)
+        if done:
+            done |= set(range(self.base, max(done)))
+        return plan(self, done, **options)
+
+    return patch.object(PartitionState, "plan", leaps)
+
+
+def _blind_replay() -> Any:
+    """After an ambiguous commit everything is written again, without a look at what stands."""
+
+    def recover(self: Committer, outcomes: list[Outcome]) -> list[Outcome]:
+        self._transactions.renew()
+        return outcomes
+
+    return patch.object(Committer, "_recover", recover)
+
+
+def _trusts_success() -> Any:
+    """A commit that was reported as done counts, whatever happened to the connection meanwhile."""
+    return patch.object(ConnectionWatch, "emit", lambda _self, _record: None)
+
+
+def _no_key_lock() -> Any:
+    """Jobs of one key start whenever it is their turn."""
+    return patch.object(Scheduler, "_lock", lambda _self, _message: True)
+
+
+def _starts_beyond_the_map() -> Any:
+    """Jobs start before a committed map says so: their death leaves no trace."""
+
+    def start(self: PartitionState, offset: int) -> bool:
+        self.started = max(self.started, offset + 1)
+        return not self.releasing
+
+    return patch.object(PartitionState, "start", start)
+
+
+def _forgets_suspects() -> Any:
+    """A new owner does not look at what the dead one may have been running."""
+    return patch("workers.offsets._left_behind", lambda _prior, *, unclean: {})
+
+
+def _runs_what_is_finished() -> Any:
+    """The map of what is finished is not looked at when records arrive."""
+    delivered = PartitionState.note_delivered
+
+    def all_news(self: PartitionState, offset: int) -> bool:
+        fresh = offset >= self.top
+        delivered(self, offset)
+        return fresh and offset >= self.base
+
+    return patch.object(PartitionState, "note_delivered", all_news)
+
+
+def _no_gaps() -> Any:
+    """Markers of transactions are waited for like records."""
+    delivered = PartitionState.note_delivered
+
+    def without(self: PartitionState, offset: int) -> bool:
+        gaps = list(self.gaps)
+        news = delivered(self, offset)
+        self.gaps = gaps
+        return news
+
+    return patch.object(PartitionState, "note_delivered", without)
+
+
+def _same_delivery_again() -> Any:
+    """A job that is published again keeps its delivery number: its successor is taken for a copy."""
+
+    def follow(self: Delivery, **changes: Any) -> Delivery:
+        from dataclasses import replace
+
+        return replace(self, **changes)
+
+    return patch.object(Delivery, "next", follow)
+
+
+def _no_copies() -> Any:
+    """A record that stands twice is run twice."""
+    return patch.object(DuplicateWindow, "is_copy", lambda _self, _message: False)
+
+
+def _wakes_up_unaware() -> Any:
+    """A process that was frozen goes on as if nothing had been."""
+    return patch.object(Lease, "holds", property(lambda _self: True))
+
+
+def _news_without_offsets() -> Any:
+    """That a job is running is told without the offsets that fence the news."""
+    plan = Committer._plan
+
+    def careless(self: Committer, outcomes: Any, released: Any) -> Any:
+        kept, plans = plan(self, outcomes, released)
+        if not any(outcome.message for outcome in kept):
+            return kept, {}
+        return kept, plans
+
+    return patch.object(Committer, "_plan", careless)
+
+
+def _release_without_a_word() -> Any:
+    """What ended just before a revocation is not committed any more."""
+
+    def hasty(self: Committer, _parts: Any) -> Any:
+        import threading
+
+        done = threading.Event()
+        done.set()
+        return done
+
+    return patch.object(Committer, "release", hasty)
+
+
+PLANTED: Final[Mapping[str, Plant]] = MappingProxyType(
+    {
+        name.removeprefix("_"): plant
+        for name, plant in list(globals().items())
+        if name.startswith("_") and callable(plant) and getattr(plant, "__module__", "") == __name__
+    }
+)

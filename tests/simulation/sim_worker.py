@@ -1,0 +1,562 @@
+"""A worker process of the simulation: the real one, with its threads, its clock and its handlers replaced.
+
+Real are the poller, the committer and its transactions, the partitions' states and maps, the scheduler, the delays, the
+router, the decoder, the verdicts and the way of a message between them (``WorkerProcess``).
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Final
+
+from confluent_kafka import KafkaException, TopicPartition
+
+from schemas.errors import KafkaUnreachable
+from schemas.headers import Delivery
+from schemas.lifecycle import JobStatus
+from schemas.offsetmap import OffsetMap, parse
+from tests.simulation.hub import Actor, CheckedLock
+from tests.simulation.sim_jobs import SimJob
+from workers.children import ChildJobs
+from workers.commit import Committer
+from workers.config import WorkerConfig
+from workers.decoder import Decoded, Decoder
+from workers.delay import Delays
+from workers.executor import ALONE_MS
+from workers.key_places import KeyPlaces
+from workers.lease import Lease
+from workers.message import Message
+from workers.offsets import PartitionState
+from workers.outcome import Outcome
+from workers.poller import Poller
+from workers.process import WorkerProcess
+from workers.router import Router, Run, status_of
+from workers.scheduler import Scheduler
+from workers.survivors import Signs
+from workers.takeover import Place
+from workers.verdicts import Verdicts
+
+if TYPE_CHECKING:
+    from tests.simulation.world import World
+
+SLOTS: Final = 4
+#: Pauses that a read waits for somebody's open transaction before it does something about it.
+_PATIENCE: Final = 4
+_MOST_READS: Final = 400
+
+
+@dataclass(eq=False, slots=True)
+class Execution:
+    """One call of a handler."""
+
+    message: Message
+    decoded: Decoded
+    incarnation: str
+    started_ms: int
+    began_in_trouble: bool
+    announced: bool = False
+    ended_ms: int | None = None
+    #: Cancelled, or its process died: it has no outcome.
+    cut_short: bool = False
+
+    @property
+    def job(self) -> SimJob:
+        job: SimJob = self.decoded.job
+        return job
+
+    @property
+    def delivery(self) -> Delivery:
+        return self.message.delivery
+
+
+class SimLoop:
+    """What the worker asks of its event loop: callbacks, soon or later."""
+
+    def __init__(self, now_ms: Callable[[], int]) -> None:
+        self._now_ms = now_ms
+        self._soon: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
+        self._later: list[tuple[int, int, SimTimer]] = []
+        self._order = itertools.count()
+
+    def call_soon_threadsafe(self, callback: Callable[..., None], *arguments: Any) -> None:
+        self._soon.append((callback, arguments))
+
+    def call_later(self, delay_s: float, callback: Callable[[], None]) -> SimTimer:
+        timer = SimTimer(callback)
+        heapq.heappush(self._later, (self._now_ms() + int(delay_s * 1000), next(self._order), timer))
+        return timer
+
+    def run(self) -> None:
+        """Everything that is due."""
+        while self._soon:
+            callback, arguments = self._soon.popleft()
+            callback(*arguments)
+        while self._later and self._later[0][0] <= self._now_ms():
+            _, _, timer = heapq.heappop(self._later)
+            if not timer.cancelled:
+                timer.callback()
+
+
+class SimTimer:
+    def __init__(self, callback: Callable[[], None]) -> None:
+        self.callback = callback
+        self.cancelled = False
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+class SimExecutor:
+    """Takes what the scheduler gives, and lets it end when the seed says so."""
+
+    def __init__(self, worker: SimWorker, decoder: Decoder, planner: ChildJobs) -> None:
+        self._worker = worker
+        self._decoder = decoder
+        self._planner = planner
+        self.running: list[Execution] = []
+
+    def wake(self) -> None:
+        """Nothing to do: the event loop has its turn when the seed says so."""
+
+    def release(self, parts: set[PartitionState], timeout_s: float) -> Any:
+        """For ``_in_loop``, which knows what to do with it."""
+        return parts, timeout_s
+
+    def cancel_all(self, _reason: str) -> None:
+        self.cancel({one.message.part for one in self.running})
+
+    def runs_on(self, parts: Iterable[PartitionState]) -> bool:
+        return any(one.message.part in parts for one in self.running)
+
+    def cancel(self, parts: set[PartitionState]) -> None:
+        for one in [one for one in self.running if one.message.part in parts]:
+            self._end(one, cut_short=True)
+            if one.message.part.owned and not one.message.part.releasing:
+                self._worker._scheduler.put_back(one.message)
+            else:
+                self._worker._scheduler.done(one.message)
+
+    def die(self) -> None:
+        for one in list(self.running):
+            self._end(one, cut_short=True)
+
+    def start_one(self) -> Execution | None:
+        if not self._worker._lease.holds or len(self.running) >= SLOTS:
+            return None
+        message = self._worker._scheduler.take(self._worker.now_ms())
+        if message is None:
+            if self._worker._scheduler.has_parked:
+                self._worker._committer.emit(Outcome(None, None))
+            return None
+        execution = Execution(
+            message,
+            self._decoder.decode(message),
+            self._worker.incarnation,
+            self._worker.now_ms(),
+            began_in_trouble=self._worker.is_cut_off,
+        )
+        self.running.append(execution)
+        return execution
+
+    def finish(self, one: Execution, snoozed: int) -> None:
+        self._end(one)
+        result = one.job.result(one.message.delivery.attempt, snoozed)
+        children = tuple(
+            self._planner(SimJob(-1), one.decoded.priority, job_id=self._worker.world.new_id())[1]
+            for _ in range(one.job.children)
+        )
+        run = self._run(one, children)
+        self._worker._committer.emit(self._worker._router.settle(run, result, one.decoded.rules))
+        self._worker._scheduler.done(one.message)
+
+    def sweep(self) -> None:
+        """What the tick's look around does: announce what is still running, and let who has survived rejoin the others."""
+        now = self._worker.now_ms()
+        isolated = self._worker._scheduler.isolated
+        for one in self.running:
+            if not one.announced:
+                one.announced = True
+                change = status_of(self._run(one), JobStatus.RUNNING)
+                self._worker._committer.emit(Outcome(None, change, owner=one.message))
+            if one.message is isolated:
+                deaths = isolated.part.further_deaths(isolated.offset)
+                if now - one.started_ms > ALONE_MS << deaths:
+                    self._worker._scheduler.survived()
+                    self._worker._committer.emit(Outcome(None, None))
+
+    def _end(self, one: Execution, *, cut_short: bool = False) -> None:
+        one.ended_ms, one.cut_short = self._worker.now_ms(), cut_short
+        self.running.remove(one)
+
+    def _run(self, one: Execution, children: tuple[Any, ...] = ()) -> Run:
+        record = one.decoded.record
+        return Run(
+            one.message,
+            one.decoded.job_type,
+            one.message.priority or one.decoded.priority,
+            record["key"],
+            record["created_at"],
+            one.started_ms,
+            self._worker.now_ms(),
+            self._worker.config.name,
+            children=children,
+        )
+
+
+class SimEvent:
+    """An event whose wait lets others run."""
+
+    def __init__(self, worker: SimWorker, event: threading.Event) -> None:
+        self._worker = worker
+        self._event = event
+
+    def wait(self, timeout_s: float) -> bool:
+        self._worker.pause_until(self._event.is_set, timeout_s)
+        if not self._event.is_set():
+            # It goes without a last word, like one that dies.
+            self._worker.world.trouble(self._worker, "slow")
+            self._worker.world.judge.ends(self._worker)
+        return self._event.is_set()
+
+
+class SimCommitter(Committer):
+    """Without its thread."""
+
+    worker: SimWorker
+
+    def release(self, parts: Iterable[PartitionState]) -> Any:
+        return SimEvent(self.worker, super().release(parts))
+
+    def main(self) -> None:
+        self._transactions.renew()
+        while True:
+            self._wake.clear()
+            self._tick()
+            self.worker.pause()
+
+
+class SimPoller(Poller):
+    """Without its thread."""
+
+    worker: SimWorker
+
+    def main(self) -> None:
+        consumer = self._consumer = self._make_consumer(self._on_error)
+        self._subscribe(consumer)
+        while not self._stop:
+            self._round(consumer)
+            self.worker.pause()
+        consumer.close()
+
+    def _in_loop(self, work: Any, _timeout_s: float) -> None:
+        parts, timeout_s = work
+        self.worker.turns.run()
+        self.worker.pause_until(lambda: not self.worker._executor.runs_on(parts), timeout_s)
+        self.worker._executor.cancel(parts)
+
+    def refresh(self, timeout_s: float) -> None:
+        self._refreshed.clear()
+        self._wanted.set()
+        self.worker.pause_until(self._refreshed.is_set, timeout_s)
+
+
+class SimVerdicts(Verdicts):
+    """Looks when the seed says so."""
+
+    def expect(self, messages: Iterable[Message]) -> None:
+        self._open.update(messages)
+
+    def look(self) -> None:
+        if self._open:
+            signs = self._signs(self._losses())
+            for message in [one for one in self._scheduler.condemned if one in self._open]:
+                self._judge(message, signs)
+
+
+class OffsetsAtOnce:
+    """Sends offsets in the commit thread itself."""
+
+    def __init__(self, worker: SimWorker) -> None:
+        self.worker = worker
+
+    def send(self, producer: Any, offsets: list[TopicPartition], metadata: Any, timeout_s: float) -> None:
+        producer.send_offsets_to_transaction(offsets, metadata, timeout_s)
+
+    def close(self) -> None:
+        """There is no thread."""
+
+
+class _Clock:
+    def __init__(self, now_ms: Callable[[], int]) -> None:
+        self.now_ms = now_ms
+
+
+class _Failure:
+    """The future that tells of a worker's failure."""
+
+    def __init__(self) -> None:
+        self.error: BaseException | None = None
+
+    def done(self) -> bool:
+        return self.error is not None
+
+    def set_exception(self, error: BaseException) -> None:
+        self.error = error
+
+
+class SimWorker(WorkerProcess):
+    """One incarnation of a worker."""
+
+    def __init__(self, world: World, name: str, incarnation: str) -> None:
+        self.world = world
+        self.config = WorkerConfig(worker_id=name, lost_worker_wait=timedelta(seconds=30))
+        self.incarnation = incarnation
+        #: The name under which it stands in the world.
+        self.slot = name
+        self.is_alive = True
+        #: Frozen: nothing of it runs. Cut off: it runs, and Kafka does not answer.
+        self.is_frozen = self.is_cut_off = False
+        #: When something happened to it that makes jobs run again.
+        self.troubles: list[int] = []
+        self.failure: Any = _Failure()
+        loop: Any = SimLoop(self.now_ms)
+        lock: Any = CheckedLock()
+        self._loop, self._lock = loop, lock
+        self.turns: SimLoop = loop
+        self._clock: Any = _Clock(self.now_ms)
+        self._topics = world.topics
+        self._transactional_id = self._producer_id = f"{self._topics.prefix}worker.{name}"
+        self._lease = Lease(world.session_ms / 1000 - 1, lambda: world.now_ms / 1000)
+        self._cut_off = False
+        self._delay_timer = self._lease_timer = None
+        self._draining = self._stopping = self.can_drain = False
+        self._router = Router(self._topics)
+        self._key_places = KeyPlaces(world.partitions)
+        self._delays = Delays()
+        self._scheduler = Scheduler()
+        self.logger: Any = None
+        committer = SimCommitter(
+            make_producer=self._make_producer,
+            membership=_Membership(self),
+            read_back=self._read_back,
+            codec=world.codec,
+            router=self._router,
+            worker_name=name,
+            lock=lock,
+            tick_ms=20,
+            on_committed=self._committed_one,
+            on_failure=self._fail,
+            lease=self._lease,
+        )
+        committer.worker = self
+        committer._pace = 1  # maps that open a wide window would hide what happens at its end
+        committer._transactions._offsets = OffsetsAtOnce(self)  # type: ignore[assignment]
+        self._committer: Any = committer
+        self._executor: Any = SimExecutor(
+            self,
+            Decoder(world.codec, world.handlers, self.config),
+            ChildJobs(world.rules, now_ms=self.now_ms),
+        )
+        self._verdicts: Any = SimVerdicts(
+            scheduler=self._scheduler,
+            lock=lock,
+            signs=self._signs,
+            now_ms=self.now_ms,
+            patience_ms=30_000,
+            acquitted=self._acquitted,
+            buried=self._buried,
+            on_failure=self._fail,
+        )
+        poller = SimPoller(
+            make_consumer=self._make_consumer,
+            topics=self._topics,
+            committed=self,  # type: ignore[arg-type]
+            committer=self._committer,
+            scheduler=self._scheduler,
+            delays=self._delays,
+            lock=lock,
+            loop=loop,
+            incarnation=incarnation,
+            transactional_id=self._transactional_id,
+            buffer_high=8,
+            buffer_low=4,
+            now_ms=self.now_ms,
+            signs=self._signs,
+            log_starts=lambda places: dict.fromkeys(places, 0),
+            revoke_timeout_s=3.0,
+            release=self._executor.release,
+            purge=self._purge,
+            deliver=self._deliver,
+            on_failure=self._fail,
+            on_refusal=self._refuse,
+            on_answer=self._lease.answered,
+        )
+        poller.worker = self
+        poller.partition_count = world.partitions
+        self.poller = poller
+        self._poll_thread = Actor(world.hub, self._guarded(poller.main))
+        self._commit_thread = Actor(world.hub, self._guarded(committer.main))
+        self._leave_thread: Actor | None = None
+        self._check_lease()
+
+    # --- what the world does with it ----------------------------------------------------------------------
+
+    @property
+    def ready(self) -> list[Callable[[], None]]:
+        """What of it may go on now."""
+        if not self.is_alive or self.is_frozen:
+            return []
+        threads = [self._poll_thread, self._commit_thread, self._leave_thread]
+        steps = [thread.step for thread in threads if thread is not None and not thread.ended]
+        return [self.turn_of_loop] if self.is_cut_off else [*steps, self.turn_of_loop]
+
+    def turn_of_loop(self) -> None:
+        """A turn of the event loop: callbacks, then a start or an end of a job."""
+        self.turns.run()
+        if not self.is_alive:
+            return
+        rng = self.world.rng
+        match rng.randrange(4):
+            case 0:
+                self._executor.sweep()
+                self._verdicts.look()
+            case 1 | 2:
+                execution = self._executor.start_one()
+                if execution is not None:
+                    self.world.started(self, execution)
+            case _:
+                now = self.now_ms()
+                ready = [one for one in self._executor.running if now - one.started_ms >= one.job.runs_for_ms]
+                if ready:
+                    self.world.finish(self, rng.choice(ready))
+
+    def leave(self) -> None:
+        """As SIGTERM does: ``WorkerProcess.drain`` and ``stop``, in a thread of the simulation."""
+        self._leave_thread = Actor(self.world.hub, self._guarded(self._leave))
+
+    @property
+    def has_left(self) -> bool:
+        """Whether it has ended in order."""
+        return self._leave_thread is not None and self._leave_thread.ended
+
+    def die(self) -> None:
+        """As kill -9 does."""
+        self.is_alive = False
+        self._executor.die()
+
+    def bury(self) -> None:
+        """What is left of its threads in this process."""
+        for thread in (self._poll_thread, self._commit_thread, self._leave_thread):
+            if thread is not None:
+                thread.kill()
+        transactions = self._committer._transactions
+        transactions._logger.removeHandler(transactions._watch)
+
+    def lose_connection(self) -> None:
+        """What librdkafka writes into its log then."""
+        self.logger.error("FAIL [thrd:main]: Disconnected (after 3 ms)")
+
+    def now_ms(self) -> int:
+        """The world's clock."""
+        return self.world.now_ms
+
+    def pause(self) -> None:
+        """Others may run; if this process has died meanwhile, nothing of it goes on."""
+        self.world.hub.pause()
+        self.world.check(self)
+
+    def pause_until(self, is_true: Callable[[], bool], timeout_s: float) -> None:
+        """Wait, so long at the most."""
+        deadline = self.now_ms() + int(timeout_s * 1000)
+        while not is_true() and self.now_ms() < deadline:
+            self.pause()
+
+    # --- what it asks of Kafka ----------------------------------------------------------------------------
+
+    def for_assignment(self, _consumer: Any, places: Iterable[Place]) -> dict[Place, OffsetMap]:
+        """As ``CommittedOffsets`` does: a stable read; if somebody's transaction is in the way, that somebody's id is taken."""
+        wanted = list(places)
+        for turn in range(_MOST_READS):
+            try:
+                return self._read(wanted)
+            except KafkaException:
+                self.pause()
+            if turn == _PATIENCE:
+                for found in self._read(wanted, stable=False).values():
+                    if found.transactional_id not in ("", self._transactional_id):
+                        self.world.producer(self, found.transactional_id).init_transactions()
+        raise KafkaUnreachable("nowhere", 60)
+
+    def _read_back(self, parts: Iterable[PartitionState]) -> dict[PartitionState, OffsetMap]:
+        by_place = {(part.topic, part.partition): part for part in parts}
+        for _ in range(_PATIENCE):
+            try:
+                found = self._read(by_place)
+            except KafkaException:
+                self.pause()
+            else:
+                return {by_place[place]: committed for place, committed in found.items()}
+        raise KafkaUnreachable("nowhere", 10)
+
+    def _read(self, places: Iterable[Place], *, stable: bool = True) -> dict[Place, OffsetMap]:
+        self.world.on_step("read", self)
+        found = self.world.kafka.committed(self._topics.group, places, require_stable=stable)
+        return {place: parse(offset, metadata) for place, (offset, metadata) in found.items()}
+
+    def _make_producer(self, logger: Any) -> Any:
+        self.logger = logger
+        return self.world.producer(self, self._producer_id)
+
+    def _make_consumer(self, _on_error: Any) -> Any:
+        return self.world.consumer(self)
+
+    def _signs(self, losses: Mapping[str, int]) -> Signs:
+        return self.world.signs(losses)
+
+    def reported(self) -> None:
+        """Kafka has acknowledged a report, as it does each second."""
+        self._lease.answered()
+
+    # --- inside -------------------------------------------------------------------------------------------
+
+    def _guarded(self, main: Callable[[], None]) -> Callable[[], None]:
+        def run() -> None:
+            try:
+                main()
+            except Exception as error:  # noqa: BLE001 - a thread that fails ends its worker
+                self._fail(error)
+
+        return run
+
+    def _leave(self) -> None:
+        self._draining = True
+        self.poller.drain()
+        with self._lock:
+            parts = set(self.poller.parts.values())
+            for part in parts:
+                part.releasing = True
+        self._purge(parts)
+        self.pause_until(lambda: not self._executor.runs_on(parts), 5.0)
+        self._executor.cancel(parts)
+        self._committer.release(parts).wait(10.0)
+        self._stopping = True
+        self.poller._stop = True
+        self.pause_until(lambda: self._poll_thread.ended, 60.0)
+
+
+class _Membership:
+    def __init__(self, worker: SimWorker) -> None:
+        self._worker = worker
+
+    @property
+    def metadata(self) -> Any:
+        return self._worker.poller.metadata
+
+    def refresh(self, timeout_s: float) -> None:
+        self._worker.poller.refresh(timeout_s)

@@ -1,0 +1,21 @@
+"""A simulation that finds nothing proves something only if it would have found it."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.simulation.planted import PLANTED
+from tests.simulation.world import World
+
+pytestmark = [pytest.mark.worker_coordination, pytest.mark.distributed]
+
+_SEEDS = 600
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_it_is_found(name: str) -> None:
+    for seed in range(_SEEDS):
+        with PLANTED[name]():
+            if World(seed).run():
+                return
+    pytest.fail(f"{name}: none of {_SEEDS} seeds finds it")

@@ -1,0 +1,45 @@
+"""The worker's protocol in thousands of orders: nothing is lost, doubled, early, or out of order in any of them."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.simulation.world import World
+
+pytestmark = [pytest.mark.worker_coordination, pytest.mark.distributed]
+
+_CHUNK = 200
+
+
+@pytest.mark.parametrize("first", range(0, 2_000, _CHUNK))
+def test_nothing_breaks(first: int) -> None:
+    for seed in range(first, first + _CHUNK):
+        broken = World(seed).run()
+        assert not broken, f"python -m tests.simulation --seed {seed}: {broken[:3]}"
+
+
+def test_a_seed_decides_everything() -> None:
+    first, again = World(11), World(11)
+    assert first.run() == again.run() == []
+    assert first.faults == again.faults
+    assert first.now_ms == again.now_ms
+    assert first.judge.reexecuted == again.judge.reexecuted > 0
+
+
+def test_the_faults_that_matter_happen() -> None:
+    worlds = [World(seed) for seed in range(40)]
+    for world in worlds:
+        world.run()
+    faults = sum((world.faults for world in worlds), start=worlds[0].faults.__class__())
+    wanted = {
+        "kill",
+        "freeze",
+        "cut",
+        "leave",
+        "offsets",
+        "commit lost",
+        "answer lost",
+        "straggler",
+        "straggler refused",
+    }
+    assert wanted <= set(faults)

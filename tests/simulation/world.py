@@ -1,0 +1,374 @@
+"""Everything at once: a broker, workers, jobs and faults, in an order that a seed chooses.
+
+In:  a seed. Out: what broke, if anything did.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import uuid
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from datetime import timedelta
+from types import SimpleNamespace
+from typing import Any, Final
+from unittest.mock import patch
+
+from confluent_kafka import KafkaError, KafkaException
+
+from schemas.codec import Codec
+from schemas.offsetmap import EMPTY_MAP, parse
+from schemas.topics import PRIORITIES, Topics
+from streams.outgoing import JobOptions, Rules, plan
+from tests.simulation.hub import Hub, Killed
+from tests.simulation.judge import Judge
+from tests.simulation.sim_jobs import SimJob
+from tests.simulation.sim_worker import Execution, SimWorker
+from workers.survivors import Signs
+from workers.testing import MemoryKafka
+from workers.testing.memory_log import CommittedOffset
+from workers.worker import Handlers
+
+BEGIN_MS: Final = 1_700_000_000_000
+#: Steps of the storm, and how many more may pass until everything is done.
+STORM: Final = 1_200
+PATIENCE: Final = 20_000
+_LOOK_EVERY: Final = 50
+_JOBS: Final = 32
+#: Where a late request to end a transaction would do the most harm.
+_HURT_BY_STRAGGLERS: Final = frozenset({"produce", "offsets", "commit", "read", "init"})
+_NAMES: Final = ("w0", "w1", "w2")
+
+
+class World:
+    """One run."""
+
+    partitions = 2
+    session_ms = 6_000
+
+    def __init__(self, seed: int) -> None:
+        self.rng = random.Random(seed)
+        self.now_ms = BEGIN_MS
+        self.hub = Hub()
+        self.topics = Topics("t.")
+        self.codec = Codec()
+        self.handlers = Handlers()
+        self.handlers.register(SimJob)
+        self.rules = Rules(self.codec, self.topics, "simulation")
+        self.is_storm = True
+        #: Faults at Kafka's side come for a while, and then not: else nothing would ever get through.
+        self.kafka = MemoryKafka(now_ms=lambda: self.now_ms, on_step=self._step_of_client, polls_wait=False)
+        for name in (*self.topics.consumed, self.topics.dlq, self.topics.status):
+            self.kafka.create_topic(name, self.partitions)
+        self.kafka.create_topic(self.topics.schemas)
+        places = [(name, number) for name in self.topics.consumed for number in range(self.partitions)]
+        self.kafka.commit(self.topics.group, {place: CommittedOffset(0, EMPTY_MAP) for place in places})
+        self.workers: dict[str, SimWorker] = {}
+        self.dead: list[SimWorker] = []
+        self._incarnations = 0
+        self._frozen_ms: dict[str, int] = {}
+        self._last_sign: dict[str, int] = {}
+        self._names: dict[str, str] = {}
+        self._stragglers: list[tuple[str, int, int, bool]] = []
+        self._snoozed: Counter[bytes] = Counter()
+        self.faults: Counter[str] = Counter()
+        self.judge = Judge(self)
+
+    # --- driving ----------------------------------------------------------------------------------------------
+
+    def run(self) -> list[str]:
+        """Storm, then calm until everything is done; what broke."""
+        with _simulated_time(self):
+            try:
+                return self._run()
+            finally:
+                self.is_storm = False
+                for worker in [*self.workers.values(), *self.dead]:
+                    worker.is_alive = False
+                    worker.bury()
+
+    def _run(self) -> list[str]:
+        for name in _NAMES:
+            self._start(name)
+        jobs_at = sorted(self.rng.randrange(STORM) for _ in range(_JOBS))
+        for step in range(STORM):
+            while jobs_at and jobs_at[0] <= step:
+                jobs_at.pop(0)
+                self._schedule()
+            if self.rng.random() < 0.03:
+                self._something_happens()
+            self._step()
+            if self.judge.broken:
+                return self.judge.broken
+        self.is_storm = False
+        for worker in self.workers.values():
+            self._recover(worker)
+        for step in range(PATIENCE):
+            if not self.workers:
+                self._start(_NAMES[0])
+            self._step()
+            if self.judge.broken:
+                return self.judge.broken
+            if step % _LOOK_EVERY == 0 and self.judge.is_done():
+                return self.judge.verdict()
+        return [*self.judge.broken, *self.judge.unfinished()]
+
+    def _step(self) -> None:
+        self.now_ms += self.rng.choice((0, 1, 5, 20, 60))
+        if not self.is_storm and self.rng.random() < 0.01:
+            self.now_ms += 1_000  # what waits for a time shall not take for ever
+        self.kafka.expire_transactions()
+        self._expire_sessions()
+        self._restart_the_dead()
+        ready = [step for worker in self.workers.values() for step in worker.ready]
+        if ready:
+            # Some get many turns in a row: the others are slow.
+            step = self.rng.choice(ready)
+            with contextlib.suppress(Killed):
+                for _ in range(self.rng.choice((1, 1, 1, 4, 12))):
+                    step()
+        for worker in list(self.workers.values()):
+            if worker.is_alive and not worker.is_frozen:
+                self._last_sign[worker.incarnation] = self.now_ms
+                if not worker.is_cut_off:
+                    worker.reported()
+            if worker.failure.error is not None:
+                self.judge.failed(worker, worker.failure.error)
+                self.kill(worker)
+            elif worker.has_left:
+                self._gone(worker)
+
+    def _something_happens(self) -> None:
+        worker = self.rng.choice([*self.workers.values()] or [None])
+        what = self.rng.choice(
+            ("kill", "kill", "freeze", "freeze", "cut", "cut", "recover", "recover", "leave", "start", "wait")
+        )
+        match what:
+            case "start":
+                self._start_missing()
+            case "wait":
+                self.now_ms += self.rng.choice((500, 3_000, 8_000))
+            case _ if worker is None:
+                pass
+            case "kill":
+                self.kill(worker)
+            case "freeze" if not worker.is_frozen:
+                self.trouble(worker, "freeze")
+                worker.is_frozen = True
+                self._frozen_ms[worker.incarnation] = self.now_ms
+            case "cut" if not worker.is_cut_off:
+                self.trouble(worker, "cut")
+                worker.is_cut_off = True
+                self._frozen_ms[worker.incarnation] = self.now_ms
+            case "recover":
+                self._recover(worker)
+            case "leave" if worker._leave_thread is None and not worker.is_frozen:
+                self.trouble(worker, "leave")
+                if worker.is_cut_off:
+                    self.judge.ends(worker)  # it cannot say that it leaves in order
+                worker.leave()
+
+    def _schedule(self) -> None:
+        rng, number = self.rng, self.judge.accepted_count
+        kind = rng.choice(
+            ("plain", "plain", "keyed", "keyed", "keyed", "fails", "delayed", "kills", "long", "other")
+        )
+        job = SimJob(number)
+        delay = None
+        if kind == "keyed" or rng.random() < 0.2:
+            job.order_key = rng.choice("ab")
+        match kind:
+            case "fails":
+                job.fails, job.permanent = rng.choice((1, 2, -1)), rng.random() < 0.2
+            case "delayed":
+                delay = timedelta(milliseconds=rng.choice((300, 1_200, 7_000)))
+            case "kills":
+                job.kills = rng.random() < 0.3
+            case "long":
+                job.runs_for_ms = rng.choice((500, 5_000))
+            case "other":
+                job.snoozes, job.children, job.skips = rng.randrange(2), rng.randrange(3), rng.random() < 0.3
+        options = JobOptions(
+            priority=rng.choices(PRIORITIES, (1, 1, 5, 2))[0], delay=delay, job_id=self.new_id()
+        )
+        made = plan(job, options, self.now_ms, self.rules)
+        partition = -1 if made.partition is None else made.partition
+        for _ in range(2 if rng.random() < 0.03 else 1):  # a producer whose first answer was lost
+            self.kafka.append(made.topic, partition, made.key, made.value, made.headers)
+        self.judge.accepted(
+            made.job_id, job, 0 if delay is None else self.now_ms + delay // timedelta(milliseconds=1)
+        )
+
+    def new_id(self) -> str:
+        """Of a job: by the seed, like everything else."""
+        return str(uuid.UUID(int=self.rng.getrandbits(128), version=4))
+
+    # --- workers ----------------------------------------------------------------------------------------------
+
+    def _start(self, name: str) -> None:
+        self._incarnations += 1
+        incarnation = f"{name}i{self._incarnations}"
+        self._names[incarnation] = name
+        self._last_sign[incarnation] = self.now_ms
+        self.workers[name] = SimWorker(self, name, incarnation)
+
+    def _start_missing(self) -> None:
+        missing = [name for name in _NAMES if name not in self.workers]
+        if missing:
+            self._start(self.rng.choice(missing))
+
+    def _restart_the_dead(self) -> None:
+        if len(self.workers) < 2 and self.rng.random() < 0.05:
+            self._start_missing()
+
+    def kill(self, worker: SimWorker) -> None:
+        """kill -9."""
+        if not worker.is_alive:
+            return
+        self.trouble(worker, "kill")
+        self.judge.ends(worker)
+        worker.die()
+        del self.workers[worker.slot]
+        self.dead.append(worker)
+        self._frozen_ms[worker.incarnation] = self.now_ms
+
+    def _gone(self, worker: SimWorker) -> None:
+        worker.is_alive = False
+        del self.workers[worker.slot]
+        self.dead.append(worker)
+        self._frozen_ms[worker.incarnation] = self.now_ms - self.session_ms  # it has said so
+
+    def _recover(self, worker: SimWorker) -> None:
+        worker.is_frozen = worker.is_cut_off = False
+        self._frozen_ms.pop(worker.incarnation, None)
+
+    def trouble(self, worker: SimWorker, kind: str) -> None:
+        self.faults[kind] += 1
+        worker.troubles.append(self.now_ms)
+
+    def _expire_sessions(self) -> None:
+        for incarnation, since_ms in list(self._frozen_ms.items()):
+            if self.now_ms - since_ms >= self.session_ms:
+                del self._frozen_ms[incarnation]
+                member = self.judge.members.get(incarnation)
+                if member is not None:
+                    self.kafka.expire_session(self.topics.group, member)
+
+    def started(self, worker: SimWorker, execution: Execution) -> None:
+        """A handler begins. Some end their process."""
+        self.judge.started(worker, execution)
+        if execution.job.kills:
+            self.kill(worker)
+
+    def finish(self, worker: SimWorker, execution: Execution) -> None:
+        """A handler returns."""
+        job_id = execution.message.job_id
+        snoozed = self._snoozed[job_id]
+        self._snoozed[job_id] += snoozed < execution.job.snoozes
+        worker._executor.finish(execution, snoozed)
+
+    def signs(self, losses: Mapping[str, int]) -> Signs:
+        """What the reports would say."""
+        alive = {self._names[one.incarnation]: one.incarnation for one in self.workers.values()}
+        return Signs(
+            {one: self._last_sign[one] for one, at in losses.items() if self._last_sign.get(one, 0) > at},
+            frozenset(
+                one for one in losses if one in self._names and alive.get(self._names[one], one) != one
+            ),
+        )
+
+    # --- clients and their faults -------------------------------------------------------------------------------
+
+    def producer(self, worker: SimWorker, transactional_id: str) -> Any:
+        """Of this worker."""
+        made: Any = self.kafka.producer(transactional_id, timeout_ms=5_000)
+        made.owner = worker
+        return made
+
+    def consumer(self, worker: SimWorker) -> Any:
+        """Of this worker."""
+        made: Any = self.kafka.consumer(self.topics.group)
+        made.owner = worker
+        self.judge.members[worker.incarnation] = made.memberid()
+        return made
+
+    def check(self, worker: SimWorker) -> None:
+        """Raises Killed if it is dead."""
+        if not worker.is_alive:
+            raise Killed
+
+    def _step_of_client(self, step: str, client: Any) -> None:
+        self.on_step(step, client.owner, client)
+
+    def on_step(self, step: str, worker: SimWorker, client: Any = None) -> None:
+        """Before each call to Kafka: others may run, and things go wrong."""
+        self.check(worker)
+        if self.rng.random() < (0.05 if step == "produce" else 0.5):
+            worker.pause()
+        if not self.is_storm:
+            return
+        if self.rng.random() < 0.002:
+            self.kill(worker)
+            raise Killed
+        if self._stragglers and step in _HURT_BY_STRAGGLERS and self.rng.random() < 0.2:
+            self._deliver_straggler()
+        if self.rng.random() < 0.02:
+            self._fault(step, worker, client)
+
+    def _fault(self, step: str, worker: SimWorker, client: Any) -> None:
+        match step:
+            case "offsets":
+                self.trouble(worker, "offsets")
+                worker.lose_connection()
+                raise _error(KafkaError._TIMED_OUT, retriable=True, abort=True)
+            case "commit":  # the request is lost, or arrives when nobody expects it any more
+                self.trouble(worker, "commit lost")
+                worker.lose_connection()
+                self._straggle(client, commit=True)
+                raise _error(KafkaError._TIMED_OUT, retriable=True)
+            case "committed":
+                self.trouble(worker, "answer lost")
+                worker.lose_connection()
+                if self.rng.random() < 0.5:
+                    raise _error(KafkaError._TIMED_OUT, retriable=True)
+                # librdkafka has asked again, and got its answer; the first request is still on its way.
+                self._straggle(client, commit=True)
+            case "abort":
+                self.trouble(worker, "abort lost")
+                worker.lose_connection()
+                raise _error(KafkaError._TIMED_OUT, retriable=True)
+
+    def _straggle(self, client: Any, *, commit: bool) -> None:
+        self._stragglers.append((client.transactional_id, client.producer_id, client.epoch, commit))
+
+    def _deliver_straggler(self) -> None:
+        late = self._stragglers.pop(self.rng.randrange(len(self._stragglers)))
+        transactional_id, producer_id, epoch, commit = late
+        try:
+            self.kafka.end_transaction(transactional_id, producer_id, epoch, commit=commit)
+        except KafkaException:
+            self.faults["straggler refused"] += 1
+        else:
+            self.faults["straggler"] += 1
+
+    def is_finished(self, execution: Execution) -> bool:
+        """Whether Kafka shows this record as finished already."""
+        part = execution.message.part
+        committed = self.kafka.group(self.topics.group).committed[part.topic, part.partition]
+        return parse(*committed).is_finished(execution.message.offset)
+
+
+@contextlib.contextmanager
+def _simulated_time(world: World) -> Iterator[None]:
+    """The modules that look at the clock themselves see the world's."""
+    clock = SimpleNamespace(
+        monotonic=lambda: world.now_ms / 1000,
+        time_ns=lambda: world.now_ms * 1_000_000,
+    )
+    with patch("workers.poller.time", clock), patch("workers.process.time", clock):
+        yield
+
+
+def _error(code: int, *, retriable: bool = False, abort: bool = False) -> KafkaException:
+    return KafkaException(KafkaError(code, "made up", retriable=retriable, txn_requires_abort=abort))

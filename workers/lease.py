@@ -1,0 +1,59 @@
+"""Whether this process may take it for granted that its partitions are still its own.
+
+In:  answers from Kafka, commits that counted. Out: whether jobs may start.
+
+The group gives a member up that it has not heard of for a session. So whoever has had no answer for almost as long stops,
+and so does whoever notices afterwards that there was such a silence: a process that was frozen wakes up into a world where
+others may run its jobs, and the first answer of a broker does not say whether they do. What says it is a transaction with
+offsets that began after the silence and was committed: the group's coordinator has looked at our epoch.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+
+class Lease:
+    """Safe for any thread.
+
+    Args:
+        seconds: of silence after which others may have our partitions.
+        now: a steady clock in seconds.
+    """
+
+    def __init__(self, seconds: float, now: Callable[[], float] = time.monotonic) -> None:
+        self.seconds = seconds
+        self._now = now
+        self._last = now()
+        #: Silences noticed so far, and the number of them that a commit has shown to have cost nothing.
+        self._silences = self._outlived = 0
+
+    @property
+    def silent_s(self) -> float:
+        """Since the last answer."""
+        return self._now() - self._last
+
+    @property
+    def holds(self) -> bool:
+        """Whether jobs may start."""
+        return self._silences == self._outlived and self.silent_s <= self.seconds
+
+    def answered(self) -> None:
+        """Kafka has answered something. After too long a silence that is not enough."""
+        now = self._now()
+        if now - self._last > self.seconds:
+            self._silences += 1
+        self._last = now
+
+    def begin(self) -> int:
+        """A transaction with offsets begins; its name for ``committed``."""
+        if self.silent_s > self.seconds:
+            self.answered()  # the silence counts: what was sent before its end proves nothing
+        return self._silences
+
+    def committed(self, transaction: int) -> None:
+        """That transaction was committed: the group has taken us for its member since it began."""
+        self.answered()
+        if transaction == self._silences:
+            self._outlived = transaction

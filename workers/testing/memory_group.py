@@ -1,0 +1,96 @@
+"""A consumer group of a Kafka in memory: members, their epochs, who owns what, and what is committed.
+
+In:  joins, heartbeats, departures. Out: what a member is to give up or gets; whether its commit counts.
+
+The rules are those of KIP-848: the coordinator computes the target; a member first gives up what is not its own any
+more and is then raised to the group's epoch; what others have not given up yet is not handed out. An offset commit
+counts if it names the member's own epoch; who owns the partition is not looked at.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from confluent_kafka import KafkaError, KafkaException
+
+from workers.testing.memory_log import CommittedOffset, Place, Transaction
+
+
+@dataclass(eq=False, slots=True)
+class Member:
+    """One consumer, as the coordinator sees it."""
+
+    member_id: str
+    topics: tuple[str, ...]
+    epoch: int = 0
+    owned: set[Place] = field(default_factory=set)
+    target: set[Place] = field(default_factory=set)
+
+
+class ConsumerGroup:
+    """One group. Topics that are read together have equal partition counts, so a range is one of partition numbers."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.epoch = 0
+        self.members: dict[str, Member] = {}
+        self.committed: dict[Place, CommittedOffset] = {}
+        #: Transactions that may commit offsets of a partition when they end.
+        self.pending: dict[Place, set[Transaction]] = {}
+
+    def join(self, member_id: str, topics: tuple[str, ...], counts: dict[str, int]) -> Member:
+        """A member without partitions; it gets them with its heartbeats."""
+        member = self.members[member_id] = Member(member_id, topics)
+        self._rebalance(counts)
+        return member
+
+    def leave(self, member_id: str, counts: dict[str, int]) -> None:
+        """It goes, or its session has expired: what it had belongs to nobody."""
+        if self.members.pop(member_id, None) is not None:
+            self._rebalance(counts)
+
+    def to_revoke(self, member: Member) -> set[Place]:
+        """What it must give up before anything else."""
+        return member.owned - member.target
+
+    def give_up(self, member: Member, places: set[Place]) -> None:
+        """It has let go of these."""
+        member.owned -= places
+
+    def take(self, member: Member) -> set[Place]:
+        """After it has given up what it must: the group's epoch, and what is free of its target."""
+        member.epoch = self.epoch
+        held = {place for other in self.members.values() for place in other.owned}
+        taken = member.target - held
+        member.owned |= taken
+        return taken
+
+    def check_member(self, member_id: str, epoch: int) -> None:
+        """Whether a commit with this metadata counts.
+
+        Raises:
+            KafkaException: the group does not know it, or not with this epoch; the transaction has to be aborted.
+        """
+        member = self.members.get(member_id)
+        if member is None:
+            raise _refused(KafkaError.UNKNOWN_MEMBER_ID, f"{member_id} is no member of {self.name}")
+        if member.epoch != epoch:
+            raise _refused(
+                KafkaError.ILLEGAL_GENERATION,
+                f"{member_id} has epoch {member.epoch} in {self.name}, and commits with {epoch}",
+            )
+
+    def _rebalance(self, counts: dict[str, int]) -> None:
+        self.epoch += 1
+        members = list(self.members.values())
+        for position, member in enumerate(members):
+            member.target = {
+                (topic, number)
+                for topic in member.topics
+                for number in range(counts[topic])
+                if number * len(members) // counts[topic] == position
+            }
+
+
+def _refused(code: int, text: str) -> KafkaException:
+    return KafkaException(KafkaError(code, text, txn_requires_abort=True))

@@ -1,0 +1,260 @@
+"""A Kafka in memory, by Kafka's own rules: for tests without a broker.
+
+    kafka = MemoryKafka()
+    kafka.create_topic("jobs", partitions=3)
+    producer, consumer = kafka.producer("an-id"), kafka.consumer("a-group")
+
+Transactions are all or nothing and fenced by epoch, committed reads stop at open ones, offsets sent with them are fenced
+by the member's epoch, and groups rebalance as KIP-848 says. Its clients have the methods of confluent-kafka that
+rustfs-workers calls. What it does not have: replicas, quotas, retention, compaction, timestamps by producers.
+
+``tests/contract`` holds the same expectations against it and against a real broker.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from threading import Condition, RLock
+from typing import TYPE_CHECKING, Final
+
+from confluent_kafka import KafkaError, KafkaException
+
+from schemas.headers import RawHeaders
+from schemas.partitions import partition_of
+from workers.testing.memory_group import ConsumerGroup
+from workers.testing.memory_log import CommittedOffset, PartitionLog, Place, StoredRecord, Transaction
+
+if TYPE_CHECKING:
+    from workers.testing.memory_clients import MemoryConsumer, MemoryProducer
+
+#: What a transaction may last if its producer does not say so.
+DEFAULT_TRANSACTION_TIMEOUT_MS: Final = 60_000
+
+
+@dataclass(slots=True)
+class _Author:
+    """What the coordinator knows of one transactional id."""
+
+    producer_id: int
+    epoch: int = 0
+    open: Transaction | None = None
+
+
+class MemoryKafka:
+    """The broker. Safe for several threads.
+
+    Args:
+        now_ms: its clock, in milliseconds since the epoch.
+        on_step: called before each step of a client with its name and the client: ``init``, ``begin``, ``produce``,
+            ``offsets``, ``commit``, ``abort``, ``poll``; and ``committed`` or ``aborted`` when that is done and the client
+            does not know it yet. What it raises, the client's call raises: so a test makes faults.
+        polls_wait: whether a consumer's ``poll`` waits for a record; no, where the test moves the clock itself.
+    """
+
+    def __init__(
+        self,
+        *,
+        now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        on_step: Callable[[str, object], None] = lambda _step, _client: None,
+        polls_wait: bool = True,
+    ) -> None:
+        self.now_ms = now_ms
+        self.polls_wait = polls_wait
+        self.on_step = on_step
+        self.lock = RLock()
+        #: Notified when there may be something new to read.
+        self.news = Condition(self.lock)
+        self._logs: dict[str, list[PartitionLog]] = {}
+        self._groups: dict[str, ConsumerGroup] = {}
+        self._authors: dict[str, _Author] = {}
+        self._numbers = itertools.count(1)
+
+    # --- topics ---------------------------------------------------------------------------------------------
+
+    def create_topic(self, name: str, partitions: int = 1) -> None:
+        """Raises ValueError if it is there."""
+        if name in self._logs:
+            raise ValueError(f"topic {name} exists")
+        self._logs[name] = [PartitionLog(name, number) for number in range(partitions)]
+
+    @property
+    def partition_counts(self) -> dict[str, int]:
+        """By topic."""
+        return {name: len(logs) for name, logs in self._logs.items()}
+
+    def log(self, place: Place) -> PartitionLog:
+        """One partition.
+
+        Raises:
+            KafkaException: there is none.
+        """
+        topic, number = place
+        logs = self._logs.get(topic, [])
+        if not 0 <= number < len(logs):
+            raise KafkaException(
+                KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART, f"no partition {topic}/{number}")
+            )
+        return logs[number]
+
+    def records(self, topic: str) -> Iterator[StoredRecord]:
+        """Everything of a topic that a committed read returns now, partition by partition."""
+        with self.lock:
+            found = [record for log in self._logs[topic] for record in log]
+        return iter(found)
+
+    def append(
+        self,
+        topic: str,
+        partition: int,
+        key: bytes | None,
+        value: bytes | None,
+        headers: RawHeaders | None,
+        transaction: Transaction | None = None,
+    ) -> int:
+        """Write a record; its offset. Partition -1: the key decides, by murmur2; without a key it is any.
+
+        Raises:
+            KafkaException: there is no such partition.
+        """
+        with self.lock:
+            if partition < 0:
+                count = max(len(self._logs.get(topic, [])), 1)
+                partition = next(self._numbers) % count if key is None else partition_of(key, count)
+            offset = self.log((topic, partition)).append(key, value, headers, self.now_ms(), transaction)
+            self.news.notify_all()
+            return offset
+
+    # --- clients --------------------------------------------------------------------------------------------
+
+    def producer(
+        self, transactional_id: str | None = None, *, timeout_ms: int = DEFAULT_TRANSACTION_TIMEOUT_MS
+    ) -> MemoryProducer:
+        """A new one; ``timeout_ms`` is how long its transactions may last."""
+        from workers.testing.memory_clients import MemoryProducer
+
+        return MemoryProducer(self, transactional_id, timeout_ms)
+
+    def consumer(self, group: str) -> MemoryConsumer:
+        """A new one, which reads what is committed."""
+        from workers.testing.memory_clients import MemoryConsumer
+
+        return MemoryConsumer(self, group, f"member-{next(self._numbers)}")
+
+    # --- groups ---------------------------------------------------------------------------------------------
+
+    def group(self, name: str) -> ConsumerGroup:
+        """The group; it is made when it is first asked for."""
+        return self._groups.setdefault(name, ConsumerGroup(name))
+
+    def commit(self, group: str, offsets: Mapping[Place, CommittedOffset]) -> None:
+        """As an administrator does, with no member in the group and outside of any transaction."""
+        with self.lock:
+            self.group(group).committed.update(offsets)
+
+    def committed(
+        self, group: str, places: Iterable[Place], *, require_stable: bool = True
+    ) -> dict[Place, CommittedOffset]:
+        """What the group has committed of these; those without anything are missing.
+
+        Raises:
+            KafkaException: an open transaction may change it, and a stable answer was asked for.
+        """
+        with self.lock:
+            known = self.group(group)
+            wanted = list(places)
+            if require_stable and any(known.pending.get(place) for place in wanted):
+                raise KafkaException(
+                    KafkaError(KafkaError.UNSTABLE_OFFSET_COMMIT, "a transaction is open", retriable=True)
+                )
+            return {place: known.committed[place] for place in wanted if place in known.committed}
+
+    def expire_session(self, group: str, member_id: str) -> None:
+        """The coordinator has not heard of a member for too long: it is out, and does not know."""
+        with self.lock:
+            self.group(group).leave(member_id, self.partition_counts)
+            self.news.notify_all()
+
+    # --- transactions ---------------------------------------------------------------------------------------
+
+    def init_producer(self, transactional_id: str) -> tuple[int, int]:
+        """A producer id and its next epoch: what the one before left open is aborted, and whatever it still sends refused."""
+        with self.lock:
+            author = self._authors.get(transactional_id)
+            if author is None:
+                author = self._authors[transactional_id] = _Author(next(self._numbers))
+                return author.producer_id, author.epoch
+            author.epoch += 1
+            if author.open is not None:
+                self._end(author, commit=False)
+            return author.producer_id, author.epoch
+
+    def open_transaction(
+        self, transactional_id: str, producer_id: int, epoch: int, timeout_ms: int
+    ) -> Transaction:
+        """The one that is open under this id; it begins with its first record or offset.
+
+        Raises:
+            KafkaException: the epoch is not the newest one.
+        """
+        with self.lock:
+            author = self._author(transactional_id, producer_id, epoch)
+            if author.open is None:
+                author.open = Transaction(transactional_id, producer_id, epoch, self.now_ms(), timeout_ms)
+            return author.open
+
+    def add_offsets(
+        self, transaction: Transaction, group: str, offsets: Mapping[Place, CommittedOffset]
+    ) -> None:
+        """To be committed with it."""
+        with self.lock:
+            pending = self.group(group).pending
+            transaction.offsets.setdefault(group, {}).update(offsets)
+            for place in offsets:
+                pending.setdefault(place, set()).add(transaction)
+
+    def end_transaction(self, transactional_id: str, producer_id: int, epoch: int, *, commit: bool) -> None:
+        """The request EndTxn. If nothing is open, nothing happens: the end of an empty transaction, or a repeated request.
+
+        Raises:
+            KafkaException: the epoch is not the newest one.
+        """
+        with self.lock:
+            author = self._author(transactional_id, producer_id, epoch)
+            if author.open is not None:
+                self._end(author, commit=commit)
+
+    def expire_transactions(self) -> None:
+        """Abort those that have lasted too long, and fence their authors."""
+        with self.lock:
+            now_ms = self.now_ms()
+            for author in self._authors.values():
+                if author.open is not None and now_ms - author.open.started_ms >= author.open.timeout_ms:
+                    author.epoch += 1
+                    self._end(author, commit=False)
+
+    def _author(self, transactional_id: str, producer_id: int, epoch: int) -> _Author:
+        author = self._authors.get(transactional_id)
+        if author is None or author.producer_id != producer_id or author.epoch != epoch:
+            raise KafkaException(
+                KafkaError(
+                    KafkaError._FENCED, f"{transactional_id}: a newer producer has this id", fatal=True
+                )
+            )
+        return author
+
+    def _end(self, author: _Author, *, commit: bool) -> None:
+        transaction, author.open = author.open, None
+        assert transaction is not None  # noqa: S101 - whoever calls has looked
+        transaction.committed = commit
+        for place in transaction.first:
+            self.log(place).mark_end(transaction, self.now_ms())
+        for name, offsets in transaction.offsets.items():
+            group = self.group(name)
+            for place in offsets:
+                group.pending[place].discard(transaction)
+            if commit:
+                group.committed.update(offsets)
+        self.news.notify_all()
