@@ -22,6 +22,7 @@ TYPE: Final = "rfw-type"
 ATTEMPT: Final = "rfw-attempt"
 DELIVERY: Final = "rfw-delivery"
 NOT_BEFORE: Final = "rfw-not-before"
+DELAY: Final = "rfw-delay"
 FIRST_SEEN: Final = "rfw-first-seen"
 ORIGIN_TOPIC: Final = "rfw-origin-topic"
 ORIGIN_PARTITION: Final = "rfw-origin-partition"
@@ -30,6 +31,7 @@ ERROR_TYPE: Final = "rfw-error-type"
 ERROR_MESSAGE: Final = "rfw-error-message"
 REDRIVES: Final = "rfw-redrives"
 UNKNOWN_SINCE: Final = "rfw-unknown-since"
+SNOOZED_SINCE: Final = "rfw-snoozed-since"
 HISTORY: Final = "rfw-history"
 FAILED_AT: Final = "rfw-failed-at"
 TRACEPARENT: Final = "traceparent"
@@ -38,7 +40,7 @@ MAX_MESSAGE_BYTES: Final = 1024
 MAX_STACKTRACE_BYTES: Final = 8192
 #: Earlier attempts that a job remembers; older ones are dropped first.
 MAX_HISTORY: Final = 10
-#: For the name of an error or of a worker.
+#: For the name of a job type, a topic, an error or a worker.
 MAX_NAME_BYTES: Final = 256
 
 #: 9999-12-31 in milliseconds: a time after it is a mistake, and would overflow a datetime.
@@ -86,10 +88,15 @@ class Delivery:
     #: Rises by one whenever the job is published again; with the job id it tells a copy from a successor.
     delivery: int = 0
     not_before_ms: int = 0
+    #: What the producer asked for, to be counted by the broker's clock: ``not_before_ms`` is by the producer's own. Only on
+    #: the record that the producer wrote.
+    delay_ms: int = 0
     first_seen_ms: int = 0
     redrives: int = 0
     #: When a worker without a handler for its type met it first, unless one with a handler has run it since.
     unknown_since_ms: int = 0
+    #: When the job was snoozed for the first time in this life.
+    snoozed_since_ms: int = 0
     origin: Origin | None = None
     error_type: str = ""
     error_message: str = ""
@@ -98,7 +105,11 @@ class Delivery:
 
     def next(self, **changes: object) -> Delivery:
         """The delivery of the record that follows this one."""
-        return replace(self, delivery=self.delivery + 1, **changes)  # type: ignore[arg-type]
+        return replace(self, delivery=self.delivery + 1, delay_ms=0, **changes)  # type: ignore[arg-type]
+
+    def counted_from(self, ms: int) -> Delivery:
+        """A delay that begins now, by broker time."""
+        return replace(self, not_before_ms=min(ms + self.delay_ms, LATEST_MS), delay_ms=0)
 
 
 #: The deliveries of first runs, by type. Bounded, since type names come from messages.
@@ -120,7 +131,7 @@ def parse(raw: RawHeaders | None) -> Delivery:
         value = raw[0][1]
         known = _FRESH.get(value)
         if known is None:
-            known = Delivery(job_type=_text(TYPE, value))
+            known = Delivery(job_type=_name(TYPE, value))
             if value and len(value) <= _LONGEST_TYPE and len(_FRESH) < _MOST_TYPES:
                 _FRESH[value] = known
         return known
@@ -129,18 +140,20 @@ def parse(raw: RawHeaders | None) -> Delivery:
     origin = None
     if ORIGIN_TOPIC in fields:
         origin = Origin(
-            _text(ORIGIN_TOPIC, fields[ORIGIN_TOPIC]),
+            _name(ORIGIN_TOPIC, fields[ORIGIN_TOPIC]),
             _number(fields, ORIGIN_PARTITION, 0, 0, 2**31 - 1),
             _number(fields, ORIGIN_OFFSET, 0, 0, 2**63 - 1),
         )
     return Delivery(
-        job_type=_text(TYPE, fields.get(TYPE, b"")),
+        job_type=_name(TYPE, fields.get(TYPE, b"")),
         attempt=_number(fields, ATTEMPT, 1, 1, MAX_COUNT),
         delivery=_number(fields, DELIVERY, 0, 0, MAX_COUNT),
         not_before_ms=_number(fields, NOT_BEFORE, 0, 0, LATEST_MS),
+        delay_ms=_number(fields, DELAY, 0, 0, LATEST_MS),
         first_seen_ms=_number(fields, FIRST_SEEN, 0, 0, LATEST_MS),
         redrives=_number(fields, REDRIVES, 0, 0, MAX_COUNT),
         unknown_since_ms=_number(fields, UNKNOWN_SINCE, 0, 0, LATEST_MS),
+        snoozed_since_ms=_number(fields, SNOOZED_SINCE, 0, 0, LATEST_MS),
         origin=origin,
         error_type=_text(ERROR_TYPE, fields.get(ERROR_TYPE, b"")),
         error_message=_text(ERROR_MESSAGE, fields.get(ERROR_MESSAGE, b"")),
@@ -190,6 +203,7 @@ def build(delivery: Delivery) -> RawHeaders:
         (FIRST_SEEN, delivery.first_seen_ms, 0),
         (REDRIVES, delivery.redrives, 0),
         (UNKNOWN_SINCE, delivery.unknown_since_ms, 0),
+        (SNOOZED_SINCE, delivery.snoozed_since_ms, 0),
     ):
         if number != default:
             raw.append((name, str(number).encode()))
@@ -289,6 +303,15 @@ def _text(name: str, value: bytes | None) -> str:
         return (value or b"").decode()
     except UnicodeDecodeError as error:
         raise BadHeaders(f"header {name} is not UTF-8: {value!r:.80}") from error
+
+
+def _name(name: str, value: bytes | None) -> str:
+    """A name travels on, in every header and status that follows: one of half a megabyte would make records too large."""
+    if len(value or b"") > MAX_NAME_BYTES:
+        raise BadHeaders(
+            f"header {name} has {len(value or b''):,} bytes, {MAX_NAME_BYTES} at most: {value!r:.80}"
+        )
+    return _text(name, value)
 
 
 def _number(fields: dict[str, bytes], name: str, default: int, low: int, high: int) -> int:

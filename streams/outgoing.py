@@ -93,6 +93,8 @@ class Settled(NamedTuple):
     topic: str
     priority: str
     delay_ms: int
+    #: The delay counts by the broker's clock, from when the record is written: ours may be wrong.
+    by_broker: bool
     key: str | None
     job_id: str | None
     max_retries: int | None
@@ -102,9 +104,15 @@ class Settled(NamedTuple):
 
 
 def plan(
-    job: Job, options: JobOptions, now_ms: int, rules: Rules, *, partition: int | None = None
+    job: Job,
+    options: JobOptions,
+    now_ms: int,
+    rules: Rules,
+    *,
+    partition: int | None = None,
+    by_broker: bool = True,
 ) -> OutgoingJob:
-    """The record of one job. ``partition`` is used only if the job has no ordering key.
+    """The record of one job. ``partition`` is used only if the job has no ordering key; ``by_broker``: see ``settle``.
 
     With a schema registry set, the first job of a type waits for the registry.
 
@@ -113,11 +121,14 @@ def plan(
         InvalidJob: a field, the delay, the key, … is wrong.
         PayloadTooLarge: its bytes are over the limit.
     """
-    return compose(job, settle(options, now_ms, rules), now_ms, rules, partition=partition)
+    settled = settle(options, now_ms, rules, by_broker=by_broker)
+    return compose(job, settled, now_ms, rules, partition=partition)
 
 
-def settle(options: JobOptions, now_ms: int, rules: Rules) -> Settled:
+def settle(options: JobOptions, now_ms: int, rules: Rules, *, by_broker: bool = True) -> Settled:
     """Check the options, once for many jobs.
+
+    ``by_broker``: ``now_ms`` is this machine's clock, which may be wrong; False: it is broker time.
 
     Raises:
         InvalidJob: one of them is wrong.
@@ -144,6 +155,7 @@ def settle(options: JobOptions, now_ms: int, rules: Rules) -> Settled:
         topic=rules.topics.jobs[priority] if tier is None else rules.topics.retry[tier],
         priority=priority.value,
         delay_ms=delay_ms,
+        by_broker=by_broker and options.at is None,
         key=options.key,
         job_id=options.job_id,
         max_retries=retries,
@@ -183,6 +195,8 @@ def compose(
     raw = [(headers.TYPE, kind.name.encode())]
     if settled.delay_ms:
         raw.append((headers.NOT_BEFORE, str(now_ms + settled.delay_ms).encode()))
+        if settled.by_broker:
+            raw.append((headers.DELAY, str(settled.delay_ms).encode()))
     if settled.traceparent is not None:
         raw.append((headers.TRACEPARENT, settled.traceparent.encode()))
     ordered = key is not None

@@ -274,6 +274,7 @@ def _new_life(
         redrives=delivery.redrives + 1,
         not_before_ms=0,
         unknown_since_ms=0,
+        snoozed_since_ms=0,
         error_type="",
         error_message="",
         history=tuple(history)[-MAX_HISTORY:],

@@ -248,7 +248,7 @@ class Settings(BaseSettings):
         description="how often each priority is served while all have jobs waiting",
     )
     snooze_limit_s: Seconds = Field(
-        default=7.0 * _DAY_S, description="seconds since its creation for which a job may be snoozed"
+        default=7.0 * _DAY_S, description="seconds since its first snooze for which a job may be snoozed"
     )
     max_payload_bytes: int = Field(
         default=262_144, ge=1024, le=900_000, description="largest job that is accepted, in bytes as encoded"

@@ -35,7 +35,8 @@ class ChildJobs:
         Raises:
             JobRefused: as scheduling it directly would.
         """
-        outgoing = plan(job, JobOptions(priority=priority, **options), self._now_ms(), self._rules)
+        options_of_child = JobOptions(priority=priority, **options)
+        outgoing = plan(job, options_of_child, self._now_ms(), self._rules, by_broker=False)
         partition = -1 if outgoing.partition is None else outgoing.partition
         schema = declared_type(job).wire
         # In a registry's frame: the codec has registered it by now.

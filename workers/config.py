@@ -29,7 +29,7 @@ class WorkerConfig:
         tick_ms: milliseconds between two transactions.
         drain_timeout: what running jobs get when the worker is asked to stop.
         revoke_timeout: what they get when their partition moves to another worker.
-        snooze_limit: since a job's creation; after it a snooze counts as a failure.
+        snooze_limit: since a job's first snooze in its life; after it a snooze counts as a failure.
         buffer_high: waiting jobs of one priority at which fetching pauses.
         buffer_low: waiting jobs of one priority at which fetching goes on.
         priority_weights: turns of each priority while all have jobs waiting.

@@ -74,6 +74,10 @@ class Message:
         except WireError as error:
             self.problem = error
             self.delivery = salvage(raw_headers)
+        else:
+            if tier is not None and self.delivery.delay_ms:
+                # The broker stamps the records of retry topics itself.
+                self.delivery = self.delivery.counted_from(self.timestamp_ms)
         #: Empty if the bytes do not begin with one.
         self.job_id = b""
         try:

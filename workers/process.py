@@ -369,6 +369,9 @@ class WorkerProcess:
         if misplaced:
             self._committer.counters.event("misplaced_keys", misplaced)
         for message in messages:
+            if message.delivery.delay_ms:
+                # Less than a second: no broker has stamped it, so it counts from when it came.
+                message.delivery = message.delivery.counted_from(now)
             if message.tier is not None:
                 self._delays.hold((message,))
                 held = True

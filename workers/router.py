@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import Any
+from typing import Any, Final
 
 from schemas.backoff import Backoff
 from schemas.codec import peek_priority
@@ -34,6 +34,9 @@ from schemas.topics import JobPriority, Topics, tier_for
 from workers.message import Message
 from workers.outcome import Outcome, OutRecord, PlainSuccess
 from workers.results import Failed, JobResult, Skipped, Snooze, Success
+
+#: A handler that has nothing better to say than "again, at once" is asked ten times a second at the most.
+MIN_SNOOZE_MS: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,15 +204,18 @@ class Router:
         return Outcome(message, change, (record,), counts_as=(job_type, priority, "failed"), event=event)
 
     def _snooze(self, run: Run, delay: timedelta, reason: str, rules: Rules) -> Outcome:
-        due = run.finished_at + max(round(delay / timedelta(milliseconds=1)), 0)
-        if due > run.created_at + rules.snooze_limit_ms:
+        due = run.finished_at + max(round(delay / timedelta(milliseconds=1)), MIN_SNOOZE_MS)
+        # Not since its creation: a job that was delayed or redriven after weeks may wait like any other.
+        since = run.message.delivery.snoozed_since_ms or run.started_at
+        if not run.unknown_since_ms and due > since + rules.snooze_limit_ms:
             failed = Failed(
                 f"snoozed until the limit of {timedelta(milliseconds=rules.snooze_limit_ms)} was reached"
                 + (f": {reason}" if reason else ""),
                 error_type="SnoozeLimitReached",
             )
             return self._fail(run, failed, rules)
-        return self._again(run, JobStatus.SCHEDULED, due, run.message.delivery, error_message=_reason(reason))
+        following = replace(run.message.delivery, snoozed_since_ms=since)
+        return self._again(run, JobStatus.SCHEDULED, due, following, error_message=_reason(reason))
 
     def _fail(self, run: Run, failed: Failed, rules: Rules) -> Outcome:
         delivery = run.message.delivery

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, Final
 from unittest.mock import patch
@@ -13,6 +14,7 @@ from schemas.lifecycle import JobStatus
 from schemas.offsetmap import OffsetMap, Suspect
 from tests.simulation.sim_worker import OffsetsAtOnce, SimWorker
 from workers.commit import Committer
+from workers.delay import Delays
 from workers.duplicates import DuplicateWindow
 from workers.lease import Lease
 from workers.offsets import PartitionState
@@ -69,6 +71,21 @@ def _no_retry() -> Any:
 def _clock_ahead() -> Any:
     """Broker time is guessed, and the guess is a little ahead."""
     return patch.object(SimWorker, "now_ms", lambda self: self.world.now_ms + 400)
+
+
+def _believes_its_producers() -> Any:
+    """A delay ends by the clock of whoever asked for it."""
+
+    def at_its_word(self: Delivery, _ms: int) -> Delivery:
+        return replace(self, delay_ms=0)
+
+    return patch.object(Delivery, "counted_from", at_its_word)
+
+
+def _holds_nothing() -> Any:
+    """What waits for less than a second starts at once."""
+    hold_until = Delays.hold_until
+    return patch.object(Delays, "hold_until", lambda self, message, _due_ms: hold_until(self, message, 0))
 
 
 def _reads_what_is_open() -> Any:
@@ -209,8 +226,6 @@ def _same_delivery_again() -> Any:
     """A job that is published again keeps its delivery number: its successor is taken for a copy."""
 
     def follow(self: Delivery, **changes: Any) -> Delivery:
-        from dataclasses import replace
-
         return replace(self, **changes)
 
     return patch.object(Delivery, "next", follow)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from confluent_kafka import KafkaException, TopicPartition
 
-from schemas.errors import KafkaUnreachable
+from schemas.errors import KafkaUnreachable, WireError
 from schemas.headers import Delivery
 from schemas.lifecycle import JobStatus
 from schemas.offsetmap import OffsetMap, parse
@@ -154,9 +154,18 @@ class SimExecutor:
             if self._worker._scheduler.has_parked:
                 self._worker._committer.emit(Outcome(None, None))
             return None
+        try:
+            decoded = self._decoder.decode(message)
+        except WireError as error:
+            worker = self._worker
+            worker._committer.emit(
+                worker._router.unreadable(message, error, worker.now_ms(), worker.config.name)
+            )
+            worker._scheduler.done(message)
+            return None
         execution = Execution(
             message,
-            self._decoder.decode(message),
+            decoded,
             self._worker.incarnation,
             self._worker.now_ms(),
             began_in_trouble=self._worker.is_cut_off,

@@ -79,18 +79,29 @@ class World:
 
     def run(self) -> list[str]:
         """Storm, then calm until everything is done; what broke."""
+        with self._driving():
+            return self._storm() or self._calm()
+
+    def calm(self) -> list[str]:
+        """Without a storm."""
+        self.is_storm = False
+        with self._driving():
+            return self._calm()
+
+    @contextlib.contextmanager
+    def _driving(self) -> Iterator[None]:
         with _simulated_time(self):
+            for name in _NAMES:
+                self._start(name)
             try:
-                return self._run()
+                yield
             finally:
                 self.is_storm = False
                 for worker in [*self.workers.values(), *self.dead]:
                     worker.is_alive = False
                     worker.bury()
 
-    def _run(self) -> list[str]:
-        for name in _NAMES:
-            self._start(name)
+    def _storm(self) -> list[str]:
         jobs_at = sorted(self.rng.randrange(STORM) for _ in range(_JOBS))
         for step in range(STORM):
             while jobs_at and jobs_at[0] <= step:
@@ -100,7 +111,10 @@ class World:
                 self._something_happens()
             self._step()
             if self.judge.broken:
-                return self.judge.broken
+                break
+        return self.judge.broken
+
+    def _calm(self) -> list[str]:
         self.is_storm = False
         for worker in self.workers.values():
             self._recover(worker)
@@ -112,7 +126,7 @@ class World:
                 return self.judge.broken
             if step % _LOOK_EVERY == 0 and self.judge.is_done():
                 return self.judge.verdict()
-        return [*self.judge.broken, *self.judge.unfinished()]
+        return self.judge.unfinished()
 
     def _step(self) -> None:
         self.now_ms += self.rng.choice((0, 1, 5, 20, 60))
@@ -192,7 +206,8 @@ class World:
         options = JobOptions(
             priority=rng.choices(PRIORITIES, (1, 1, 5, 2))[0], delay=delay, job_id=self.new_id()
         )
-        made = plan(job, options, self.now_ms, self.rules)
+        skew_ms = rng.choice((0, 0, -9_000, 9_000))  # of the producer's clock
+        made = plan(job, options, self.now_ms + skew_ms, self.rules)
         partition = -1 if made.partition is None else made.partition
         for _ in range(2 if rng.random() < 0.03 else 1):  # a producer whose first answer was lost
             self.kafka.append(made.topic, partition, made.key, made.value, made.headers)

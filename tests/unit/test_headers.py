@@ -249,12 +249,31 @@ def test_something_can_be_salvaged_from_any_headers(raw: list[tuple[str, Any]]) 
     build(kept.next())
 
 
+@pytest.mark.parametrize("name", [TYPE, "rfw-origin-topic"])
+def test_a_name_that_is_no_name_does_not_travel_on(name: str) -> None:
+    """It would make the dead letter too large for Kafka, and so end every worker that meets it."""
+    raw = [(name, b"x" * 257), (headers.DELIVERY, b"7")]
+    with pytest.raises(BadHeaders, match=rf"{name} has 257 bytes, 256 at most"):
+        parse(raw)
+    kept = salvage(raw)
+    assert (kept.delivery, kept.job_type, kept.origin) == (7, "", None)
+    parse([(name, b"x" * 256)])
+
+
+def test_a_delay_by_the_brokers_clock_counts_once() -> None:
+    asked = parse([(TYPE, b"test"), ("rfw-not-before", b"5000"), ("rfw-delay", b"3000")])
+    counted = asked.counted_from(10_000)
+    assert (counted.not_before_ms, counted.delay_ms) == (13_000, 0)
+    assert (asked.next().not_before_ms, asked.next().delay_ms) == (5_000, 0)
+    assert "rfw-delay" not in dict(build(asked))
+
+
 def test_type_names_from_messages_do_not_fill_the_memory() -> None:
     remembered = headers._FRESH
     before = len(remembered)
     for number in range(2_000):
         parse([(TYPE, b"junk-%d" % number)])
-    parse([(TYPE, b"x" * 1_000_000)])
+    parse([(TYPE, b"x" * 200)])
     assert len(remembered) <= max(1_000, before)
     assert max(map(len, remembered)) <= 64
     remembered.clear()

@@ -87,6 +87,19 @@ def test_never_early(microseconds: int) -> None:
     assert (tier.delay_ms if tier else 0) <= not_before - NOW
 
 
+def test_a_delay_counts_by_the_brokers_clock_a_time_by_the_calendar() -> None:
+    later = timedelta(seconds=40)
+    delayed = dict(plan(Sample(), JobOptions(delay=later), NOW, RULES).headers)
+    at = dict(
+        plan(Sample(), JobOptions(at=datetime.fromtimestamp(NOW / 1000, UTC) + later), NOW, RULES).headers
+    )
+    child = dict(plan(Sample(), JobOptions(delay=later), NOW, RULES, by_broker=False).headers)
+    assert delayed["rfw-delay"] == b"40000"
+    assert delayed["rfw-not-before"] == at["rfw-not-before"] == child["rfw-not-before"]
+    assert "rfw-delay" not in at
+    assert "rfw-delay" not in child
+
+
 def test_at_is_a_time_and_one_that_has_passed_is_now() -> None:
     later = datetime.fromtimestamp(NOW / 1000, UTC) + timedelta(seconds=30)
     assert plan(Sample(), JobOptions(at=later), NOW, RULES).topic == "p.jobs.retry.30s"

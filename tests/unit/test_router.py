@@ -22,7 +22,7 @@ from tests.support.messages import TOPICS, job_value, message, partition
 from workers.message import Message
 from workers.outcome import Outcome, OutRecord, PlainSuccess
 from workers.results import Failed, JobResult, Skipped, Snooze, Success
-from workers.router import Router, Rules, Run, as_result, status_of
+from workers.router import MIN_SNOOZE_MS, Router, Rules, Run, as_result, status_of
 
 pytestmark = pytest.mark.job_processing
 
@@ -346,7 +346,7 @@ def test_a_dead_letter_carries_both_families_of_headers() -> None:
 # --- snoozing -----------------------------------------------------------------------------------------------------
 
 
-@given(st.timedeltas(timedelta(0), timedelta(days=6)), st.integers(1, 9))
+@given(st.timedeltas(timedelta(milliseconds=MIN_SNOOZE_MS), timedelta(days=6)), st.integers(1, 9))
 def test_snoozing_uses_up_no_attempt_and_is_never_early(delay: timedelta, attempt: int) -> None:
     run = run_of(Delivery(job_type="test", attempt=attempt, error_type="OSError"))
     outcome = ROUTER.settle(run, Snooze(delay, "not yet"), replace(RULES, max_retries=0))
@@ -357,22 +357,40 @@ def test_snoozing_uses_up_no_attempt_and_is_never_early(delay: timedelta, attemp
     assert told(outcome).error_message == "not yet"
 
 
-def test_a_snooze_into_the_past_is_due_now() -> None:
-    outcome = ROUTER.settle(run_of(), Snooze(-timedelta(days=3)), RULES)
-    assert parse(only_record(outcome).headers).not_before_ms == FINISHED
+@pytest.mark.parametrize("delay", [-timedelta(days=3), timedelta(0), timedelta(milliseconds=99)])
+def test_a_snooze_into_the_past_is_due_soon_but_not_at_once(delay: timedelta) -> None:
+    """A handler that has nothing better to say must not be asked thousands of times a second."""
+    outcome = ROUTER.settle(run_of(), Snooze(delay), RULES)
+    assert parse(only_record(outcome).headers).not_before_ms == FINISHED + MIN_SNOOZE_MS
     assert only_record(outcome).topic == TOPICS.jobs[JobPriority.HIGH]
 
 
 @pytest.mark.parametrize(("over_ms", "state"), [(0, JobStatus.SCHEDULED), (1, JobStatus.RETRYING)])
 def test_beyond_its_limit_a_snooze_is_a_failure_like_others(over_ms: int, state: JobStatus) -> None:
     limit = RULES.snooze_limit_ms
-    left = timedelta(milliseconds=CREATED + limit - FINISHED + over_ms)
-    outcome = ROUTER.settle(run_of(), Snooze(left, "the target is away"), RULES)
+    first = FINISHED - DAY_MS
+    left = timedelta(milliseconds=first + limit - FINISHED + over_ms)
+    run = run_of(Delivery(job_type="test", snoozed_since_ms=first))
+    outcome = ROUTER.settle(run, Snooze(left, "the target is away"), RULES)
     assert outcome.state is state
     if over_ms:
         assert told(outcome).error_type == "SnoozeLimitReached"
         assert "the target is away" in (told(outcome).error_message or "")
         assert parse(only_record(outcome).headers).attempt == 2
+
+
+def test_a_job_that_was_made_weeks_ago_may_wait_like_any_other() -> None:
+    """It was delayed, or redriven: the limit counts from its first snooze in this life."""
+    run = run_of(created_at=FINISHED - 30 * DAY_MS)
+    outcome = ROUTER.settle(run, Snooze(timedelta(hours=1)), RULES)
+    assert outcome.state is JobStatus.SCHEDULED
+    assert parse(only_record(outcome).headers).snoozed_since_ms == run.started_at
+
+
+def test_a_job_of_an_unknown_type_waits_for_its_fifteen_minutes_whatever_the_limit_of_snoozes() -> None:
+    run = run_of(Delivery(job_type="test", snoozed_since_ms=1), unknown_since_ms=FINISHED - 1_000)
+    outcome = ROUTER.settle(run, Snooze(timedelta(seconds=10)), RULES)
+    assert outcome.state is JobStatus.SCHEDULED
 
 
 def test_the_longest_snooze_does_not_overflow() -> None:
