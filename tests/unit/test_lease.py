@@ -1,0 +1,62 @@
+"""May jobs start? Answers keep the lease; after too long a silence it takes a commit that began later."""
+
+from __future__ import annotations
+
+import pytest
+
+from workers.lease import Lease
+
+pytestmark = pytest.mark.worker_coordination
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def lease(clock: Clock) -> Lease:
+    return Lease(5.0, clock)
+
+
+def test_it_holds_as_long_as_kafka_answers(lease: Lease, clock: Clock) -> None:
+    for _ in range(10):
+        clock.now += 4.9
+        assert lease.holds
+        lease.answered()
+    clock.now += 5.1
+    assert not lease.holds
+
+
+def test_an_answer_after_too_long_a_silence_is_not_enough(lease: Lease, clock: Clock) -> None:
+    """A process that was frozen hears the broker at once; whether the group has given it up, that does not say."""
+    clock.now += 5.1
+    lease.answered()
+    assert not lease.holds
+    lease.committed(lease.begin())
+    assert lease.holds
+
+
+def test_a_transaction_that_began_before_the_silence_proves_nothing(lease: Lease, clock: Clock) -> None:
+    before = lease.begin()
+    clock.now += 5.1
+    lease.committed(before)
+    assert not lease.holds
+
+
+def test_a_transaction_that_begins_first_thing_after_the_silence_notices_it(
+    lease: Lease, clock: Clock
+) -> None:
+    clock.now += 5.1
+    after = lease.begin()
+    assert not lease.holds
+    lease.committed(after)
+    assert lease.holds
