@@ -461,7 +461,7 @@ class WorkerProcess:
         if not self._lease.holds:
             if not self._cut_off:
                 silent_s = round(self._lease.silent_s, 1)
-                log.error("no answer from Kafka for too long: everything is cancelled", silent_s=silent_s)
+                log.error("no answer from Kafka: everything is cancelled", silent_s=silent_s)
                 self._cut_off = True
                 self._committer.counters.event("cut_off")
                 self._executor.cancel_all(RELEASED)
