@@ -458,6 +458,9 @@ class WorkerProcess:
     def _check_lease(self) -> None:
         """Kafka may have given us up if it has not answered for this long: then others run our jobs, so we must not."""
         self._lease_timer = self._loop.call_later(0.25, self._check_lease)
+        if not self.poller.parts and self._lease.silent_s <= self._lease.seconds:
+            # Nothing that others could have by now; what will be given to us starts after a commit of its own.
+            self._lease.committed(self._lease.begin())
         if not self._lease.holds:
             if not self._cut_off:
                 silent_s = round(self._lease.silent_s, 1)
