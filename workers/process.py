@@ -470,7 +470,7 @@ class WorkerProcess:
                 self._executor.cancel_all(RELEASED)
             self._committer.prove()
         elif self._cut_off:
-            log.info("Kafka answers again, and the group still knows this worker")
+            log.info("Kafka answers again")
             self._cut_off = False
             self._executor.wake()
 
