@@ -9,14 +9,14 @@ about itself is used in one place only, to know which partitions it owned.
 from __future__ import annotations
 
 import json
-from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Final
 
-from tests.guarantees.evidence import FINAL, Evidence, JobRecord, Life, Run, Status, Trouble
+from tests.guarantees.evidence import FINAL, Evidence, JobRecord, Run, Status, Trouble
+from tests.guarantees.lives import Lives
+from tests.guarantees.times import measure
 
 #: Written down here once more, not taken from the code that is judged: state to the states that may follow it in one life.
 FOLLOWERS: Final = {
@@ -56,7 +56,8 @@ class Verdict:
 
     accepted: int = 0
     children: int = 0
-    faults: dict[str, int] = field(default_factory=dict)
+    faults: int = 0
+    faults_by_kind: dict[str, int] = field(default_factory=dict)
     final: dict[str, int] = field(default_factory=dict)
     kills: int = 0
     kills_in_flight: int = 0
@@ -74,10 +75,10 @@ class Verdict:
     reexecuted: int = 0
     reasons: dict[str, int] = field(default_factory=dict)
     fenced_remainders: int = 0
-    #: From a kill -9, and from the exit of one that was told to leave, to the next start in each of its partitions.
+    #: How long partitions stood still, and why: ``tests.guarantees.times``.
     takeover_s: float = 0.0
     leave_s: float = 0.0
-    #: The same where a broker was away or Kafka was started again meanwhile.
+    rebalance_s: float = 0.0
     takeover_in_trouble_s: float = 0.0
     leave_in_trouble_s: float = 0.0
     standstill_s: float = 0.0
@@ -102,7 +103,11 @@ class Verdict:
 
 def judge(evidence: Evidence) -> Verdict:
     """Everything at once."""
-    verdict = Verdict(accepted=len(evidence.accepted), faults=dict(evidence.faults))
+    verdict = Verdict(
+        accepted=len(evidence.accepted),
+        faults=sum(evidence.faults.values()),
+        faults_by_kind=dict(evidence.faults),
+    )
     _look_at_ends(evidence, verdict)
     _look_at_lineages(evidence, verdict)
     _look_at_transitions(evidence, verdict)
@@ -110,7 +115,9 @@ def judge(evidence: Evidence) -> Verdict:
     _look_at_keys(evidence, verdict)
     _look_at_order(evidence, verdict)
     _look_at_runs(evidence, verdict)
-    _look_at_times(evidence, verdict)
+    _look_at_kills(evidence, verdict)
+    for name, figure in measure(evidence).items():
+        setattr(verdict, name, figure)
     return verdict
 
 
@@ -142,7 +149,7 @@ def _was_interrupted(evidence: Evidence, job_id: str) -> bool:
     runs = sorted((run for run in evidence.runs if run.job_id == job_id), key=lambda run: run.start_ns)
     if len(runs) < _DEATHS or any(run.how == "ended" for run in runs):
         return False
-    last, life = runs[-1], _Deaths(evidence.lives).life_of(runs[-1])
+    last, life = runs[-1], Lives(evidence.lives).life_of(runs[-1])
     frozen = any(
         trouble.pid == life.pid
         and trouble.start_ns < (last.end_ns or life.end_ns)
@@ -219,7 +226,7 @@ def _look_at_starts(evidence: Evidence, verdict: Verdict) -> None:
 
 def _look_at_keys(evidence: Evidence, verdict: Verdict) -> None:
     """No two runs of one key at the same time."""
-    ends = _Deaths(evidence.lives)
+    ends = Lives(evidence.lives)
     by_key: dict[str, list[Run]] = defaultdict(list)
     for run in evidence.runs:
         if run.key is not None:
@@ -227,7 +234,7 @@ def _look_at_keys(evidence: Evidence, verdict: Verdict) -> None:
     for key, runs in by_key.items():
         for first, second in _pairs_that_overlap(runs, ends):
             frozen = _covering(evidence.troubles, first, second)
-            end_ns = ends.of(first)
+            end_ns = ends.end_of(first)
             if frozen is not None and end_ns <= frozen.end_ns + REMAINDER_NS:
                 verdict.fenced_remainders += 1
             else:
@@ -237,10 +244,10 @@ def _look_at_keys(evidence: Evidence, verdict: Verdict) -> None:
                 )
 
 
-def _pairs_that_overlap(runs: list[Run], ends: _Deaths) -> Iterator[tuple[Run, Run]]:
+def _pairs_that_overlap(runs: list[Run], ends: Lives) -> Iterator[tuple[Run, Run]]:
     open_runs: list[Run] = []
     for run in runs:
-        open_runs = [before for before in open_runs if ends.of(before) > run.start_ns]
+        open_runs = [before for before in open_runs if ends.end_of(before) > run.start_ns]
         for before in open_runs:
             yield before, run
         open_runs.append(run)
@@ -328,34 +335,15 @@ def _run_of(status: Status, runs: list[Run]) -> Run | None:
     return min(candidates, key=lambda run: abs(run.start_ms - began))
 
 
-class _Deaths:
-    """When each process ended, and so each run in it that has no end."""
-
-    def __init__(self, lives: Iterable[Life]) -> None:
-        self._by_worker: dict[str, list[Life]] = defaultdict(list)
-        for life in sorted(lives, key=lambda one: one.start_ns):
-            self._by_worker[life.worker].append(life)
-
-    def life_of(self, run: Run) -> Life:
-        """The worker process of a run; it may have run in a child of it."""
-        lives = self._by_worker[run.worker.partition(".")[0]]
-        place = bisect_right([life.start_ns for life in lives], run.start_ns) - 1
-        return lives[max(place, 0)]
-
-    def of(self, run: Run) -> int:
-        """When a run ended."""
-        return run.end_ns if run.end_ns is not None else self.life_of(run).end_ns
-
-
 class _Explanations:
     """Why a run may have had no outcome."""
 
     def __init__(self, evidence: Evidence) -> None:
-        self._deaths = _Deaths(evidence.lives)
+        self._lives = Lives(evidence.lives)
         self._troubles = evidence.troubles
 
     def __call__(self, run: Run) -> str | None:
-        life = self._deaths.life_of(run)
+        life = self._lives.life_of(run)
         end_ns = run.end_ns
         if end_ns is None:
             return "killed" if life.end in ("killed", "stays") else "left" if life.end == "left" else None
@@ -381,62 +369,15 @@ class _Explanations:
         return "broker away" if in_trouble else None
 
 
-def _look_at_times(evidence: Evidence, verdict: Verdict) -> None:
-    """How long partitions stood still, after a kill, after a drain, and at all."""
-    partition_of = {
-        record.job_id: record.partition for record in evidence.topics.jobs if record.topic != "jobs.dlq"
-    }
+def _look_at_kills(evidence: Evidence, verdict: Verdict) -> None:
+    """How many workers were killed under fire, and how many of them while a handler of theirs was running."""
+    lives = Lives(evidence.lives)
     began, stopped = evidence.traffic_ns
-    starts: dict[int, list[int]] = defaultdict(list)
-    for run in evidence.runs:
-        if run.job_id in partition_of:
-            starts[partition_of[run.job_id]].append(run.start_ns)
-    longest = 0
-    for times in starts.values():
-        inside = [began, *(at for at in times if began <= at <= stopped), stopped]
-        longest = max(longest, *(later - earlier for earlier, later in pairwise(inside)))
-    verdict.standstill_s = round(longest / 1e9, 2)
-    open_runs = _Deaths(evidence.lives)
     for life in evidence.lives:
-        if life.end not in ("killed", "left") or not began <= life.end_ns <= stopped:
-            continue
-        gap_s = max(
-            (_gap_s(life, part, starts[part], stopped) for part in _owned(evidence, life)), default=0.0
-        )
-        until_ns = life.end_ns + gap_s * 1e9
-        troubled = any(
-            trouble.kind != "worker_freeze" and trouble.start_ns < until_ns and trouble.end_ns > life.end_ns
-            for trouble in evidence.troubles
-        )
-        figure = ("leave" if life.end == "left" else "takeover") + ("_in_trouble_s" if troubled else "_s")
-        setattr(verdict, figure, max(getattr(verdict, figure), gap_s))
-        if life.end == "left":
+        if life.end != "killed" or not began <= life.end_ns <= stopped:
             continue
         verdict.kills += 1
         verdict.kills_in_flight += any(
-            run.start_ns < life.end_ns <= open_runs.of(run) and open_runs.life_of(run) == life
+            run.start_ns < life.end_ns <= lives.end_of(run) and lives.life_of(run) == life
             for run in evidence.runs
         )
-
-
-def _gap_s(life: Life, part: int, starts: list[int], stopped: int) -> float:
-    """From the end of an owner to the next start in one of its partitions."""
-    place = bisect_right(starts, life.end_ns)
-    following = starts[place] if place < len(starts) else stopped
-    return round((following - life.end_ns) / 1e9, 2)
-
-
-def _owned(evidence: Evidence, life: Life) -> tuple[int, ...]:
-    """The partitions of its last report before it was told to go, or died."""
-    last: tuple[int, ...] = ()
-    end_ms = _wall_ms(evidence, life.told_ns or life.end_ns)
-    for report in evidence.topics.reports:
-        if report.worker.partition(".")[0] == life.worker and report.written_ms <= end_ms:
-            last = report.partitions
-    return last
-
-
-def _wall_ms(evidence: Evidence, at_ns: int) -> float:
-    """A time of the monotonic clock on the wall, by the run nearest to it: the clock on the wall may be set meanwhile."""
-    nearest = min(evidence.runs, key=lambda run: abs(run.start_ns - at_ns))
-    return nearest.start_ms + (at_ns - nearest.start_ns) / 1e6

@@ -53,7 +53,7 @@ _WEIGHTS: Final = {
 
 
 def storm(seed: int, *, pause_s: tuple[float, float] = (1.0, 5.0), session_s: float = 6.0) -> Iterator[Fault]:
-    """Faults without end, the same for the same seed: every kind once in each round, then by weight.
+    """Faults without end, the same for the same seed: every kind once in each round, and some more by weight.
 
     Args:
         seed: decides everything.
@@ -64,7 +64,7 @@ def storm(seed: int, *, pause_s: tuple[float, float] = (1.0, 5.0), session_s: fl
     kinds = list(Kind)
     while True:
         dice.shuffle(kinds)
-        more = dice.choices(kinds, [_WEIGHTS[kind] for kind in kinds], k=2 * len(kinds))
+        more = dice.choices(kinds, [_WEIGHTS[kind] for kind in kinds], k=len(kinds) // 2)
         for kind in (*kinds, *more):
             longest = {Kind.WORKER_FREEZE: session_s + 4, Kind.BROKER_FREEZE: 8.0}.get(kind, 4.0)
             shortest = session_s + 1 if kind is Kind.WORKER_FREEZE else 0.5

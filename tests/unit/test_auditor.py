@@ -114,6 +114,22 @@ def test_honest_evidence_is_found_to_be_so_and_times_are_measured(tmp_path: Path
     assert judge(load(tmp_path / "evidence.json")) == verdict
 
 
+def test_a_partition_that_moves_in_order_shows_how_long_it_stood_still() -> None:
+    evidence = honest()
+    evidence.lives[0] = Life("a", 10, 0, 10 * S, "left", told_ns=9 * S)
+    evidence.runs[3] = ran("four", 9.5, 9.6, how="cancelled")
+    verdict = judge(evidence)
+    assert (verdict.rebalance_s, verdict.leave_s, verdict.takeover_s) == (3.5, 3.0, 0.0)
+    evidence.troubles.append(Trouble("broker_kill", 1 * S, 2 * S))
+    assert judge(evidence).rebalance_s == 0.0, "what a broker's death leaves behind is another matter"
+
+
+def test_jobs_in_processes_of_one_worker_are_no_rebalance() -> None:
+    evidence = honest()
+    evidence.runs[1] = ran("two", 4, 4.5, pid=11)
+    assert judge(evidence).rebalance_s == 0.0
+
+
 def lose(e: Evidence) -> None:
     del e.topics.statuses["two"]
 
