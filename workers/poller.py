@@ -302,18 +302,18 @@ class Poller:
             elif buffered <= self._low and size <= _MAX_BUFFERED_BYTES // 2:
                 self._paused_priorities.discard(priority)
         wanted: set[Place] = set()
-        now_ms = self._now_ms()
+        now_ms, priority_of = self._now_ms(), self._topics.priority_of
         for place, part in self.parts.items():
-            priority_paused = self._topics.priority_of.get(place[0]) in self._paused_priorities
-            if (
-                self._drain
-                or priority_paused
-                or self._is_full(part)
-                or self._has_enough_behind_keys(part, paused=place in self._paused)
-                or self._delays.holds_enough(part, now_ms, paused=place in self._paused)
-                or (
-                    place[0] in self._topics.tier_of and self._is_overdue_enough(paused=place in self._paused)
-                )
+            its_priority, paused = priority_of.get(place[0]), place in self._paused
+            if self._drain or self._is_full(part):
+                wanted.add(place)
+            elif its_priority is not None:
+                if its_priority in self._paused_priorities or self._has_enough_behind_keys(
+                    part, paused=paused
+                ):
+                    wanted.add(place)
+            elif self._is_overdue_enough(paused=paused) or self._delays.holds_enough(
+                part, now_ms, paused=paused
             ):
                 wanted.add(place)
         if wanted == self._paused:
