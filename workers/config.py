@@ -11,7 +11,7 @@ from schemas.errors import SettingsError
 from schemas.offsetmap import check_name
 from schemas.topics import JobPriority
 from streams.settings import Settings, default_worker_id
-from workers.scheduler import DEFAULT_WEIGHTS
+from workers.turns import DEFAULT_WEIGHTS
 
 
 @dataclass(frozen=True)
