@@ -15,7 +15,7 @@ from schemas.errors import UnknownSchema
 from schemas.job import Execution
 from schemas.lifecycle import JobStatus
 from schemas.topics import JobPriority
-from tests.support.executor_bench import Bench, FakeDecoded, Gate, error_of, state_of
+from tests.support.executor_bench import HOUR_MS, Bench, FakeDecoded, Gate, error_of, state_of
 from tests.support.messages import partition
 from workers import executor as module
 from workers.context import WorkerContext
@@ -64,6 +64,25 @@ async def test_a_handler_within_its_limit_is_left_alone(bench: Bench) -> None:
     assert not gate.context.cancelled
     gate.opened.set()
     assert state_of((await bench.ended())[0]) is JobStatus.SUCCEEDED
+
+
+@pytest.mark.parametrize("by_ms", [HOUR_MS, -HOUR_MS])
+async def test_a_broker_whose_clock_is_set_neither_ends_a_run_nor_prolongs_it(
+    bench: Bench, by_ms: int
+) -> None:
+    gate = Gate()
+    bench.add(gate, timeout_ms=500)
+    bench.executor.wake()
+    await gate.started.wait()
+    bench.set_clock(by_ms)
+    bench.now_ms += 499
+    await bench.until(lambda: not bench.executor._fresh and not bench.executor._aging)
+    bench.executor._sweep()
+    assert gate.context is not None
+    assert not gate.context.cancelled
+    bench.now_ms += 2
+    (outcome,) = await bench.ended()
+    assert error_of(outcome)[0] == "Timeout"
 
 
 async def stubborn(job: Any, context: WorkerContext) -> Success:
