@@ -49,7 +49,8 @@ log = structlog.get_logger("rustfs_workers.executor")
 _SLICE_NS: Final = 2_000_000
 #: How long a job must survive alone before others may run beside it; doubled with each further death.
 ALONE_MS: Final = 30_000
-#: A thread handler that ignores its timeout is left to itself after this; its thread cannot be ended.
+#: A thread handler that ignores its timeout is left to itself after this; its thread cannot be ended. A coroutine that
+#: swallows its cancellation is cancelled again, each time.
 ABANDON_AFTER_MS: Final = 10_000
 #: An unknown type may belong to a release that is being rolled out.
 UNKNOWN_TYPE_LIMIT_MS: Final = 15 * 60_000
@@ -110,12 +111,15 @@ class Active:
         self.progress_at = 0
 
     def cancel(self, reason: str) -> None:
-        """Ask the handler to end; the first reason counts."""
-        if self.cancel_reason is None:
+        """Ask the handler to end; the first reason counts. A coroutine that goes on all the same may be asked again."""
+        again = self.cancel_reason is not None
+        if not again:
             self.cancel_reason = reason
             self.context.cancelled = True
-            if self.handler.execution != "thread" and self.task is not None:
-                self.task.cancel()
+        if self.task is not None and self.handler.execution in (
+            ("async",) if again else ("async", "process")
+        ):
+            self.task.cancel()
 
 
 def _steady_ms() -> int:
@@ -536,8 +540,14 @@ class Executor:
                 timeout_ms=active.timeout_ms,
             )
             active.cancel(TIMEOUT)
-            if active.handler.execution == "thread":
+            if active.handler.execution != "process":
                 heapq.heappush(self._deadlines, (now + ABANDON_AFTER_MS, next(self._order), active))
+        elif active.handler.execution == "async":
+            log.error(
+                "handler ignores its cancellation", job_id=active.context.job_id, type=active.context.job_type
+            )
+            active.cancel(TIMEOUT)
+            heapq.heappush(self._deadlines, (now + ABANDON_AFTER_MS, next(self._order), active))
         elif active.abandoned is not None and not active.abandoned.done():
             log.error("thread abandoned", job_id=active.context.job_id, type=active.context.job_type)
             active.abandoned.set_result(None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -92,6 +93,45 @@ async def stubborn(job: Any, context: WorkerContext) -> Success:
     except asyncio.CancelledError:
         return Success({"cleaned": True})
     return Success()
+
+
+def deaf_to(cancellations: int) -> Any:
+    async def call(job: Any, context: WorkerContext) -> None:
+        for _ in range(cancellations):
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+        await asyncio.Event().wait()
+
+    return call
+
+
+async def test_a_handler_that_swallows_its_cancellation_is_cancelled_again(bench: Bench) -> None:
+    """An ``except`` around one step of many: the job ran on for ever, with its slot and its key."""
+    bench.add(deaf_to(2), timeout_ms=500)
+    bench.executor.wake()
+    await bench.until(lambda: bool(bench.executor.active))
+    bench.now_ms += 501
+    for _ in range(2):
+        await bench.until(lambda: not bench.executor._fresh and not bench.executor._aging)
+        bench.executor._sweep()
+        await asyncio.sleep(0)
+        assert bench.ends == []
+        bench.now_ms += module.ABANDON_AFTER_MS
+    (outcome,) = await bench.ended()
+    assert error_of(outcome)[0] == "Timeout"
+
+
+async def test_a_released_handler_that_has_swallowed_its_time_out_is_cancelled_again(bench: Bench) -> None:
+    one = bench.add(deaf_to(1), timeout_ms=500)
+    bench.executor.wake()
+    await bench.until(lambda: bool(bench.executor.active))
+    (active,) = bench.executor.active
+    bench.now_ms += 501
+    await bench.until(lambda: active.cancel_reason is not None)
+    await asyncio.sleep(0)
+    one.part.releasing = True
+    await bench.executor.release({one.part}, 0)
+    assert not bench.executor.active
 
 
 async def test_the_limit_of_a_job_that_has_ended_is_not_that_of_the_next_one_in_its_slot() -> None:
