@@ -297,8 +297,13 @@ class _Bulk:
 
     def add(self, item: Job | tuple[Job, JobPriority]) -> None:
         job, priority = item if isinstance(item, tuple) else (item, self._options.priority)
+        now_ms = time.time_ns() // 1_000_000
+        if now_ms != self._now_ms:
+            # The source may be slow. What remains until a given time, and so the topic, is then another for each job.
+            self._now_ms = now_ms
+            if self._options.at is not None:
+                self._settled.clear()
         if len(self.ids) % _CHUNK == 0:
-            self._now_ms = time.time_ns() // 1_000_000
             self._serve(0)
             self._prepared.clear()
             # A few jobs are spread evenly; many are sent in runs, which make fuller batches.

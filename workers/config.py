@@ -9,9 +9,9 @@ from datetime import timedelta
 
 from schemas.errors import SettingsError
 from schemas.offsetmap import check_name
-from schemas.topics import JobPriority
+from schemas.topics import PRIORITIES, JobPriority
 from streams.settings import Settings, default_worker_id
-from workers.scheduler import DEFAULT_WEIGHTS
+from workers.turns import DEFAULT_WEIGHTS
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,12 @@ class WorkerConfig:
         ):
             if getattr(self, name) < timedelta(0):
                 raise SettingsError(f"{name} must not be negative, it is {getattr(self, name)}")
+        for priority in PRIORITIES:
+            weight = self.priority_weights.get(priority, 0)
+            if weight < 1:
+                raise SettingsError(
+                    f"priority_weights must give each priority 1 or more, {priority.value} has {weight}"
+                )
         if not self.worker_id:
             raise SettingsError("worker_id must not be empty")
 

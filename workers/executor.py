@@ -49,7 +49,8 @@ log = structlog.get_logger("rustfs_workers.executor")
 _SLICE_NS: Final = 2_000_000
 #: How long a job must survive alone before others may run beside it; doubled with each further death.
 ALONE_MS: Final = 30_000
-#: A thread handler that ignores its timeout is left to itself after this; its thread cannot be ended.
+#: A thread handler that ignores its timeout is left to itself after this; its thread cannot be ended. A coroutine that
+#: swallows its cancellation is cancelled again, each time.
 ABANDON_AFTER_MS: Final = 10_000
 #: An unknown type may belong to a release that is being rolled out.
 UNKNOWN_TYPE_LIMIT_MS: Final = 15 * 60_000
@@ -76,7 +77,8 @@ class Active:
         "done",
         "handler",
         "message",
-        "progress_at_ms",
+        "progress_at",
+        "since",
         "started_ms",
         "task",
         "timeout_ms",
@@ -89,28 +91,39 @@ class Active:
         handler: Handler,
         context: WorkerContext,
         started_ms: int,
+        since: int,
         timeout_ms: int,
     ) -> None:
         self.message = message
         self.decoded = decoded
         self.handler = handler
         self.context = context
+        #: By broker time, for people.
         self.started_ms = started_ms
+        #: By the steady clock, like every other time in here: a broker's clock that is set times nobody out.
+        self.since = since
         self.timeout_ms = timeout_ms
         self.task: asyncio.Task[Any] | None = None
         self.cancel_reason: str | None = None
         self.done = False
         self.abandoned: asyncio.Future[None] | None = None
         self.announced_progress: tuple[int, int | None] | None = None
-        self.progress_at_ms = 0
+        self.progress_at = 0
 
     def cancel(self, reason: str) -> None:
-        """Ask the handler to end; the first reason counts."""
-        if self.cancel_reason is None:
+        """Ask the handler to end; the first reason counts. A coroutine that goes on all the same may be asked again."""
+        again = self.cancel_reason is not None
+        if not again:
             self.cancel_reason = reason
             self.context.cancelled = True
-            if self.handler.execution != "thread" and self.task is not None:
-                self.task.cancel()
+        if self.task is not None and self.handler.execution in (
+            ("async",) if again else ("async", "process")
+        ):
+            self.task.cancel()
+
+
+def _steady_ms() -> int:
+    return time.monotonic_ns() // 1_000_000
 
 
 class Executor:
@@ -130,6 +143,7 @@ class Executor:
         worker_name: str,
         may_start: Callable[[], bool] = lambda: True,
         processes: ProcessPool | None = None,
+        steady_ms: Callable[[], int] = _steady_ms,
     ) -> None:
         self._config = config
         self._handlers = handlers
@@ -139,6 +153,7 @@ class Executor:
         self._emit = emit
         self._planner = planner
         self._now_ms = now_ms
+        self._steady_ms = steady_ms
         self._worker = worker_name
         self._may_start = may_start
         self._processes = processes
@@ -348,7 +363,7 @@ class Executor:
         timeout_ms = record["timeout_ms"]
         if timeout_ms is None:
             timeout_ms = decoded.timeout_ms
-        active = Active(message, decoded, handler, context, started_ms, timeout_ms)
+        active = Active(message, decoded, handler, context, started_ms, self._steady_ms(), timeout_ms)
         active.task = slot
         self.active[active] = None
         if handler.execution != "process":
@@ -468,7 +483,7 @@ class Executor:
 
         def on_start() -> None:
             # Until a process was free the job waited for its turn: its time begins here.
-            active.started_ms = self._now_ms()
+            active.started_ms, active.since = self._now_ms(), self._steady_ms()
             self._fresh.append(active)
 
         return await self._processes.run(active.handler, body, active.context, on_start=on_start)
@@ -484,13 +499,11 @@ class Executor:
 
     def _look_around(self) -> None:
         """Look at what is still running, once a tick."""
-        now = self._now_ms()
+        now = self._steady_ms()
         for active in self._aging:
             if not active.done:
                 self._announce(active)
-                heapq.heappush(
-                    self._deadlines, (active.started_ms + active.timeout_ms, next(self._order), active)
-                )
+                heapq.heappush(self._deadlines, (active.since + active.timeout_ms, next(self._order), active))
         self._aging, self._fresh = self._fresh, []
         while self._deadlines and (self._deadlines[0][0] <= now or self._deadlines[0][2].done):
             _, _, active = heapq.heappop(self._deadlines)
@@ -503,7 +516,7 @@ class Executor:
         isolated = self._scheduler.isolated
         if isolated is not None and any(
             a.message is isolated
-            and now - a.started_ms > ALONE_MS << isolated.part.further_deaths(isolated.offset)
+            and now - a.since > ALONE_MS << isolated.part.further_deaths(isolated.offset)
             for a in self.active
         ):
             self._scheduler.survived()
@@ -527,15 +540,21 @@ class Executor:
                 timeout_ms=active.timeout_ms,
             )
             active.cancel(TIMEOUT)
-            if active.handler.execution == "thread":
+            if active.handler.execution != "process":
                 heapq.heappush(self._deadlines, (now + ABANDON_AFTER_MS, next(self._order), active))
+        elif active.handler.execution == "async":
+            log.error(
+                "handler ignores its cancellation", job_id=active.context.job_id, type=active.context.job_type
+            )
+            active.cancel(TIMEOUT)
+            heapq.heappush(self._deadlines, (now + ABANDON_AFTER_MS, next(self._order), active))
         elif active.abandoned is not None and not active.abandoned.done():
             log.error("thread abandoned", job_id=active.context.job_id, type=active.context.job_type)
             active.abandoned.set_result(None)
 
     def _announce(self, active: Active, progress: tuple[int, int | None] | None = None) -> None:
         active.announced_progress = progress
-        active.progress_at_ms = self._now_ms()
+        active.progress_at = self._steady_ms()
         change = self._status_of_running(active, progress)
         self._emit(Outcome(None, change, owner=active.message))
 
@@ -562,7 +581,7 @@ class Executor:
             if (
                 progress is not None
                 and progress != active.announced_progress
-                and now - active.progress_at_ms >= _PROGRESS_INTERVAL_MS
+                and now - active.progress_at >= _PROGRESS_INTERVAL_MS
             ):
                 self._announce(active, progress)
 

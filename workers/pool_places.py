@@ -9,11 +9,12 @@ coroutine would wait for the longest of them.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Mapping
 
 from schemas.topics import PRIORITIES, JobPriority
 from workers.message import Message
 from workers.offsets import PartitionState
+from workers.turns import Turns
 
 
 class PoolPlaces:
@@ -23,13 +24,23 @@ class PoolPlaces:
         size: processes in the pool.
         needs: whether a message's job runs there. It looks at the bytes only: one from an older writer may be taken for
             another, and waits for its process in a slot.
+        weights, strict, max_wait_ms: see ``Turns``. Those that wait here share the places as all others share the slots.
     """
 
-    def __init__(self, size: int, needs: Callable[[Message], bool]) -> None:
+    def __init__(
+        self,
+        size: int,
+        needs: Callable[[Message], bool],
+        *,
+        weights: Mapping[JobPriority, int] | None = None,
+        strict: bool = False,
+        max_wait_ms: Mapping[JobPriority, int] | None = None,
+    ) -> None:
         self._size = size
         self._needs = needs
         self._taken: set[Message] = set()
         self._waiting: dict[JobPriority, deque[Message]] = {priority: deque() for priority in PRIORITIES}
+        self._turns = Turns(self._waiting, weights=weights, strict=strict, max_wait_ms=max_wait_ms)
 
     @property
     def can_admit(self) -> bool:
@@ -52,14 +63,13 @@ class PoolPlaces:
         if self._needs(message):
             self._taken.add(message)
 
-    def admit(self) -> list[Message]:
-        """Those who have a place now, the most urgent first, and among equals in the order of their turns."""
+    def admit(self, now_ms: int) -> list[Message]:
+        """Those who have a place now, in the order of their turns."""
         admitted: list[Message] = []
-        for waiting in self._waiting.values():
-            while waiting and len(self._taken) < self._size:
-                message = waiting.popleft()
-                self._taken.add(message)
-                admitted.append(message)
+        while len(self._taken) < self._size and (waiting := self._turns.choose(now_ms)) is not None:
+            message = waiting.popleft()
+            self._taken.add(message)
+            admitted.append(message)
         return admitted
 
     def leave(self, message: Message) -> None:
@@ -76,9 +86,11 @@ class PoolPlaces:
     def purge(self, parts: Container[PartitionState]) -> list[Message]:
         """Those of these partitions wait no longer. Returns them."""
         gone: list[Message] = []
-        for priority, waiting in self._waiting.items():
+        for waiting in self._waiting.values():
             left = [message for message in waiting if message.part in parts]
             if left:
                 gone += left
-                self._waiting[priority] = deque(m for m in waiting if m.part not in parts)
+                kept = [message for message in waiting if message.part not in parts]
+                waiting.clear()
+                waiting.extend(kept)
         return gone

@@ -107,11 +107,9 @@ class WorkerProcess:
         self._delays = Delays()
         decoder = Decoder(codec, handlers, config, self._learn_schema)
         uses_processes = any(handler.execution == "process" for handler in handlers)
-        self._scheduler = Scheduler(
-            weights=config.priority_weights,
-            strict=config.strict_priorities,
-            pool=PoolPlaces(config.process_pool_size, decoder.runs_in_process) if uses_processes else None,
-        )
+        weights, strict = config.priority_weights, config.strict_priorities
+        pool = PoolPlaces(config.process_pool_size, decoder.runs_in_process, weights=weights, strict=strict)
+        self._scheduler = Scheduler(weights=weights, strict=strict, pool=pool if uses_processes else None)
         self._processes = ProcessPool(config.process_pool_size, handlers)
         forgotten = self._forgotten = ForgottenTransactions(
             settings, lambda: self.poller.partition_count or 0

@@ -16,41 +16,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Mapping
-from typing import Final
 
 from schemas.topics import PRIORITIES, JobPriority
 from workers.message import Message
 from workers.offsets import ALONE_AFTER, PartitionState
 from workers.pool_places import PoolPlaces
 from workers.time_share import TimeShare
-
-DEFAULT_WEIGHTS: Final[Mapping[JobPriority, int]] = {
-    JobPriority.CRITICAL: 8,
-    JobPriority.HIGH: 4,
-    JobPriority.NORMAL: 2,
-    JobPriority.LOW: 1,
-}
-#: A job that waited longer than this (since its record was written) takes turns with the critical ones, no more:
-#: hours of backlog must leave the others their share.
-DEFAULT_MAX_WAIT_MS: Final[Mapping[JobPriority, int]] = {
-    JobPriority.HIGH: 30_000,
-    JobPriority.NORMAL: 120_000,
-    JobPriority.LOW: 600_000,
-}
-
-
-def turns(weights: Mapping[JobPriority, int]) -> tuple[JobPriority, ...]:
-    """The order in which priorities get their turns: each as often as its weight says, spread evenly."""
-    total = sum(weights.values())
-    credit = dict.fromkeys(PRIORITIES, 0)
-    order = []
-    for _ in range(total):  # smooth weighted round robin, as in nginx
-        for priority in PRIORITIES:
-            credit[priority] += weights.get(priority, 0)
-        chosen = max(PRIORITIES, key=lambda p: credit[p])
-        credit[chosen] -= total
-        order.append(chosen)
-    return tuple(order)
+from workers.turns import Turns
 
 
 class _KeyLock:
@@ -93,13 +65,9 @@ class Scheduler:
         max_wait_ms: Mapping[JobPriority, int] | None = None,
         pool: PoolPlaces | None = None,
     ) -> None:
-        self._turns = turns(weights or DEFAULT_WEIGHTS)
-        self._turn = 0
-        self._strict = strict
-        self._max_wait_ms = dict(DEFAULT_MAX_WAIT_MS if max_wait_ms is None else max_wait_ms)
         self._buffers: dict[JobPriority, deque[Message]] = {p: deque() for p in PRIORITIES}
         self._in_order = tuple(self._buffers.values())
-        self._promote_next = False
+        self._turns = Turns(self._buffers, weights=weights, strict=strict, max_wait_ms=max_wait_ms)
         self._parked: dict[PartitionState, deque[Message]] = {}
         #: Key to the one message that holds it, or to a lock with a queue.
         self._keys: dict[bytes, Message | _KeyLock] = {}
@@ -183,7 +151,7 @@ class Scheduler:
         if self._isolating():
             return None
         if self._pool is not None and self._pool.can_admit:
-            for admitted in reversed(self._pool.admit()):
+            for admitted in reversed(self._pool.admit(now_ms)):
                 assert admitted.priority is not None  # noqa: S101
                 self._buffers[admitted.priority].appendleft(admitted)
         if self._alone and self._is_turn_of_alone(now_ms):
@@ -198,7 +166,7 @@ class Scheduler:
 
     def _take_in_turn(self, now_ms: int) -> Message | None:
         while True:
-            buffer = self._choose(now_ms)
+            buffer = self._turns.choose(now_ms)
             if buffer is None:
                 return None
             message = buffer.popleft()
@@ -311,47 +279,6 @@ class Scheduler:
     def has_parked(self) -> bool:
         """Whether messages wait for a commit."""
         return bool(self._parked) or bool(self._alone)
-
-    def _choose(self, now_ms: int) -> deque[Message] | None:
-        """The buffer whose turn it is."""
-        first = None
-        for buffer in self._in_order:
-            if buffer:
-                if first is not None:
-                    break
-                first = buffer
-        else:
-            return first  # none, or only one priority has work
-        overdue = self._overdue(now_ms)
-        if self._strict:
-            self._promote_next = overdue is not None and not self._promote_next
-            return first if self._promote_next or overdue is None else overdue
-        while True:
-            priority = self._turns[self._turn]
-            self._turn = (self._turn + 1) % len(self._turns)
-            buffer = self._buffers[priority]
-            if (
-                priority is JobPriority.CRITICAL
-                and overdue is not None
-                and (self._promote_next or not buffer)
-            ):
-                self._promote_next = False
-                return overdue
-            if buffer:
-                if priority is JobPriority.CRITICAL:
-                    self._promote_next = True
-                return buffer
-
-    def _overdue(self, now_ms: int) -> deque[Message] | None:
-        """The buffer whose head has waited beyond its priority's limit, the one waiting longest first."""
-        worst, found = 0, None
-        for priority, limit in self._max_wait_ms.items():
-            buffer = self._buffers[priority]
-            if buffer:
-                over = now_ms - buffer[0].timestamp_ms - limit
-                if over > worst:
-                    worst, found = over, buffer
-        return found
 
     def turn_is_due(self, now_ms: int) -> bool:
         """Whether, with time, somebody may start who was held back by those that run alone, or they themselves."""

@@ -7,7 +7,8 @@ import pytest
 from tests.simulation.planted import PLANTED
 from tests.simulation.world import World
 
-pytestmark = [pytest.mark.worker_coordination, pytest.mark.distributed]
+# Pure computation, most of a minute of it: a limit that a busy machine does not reach.
+pytestmark = [pytest.mark.worker_coordination, pytest.mark.distributed, pytest.mark.timeout(600)]
 
 _SEEDS = 600
 

@@ -73,6 +73,8 @@ class Bench:
 
     def __init__(self, concurrency: int = 4) -> None:
         self.now_ms = NOW_MS
+        #: So much of ``now_ms`` is no time that has passed: the broker's clock was set.
+        self.set_by_ms = 0
         self.outcomes: list[Outcome] = []
         self.failures: list[BaseException] = []
         self.emitted = asyncio.Event()
@@ -98,6 +100,7 @@ class Bench:
             now_ms=lambda: self.now_ms,
             worker_name="w.0",
             may_start=lambda: self.may_start,
+            steady_ms=lambda: self.now_ms - self.set_by_ms,
         )
         self.executor.on_failure(self.failures.append)
 
@@ -111,6 +114,11 @@ class Bench:
     def _emit(self, outcome: Outcome) -> None:
         self.outcomes.append(outcome)
         self.emitted.set()
+
+    def set_clock(self, by_ms: int) -> None:
+        """As if somebody had set the broker's clock; no time passes."""
+        self.now_ms += by_ms
+        self.set_by_ms += by_ms
 
     def add(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from schemas.codec import Codec
 from schemas.topics import Topics
 from streams import producer as producer_module
-from streams.outgoing import JobOptions, Rules
+from streams.outgoing import JobOptions, OutgoingJob, Rules
 from streams.producer import _Bulk
 from tests.support.deployments import Sample
 
@@ -57,6 +58,31 @@ def test_nobody_waits_for_a_bulk_much_longer_than_a_millisecond(
     before = len(clock.naps)
     quiet.add(Sample())
     assert len(clock.naps) == before
+
+
+def test_a_bulk_whose_source_is_slow_says_of_each_job_when_it_was_made(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A time by the calendar is the same for all of them, however long it took to read the first ones."""
+    clock, sent = Clock(), []
+    monkeypatch.setattr(producer_module, "time", clock)
+
+    def send(outgoing: OutgoingJob, _: Any) -> bool:
+        sent.append(outgoing)
+        return True
+
+    outbox = SimpleNamespace(send=send, prepare=lambda *_, **__: None, next_partition=lambda: 0)
+    owner: Any = SimpleNamespace(outbox=outbox, rules=Rules(Codec(), Topics("p.")))
+    bulk = _Bulk(
+        owner, JobOptions(at=datetime.fromtimestamp(clock.now + 200, UTC)), lambda _: None, yielding=False
+    )
+    for _ in range(300):
+        bulk.add(Sample())
+        clock.now += 1.0
+    assert [one.timestamp_ms for one in sent] == [100_000 + 1_000 * count for count in range(300)]
+    assert {dict(one.headers).get("rfw-not-before") for one in sent[:200]} == {b"300000"}
+    assert sent[170].topic == "p.jobs.retry.30s", "not one whose delay is longer than what remains"
+    assert {one.topic for one in sent[200:]} == {"p.jobs.normal"}
 
 
 @pytest.mark.parametrize("strikes", ["after a record was handed over", "in the report of a record"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -15,7 +16,7 @@ from schemas.errors import UnknownSchema
 from schemas.job import Execution
 from schemas.lifecycle import JobStatus
 from schemas.topics import JobPriority
-from tests.support.executor_bench import Bench, FakeDecoded, Gate, error_of, state_of
+from tests.support.executor_bench import HOUR_MS, Bench, FakeDecoded, Gate, error_of, state_of
 from tests.support.messages import partition
 from workers import executor as module
 from workers.context import WorkerContext
@@ -66,6 +67,25 @@ async def test_a_handler_within_its_limit_is_left_alone(bench: Bench) -> None:
     assert state_of((await bench.ended())[0]) is JobStatus.SUCCEEDED
 
 
+@pytest.mark.parametrize("by_ms", [HOUR_MS, -HOUR_MS])
+async def test_a_broker_whose_clock_is_set_neither_ends_a_run_nor_prolongs_it(
+    bench: Bench, by_ms: int
+) -> None:
+    gate = Gate()
+    bench.add(gate, timeout_ms=500)
+    bench.executor.wake()
+    await gate.started.wait()
+    bench.set_clock(by_ms)
+    bench.now_ms += 499
+    await bench.until(lambda: not bench.executor._fresh and not bench.executor._aging)
+    bench.executor._sweep()
+    assert gate.context is not None
+    assert not gate.context.cancelled
+    bench.now_ms += 2
+    (outcome,) = await bench.ended()
+    assert error_of(outcome)[0] == "Timeout"
+
+
 async def stubborn(job: Any, context: WorkerContext) -> Success:
     """Ends well where others would end."""
     try:
@@ -73,6 +93,45 @@ async def stubborn(job: Any, context: WorkerContext) -> Success:
     except asyncio.CancelledError:
         return Success({"cleaned": True})
     return Success()
+
+
+def deaf_to(cancellations: int) -> Any:
+    async def call(job: Any, context: WorkerContext) -> None:
+        for _ in range(cancellations):
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+        await asyncio.Event().wait()
+
+    return call
+
+
+async def test_a_handler_that_swallows_its_cancellation_is_cancelled_again(bench: Bench) -> None:
+    """An ``except`` around one step of many: the job ran on for ever, with its slot and its key."""
+    bench.add(deaf_to(2), timeout_ms=500)
+    bench.executor.wake()
+    await bench.until(lambda: bool(bench.executor.active))
+    bench.now_ms += 501
+    for _ in range(2):
+        await bench.until(lambda: not bench.executor._fresh and not bench.executor._aging)
+        bench.executor._sweep()
+        await asyncio.sleep(0)
+        assert bench.ends == []
+        bench.now_ms += module.ABANDON_AFTER_MS
+    (outcome,) = await bench.ended()
+    assert error_of(outcome)[0] == "Timeout"
+
+
+async def test_a_released_handler_that_has_swallowed_its_time_out_is_cancelled_again(bench: Bench) -> None:
+    one = bench.add(deaf_to(1), timeout_ms=500)
+    bench.executor.wake()
+    await bench.until(lambda: bool(bench.executor.active))
+    (active,) = bench.executor.active
+    bench.now_ms += 501
+    await bench.until(lambda: active.cancel_reason is not None)
+    await asyncio.sleep(0)
+    one.part.releasing = True
+    await bench.executor.release({one.part}, 0)
+    assert not bench.executor.active
 
 
 async def test_the_limit_of_a_job_that_has_ended_is_not_that_of_the_next_one_in_its_slot() -> None:

@@ -78,6 +78,7 @@ async def work_off(monkeypatch: pytest.MonkeyPatch, look: Callable[[int], None])
         emit=outcomes.append,
         planner=lambda *_: ("", None),  # type: ignore[arg-type]
         now_ms=lambda: 0,
+        steady_ms=lambda: 0,
         worker_name="w.0",
     )
     messages = backlog(codec)

@@ -120,3 +120,21 @@ def test_one_that_must_run_alone_waits_for_no_place() -> None:
     assert scheduler.take(NOW_MS) is None
     commit(part)
     assert take(scheduler).part is part
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_low_jobs_have_their_share_of_the_processes_however_many_urgent_ones_wait(strict: bool) -> None:  # noqa: FBT001
+    """By weight, or once they have waited too long."""
+    scheduler = Scheduler(strict=strict, pool=PoolPlaces(1, needs_a_process, strict=strict))
+    low, critical = open_partition(LOW), open_partition(CRITICAL)
+    arrive(scheduler, *(message(low, offset, timestamp_ms=NOW_MS) for offset in range(10)))
+    arrive(scheduler, *(message(critical, offset, timestamp_ms=NOW_MS) for offset in range(90)))
+    ran = []
+    for _ in range(60):
+        taken = scheduler.take(NOW_MS + 600_001 if strict else NOW_MS)
+        assert taken is not None
+        ran.append(taken.priority)
+        assert scheduler.take(NOW_MS) is None, "another slot looks, and finds no process"
+        scheduler.done(taken)
+    assert ran.count(LOW) >= 5
+    assert ran.count(CRITICAL) >= 25

@@ -21,7 +21,8 @@ from tests.support.schedule_bench import (
     open_partition,
     take,
 )
-from workers.scheduler import DEFAULT_MAX_WAIT_MS, DEFAULT_WEIGHTS, Scheduler, turns
+from workers.scheduler import Scheduler
+from workers.turns import DEFAULT_MAX_WAIT_MS, DEFAULT_WEIGHTS, turns
 
 pytestmark = pytest.mark.worker_coordination
 

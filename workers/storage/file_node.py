@@ -9,6 +9,10 @@ between two jobs, so the disk can be unmounted.
 
 **Publishing.** Readers see the old object, the new one, or none, never a part (``file_place``).
 
+**Writers.** Whoever puts objects into a node has to publish them whole as well, by a rename. A file that is rewritten in
+place while it is copied can be copied half old, half new: its time of change is set when the writing begins, so nothing
+tells that it goes on. A job with ``expected_sha256`` refuses such a copy.
+
 **Power loss.** Without ``durable``, the default, the kernel writes within about 30 s; after a *power loss or
 kernel crash* (not after a crash of the worker) a copy of the last seconds can be missing, or empty, or partly
 zero, although its job succeeded. The source is untouched, and healing finds such copies by their hash. With

@@ -108,9 +108,8 @@ class MemoryProducer:
         """Write a record. In a transaction a failure shows when it is committed."""
         self.kafka.on_step("produce", self)
         if self.transactional_id is None:
-            offset = self.kafka.append(topic, partition, key, value, headers)
+            record = self.kafka.append(topic, partition, key, value, headers)
             if on_delivery is not None:
-                record = StoredRecord(topic, partition, offset, key, value, headers, self.kafka.now_ms())
                 self._reports.append(lambda: on_delivery(None, MemoryMessage(record)))
             return
         if not self._in_transaction:
@@ -148,7 +147,7 @@ class MemoryProducer:
                 self._id(), self.producer_id, self.epoch, self._timeout_ms
             )
             self.kafka.group(group_metadata.group).check_member(
-                group_metadata.member_id, group_metadata.epoch
+                group_metadata.member_id, group_metadata.epoch, [(tp.topic, tp.partition) for tp in offsets]
             )
             self.kafka.add_offsets(
                 transaction,

@@ -4,11 +4,13 @@ In:  joins, heartbeats, departures. Out: what a member is to give up or gets; wh
 
 The rules are those of KIP-848: the coordinator computes the target; a member first gives up what is not its own any
 more and is then raised to the group's epoch; what others have not given up yet is not handed out. An offset commit
-counts if it names the member's own epoch; who owns the partition is not looked at.
+counts if it names the member's own epoch; who owns the partition is not looked at. With an earlier epoch it counts for
+partitions that the member has kept since (KIP-1251, Kafka 4.3).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from confluent_kafka import KafkaError, KafkaException
@@ -23,7 +25,8 @@ class Member:
     member_id: str
     topics: tuple[str, ...]
     epoch: int = 0
-    owned: set[Place] = field(default_factory=set)
+    #: With the epoch at which it got each.
+    owned: dict[Place, int] = field(default_factory=dict)
     target: set[Place] = field(default_factory=set)
 
 
@@ -51,22 +54,23 @@ class ConsumerGroup:
 
     def to_revoke(self, member: Member) -> set[Place]:
         """What it must give up before anything else."""
-        return member.owned - member.target
+        return member.owned.keys() - member.target
 
     def give_up(self, member: Member, places: set[Place]) -> None:
         """It has let go of these."""
-        member.owned -= places
+        for place in places:
+            member.owned.pop(place, None)
 
     def take(self, member: Member) -> set[Place]:
         """After it has given up what it must: the group's epoch, and what is free of its target."""
         member.epoch = self.epoch
         held = {place for other in self.members.values() for place in other.owned}
         taken = member.target - held
-        member.owned |= taken
+        member.owned |= dict.fromkeys(taken - member.owned.keys(), self.epoch)
         return taken
 
-    def check_member(self, member_id: str, epoch: int) -> None:
-        """Whether a commit with this metadata counts.
+    def check_member(self, member_id: str, epoch: int, places: Iterable[Place]) -> None:
+        """Whether a commit of these places with this metadata counts.
 
         Raises:
             KafkaException: the group does not know it, or not with this epoch; the transaction has to be aborted.
@@ -74,7 +78,7 @@ class ConsumerGroup:
         member = self.members.get(member_id)
         if member is None:
             raise _refused(KafkaError.UNKNOWN_MEMBER_ID, f"{member_id} is no member of {self.name}")
-        if member.epoch != epoch:
+        if member.epoch != epoch and not all(member.owned.get(place, epoch + 1) <= epoch for place in places):
             raise _refused(
                 KafkaError.ILLEGAL_GENERATION,
                 f"{member_id} has epoch {member.epoch} in {self.name}, and commits with {epoch}",

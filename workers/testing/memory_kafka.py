@@ -113,8 +113,8 @@ class MemoryKafka:
         value: bytes | None,
         headers: RawHeaders | None,
         transaction: Transaction | None = None,
-    ) -> int:
-        """Write a record; its offset. Partition -1: the key decides, by murmur2; without a key it is any.
+    ) -> StoredRecord:
+        """Write a record; it comes back with its place. Partition -1: the key decides, by murmur2; without a key it is any.
 
         Raises:
             KafkaException: there is no such partition.
@@ -123,9 +123,9 @@ class MemoryKafka:
             if partition < 0:
                 count = max(len(self._logs.get(topic, [])), 1)
                 partition = next(self._numbers) % count if key is None else partition_of(key, count)
-            offset = self.log((topic, partition)).append(key, value, headers, self.now_ms(), transaction)
+            record = self.log((topic, partition)).append(key, value, headers, self.now_ms(), transaction)
             self.news.notify_all()
-            return offset
+            return record
 
     # --- clients --------------------------------------------------------------------------------------------
 

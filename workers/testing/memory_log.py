@@ -87,17 +87,16 @@ class PartitionLog:
         headers: RawHeaders | None,
         now_ms: int,
         transaction: Transaction | None = None,
-    ) -> int:
-        """Write a record; its offset."""
+    ) -> StoredRecord:
+        """Write a record."""
         offset = self.end
         if transaction is not None and self.place not in transaction.first:
             transaction.first[self.place] = offset
             self._open.append(transaction)
         topic, partition = self.place
-        self.records.append(
-            StoredRecord(topic, partition, offset, key, value, headers, now_ms, transaction=transaction)
-        )
-        return offset
+        record = StoredRecord(topic, partition, offset, key, value, headers, now_ms, transaction=transaction)
+        self.records.append(record)
+        return record
 
     def mark_end(self, transaction: Transaction, now_ms: int) -> None:
         """Write the marker that ends a transaction here."""
