@@ -428,7 +428,8 @@ def settings_file() -> Path | None:
         directories.insert(0, Path.cwd())
     for directory in directories:
         path = directory / FILE_NAME
-        if path.is_file():
+        # Whatever it is: a directory of that name, or a link to nothing, is what is left of settings that failed to appear.
+        if path.is_symlink() or path.exists():
             return path
     return None
 
@@ -441,10 +442,16 @@ def read_file(path: Path | None) -> dict[str, Any]:
     """
     if path is None:
         return {}
+    if not path.is_file():
+        raise SettingsError(f"{path} is no file that could be read; remove it, or put the settings there")
     try:
         with path.open("rb") as file:
             return tomllib.load(file)
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (
+        OSError,
+        ValueError,
+        RecursionError,
+    ) as error:  # not TOML, not UTF-8, a number or a nesting too large for Python
         raise SettingsError(f"{path} cannot be read: {error}") from error
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,6 @@ pytestmark = pytest.mark.job_processing
 @pytest.fixture(autouse=True)
 def clean_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """No variable and no file of the person who runs the tests has a say."""
-    import os
-
     for name in list(os.environ):
         if name.upper().startswith(("RUSTFS_WORKERS_", "KAFKA_", "SCHEMA_REGISTRY")):
             monkeypatch.delenv(name)
@@ -196,6 +195,32 @@ def test_wrong_file_is_refused_by_name_and_place(text: str, says: str) -> None:
     with pytest.raises(SettingsError) as refused:
         load_settings()
     assert says in str(refused.value)
+    assert "rustfs-workers.toml" in str(refused.value)
+
+
+@pytest.mark.parametrize("odd", ["directory", "pipe", "link to nothing", "link in a circle"])
+def test_something_else_with_the_name_of_the_file_is_refused(odd: str) -> None:
+    """A mount that failed leaves an empty directory, or a link to nothing: whoever made it meant settings."""
+    path = Path("rustfs-workers.toml")
+    match odd:
+        case "directory":
+            path.mkdir()
+        case "pipe":
+            os.mkfifo(path)
+        case "link to nothing":
+            path.symlink_to("not-mounted.toml")
+        case _:
+            path.symlink_to(path.name)
+    with pytest.raises(SettingsError, match=r"rustfs-workers.toml is no file") as refused:
+        load_settings()
+    assert "remove" in str(refused.value)
+
+
+@pytest.mark.parametrize("text", ["partitions = " + "[" * 10_000, "partitions = 1" + "0" * 5_000])
+def test_a_file_that_python_cannot_hold_is_refused(text: str) -> None:
+    Path("rustfs-workers.toml").write_text(text, "utf-8")
+    with pytest.raises(SettingsError, match="cannot be read") as refused:
+        load_settings()
     assert "rustfs-workers.toml" in str(refused.value)
 
 
