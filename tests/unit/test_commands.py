@@ -73,13 +73,22 @@ def test_help_of_every_command_has_an_example_that_calls_it(path: str) -> None:
 
 def test_every_command_says_in_one_line_what_it_does() -> None:
     """The list of commands is not cut: no line of it ends in dots."""
-    for group in ("", "jobs", "dlq", "topics", "kafka", "schemas", "config"):
+    for group in ("", "jobs", "dlq", "topics", "kafka", "bench", "schemas", "config"):
         shown = run(*group.split(), "--help").stdout.partition("Commands:\n")[2]
         assert shown, group
         assert [line for line in shown.splitlines() if line.endswith("...")] == [], group
 
 
-@pytest.mark.parametrize("path", sorted(path for path in commands() if "bench" not in path))
+#: They print what is for people, or nothing.
+NO_DATA = {"up", "worker", "kafka stop"}
+
+
+@pytest.mark.parametrize("path", sorted(commands().keys() - NO_DATA))
+def test_every_command_that_prints_data_takes_json(path: str) -> None:
+    assert "--json" in run(*path.split(), "--help").stdout
+
+
+@pytest.mark.parametrize("path", sorted(commands()))
 def test_every_option_says_what_it_is_for(path: str) -> None:
     silent = [
         parameter.name
@@ -168,7 +177,9 @@ def test_config_show_masks_secrets_and_says_where_values_come_from(monkeypatch: 
 
     people, programs = run("config", "show"), run("config", "show", "--json")
 
-    rows = {row["name"]: row for row in map(json.loads, programs.stdout.splitlines())}
+    *records, summary = map(json.loads, programs.stdout.splitlines())
+    rows = {row["name"]: row for row in records}
+    assert summary == {"settings": len(rows), "file": None}
     assert rows["kafka_sasl_username"]["value"] == "alice"
     assert rows["kafka_sasl_password"]["source"] == "KAFKA_SASL_PASSWORD"
     assert "alice" in people.stdout
@@ -218,6 +229,11 @@ def test_schemas_export_writes_every_built_in_schema(tmp_path: Path) -> None:
     written = sorted(path.name for path in (tmp_path / "new" / "avro").iterdir())
     assert result.exit_code == 0
     assert [Path(line).name for line in result.stdout.splitlines()] == written
+    *files, summary = map(
+        json.loads, run("schemas", "export", str(tmp_path / "b"), "--json").stdout.splitlines()
+    )
+    assert [Path(record["file"]).name for record in files] == written
+    assert summary == {"files": len(written)}
     assert {"envelope.avsc", "replication.avsc", "status_change.avsc", "worker_report.avsc"} <= set(written)
     assert json.loads((tmp_path / "new" / "avro" / "replication.avsc").read_text())["name"] == "Replication"
 
@@ -244,7 +260,9 @@ def test_schemas_check_looks_at_imported_types_and_names_the_bad_ones(tmp_path: 
 
     assert "replication: ok" in good.stdout.splitlines()
     assert "test_check_good: ok" in good.stdout.splitlines()
-    found = {row["type"]: row for row in map(json.loads, bad.stdout.splitlines())}
+    *rows, summary = map(json.loads, bad.stdout.splitlines())
+    found = {row["type"]: row for row in rows}
+    assert summary == {"types": len(rows), "wrong": 1}
     assert bad.exit_code == 1
     assert found["replication"]["ok"] is True
     assert found["test_check_bad"]["ok"] is False

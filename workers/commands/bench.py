@@ -20,10 +20,10 @@ app = typer.Typer(help="Measure, on topics of their own that are deleted afterwa
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
-@app.command()
+@app.command(short_help="Jobs per second, taken in and run.")
 def throughput(
-    jobs: Annotated[int, typer.Option(min=1000, help="Jobs to run.")] = 50_000,
-    workers: Annotated[int, typer.Option(min=1, max=64, help="Worker processes.")] = 1,
+    jobs: Annotated[int, typer.Option(metavar="N", min=1000, help="Jobs to run.")] = 50_000,
+    workers: Annotated[int, typer.Option(metavar="N", min=1, max=64, help="Worker processes.")] = 1,
     as_json: AsJson = False,
 ) -> None:
     """Jobs per second, taken in and run, and the share of what Kafka and Avro alone would do.
@@ -40,10 +40,10 @@ def throughput(
     _print(result, as_json=as_json)
 
 
-@app.command()
+@app.command(short_help="Milliseconds from schedule_job to the handler.")
 def latency(
-    rate: Annotated[float, typer.Option(min=1, max=1000, help="Jobs per second.")] = 50,
-    seconds: Annotated[float, typer.Option(min=1, max=3600, help="How long.")] = 20,
+    rate: Annotated[float, typer.Option(metavar="N", min=1, max=1000, help="Jobs per second.")] = 50,
+    seconds: Annotated[float, typer.Option(metavar="S", min=1, max=3600, help="How long.")] = 20,
     as_json: AsJson = False,
 ) -> None:
     """Milliseconds from the call of schedule_job to the handler's first line.
@@ -60,10 +60,13 @@ def latency(
     _print(result, as_json=as_json)
 
 
-@app.command()
+@app.command(short_help="How punctual delayed jobs start.")
 def delay(
     jobs: Annotated[
-        int, typer.Option(min=2, max=100_000, help="Jobs to delay, all of them within half a minute.")
+        int,
+        typer.Option(
+            metavar="N", min=2, max=100_000, help="Jobs to delay, all of them within half a minute."
+        ),
     ] = 600,
     as_json: AsJson = False,
 ) -> None:
@@ -81,13 +84,16 @@ def delay(
     _print(result, as_json=as_json)
 
 
-@app.command()
+@app.command(short_help="How soon critical jobs start behind many low ones.")
 def priority(
     backlog: Annotated[
-        int, typer.Option(min=1000, help="Low jobs that wait, and that one worker is working on.")
+        int,
+        typer.Option(metavar="N", min=1000, help="Low jobs that wait, and that one worker is working on."),
     ] = 100_000,
-    jobs: Annotated[int, typer.Option(min=1, max=100_000, help="Critical jobs.")] = 200,
-    rate: Annotated[float, typer.Option(min=1, max=1000, help="Critical jobs per second.")] = 100,
+    jobs: Annotated[int, typer.Option(metavar="N", min=1, max=100_000, help="Critical jobs.")] = 200,
+    rate: Annotated[
+        float, typer.Option(metavar="N", min=1, max=1000, help="Critical jobs per second.")
+    ] = 100,
     as_json: AsJson = False,
 ) -> None:
     """Milliseconds from schedule_job to the handler's first line for critical jobs, while low ones keep the worker busy.
