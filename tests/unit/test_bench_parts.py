@@ -113,7 +113,10 @@ async def test_a_worker_that_ends_by_itself_ends_the_wait(tmp_path: Path) -> Non
         await asyncio.wait_for(Stamps(tmp_path / "stamps", ended).until(1, "running", unseen), 60)
 
 
-def test_a_worker_that_cannot_start_is_noticed() -> None:
+def test_a_worker_that_cannot_start_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own reason is told: a module of the user's with a name of ours is none."""
+    (tmp_path / "schemas.py").write_text("raise SystemExit(9)\n")
+    monkeypatch.chdir(tmp_path)
     settings = load_settings(kafka_bootstrap_servers="127.0.0.1:1")
     others = {child.pid for child in psutil.Process().children()}
     with worker_processes(settings, 1, RUSTFS_WORKERS_MAX_CONCURRENT_JOBS="none") as check:
