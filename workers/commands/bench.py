@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
@@ -135,14 +134,16 @@ def _deployment(progress: Progress) -> Iterator[Settings]:
     from pathlib import Path
     from uuid import uuid4
 
+    from streams.clients import check_reachable
     from streams.settings import load_settings
-    from workers.demo import delete_deployment, remove_directory, temporary_kafka
+    from workers.demo import deleted_afterwards, remove_directory, temporary_kafka
 
     prefix = f"bench-{uuid4().hex[:8]}."
+    settings = load_settings(topic_prefix=prefix)
     with ExitStack() as stack:
-        if os.environ.get("KAFKA_BOOTSTRAP_SERVERS"):
-            settings = load_settings(topic_prefix=prefix)
-            stack.callback(delete_deployment, settings)
+        if settings.kafka_bootstrap_servers is not None:
+            check_reachable(settings)
+            stack.enter_context(deleted_afterwards(settings))
         else:
             directory = Path(tempfile.mkdtemp(prefix="rustfs-workers-bench-"))
             stack.callback(remove_directory, directory)

@@ -82,7 +82,8 @@ def start(port: Port = None, data_dir: DataDir = None, *, as_json: AsJson = Fals
         settings = read_settings()
         given = settings.kafka_bootstrap_servers
         if given:
-            say(f"KAFKA_BOOTSTRAP_SERVERS is set: the Kafka at {given} is used, and nothing is started")
+            source = settings._sources.get("kafka_bootstrap_servers", "KAFKA_BOOTSTRAP_SERVERS")
+            say(f"{source} is set: the Kafka at {given} is used, and nothing is started")
             if as_json:
                 emit({"running": None, "address": given, "pid": None})
             return

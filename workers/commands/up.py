@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Annotated
 
 import typer
@@ -56,7 +55,7 @@ def up(
         modules = import_modules(imports or [])
         with ExitStack() as stack:
             broker: EmbeddedBroker | None = None
-            if not os.environ.get("KAFKA_BOOTSTRAP_SERVERS") and settings.kafka_bootstrap_servers is None:
+            if settings.kafka_bootstrap_servers is None:
                 directory = settings.data_dir / "kafka"
                 running = running_broker(directory)
                 if running is not None:
