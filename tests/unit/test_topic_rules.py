@@ -79,6 +79,15 @@ def test_compaction_of_jobs_and_another_clock_are_refused() -> None:
     assert len(facts("p.jobs.retry.1s", replace(state, config=config))) == 2
 
 
+def test_a_topic_that_takes_only_small_records_is_refused() -> None:
+    """Its jobs would be refused one by one: a retry or a dead letter, only when it is too late to tell anybody."""
+    for spec in SPECS:
+        state = as_specified(spec)
+        for most, wrong in (("1048587", 1), ("1048588", 0), ("10485760", 0)):
+            found = facts(spec.name, replace(state, config={**state.config, "max.message.bytes": most}))
+            assert found == [f"max.message.bytes is {most}, not 1048588"] * wrong
+
+
 def test_partition_counts_never_change_in_place() -> None:
     (finding,) = topic_findings(
         [spec_of("p.jobs.low")],
