@@ -8,6 +8,8 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import structlog
@@ -15,6 +17,7 @@ import typer.core
 import typer.main
 from typer.testing import CliRunner, Result
 
+from streams.redrive import RedriveReport
 from workers.cli import app
 
 pytestmark = pytest.mark.job_processing
@@ -385,6 +388,25 @@ def test_a_redrive_that_is_interrupted_says_how_far_it_came(monkeypatch: pytest.
 
     assert result.exit_code == 130
     assert result.stderr == "interrupted: at least 7 jobs got a new life; run it again for what is left\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"), [(["--all"], 0), (["--error", "x"], 0), (["p.jobs.dlq/0/7"], 1)]
+)
+def test_a_letter_that_no_redrive_can_help_fails_only_whoever_names_it(
+    arguments: list[str], code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stays for thirty days, and ``--all`` means all that can be run."""
+    letter = SimpleNamespace(id="p.jobs.dlq/0/7", error_type="BadFrame")
+    report = RedriveReport(("a-job",), (cast("Any", letter),), ())
+    monkeypatch.setattr("streams.redrive.redrive", lambda *_, **__: report)
+
+    people, programs = run("dlq", "redrive", *arguments), run("dlq", "redrive", *arguments, "--json")
+
+    assert (people.exit_code, programs.exit_code) == (code, code)
+    assert "refused: p.jobs.dlq/0/7 holds no job that could run (BadFrame)" in people.stderr
+    assert "rustfs-workers dlq show p.jobs.dlq/0/7" in people.stderr
+    assert json.loads(programs.stdout.splitlines()[-1])["refused"] == ["p.jobs.dlq/0/7"]
 
 
 def test_kafka_status_and_stop_without_a_kafka() -> None:
