@@ -39,10 +39,8 @@ def up(
         from streams.embedded import (
             BrokerConfig,
             EmbeddedBroker,
-            forget_address,
             refuse_other_port,
             running_broker,
-            write_address,
         )
         from streams.provision import provision
         from workers.builtin import builtin_workers
@@ -61,9 +59,8 @@ def up(
                 if running is not None:
                     refuse_other_port(directory, running, port)
                 else:
+                    # It writes its address, for the other commands, and takes it back.
                     broker = stack.enter_context(EmbeddedBroker(BrokerConfig(directory, port)))
-                    write_address(directory, broker.bootstrap_servers)
-                    stack.callback(forget_address, directory, broker.bootstrap_servers)
             check_reachable(settings)
             say(f"Kafka ready at {settings.bootstrap_servers()}")
             provision(settings)
