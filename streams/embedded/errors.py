@@ -9,6 +9,10 @@ from pathlib import Path
 from schemas.errors import PipelineError
 
 _FIRST_OPEN_PORT = 1024
+#: What to do where a data directory cannot be had.
+ANOTHER_DIRECTORY = (
+    "choose another directory with --data-dir (`kafka run` and `kafka start`) or RUSTFS_WORKERS_DATA_DIR"
+)
 
 
 class EmbeddedKafkaError(PipelineError):
@@ -57,7 +61,7 @@ class DataDirInUse(EmbeddedKafkaError):
         super().__init__(
             f"{data_dir} is in use by {holder}; "
             f"stop it with `rustfs-workers kafka stop --data-dir {shlex.quote(str(data_dir))}`, "
-            "or choose another directory with --data-dir"
+            f"or {ANOTHER_DIRECTORY}"
         )
 
 

@@ -24,7 +24,7 @@ from typing import Final
 
 import psutil
 
-from streams.embedded.errors import DataDirInUse, DataDirUnusable
+from streams.embedded.errors import ANOTHER_DIRECTORY, DataDirInUse, DataDirUnusable
 from streams.embedded.properties import HOST
 
 _STATE_FILE: Final = "broker.json"
@@ -155,7 +155,9 @@ class DirectoryLock:
                 self._refuse_foreign(data_dir)
             self._file = (data_dir / _LOCK_FILE).open("a+")
         except OSError as error:
-            raise DataDirUnusable(f"cannot use {data_dir} for Kafka's data: {error}") from error
+            raise DataDirUnusable(
+                f"cannot use {data_dir} for Kafka's data: {error}; {ANOTHER_DIRECTORY}"
+            ) from error
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -169,7 +171,7 @@ class DirectoryLock:
         except OSError as error:
             with contextlib.suppress(OSError):  # it tries to write once more
                 self._file.close()
-            raise DataDirUnusable(f"cannot write to {data_dir}: {error}") from error
+            raise DataDirUnusable(f"cannot write to {data_dir}: {error}; {ANOTHER_DIRECTORY}") from error
 
     def fileno(self) -> int:
         """The descriptor that the broker inherits."""
@@ -189,7 +191,7 @@ class DirectoryLock:
         foreign = sorted({path.name for path in data_dir.iterdir()} - _NOT_FOREIGN)
         if foreign:
             raise DataDirUnusable(
-                f"{data_dir} holds something else than Kafka's data ({foreign[0]}); choose an empty directory with --data-dir"
+                f"{data_dir} holds something else than Kafka's data ({foreign[0]}); {ANOTHER_DIRECTORY}"
             )
 
     def _holder(self, data_dir: Path) -> str:

@@ -365,3 +365,18 @@ def test_an_address_of_somebody_else_is_not_taken_back(tmp_path: Path) -> None:
     forget_address(tmp_path, "127.0.0.1:1")
     forget_address(tmp_path, "127.0.0.1:1")
     assert not (tmp_path / "address").exists()
+
+
+def test_a_directory_that_cannot_be_used_says_how_to_name_another_one(tmp_path: Path) -> None:
+    """``up`` has no --data-dir: there it is a setting."""
+    (tmp_path / "file").touch()
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "thesis.tex").touch()
+    messages = [str(DataDirInUse(tmp_path, "process 7"))]
+    for directory in ("file/inside", "foreign"):
+        with pytest.raises(DataDirUnusable) as refused:
+            DirectoryLock(tmp_path / directory)
+        messages.append(str(refused.value))
+    for message in messages:
+        assert "--data-dir" in message, message
+        assert "RUSTFS_WORKERS_DATA_DIR" in message, message
