@@ -12,7 +12,7 @@ import os
 import shutil
 import sysconfig
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -275,7 +275,7 @@ async def _replicate(
         ]
         began = time.monotonic()
         await queue.schedule_jobs(jobs)
-        await queue.schedule_job(_job(MISSING), max_retries=2)
+        await queue.schedule_job(_job(missing_object(objects.keys)), max_retries=2)
         seconds = 0.0
         async with manager:
             while True:
@@ -294,6 +294,14 @@ async def _replicate(
                     raise
                 await asyncio.sleep(0.05)
     return seconds, await asyncio.to_thread(_dead_letters, settings)
+
+
+def missing_object(keys: Collection[str]) -> str:
+    """The name of an object that is not there."""
+    name = MISSING
+    while any(key.partition("/")[0] == name for key in keys):
+        name += "-"
+    return name
 
 
 def _job(key: str) -> ReplicationJob:

@@ -17,7 +17,7 @@ from streams.embedded import BrokerConfig
 from streams.settings import Settings
 from workers import demo
 from workers.commands.bench import _deployment
-from workers.demo import DemoReport, gather, prepare_directory, verify
+from workers.demo import MISSING, DemoReport, gather, missing_object, prepare_directory, verify
 
 pytestmark = pytest.mark.job_processing
 
@@ -238,3 +238,11 @@ def test_a_demo_looks_at_the_settings_and_at_kafka_before_it_copies_a_file(
             with pytest.raises(error):
                 demo.run_demo(tmp_path / "source", tmp_path / "dir", ignore)
         assert not (tmp_path / "dir" / "node-1" / "demo").exists()
+
+
+@pytest.mark.parametrize("there", [[], [MISSING], [MISSING, f"{MISSING}-", "a"], [f"{MISSING}/inside"]])
+def test_the_object_that_does_not_exist_does_not_exist(there: list[str]) -> None:
+    """Whatever the files under --source are called."""
+    name = missing_object(dict.fromkeys(there, 1))
+    assert name.startswith(MISSING)
+    assert not any(key == name or key.startswith(f"{name}/") for key in there)
