@@ -50,7 +50,8 @@ def up(
         from workers.running import run_until_signal
 
         settings = read_settings()
-        modules = import_modules(imports or [])
+        # Before Kafka is started: a node's URL, say, may be wrong.
+        handlers = [*builtin_workers(settings), *import_modules(imports or [])]
         with ExitStack() as stack:
             broker: EmbeddedBroker | None = None
             if settings.kafka_bootstrap_servers is None:
@@ -71,7 +72,7 @@ def up(
 
             async def main() -> int:
                 manager = WorkerManager(WorkerConfig.from_settings(settings), settings)
-                manager.register(*builtin_workers(settings), *modules)
+                manager.register(*handlers)
                 return await run_until_signal(
                     manager, lambda: say("worker ready; Ctrl-C drains and ends"), check
                 )
