@@ -369,6 +369,16 @@ def test_a_kafka_that_does_not_answer_is_told_once_and_soon(monkeypatch: pytest.
         assert result.stderr.count("\n") == 1
 
 
+def test_up_looks_at_the_nodes_before_it_starts_kafka(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RUSTFS_WORKERS_NODES__N1", "ftp://host/dir")
+    monkeypatch.setattr("streams.embedded.EmbeddedBroker", lambda _: pytest.fail("Kafka was started"))
+
+    result = run("up")
+
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: node n1: ftp://host/dir has an unknown scheme")
+
+
 def test_redrive_without_a_choice_says_how_to_choose() -> None:
     result = run("dlq", "redrive")
 
