@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from schemas.errors import PipelineError
+from schemas.errors import KafkaUnreachable, PipelineError
 from streams.settings import load_settings
 from workers.bench.delay import lateness_ns, spread
 from workers.bench.percentile import percentile, percentiles_ms
@@ -102,6 +102,17 @@ async def test_a_call_that_waits_does_not_hold_up_the_next_one() -> None:
     called = await asyncio.wait_for(at_a_steady_pace(range(20, 23), 1000, schedule, unseen), 60)
     assert sorted(called) == calls == [20, 21, 22]
     assert called[20] <= called[21] <= called[22]
+
+
+async def test_calls_that_fail_all_at_once_are_one_error() -> None:
+    """Kafka is gone: each of a thousand calls finds that out."""
+
+    async def unreachable(_: int) -> None:
+        await asyncio.sleep(0)
+        raise KafkaUnreachable("127.0.0.1:1", 5)
+
+    with pytest.raises(KafkaUnreachable):
+        await at_a_steady_pace(range(10), 1e6, unreachable, unseen)
 
 
 async def test_a_worker_that_ends_by_itself_ends_the_wait(tmp_path: Path) -> None:
