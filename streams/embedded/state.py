@@ -161,9 +161,9 @@ class DirectoryLock:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            holder = self._holder(data_dir)
+            holder, serves = self._holder(data_dir)
             self._file.close()
-            raise DataDirInUse(data_dir, holder) from error
+            raise DataDirInUse(data_dir, holder, serves=serves) from error
         try:
             self._file.truncate(0)
             self._file.write(f"{os.getpid()}\n")
@@ -194,13 +194,14 @@ class DirectoryLock:
                 f"{data_dir} holds something else than Kafka's data ({foreign[0]}); {ANOTHER_DIRECTORY}"
             )
 
-    def _holder(self, data_dir: Path) -> str:
+    def _holder(self, data_dir: Path) -> tuple[str, bool]:
+        """Who it is, and whether that serves."""
         state = read_state(data_dir)
         if state is not None and state.alive:
-            return f"the Kafka at {state.address} (process {state.pid})"
+            return f"the Kafka at {state.address} (process {state.pid})", True
         self._file.seek(0)
         pid = self._file.read().strip() or "unknown"
-        return f"process {pid}, which is starting or stopping a Kafka there"
+        return f"process {pid}, which is starting or stopping a Kafka there", False
 
 
 @contextmanager

@@ -247,8 +247,10 @@ def test_a_download_is_told_in_plain_lines_off_the_terminal() -> None:
 
 def test_a_locked_directory_is_refused_until_it_is_released(tmp_path: Path) -> None:
     lock = DirectoryLock(tmp_path)
-    with pytest.raises(DataDirInUse, match=f"in use by process {os.getpid()}, which is starting"):
+    with pytest.raises(DataDirInUse, match=f"in use by process {os.getpid()}, which is starting") as refused:
         DirectoryLock(tmp_path)
+    assert "try again in a moment" in str(refused.value)
+    assert "kafka stop" not in str(refused.value), "there is nothing to stop yet"
     lock.release()
     DirectoryLock(tmp_path).release()
 
