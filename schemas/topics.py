@@ -13,6 +13,8 @@ from functools import cached_property
 
 DEFAULT_PREFIX = "rustfs."
 DEFAULT_PARTITIONS = 12
+#: Largest batch of records that a topic takes, in bytes; Kafka's own default. Producers keep to it.
+MAX_BATCH_BYTES = 1_048_588
 
 _DAY_MS = 86_400_000
 

@@ -18,6 +18,7 @@ from confluent_kafka.admin import AdminClient
 
 from schemas.errors import KafkaUnreachable, PipelineError, SettingsError
 from schemas.partitions import LIBRDKAFKA_PARTITIONER
+from schemas.topics import MAX_BATCH_BYTES
 from streams.settings import Settings
 
 if TYPE_CHECKING:
@@ -36,8 +37,8 @@ FENCED: Final = frozenset(
 TRANSACTION_TIMEOUT_MS: Final = 5_000
 #: Largest request that a producer sends; Kafka's own limit for a batch is a little higher.
 MAX_MESSAGE_BYTES: Final = 1_000_000
-#: Kafka's own limit for a topic.
-MAX_FORWARDED_BYTES: Final = 1_048_588
+#: What every topic is made to take.
+MAX_FORWARDED_BYTES: Final = MAX_BATCH_BYTES
 
 #: Where librdkafka's own lines go unless a caller has a logger for them; stderr at the most, never stdout.
 log = logging.getLogger("rustfs_workers.librdkafka")

@@ -70,8 +70,7 @@ def partitions_to_start(state: GroupState, group: str) -> tuple[Partition, ...]:
         names = ", ".join(f"{topic}/{number}" for topic, number in state.missing[:10])
         raise GroupNotInitialised(
             f"group {group} has worked, but {len(state.missing)} partition(s) have no committed offset "
-            f"({names}), and nothing says that they are new; set them with kafka-consumer-groups.sh "
-            "--reset-offsets, or use another RUSTFS_WORKERS_TOPIC_PREFIX"
+            f"({names}), and nothing says that they are new; use another RUSTFS_WORKERS_TOPIC_PREFIX"
         )
     return state.missing
 
@@ -179,5 +178,6 @@ def _read_marker(settings: Settings) -> Marker | None:
         return Marker(str(content["created_at"]), str(content["cluster_id"]))
     except (ValueError, KeyError, TypeError) as error:
         raise GroupNotInitialised(
-            f"the marker of {settings.topics.group} cannot be read: {error!r}"
+            f"its marker on {settings.topics.commands} cannot be read, so somebody else wrote it: {error!r}; "
+            f"remove it with a tombstone (key {key.decode()}, no value), and run `rustfs-workers topics create`"
         ) from error

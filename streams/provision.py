@@ -139,9 +139,23 @@ def check(settings: Settings) -> list[Finding]:
     findings += copies_findings(specs, actual, cluster.brokers)
     findings += internal_findings(_describe_topics(settings, admin, INTERNAL_TOPICS), cluster.brokers)
     if not missing:
-        findings += group_findings(settings, group_state(settings, admin), cluster.cluster_id)
+        findings += look_at_group(settings, admin, cluster.cluster_id)
     session_ms = group_session_timeout_ms(settings, admin)
     return [*findings, *broker_findings(cluster, session_ms)]
+
+
+def look_at_group(settings: Settings, admin: AdminClient, cluster_id: str) -> list[Finding]:
+    """What there is of the group, and whether workers can start. Blocks.
+
+    Raises:
+        KafkaUnreachable: no broker answered in time.
+    """
+    try:
+        state = group_state(settings, admin)
+    except GroupNotInitialised as error:
+        fact, _, remedy = str(error).partition("; ")
+        return [Finding(Level.ERROR, settings.topics.group, fact, remedy)]
+    return group_findings(settings, state, cluster_id)
 
 
 def group_findings(settings: Settings, state: GroupState, cluster_id: str) -> list[Finding]:
@@ -178,7 +192,8 @@ def group_findings(settings: Settings, state: GroupState, cluster_id: str) -> li
                 name,
                 f"{len(bad)} partition(s) have no committed offset with a map ({', '.join(bad[:10])}): "
                 "it expired, or somebody else commits for this group; workers refuse to start",
-                "set offsets.retention.minutes to its maximum, and see the documentation on lost offsets",
+                "use another RUSTFS_WORKERS_TOPIC_PREFIX; offsets.retention.minutes at its maximum keeps it from "
+                "happening again",
             )
         )
     return findings or [Finding(Level.OK, name, f"set up at {state.marker.created_at}")]

@@ -18,7 +18,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Produ
 from schemas.codec import SchemaStore
 from schemas.errors import BadSchema, DeliveryFailed, KafkaUnreachable, UnknownSchema
 from schemas.wire import WireSchema
-from streams.clients import producer_config, reader_config, registry_client
+from streams.clients import kafka_failed, producer_config, reader_config, registry_client
 from streams.registry import CONFLUENT_KEY_LENGTH, RegistrySchemas
 from streams.settings import Settings
 
@@ -42,11 +42,11 @@ def publish_schemas(settings: Settings, schemas: Iterable[WireSchema], *, timeou
     """
     if settings.schema_registry_url is not None:
         return
-    refused: list[str] = []
+    refused: list[KafkaError] = []
 
     def reported(error: KafkaError | None, _: Message) -> None:
         if error is not None:
-            refused.append(error.str())
+            refused.append(error)
 
     producer = Producer(producer_config(settings, linger_ms=0, delivery_timeout_s=timeout_s))
     for schema in schemas:
@@ -54,8 +54,11 @@ def publish_schemas(settings: Settings, schemas: Iterable[WireSchema], *, timeou
         producer.produce(settings.topics.schemas, value, key, 0, on_delivery=reported)
     if producer.flush(timeout_s):
         raise KafkaUnreachable(settings.bootstrap_servers(), timeout_s)
-    if refused:
-        raise DeliveryFailed(f"a schema was not acknowledged: {refused[0]}")
+    for error in refused:
+        failure = kafka_failed(settings, KafkaException(error), timeout_s)
+        if isinstance(failure, KafkaUnreachable):  # the producer gave it up before we did
+            raise failure
+        raise DeliveryFailed(f"a schema was not acknowledged: {error.str()}") from failure
 
 
 class SchemaTopicReader:

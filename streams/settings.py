@@ -69,6 +69,9 @@ CUSTOMARY_NAMES: Final[Mapping[str, str]] = {
 
 _DAY_S: Final = 86_400
 _MASK: Final = "******"
+_PORTS: Final = range(1, 65_536)
+#: Kafka's own, where an address has none.
+_ANY_PORT: Final = 9092
 
 
 def _no_truth(value: object) -> object:
@@ -79,7 +82,8 @@ def _no_truth(value: object) -> object:
 
 
 NodeName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=64)]
-NodeUrl = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9+.-]*://", max_length=2048)]
+# Without control characters: Python's URL parser leaves out line breaks, and another directory would be meant.
+NodeUrl = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9+.-]*://[^[:cntrl:]]*$", max_length=2048)]
 # Ten years: what comes after that no clock or timer takes.
 Seconds = Annotated[float, Field(gt=0, le=3650 * _DAY_S, allow_inf_nan=False)]
 Weight = Annotated[int, Field(ge=1, le=1000), BeforeValidator(_no_truth)]
@@ -298,8 +302,12 @@ class Settings(BaseSettings):
         if value is None:
             return None
         parts = [part.strip() for part in value.split(",")]
-        if not all(re.fullmatch(r"[^\s:/]+(:\d{1,5})?|\[[0-9A-Fa-f:]+\](:\d{1,5})?", part) for part in parts):
-            raise ValueError("should be host:port, or several joined by commas")
+        for part in parts:
+            address = re.fullmatch(r"(?:[^\s:/]+|\[[0-9A-Fa-f:]+\])(?::(\d{1,5}))?", part)
+            if address is None or int(address[1] or _ANY_PORT) not in _PORTS:
+                raise ValueError(
+                    "should be host:port, or several joined by commas, with ports from 1 to 65535"
+                )
         return ",".join(parts)
 
     @field_validator("schema_registry_url")
@@ -330,6 +338,8 @@ class Settings(BaseSettings):
     @field_validator("data_dir")
     @classmethod
     def _whole_path(cls, value: Path) -> Path:
+        if "\0" in str(value):
+            raise ValueError("should be a path; this one holds a null character")
         try:
             return value.expanduser().absolute()
         except RuntimeError:
@@ -428,7 +438,8 @@ def settings_file() -> Path | None:
         directories.insert(0, Path.cwd())
     for directory in directories:
         path = directory / FILE_NAME
-        if path.is_file():
+        # Whatever it is: a directory of that name, or a link to nothing, is what is left of settings that failed to appear.
+        if path.is_symlink() or path.exists():
             return path
     return None
 
@@ -441,10 +452,16 @@ def read_file(path: Path | None) -> dict[str, Any]:
     """
     if path is None:
         return {}
+    if not path.is_file():
+        raise SettingsError(f"{path} is no file that could be read; remove it, or put the settings there")
     try:
         with path.open("rb") as file:
             return tomllib.load(file)
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (
+        OSError,
+        ValueError,
+        RecursionError,
+    ) as error:  # not TOML, not UTF-8, a number or a nesting too large for Python
         raise SettingsError(f"{path} cannot be read: {error}") from error
 
 
@@ -469,7 +486,8 @@ def refuse_unknown(environment: Mapping[str, str], from_file: Mapping[str, Any],
             raise SettingsError(f"{variable} is not a setting{_nearest(name, known_names | _nested_names())}")
     for key, value in from_file.items():
         if key not in Settings.model_fields:
-            raise SettingsError(f"{key} in {path} is not a setting{_nearest(key, Settings.model_fields)}")
+            nearest = _nearest(key.lower(), Settings.model_fields)
+            raise SettingsError(f"{key} in {path} is not a setting{nearest}")
         if key == "priority_weights" and isinstance(value, dict):
             for part in value:
                 if not _takes_part(key, part):
@@ -495,7 +513,9 @@ def find_sources(
     for field in ("nodes", "priority_weights"):
         if whole := present.get(f"{ENV_PREFIX}{field}".upper()):
             parts = _json_object(environment[whole]) or {}
-            sources |= {f"{field}.{part.lower()}": f"{whole}: {part.lower()}" for part in parts}
+            sources |= {
+                f"{field}.{name}": f"{whole}: {name}" for part in parts for name in (part, part.lower())
+            }
     for name, variable in present.items():
         if name.startswith(ENV_PREFIX):
             field, _, part = name.removeprefix(ENV_PREFIX).lower().partition("__")
@@ -550,13 +570,23 @@ def _nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {' or '.join(near)}?" if near else "; `rustfs-workers config show` lists them all"
 
 
+#: Where pydantic speaks of Python.
+_PLAINLY: Final = {"path_type": "should be a path", "extra_forbidden": "is not a setting"}
+
+
 def _in_words(error: ValidationError, sources: Mapping[str, str]) -> str:
     lines = []
     for problem in error.errors(include_url=False, include_context=False, include_input=False):
         message = problem["msg"].removeprefix("Value error, ")
         message = message.removeprefix("Input ").removeprefix("String ")
+        message = _PLAINLY.get(problem["type"], message)
         if not problem["loc"]:
-            lines.append(message)
+            named = [
+                sources[name]
+                for name in Settings.model_fields
+                if re.search(rf"\b{name}\b", message) and sources.get(name, "given") != "given"
+            ]
+            lines.append(message + (f" (set by {', '.join(named)})" if named else ""))
             continue
         name = str(problem["loc"][0])
         field = Settings.model_fields.get(name)

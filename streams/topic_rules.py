@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from schemas.topics import TopicSpec
+from schemas.topics import MAX_BATCH_BYTES, TopicSpec
 
 MIN_ISR: Final = "min.insync.replicas"
 UNCLEAN: Final = "unclean.leader.election.enable"
@@ -21,7 +21,8 @@ INTERNAL_TOPICS: Final = ("__consumer_offsets", "__transaction_state")
 SAFE_COPIES: Final = 3
 SAFE_MIN_ISR: Final = 2
 
-_AT_LEAST: Final = frozenset({"min.compaction.lag.ms", MIN_ISR})
+_MAX_BYTES: Final = "max.message.bytes"
+_AT_LEAST: Final = frozenset({"min.compaction.lag.ms", MIN_ISR, _MAX_BYTES})
 _RETENTIONS: Final = frozenset({"retention.ms", "retention.bytes"})
 
 _MAX_INT: Final = 2_147_483_647
@@ -79,7 +80,7 @@ def copies(wanted: int | None, brokers: int) -> int:
 
 def full_config(spec: TopicSpec, replication_factor: int) -> dict[str, str]:
     """The settings of a topic with so many copies."""
-    config = dict(spec.config)
+    config = {**spec.config, _MAX_BYTES: str(MAX_BATCH_BYTES)}
     if replication_factor >= SAFE_COPIES:
         config[MIN_ISR] = str(SAFE_MIN_ISR)
     return config

@@ -22,6 +22,11 @@ def main() -> None:
         app()
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+    except OSError as error:  # of help and versions, which do nothing but write
+        from workers.console import end_if_stdout_is_lost
+
+        end_if_stdout_is_lost(error)
+        raise
 
 
 def _mend_standard_streams() -> None:

@@ -108,10 +108,11 @@ def emit(record: Mapping[str, Any]) -> None:
 
 
 def say(text: str) -> None:
-    """A line for people, on stderr."""
+    """A line for people, on stderr, if it takes one."""
+    stream = LogStream(sys.stderr)
     for line in text.split("\n"):
-        sys.stderr.write(_on_a_line(line) + "\n")
-    sys.stderr.flush()
+        stream.write(_on_a_line(line) + "\n")
+    stream.flush()
 
 
 def counted(number: int, what: str) -> str:
@@ -146,17 +147,22 @@ def errors_in_one_line() -> Iterator[None]:
         raise SystemExit(exit_code(error)) from error
     except KafkaException as error:
         raise SystemExit(_say_what_kafka_says(error)) from error
-    except BrokenPipeError as error:  # `… | head` has seen enough
-        _write_no_more()
-        raise SystemExit(OK) from error
     except OSError as error:
-        if error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT):  # of a write
-            _write_no_more()
-            say(f"error: {error.strerror}; nothing more can be written")
-            raise SystemExit(FAILED) from error
+        end_if_stdout_is_lost(error)
         if error.filename is None:
             raise
         say(f"error: {error.filename}: {error.strerror}")
+        raise SystemExit(FAILED) from error
+
+
+def end_if_stdout_is_lost(error: OSError) -> None:
+    """Exit if this is about where data goes: its reader is gone, or its disk is full."""
+    if isinstance(error, BrokenPipeError):  # `… | head` has seen enough
+        _write_no_more()
+        raise SystemExit(OK) from error
+    if error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT):  # of a write
+        _write_no_more()
+        say(f"error: {error.strerror}; nothing more can be written")
         raise SystemExit(FAILED) from error
 
 

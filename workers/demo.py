@@ -12,7 +12,7 @@ import os
 import shutil
 import sysconfig
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -21,9 +21,12 @@ from typing import Any, Final
 from uuid import uuid4
 
 import structlog
+from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka.admin import AdminClient
 
 from schemas import JobPriority, JobStatus
 from schemas.errors import PipelineError
+from streams.clients import admin_config, check_reachable
 from streams.embedded import BrokerConfig, EmbeddedBroker, running_broker
 from streams.provision import provision
 from streams.queue import JobQueue
@@ -179,7 +182,7 @@ def verify(directory: Path, keys: dict[str, int], progress: Progress) -> int:
 
 
 def run_demo(source: Path, directory: Path, progress: Progress) -> DemoReport:
-    """The whole demo. Blocks; starts and stops a Kafka of its own unless KAFKA_BOOTSTRAP_SERVERS names one.
+    """The whole demo. Blocks; starts and stops a Kafka of its own unless the settings name one.
 
     Raises:
         PipelineError: why it cannot be run.
@@ -194,23 +197,25 @@ def run_demo(source: Path, directory: Path, progress: Progress) -> DemoReport:
         raise PipelineError(
             f"--source {source} lies inside of --dir {directory}, which is emptied first; choose another --dir"
         )
+    where: dict[str, Any] = {
+        "topic_prefix": f"demo-{uuid4().hex[:8]}.",
+        "nodes": {name: (directory / name).resolve().as_uri() for name in ("node-1", *TARGETS)},
+        "worker_id": "demo",
+    }
+    settings = load_settings(**where)
+    given = settings.kafka_bootstrap_servers is not None
+    if given:
+        check_reachable(settings)
     prepare_directory(directory)
     objects = gather(source, directory / "node-1", progress)
     if not objects.keys:
         raise PipelineError(f"--source {source} has no file that could become an object; choose another")
-    nodes = {name: (directory / name).resolve().as_uri() for name in ("node-1", *TARGETS)}
-    prefix = f"demo-{uuid4().hex[:8]}."
-    given = os.environ.get("KAFKA_BOOTSTRAP_SERVERS")
     if given:
-        settings = load_settings(topic_prefix=prefix, nodes=nodes, worker_id="demo")
-        return _on(settings, directory, objects, progress)
+        with deleted_afterwards(settings):
+            return _on(settings, directory, objects, progress)
     with temporary_kafka(directory / "kafka", progress) as broker:
         settings = load_settings(
-            kafka_bootstrap_servers=broker.bootstrap_servers,
-            topic_prefix=prefix,
-            nodes=nodes,
-            worker_id="demo",
-            data_dir=directory,
+            **where, kafka_bootstrap_servers=broker.bootstrap_servers, data_dir=directory
         )
         return _on(settings, directory, objects, progress, broker.check)
 
@@ -241,12 +246,8 @@ def _on(
     check: Callable[[], None] = lambda: None,
 ) -> DemoReport:
     provision(settings)
-    try:
-        seconds, dead = asyncio.run(_replicate(settings, objects, progress, check))
-        right = verify(directory, objects.keys, progress)
-    finally:
-        if os.environ.get("KAFKA_BOOTSTRAP_SERVERS"):
-            delete_deployment(settings)
+    seconds, dead = asyncio.run(_replicate(settings, objects, progress, check))
+    right = verify(directory, objects.keys, progress)
     return DemoReport(
         objects=len(objects.keys),
         replicated=right,
@@ -274,7 +275,7 @@ async def _replicate(
         ]
         began = time.monotonic()
         await queue.schedule_jobs(jobs)
-        await queue.schedule_job(_job(MISSING), max_retries=2)
+        await queue.schedule_job(_job(missing_object(objects.keys)), max_retries=2)
         seconds = 0.0
         async with manager:
             while True:
@@ -293,6 +294,14 @@ async def _replicate(
                     raise
                 await asyncio.sleep(0.05)
     return seconds, await asyncio.to_thread(_dead_letters, settings)
+
+
+def missing_object(keys: Collection[str]) -> str:
+    """The name of an object that is not there."""
+    name = MISSING
+    while any(key.partition("/")[0] == name for key in keys):
+        name += "-"
+    return name
 
 
 def _job(key: str) -> ReplicationJob:
@@ -323,6 +332,25 @@ def remove_directory(directory: Path) -> None:
     shutil.rmtree(directory, ignore_errors=True)
 
 
+@contextmanager
+def deleted_afterwards(settings: Settings) -> Iterator[None]:
+    """For a deployment on somebody else's Kafka whose prefix was made up for one run.
+
+    Raises:
+        KafkaException: Kafka refuses, and nothing else has gone wrong before.
+    """
+    try:
+        yield
+    except BaseException:
+        # Whatever ended the run says more than what follows from it.
+        try:
+            delete_deployment(settings)
+        except KafkaException as error:
+            log.warning("topics not deleted", prefix=settings.topic_prefix, error=str(error))
+        raise
+    delete_deployment(settings)
+
+
 @uninterrupted()
 def delete_deployment(settings: Settings) -> None:
     """Delete every topic and group of this deployment: for prefixes that were made up for one run.
@@ -330,11 +358,6 @@ def delete_deployment(settings: Settings) -> None:
     Raises:
         KafkaException: Kafka refuses.
     """
-    from confluent_kafka import KafkaError, KafkaException
-    from confluent_kafka.admin import AdminClient
-
-    from streams.clients import admin_config
-
     admin = AdminClient(admin_config(settings))
     names = [name for name in admin.list_topics(timeout=10).topics if name.startswith(settings.topic_prefix)]
     for deleted in (admin.delete_topics(names) if names else {}).values():

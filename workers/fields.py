@@ -32,12 +32,15 @@ def duration(text: str) -> timedelta:
     """``500ms``, ``30s``, ``5m``, ``2h``, ``1d``; a bare number is seconds.
 
     Raises:
-        InvalidJob: not a duration.
+        InvalidJob: not a duration, or one that no clock holds.
     """
     match = _DURATION.fullmatch(text.strip())
     if match is None:
         raise InvalidJob(f"{text!r} is not a duration; write 500ms, 30s, 5m, 2h or 1d")
-    return timedelta(milliseconds=float(match[1]) * _UNITS[match[2] or "s"])
+    try:
+        return timedelta(milliseconds=float(match[1]) * _UNITS[match[2] or "s"])
+    except OverflowError:
+        raise InvalidJob(f"{text!r} is too long for a duration") from None
 
 
 def parse_fields(cls: type[Job], assignments: list[str]) -> dict[str, Any]:

@@ -31,6 +31,7 @@ def import_modules(names: list[str]) -> list[Registrable]:
         sys.path.insert(0, here)
     found: list[Registrable] = []
     for name in names:
+        _refuse_paths(name)
         try:
             module = importlib.import_module(name)
         except ModuleNotFoundError as error:
@@ -39,6 +40,18 @@ def import_modules(names: list[str]) -> list[Registrable]:
             raise SettingsError(f"--import {name}: {type(error).__name__}: {error}") from error
         found += registrable(module)
     return found
+
+
+def _refuse_paths(name: str) -> None:
+    """Python's own error for a path speaks of relative imports."""
+    if not name or name.startswith(".") or "/" in name or name.endswith(".py"):
+        parts = (
+            [part for part in Path(name).with_suffix("").parts if part not in (".", "..", "/")]
+            if name
+            else []
+        )
+        which = f"{'.'.join(parts)}, the name" if parts else "the name"
+        raise SettingsError(f"--import {name}: write {which} of a module, as `import` takes it")
 
 
 def registrable(module: ModuleType) -> list[Registrable]:

@@ -8,11 +8,12 @@ In:  a configuration, handlers, settings. Out: jobs done.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import Any, Final
 
@@ -319,17 +320,22 @@ class WorkerProcess:
     # --- from the poll thread -------------------------------------------------------------------
 
     def _deliver(self, messages: list[Message]) -> None:
-        self._loop.call_soon_threadsafe(self._arrive, messages)
+        self._tell_the_loop(self._arrive, messages)
 
     def _committed_one(self) -> None:
-        self._loop.call_soon_threadsafe(self._after_commit)
+        self._tell_the_loop(self._after_commit)
 
     def _fail(self, error: BaseException) -> None:
         def set_failure() -> None:
             if not self.failure.done():
                 self.failure.set_exception(error)
 
-        self._loop.call_soon_threadsafe(set_failure)
+        self._tell_the_loop(set_failure)
+
+    def _tell_the_loop(self, callback: Callable[..., None], *arguments: Any) -> None:
+        # A commit thread that waits for a dead Kafka outlives the loop: then there is nobody left to tell.
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(callback, *arguments)
 
     def _fail_at_work(self, error: BaseException) -> None:
         """Where handlers are called: one of the jobs may be the cause, so for our successor this is a death."""

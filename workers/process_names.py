@@ -7,20 +7,36 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from schemas.errors import JobTypeError
 from workers.worker import Handler
 
+#: Where our own packages are, and how they are called.
+_ROOT: Final = Path(__file__).parents[1]
+_PACKAGES: Final = ("schemas", "streams", "workers")
+
 
 def search_path() -> list[str]:
-    """``sys.path`` as it is for another process that starts in another directory."""
-    return [
+    """``sys.path`` as it is for another process that starts in another directory.
+
+    A directory of the user's that has a package with one of our names stands behind ours: here ours are loaded already.
+    """
+    path = [
         str(Path(entry).absolute())
         if not entry or Path(entry).exists()
         else entry  # the rest are hooks' names
         for entry in sys.path
     ]
+    if str(_ROOT) not in path:
+        return path
+    place = path.index(str(_ROOT))
+    before, others = path[:place], [entry for entry in path[:place] if _has_a_name_of_ours(Path(entry))]
+    return [*(entry for entry in before if entry not in others), path[place], *others, *path[place + 1 :]]
+
+
+def _has_a_name_of_ours(directory: Path) -> bool:
+    return any((directory / name).is_dir() or (directory / f"{name}.py").exists() for name in _PACKAGES)
 
 
 def announce(handler: Handler) -> dict[str, Any]:

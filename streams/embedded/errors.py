@@ -9,6 +9,10 @@ from pathlib import Path
 from schemas.errors import PipelineError
 
 _FIRST_OPEN_PORT = 1024
+#: What to do where a data directory cannot be had.
+ANOTHER_DIRECTORY = (
+    "choose another directory with --data-dir (`kafka run` and `kafka start`) or RUSTFS_WORKERS_DATA_DIR"
+)
 
 
 class EmbeddedKafkaError(PipelineError):
@@ -52,13 +56,12 @@ class JarMismatch(EmbeddedKafkaError):
 class DataDirInUse(EmbeddedKafkaError):
     """Another broker, or somebody who starts or stops one, holds the data directory."""
 
-    def __init__(self, data_dir: Path, holder: str) -> None:
+    def __init__(self, data_dir: Path, holder: str, *, serves: bool = True) -> None:
         self.data_dir = data_dir
-        super().__init__(
-            f"{data_dir} is in use by {holder}; "
-            f"stop it with `rustfs-workers kafka stop --data-dir {shlex.quote(str(data_dir))}`, "
-            "or choose another directory with --data-dir"
-        )
+        remedy = f"stop it with `rustfs-workers kafka stop --data-dir {shlex.quote(str(data_dir))}`"
+        if not serves:
+            remedy = "try again in a moment"
+        super().__init__(f"{data_dir} is in use by {holder}; {remedy}, or {ANOTHER_DIRECTORY}")
 
 
 class DataDirUnusable(EmbeddedKafkaError):

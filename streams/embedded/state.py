@@ -24,7 +24,7 @@ from typing import Final
 
 import psutil
 
-from streams.embedded.errors import DataDirInUse, DataDirUnusable
+from streams.embedded.errors import ANOTHER_DIRECTORY, DataDirInUse, DataDirUnusable
 from streams.embedded.properties import HOST
 
 _STATE_FILE: Final = "broker.json"
@@ -155,13 +155,15 @@ class DirectoryLock:
                 self._refuse_foreign(data_dir)
             self._file = (data_dir / _LOCK_FILE).open("a+")
         except OSError as error:
-            raise DataDirUnusable(f"cannot use {data_dir} for Kafka's data: {error}") from error
+            raise DataDirUnusable(
+                f"cannot use {data_dir} for Kafka's data: {error}; {ANOTHER_DIRECTORY}"
+            ) from error
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            holder = self._holder(data_dir)
+            holder, serves = self._holder(data_dir)
             self._file.close()
-            raise DataDirInUse(data_dir, holder) from error
+            raise DataDirInUse(data_dir, holder, serves=serves) from error
         try:
             self._file.truncate(0)
             self._file.write(f"{os.getpid()}\n")
@@ -169,7 +171,7 @@ class DirectoryLock:
         except OSError as error:
             with contextlib.suppress(OSError):  # it tries to write once more
                 self._file.close()
-            raise DataDirUnusable(f"cannot write to {data_dir}: {error}") from error
+            raise DataDirUnusable(f"cannot write to {data_dir}: {error}; {ANOTHER_DIRECTORY}") from error
 
     def fileno(self) -> int:
         """The descriptor that the broker inherits."""
@@ -189,16 +191,17 @@ class DirectoryLock:
         foreign = sorted({path.name for path in data_dir.iterdir()} - _NOT_FOREIGN)
         if foreign:
             raise DataDirUnusable(
-                f"{data_dir} holds something else than Kafka's data ({foreign[0]}); choose an empty directory with --data-dir"
+                f"{data_dir} holds something else than Kafka's data ({foreign[0]}); {ANOTHER_DIRECTORY}"
             )
 
-    def _holder(self, data_dir: Path) -> str:
+    def _holder(self, data_dir: Path) -> tuple[str, bool]:
+        """Who it is, and whether that serves."""
         state = read_state(data_dir)
         if state is not None and state.alive:
-            return f"the Kafka at {state.address} (process {state.pid})"
+            return f"the Kafka at {state.address} (process {state.pid})", True
         self._file.seek(0)
         pid = self._file.read().strip() or "unknown"
-        return f"process {pid}, which is starting or stopping a Kafka there"
+        return f"process {pid}, which is starting or stopping a Kafka there", False
 
 
 @contextmanager

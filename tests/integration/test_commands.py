@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import socket
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 
 from schemas.errors import PipelineError
 from streams.embedded import running_broker
+from streams.embedded.state import write_state
 from streams.provision import provision
 from streams.settings import Settings
 from tests.support.commands import CommandLine, Finished
@@ -288,7 +290,11 @@ def test_up_ends_by_name_when_its_kafka_dies(tmp_path: Path) -> None:
         broker = running_broker(data / "kafka")
         assert broker is not None
         os.kill(broker.pid, signal.SIGKILL)
+        # Somebody starts another one meanwhile, on the same port, as `kafka start` would choose it.
+        successor = replace(broker, pid=os.getpid(), started=psutil.Process().create_time(), owner=None)
+        write_state(data / "kafka", successor)
         ended = up.end(90)
+    assert (data / "kafka" / "address").read_text() == f"{broker.address}\n"
     assert ended.code == 1
     assert "error: Kafka ended by itself" in ended.err
     assert str(data / "kafka" / "broker.log") in ended.err

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from schemas.errors import PipelineError
+from schemas.errors import KafkaUnreachable, PipelineError
 from streams.settings import load_settings
 from workers.bench.delay import lateness_ns, spread
 from workers.bench.percentile import percentile, percentiles_ms
@@ -104,6 +104,17 @@ async def test_a_call_that_waits_does_not_hold_up_the_next_one() -> None:
     assert called[20] <= called[21] <= called[22]
 
 
+async def test_calls_that_fail_all_at_once_are_one_error() -> None:
+    """Kafka is gone: each of a thousand calls finds that out."""
+
+    async def unreachable(_: int) -> None:
+        await asyncio.sleep(0)
+        raise KafkaUnreachable("127.0.0.1:1", 5)
+
+    with pytest.raises(KafkaUnreachable):
+        await at_a_steady_pace(range(10), 1e6, unreachable, unseen)
+
+
 async def test_a_worker_that_ends_by_itself_ends_the_wait(tmp_path: Path) -> None:
     def ended() -> None:
         raise PipelineError("a worker process ended by itself")
@@ -113,7 +124,10 @@ async def test_a_worker_that_ends_by_itself_ends_the_wait(tmp_path: Path) -> Non
         await asyncio.wait_for(Stamps(tmp_path / "stamps", ended).until(1, "running", unseen), 60)
 
 
-def test_a_worker_that_cannot_start_is_noticed() -> None:
+def test_a_worker_that_cannot_start_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own reason is told: a module of the user's with a name of ours is none."""
+    (tmp_path / "schemas.py").write_text("raise SystemExit(9)\n")
+    monkeypatch.chdir(tmp_path)
     settings = load_settings(kafka_bootstrap_servers="127.0.0.1:1")
     others = {child.pid for child in psutil.Process().children()}
     with worker_processes(settings, 1, RUSTFS_WORKERS_MAX_CONCURRENT_JOBS="none") as check:

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import structlog
@@ -15,6 +17,7 @@ import typer.core
 import typer.main
 from typer.testing import CliRunner, Result
 
+from streams.redrive import RedriveReport
 from workers.cli import app
 
 pytestmark = pytest.mark.job_processing
@@ -73,13 +76,22 @@ def test_help_of_every_command_has_an_example_that_calls_it(path: str) -> None:
 
 def test_every_command_says_in_one_line_what_it_does() -> None:
     """The list of commands is not cut: no line of it ends in dots."""
-    for group in ("", "jobs", "dlq", "topics", "kafka", "schemas", "config"):
+    for group in ("", "jobs", "dlq", "topics", "kafka", "bench", "schemas", "config"):
         shown = run(*group.split(), "--help").stdout.partition("Commands:\n")[2]
         assert shown, group
         assert [line for line in shown.splitlines() if line.endswith("...")] == [], group
 
 
-@pytest.mark.parametrize("path", sorted(path for path in commands() if "bench" not in path))
+#: They print what is for people, or nothing.
+NO_DATA = {"up", "worker", "kafka stop"}
+
+
+@pytest.mark.parametrize("path", sorted(commands().keys() - NO_DATA))
+def test_every_command_that_prints_data_takes_json(path: str) -> None:
+    assert "--json" in run(*path.split(), "--help").stdout
+
+
+@pytest.mark.parametrize("path", sorted(commands()))
 def test_every_option_says_what_it_is_for(path: str) -> None:
     silent = [
         parameter.name
@@ -168,7 +180,9 @@ def test_config_show_masks_secrets_and_says_where_values_come_from(monkeypatch: 
 
     people, programs = run("config", "show"), run("config", "show", "--json")
 
-    rows = {row["name"]: row for row in map(json.loads, programs.stdout.splitlines())}
+    *records, summary = map(json.loads, programs.stdout.splitlines())
+    rows = {row["name"]: row for row in records}
+    assert summary == {"settings": len(rows), "file": None}
     assert rows["kafka_sasl_username"]["value"] == "alice"
     assert rows["kafka_sasl_password"]["source"] == "KAFKA_SASL_PASSWORD"
     assert "alice" in people.stdout
@@ -218,6 +232,11 @@ def test_schemas_export_writes_every_built_in_schema(tmp_path: Path) -> None:
     written = sorted(path.name for path in (tmp_path / "new" / "avro").iterdir())
     assert result.exit_code == 0
     assert [Path(line).name for line in result.stdout.splitlines()] == written
+    *files, summary = map(
+        json.loads, run("schemas", "export", str(tmp_path / "b"), "--json").stdout.splitlines()
+    )
+    assert [Path(record["file"]).name for record in files] == written
+    assert summary == {"files": len(written)}
     assert {"envelope.avsc", "replication.avsc", "status_change.avsc", "worker_report.avsc"} <= set(written)
     assert json.loads((tmp_path / "new" / "avro" / "replication.avsc").read_text())["name"] == "Replication"
 
@@ -244,7 +263,9 @@ def test_schemas_check_looks_at_imported_types_and_names_the_bad_ones(tmp_path: 
 
     assert "replication: ok" in good.stdout.splitlines()
     assert "test_check_good: ok" in good.stdout.splitlines()
-    found = {row["type"]: row for row in map(json.loads, bad.stdout.splitlines())}
+    *rows, summary = map(json.loads, bad.stdout.splitlines())
+    found = {row["type"]: row for row in rows}
+    assert summary == {"types": len(rows), "wrong": 1}
     assert bad.exit_code == 1
     assert found["replication"]["ok"] is True
     assert found["test_check_bad"]["ok"] is False
@@ -282,6 +303,10 @@ def test_what_imports_nothing_needs_no_working_directory(
         (["test_resize", "path"], "'path': write FIELD=VALUE"),
         (["test_resize", "path=a", "width=wide"], "test_resize.width is 'wide': it takes a whole number"),
         (["test_resize", "path=a", "--delay", "soon"], "'soon' is not a duration; write 500ms, 30s"),
+        (["test_resize", "path=a", "--delay", "99999999999d"], "'99999999999d' is too long"),
+        (["test_resize", "path=a", "--import", "./my_jobs.py"], "--import ./my_jobs.py: write my_jobs, "),
+        (["test_resize", "path=a", "--import", "my/jobs.py"], "--import my/jobs.py: write my.jobs, "),
+        (["test_resize", "path=a", "--import", ""], "write the name of a module, as `import` takes it"),
         (["test_resize", "path=a", "--priority", "urgent"], "'critical', 'high', 'normal', 'low'"),
         (["test_resize", "path=a", "--import", "no_such_module"], "--import no_such_module: "),
         (["test_resize", "path=a", "--import", "raises_at_once"], "RuntimeError: not today"),
@@ -344,6 +369,16 @@ def test_a_kafka_that_does_not_answer_is_told_once_and_soon(monkeypatch: pytest.
         assert result.stderr.count("\n") == 1
 
 
+def test_up_looks_at_the_nodes_before_it_starts_kafka(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RUSTFS_WORKERS_NODES__N1", "ftp://host/dir")
+    monkeypatch.setattr("streams.embedded.EmbeddedBroker", lambda _: pytest.fail("Kafka was started"))
+
+    result = run("up")
+
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: node n1: ftp://host/dir has an unknown scheme")
+
+
 def test_redrive_without_a_choice_says_how_to_choose() -> None:
     result = run("dlq", "redrive")
 
@@ -363,6 +398,25 @@ def test_a_redrive_that_is_interrupted_says_how_far_it_came(monkeypatch: pytest.
 
     assert result.exit_code == 130
     assert result.stderr == "interrupted: at least 7 jobs got a new life; run it again for what is left\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"), [(["--all"], 0), (["--error", "x"], 0), (["p.jobs.dlq/0/7"], 1)]
+)
+def test_a_letter_that_no_redrive_can_help_fails_only_whoever_names_it(
+    arguments: list[str], code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stays for thirty days, and ``--all`` means all that can be run."""
+    letter = SimpleNamespace(id="p.jobs.dlq/0/7", error_type="BadFrame")
+    report = RedriveReport(("a-job",), (cast("Any", letter),), ())
+    monkeypatch.setattr("streams.redrive.redrive", lambda *_, **__: report)
+
+    people, programs = run("dlq", "redrive", *arguments), run("dlq", "redrive", *arguments, "--json")
+
+    assert (people.exit_code, programs.exit_code) == (code, code)
+    assert "refused: p.jobs.dlq/0/7 holds no job that could run (BadFrame)" in people.stderr
+    assert "rustfs-workers dlq show p.jobs.dlq/0/7" in people.stderr
+    assert json.loads(programs.stdout.splitlines()[-1])["refused"] == ["p.jobs.dlq/0/7"]
 
 
 def test_kafka_status_and_stop_without_a_kafka() -> None:

@@ -29,6 +29,8 @@ from workers import console
 
 pytestmark = pytest.mark.job_processing
 
+FULL_DISK = Path("/dev/full")
+
 
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
@@ -194,9 +196,25 @@ def test_an_error_without_a_name_keeps_its_trace() -> None:
 def test_a_full_disk_behind_stdout_is_one_line() -> None:
     """``rustfs-workers jobs list --json > file``"""
     code = "from workers.console import emit, errors_in_one_line\nwith errors_in_one_line():\n    emit({'n': 1})\n"
-    with Path("/dev/full").open("w") as full:
+    with FULL_DISK.open("w") as full:
         done = subprocess.run(
             [sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert (done.returncode, done.stderr) == (
+        1,
+        "error: No space left on device; nothing more can be written\n",
+    )
+
+
+@pytest.mark.parametrize("command", ["version", "version --json", "--version", "--help", "kafka --help"])
+def test_a_full_disk_is_one_line_where_a_command_needs_nothing_else(command: str) -> None:
+    with FULL_DISK.open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "workers", *command.split()],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
         )
     assert (done.returncode, done.stderr) == (
         1,
@@ -248,18 +266,16 @@ def test_numbers_come_with_their_noun(number: int, said: str) -> None:
     assert console.counted(number, "job") == said
 
 
-FULL_DISK = Path("/dev/full")
-
-
 @pytest.mark.parametrize("lost", ["a reader that is gone", *(["a full disk"] if FULL_DISK.exists() else [])])
 def test_logs_that_nobody_can_take_disturb_nobody(lost: str) -> None:
     """``rustfs-workers worker 2>&1 | head -1``, or ``2>>worker.log`` on a disk that fills up: the work goes on."""
     code = (
         "import structlog\n"
-        "from workers.console import configure_logging, emit\n"
+        "from workers.console import configure_logging, emit, say\n"
         "configure_logging()\n"
         "for n in range(3):\n"
         "    structlog.get_logger().warning('x' * 10_000)\n"
+        "    say('x' * 10_000)\n"
         "emit({'went': 'on'})\n"
     )
     if lost == "a full disk":
@@ -273,4 +289,4 @@ def test_logs_that_nobody_can_take_disturb_nobody(lost: str) -> None:
         )
     finally:
         os.close(stderr)
-    assert json.loads(done.stdout) == {"went": "on"}
+    assert (done.returncode, json.loads(done.stdout)) == (0, {"went": "on"})

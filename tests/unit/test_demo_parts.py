@@ -8,13 +8,16 @@ import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
-from schemas.errors import PipelineError
+from schemas.errors import KafkaUnreachable, PipelineError, SettingsError
 from streams.embedded import BrokerConfig
+from streams.settings import Settings
 from workers import demo
-from workers.demo import DemoReport, gather, prepare_directory, verify
+from workers.commands.bench import _deployment
+from workers.demo import MISSING, DemoReport, gather, missing_object, prepare_directory, verify
 
 pytestmark = pytest.mark.job_processing
 
@@ -169,3 +172,77 @@ def test_a_second_ctrl_c_does_not_leave_a_kafka_or_its_directory_behind(
     assert tidied == ["kafka", tmp_path.name]
     with pytest.raises(KeyboardInterrupt):  # afterwards it is heard as before
         signal.raise_signal(signal.SIGINT)
+
+
+@pytest.fixture
+def _named_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cluster that only the settings file names, and no other Kafka to be had."""
+    for name in list(os.environ):
+        if name.upper().startswith(("RUSTFS_WORKERS_", "KAFKA_")):
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+    Path("rustfs-workers.toml").write_text('kafka_bootstrap_servers = "kafka-1:9092"\n')
+
+    def start(*_: object) -> NoReturn:
+        pytest.fail("a Kafka of its own was started")
+
+    monkeypatch.setattr(demo, "temporary_kafka", start)
+
+
+@pytest.mark.usefixtures("_named_in_a_file")
+def test_a_demo_uses_the_cluster_that_a_file_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Settings] = []
+    ran: list[Settings] = []
+    deleted: list[Settings] = []
+    monkeypatch.setattr(demo, "check_reachable", asked.append)
+    monkeypatch.setattr(demo, "provision", ran.append)
+    monkeypatch.setattr(demo, "verify", lambda *_: 1)
+    monkeypatch.setattr(demo, "delete_deployment", deleted.append)
+
+    async def replicate(*_: object) -> tuple[float, list[object]]:
+        return 1.0, []
+
+    monkeypatch.setattr(demo, "_replicate", replicate)
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "a").touch()
+
+    demo.run_demo(tmp_path / "source", tmp_path / "dir", ignore)
+
+    assert [settings.kafka_bootstrap_servers for settings in (*asked, *ran, *deleted)] == ["kafka-1:9092"] * 3
+
+
+@pytest.mark.usefixtures("_named_in_a_file")
+def test_a_bench_uses_the_cluster_that_a_file_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    deleted: list[Settings] = []
+    monkeypatch.setattr("streams.clients.check_reachable", lambda _: None)
+    monkeypatch.setattr(demo, "delete_deployment", deleted.append)
+
+    with _deployment(ignore) as settings:
+        assert settings.kafka_bootstrap_servers == "kafka-1:9092"
+        assert settings.topic_prefix.startswith("bench-")
+
+    assert deleted == [settings]
+
+
+def test_a_demo_looks_at_the_settings_and_at_kafka_before_it_copies_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "a").touch()
+    for variable, value, error in (
+        ("RUSTFS_WORKERS_PARTITIONS", "0", SettingsError),
+        ("KAFKA_BOOTSTRAP_SERVERS", "127.0.0.1:1", KafkaUnreachable),
+    ):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv(variable, value)
+            with pytest.raises(error):
+                demo.run_demo(tmp_path / "source", tmp_path / "dir", ignore)
+        assert not (tmp_path / "dir" / "node-1" / "demo").exists()
+
+
+@pytest.mark.parametrize("there", [[], [MISSING], [MISSING, f"{MISSING}-", "a"], [f"{MISSING}/inside"]])
+def test_the_object_that_does_not_exist_does_not_exist(there: list[str]) -> None:
+    """Whatever the files under --source are called."""
+    name = missing_object(dict.fromkeys(there, 1))
+    assert name.startswith(MISSING)
+    assert not any(key == name or key.startswith(f"{name}/") for key in there)

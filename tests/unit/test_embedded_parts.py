@@ -247,8 +247,10 @@ def test_a_download_is_told_in_plain_lines_off_the_terminal() -> None:
 
 def test_a_locked_directory_is_refused_until_it_is_released(tmp_path: Path) -> None:
     lock = DirectoryLock(tmp_path)
-    with pytest.raises(DataDirInUse, match=f"in use by process {os.getpid()}, which is starting"):
+    with pytest.raises(DataDirInUse, match=f"in use by process {os.getpid()}, which is starting") as refused:
         DirectoryLock(tmp_path)
+    assert "try again in a moment" in str(refused.value)
+    assert "kafka stop" not in str(refused.value), "there is nothing to stop yet"
     lock.release()
     DirectoryLock(tmp_path).release()
 
@@ -365,3 +367,18 @@ def test_an_address_of_somebody_else_is_not_taken_back(tmp_path: Path) -> None:
     forget_address(tmp_path, "127.0.0.1:1")
     forget_address(tmp_path, "127.0.0.1:1")
     assert not (tmp_path / "address").exists()
+
+
+def test_a_directory_that_cannot_be_used_says_how_to_name_another_one(tmp_path: Path) -> None:
+    """``up`` has no --data-dir: there it is a setting."""
+    (tmp_path / "file").touch()
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "thesis.tex").touch()
+    messages = [str(DataDirInUse(tmp_path, "process 7"))]
+    for directory in ("file/inside", "foreign"):
+        with pytest.raises(DataDirUnusable) as refused:
+            DirectoryLock(tmp_path / directory)
+        messages.append(str(refused.value))
+    for message in messages:
+        assert "--data-dir" in message, message
+        assert "RUSTFS_WORKERS_DATA_DIR" in message, message

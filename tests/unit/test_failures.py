@@ -26,3 +26,16 @@ async def test_only_a_failure_where_handlers_are_called_is_a_death_for_the_succe
         assert process.poller.leaves_unclean is unclean
         with pytest.raises(ZeroDivisionError):
             await asyncio.wait_for(process.failure, 10)
+
+
+def test_a_thread_that_outlives_the_event_loop_ends_without_a_word() -> None:
+    """The commit thread of a worker whose Kafka died may still wait for it when everything else has ended."""
+    settings = Settings(kafka_bootstrap_servers="127.0.0.1:1")
+
+    async def made() -> WorkerProcess:
+        return WorkerProcess(WorkerConfig(worker_id="w"), Handlers(), settings, Codec())
+
+    process = asyncio.run(made())
+    process._committer._on_failure(ZeroDivisionError())
+    process._deliver([])
+    process._committed_one()

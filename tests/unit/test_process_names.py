@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import textwrap
 import time
@@ -14,11 +15,13 @@ from typing import Any
 
 import pytest
 
+import workers
 from schemas.errors import JobTypeError
 from schemas.job import _declared
 from tests.support import process_jobs as jobs
 from tests.support.process_pool import pool_of
 from workers.context import WorkerContext
+from workers.process_names import search_path
 from workers.processes import ProcessPool
 from workers.results import Snooze, Success
 from workers.worker import Handlers, Worker
@@ -31,6 +34,25 @@ def make_pool(*what: Any) -> ProcessPool:
     for one in what:
         handlers.register(one)
     return ProcessPool(1, handlers)
+
+
+def test_a_directory_with_a_package_of_our_name_stands_behind_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``--import`` puts the working directory first, for this process that has loaded ours already."""
+    for name in ("workers/__init__.py", "other/schemas.py", "harmless/jobs.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("raise SystemExit(9)\n")
+    theirs = [str(tmp_path / "harmless"), str(tmp_path), str(tmp_path / "other")]
+    monkeypatch.setattr(sys, "path", [*theirs, *sys.path])
+
+    path = search_path()
+
+    ours = path.index(str(Path(workers.__file__).parents[1]))
+    assert path[0] == theirs[0]
+    assert path[ours + 1 : ours + 3] == theirs[1:]
+    boot = "import sys; sys.path[:] = sys.argv[1:]; import workers.process_child"
+    assert subprocess.run([sys.executable, "-c", boot, *path], check=False).returncode == 0
 
 
 def test_a_class_inside_a_function_is_refused() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,6 @@ pytestmark = pytest.mark.job_processing
 @pytest.fixture(autouse=True)
 def clean_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """No variable and no file of the person who runs the tests has a say."""
-    import os
-
     for name in list(os.environ):
         if name.upper().startswith(("RUSTFS_WORKERS_", "KAFKA_", "SCHEMA_REGISTRY")):
             monkeypatch.delenv(name)
@@ -153,16 +152,36 @@ def test_file_of_the_user_is_read_where_the_directory_has_none(clean_place: Path
         ),
         ("RUSTFS_WORKERS_NODES__N1", "/srv/n1", ["RUSTFS_WORKERS_NODES__N1 should match", "file:///dir"]),
         ("RUSTFS_WORKERS_NODES__.N1", "memory://", ["RUSTFS_WORKERS_NODES__.N1 should match"]),
-        ("RUSTFS_WORKERS_BUFFER_LOW", "5000", ["buffer_low (5000)", "buffer_high (2000)"]),
+        (
+            "RUSTFS_WORKERS_BUFFER_LOW",
+            "5000",
+            ["buffer_low (5000)", "buffer_high (2000)", "RUSTFS_WORKERS_BUFFER_LOW"],
+        ),
         ("RUSTFS_WORKERS_TOPIC_PREFIX", "a b", ["RUSTFS_WORKERS_TOPIC_PREFIX should match"]),
         ("KAFKA_BOOTSTRAP_SERVERS", "a,,b", ["KAFKA_BOOTSTRAP_SERVERS should be host:port"]),
-        ("KAFKA_SECURITY_PROTOCOL", "sasl_ssl", ["SASL_SSL", "kafka_sasl_password"]),
+        ("KAFKA_BOOTSTRAP_SERVERS", "a:65536", ["KAFKA_BOOTSTRAP_SERVERS should be host:port", "65535"]),
+        ("KAFKA_BOOTSTRAP_SERVERS", "a:9092,b:0", ["KAFKA_BOOTSTRAP_SERVERS should be host:port"]),
+        (
+            "KAFKA_SECURITY_PROTOCOL",
+            "sasl_ssl",
+            ["SASL_SSL", "kafka_sasl_password", "KAFKA_SECURITY_PROTOCOL"],
+        ),
         ("KAFKA_SSL_CA_LOCATION", "/nowhere/ca.pem", ["KAFKA_SSL_CA_LOCATION Path does not point to a file"]),
         ("RUSTFS_WORKERS_DATA_DIR", "~nobody-of-this-name/x", ["RUSTFS_WORKERS_DATA_DIR names the home"]),
         ("RUSTFS_WORKERS_JOB_TIMEOUT_S", "1e20", ["RUSTFS_WORKERS_JOB_TIMEOUT_S should be less"]),
         ("RUSTFS_WORKERS_NODES", '{"N1": "/srv"}', ["RUSTFS_WORKERS_NODES: n1 should match"]),
-        ("RUSTFS_WORKERS_NODES", '{"N1": "file:///a", "n1": "file:///b"}', ["N1 should match"]),
+        (
+            "RUSTFS_WORKERS_NODES",
+            '{"N1": "file:///a", "n1": "file:///b"}',
+            ["RUSTFS_WORKERS_NODES: N1 should match"],
+        ),
+        ("RUSTFS_WORKERS_NODES__N1", "file:///a\nb", ["RUSTFS_WORKERS_NODES__N1 should match"]),
         ("RUSTFS_WORKERS_PRIORITY_WEIGHTS", '{"high": 0}', ["RUSTFS_WORKERS_PRIORITY_WEIGHTS: high should"]),
+        (
+            "RUSTFS_WORKERS_PRIORITY_WEIGHTS",
+            '{"hgh": 3}',
+            ["RUSTFS_WORKERS_PRIORITY_WEIGHTS: hgh is not a setting"],
+        ),
         ("SCHEMA_REGISTRY_URL", "registry:8081", ["SCHEMA_REGISTRY_URL should begin with http://"]),
     ],
 )
@@ -189,6 +208,9 @@ def test_wrong_value_is_refused_by_name(
         ("[priority_weights]\nhigh = true\n", "priority_weights.high in"),
         ("partitions = \n", "cannot be read"),
         ('[nodes]\nN1 = "memory://"\n', "nodes.N1 in"),
+        ("data_dir = 3\n", "should be a path"),
+        ('data_dir = "a\\u0000b"\n', "data_dir in"),
+        ("PARTITIONS = 3\n", "did you mean partitions?"),
     ],
 )
 def test_wrong_file_is_refused_by_name_and_place(text: str, says: str) -> None:
@@ -196,6 +218,32 @@ def test_wrong_file_is_refused_by_name_and_place(text: str, says: str) -> None:
     with pytest.raises(SettingsError) as refused:
         load_settings()
     assert says in str(refused.value)
+    assert "rustfs-workers.toml" in str(refused.value)
+
+
+@pytest.mark.parametrize("odd", ["directory", "pipe", "link to nothing", "link in a circle"])
+def test_something_else_with_the_name_of_the_file_is_refused(odd: str) -> None:
+    """A mount that failed leaves an empty directory, or a link to nothing: whoever made it meant settings."""
+    path = Path("rustfs-workers.toml")
+    match odd:
+        case "directory":
+            path.mkdir()
+        case "pipe":
+            os.mkfifo(path)
+        case "link to nothing":
+            path.symlink_to("not-mounted.toml")
+        case _:
+            path.symlink_to(path.name)
+    with pytest.raises(SettingsError, match=r"rustfs-workers.toml is no file") as refused:
+        load_settings()
+    assert "remove" in str(refused.value)
+
+
+@pytest.mark.parametrize("text", ["partitions = " + "[" * 10_000, "partitions = 1" + "0" * 5_000])
+def test_a_file_that_python_cannot_hold_is_refused(text: str) -> None:
+    Path("rustfs-workers.toml").write_text(text, "utf-8")
+    with pytest.raises(SettingsError, match="cannot be read") as refused:
+        load_settings()
     assert "rustfs-workers.toml" in str(refused.value)
 
 

@@ -7,12 +7,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from workers.commands.worker import _child_command
 from workers.supervisor import _look_after, _Slot, pause_before_restart, supervise
 
 pytestmark = pytest.mark.worker_coordination
@@ -166,3 +168,11 @@ def test_a_signal_while_a_child_is_being_started_reaches_it_as_well(number: int,
 @pytest.mark.timeout(30)
 def test_wrong_usage_of_one_ends_all_with_its_code() -> None:
     assert supervise(2, lambda index: exits(2) if index else SLEEPS) == 2
+
+
+def test_a_module_of_the_users_with_a_name_of_ours_is_not_taken_for_it(tmp_path: Path) -> None:
+    (tmp_path / "schemas.py").write_text("raise SystemExit(9)\n")
+    done = subprocess.run(
+        [*_child_command(0, "w", None, []), "--help"], cwd=tmp_path, capture_output=True, check=False
+    )
+    assert done.returncode == 0

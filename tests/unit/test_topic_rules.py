@@ -2,14 +2,18 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
+from confluent_kafka.admin import AdminClient
 
 from schemas.errors import GroupNotInitialised
 from schemas.offsetmap import EMPTY_MAP, OffsetMap
 from schemas.topics import Topics, TopicSpec
+from streams import group_setup
 from streams.group_setup import GroupState, Marker, partitions_to_start
-from streams.provision import group_findings
+from streams.provision import group_findings, look_at_group
 from streams.settings import load_settings
 from streams.topic_rules import (
     Cluster,
@@ -77,6 +81,15 @@ def test_compaction_of_jobs_and_another_clock_are_refused() -> None:
     state = as_specified(spec_of("p.jobs.retry.1s"))
     config = {**state.config, "cleanup.policy": "compact", "message.timestamp.type": "CreateTime"}
     assert len(facts("p.jobs.retry.1s", replace(state, config=config))) == 2
+
+
+def test_a_topic_that_takes_only_small_records_is_refused() -> None:
+    """Its jobs would be refused one by one: a retry or a dead letter, only when it is too late to tell anybody."""
+    for spec in SPECS:
+        state = as_specified(spec)
+        for most, wrong in (("1048587", 1), ("1048588", 0), ("10485760", 0)):
+            found = facts(spec.name, replace(state, config={**state.config, "max.message.bytes": most}))
+            assert found == [f"max.message.bytes is {most}, not 1048588"] * wrong
 
 
 def test_partition_counts_never_change_in_place() -> None:
@@ -200,3 +213,36 @@ def test_whether_workers_can_start_is_told(state: GroupState, level: Level, word
     (finding,) = group_findings(load_settings(), state, "c")
     assert finding.level is level
     assert re.search(words, str(finding))
+
+
+def test_a_marker_that_cannot_be_read_is_a_finding_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody else wrote to ``jobs.commands``: whoever looks for the reason wants all the other findings too."""
+    settings = load_settings(kafka_bootstrap_servers="127.0.0.1:1", topic_prefix="p.")
+
+    def scan(*arguments: Any, **_: object) -> SimpleNamespace:
+        arguments[2](SimpleNamespace(key=lambda: b"group/p.workers", value=lambda: b"not json"))
+        return SimpleNamespace(complete=True)
+
+    monkeypatch.setattr(group_setup, "partitions_of", lambda *_: [])
+    monkeypatch.setattr(group_setup, "committed_offsets", lambda *_, **__: {})
+    monkeypatch.setattr(group_setup, "scan", scan)
+
+    (finding,) = look_at_group(settings, cast("AdminClient", None), "a-cluster")
+
+    assert (finding.level, finding.subject) == (Level.ERROR, "p.workers")
+    assert "p.jobs.commands cannot be read" in finding.fact
+    assert "tombstone" in finding.remedy
+    assert "rustfs-workers topics create" in finding.remedy
+
+
+def test_lost_offsets_are_not_said_to_be_mended_by_what_does_not_mend_them() -> None:
+    """``kafka-consumer-groups.sh`` commits offsets without a map, which workers refuse as well."""
+    lost = GroupState(None, (("p.jobs.low", 0), ("p.jobs.low", 1)), {("p.jobs.low", 0): (5, "worked")})
+    with pytest.raises(GroupNotInitialised) as refused:
+        partitions_to_start(lost, "p.workers")
+    marked = GroupState(Marker("then", "a-cluster"), lost.partitions, {("p.jobs.low", 0): (5, EMPTY_MAP)})
+    (finding,) = group_findings(load_settings(topic_prefix="p."), marked, "a-cluster")
+    for text in (str(refused.value), finding.remedy):
+        assert "use another RUSTFS_WORKERS_TOPIC_PREFIX" in text
+        assert "reset-offsets" not in text
+        assert "documentation" not in text

@@ -35,7 +35,8 @@ def worker_processes(settings: Settings, count: int, **environment: str) -> Iter
         "RUSTFS_WORKERS_LOG_LEVEL": "error",
         **environment,
     }
-    command = [sys.executable, "-m", "workers", "worker", "--import", "workers.bench.jobs"]
+    # -P: nothing in the working directory is taken for one of our packages.
+    command = [sys.executable, "-P", "-m", "workers", "worker", "--import", "workers.bench.jobs"]
     processes: list[subprocess.Popen[bytes]] = []
 
     def check() -> None:

@@ -116,11 +116,14 @@ async def at_a_steady_pace(
         await schedule(number)
 
     due = time.monotonic()
-    async with asyncio.TaskGroup() as calls:
-        for number in numbers:
-            await asyncio.sleep(max(due - time.monotonic(), 0))
-            due += 1 / per_s
-            calls.create_task(call(number))
-            progress("scheduling", number - numbers.start, len(numbers))
+    try:
+        async with asyncio.TaskGroup() as calls:
+            for number in numbers:
+                await asyncio.sleep(max(due - time.monotonic(), 0))
+                due += 1 / per_s
+                calls.create_task(call(number))
+                progress("scheduling", number - numbers.start, len(numbers))
+    except ExceptionGroup as errors:  # when Kafka is gone all of them say the same
+        raise errors.exceptions[0] from None
     progress("scheduling", len(numbers), len(numbers))
     return called

@@ -12,10 +12,10 @@ from workers.console import FAILED, counted, emit, errors_in_one_line, say, tabl
 config_app = typer.Typer(help="Settings.", no_args_is_help=True)
 schemas_app = typer.Typer(help="Avro schemas.", no_args_is_help=True)
 
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line.")]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line; the summary last.")]
 
 
-def version(as_json: AsJson = False) -> None:
+def version(as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False) -> None:
     """Print versions.
 
     \b
@@ -51,12 +51,13 @@ def config_show(as_json: AsJson = False) -> None:
       rustfs-workers config show --json
     """
     with errors_in_one_line():
-        from streams.settings import describe, load_settings
+        from streams.settings import describe, load_settings, settings_file
 
         rows = [row._asdict() for row in describe(load_settings())]
         if as_json:
             for row in rows:
                 emit(row)
+            emit({"settings": len(rows), "file": settings_file()})
         else:
             table(rows, ["name", "value", "source", "help"])
 
@@ -64,21 +65,31 @@ def config_show(as_json: AsJson = False) -> None:
 @schemas_app.command("export")
 def schemas_export(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where to; made if it is not there.")],
+    as_json: AsJson = False,
 ) -> None:
     """Write the built-in schemas, for producers in other languages.
 
     \b
-    Example:
+    Examples:
       rustfs-workers schemas export ./avro
+      rustfs-workers schemas export ./avro --json
     """
     with errors_in_one_line():
         from importlib.resources import files
 
         directory.mkdir(parents=True, exist_ok=True)
-        for file in sorted(files("schemas").joinpath("avro").iterdir(), key=lambda entry: entry.name):
-            if file.name.endswith(".avsc"):
-                directory.joinpath(file.name).write_text(file.read_text("utf-8"), "utf-8")
+        built_in = files("schemas").joinpath("avro").iterdir()
+        wanted = sorted(
+            (file for file in built_in if file.name.endswith(".avsc")), key=lambda file: file.name
+        )
+        for file in wanted:
+            directory.joinpath(file.name).write_text(file.read_text("utf-8"), "utf-8")
+            if as_json:
+                emit({"file": directory / file.name})
+            else:
                 typer.echo(str(directory / file.name))
+        if as_json:
+            emit({"files": len(wanted)})
 
 
 @schemas_app.command("check")
@@ -106,8 +117,8 @@ def schemas_check(
         from workers.imports import import_modules
 
         import_modules(imports or [])
-        wrong = 0
-        for name, cls in sorted(declared_job_types().items()):
+        wrong, declared = 0, declared_job_types()
+        for name, cls in sorted(declared.items()):
             problem = None
             try:
                 kind: JobType = job_type(cls)
@@ -122,6 +133,8 @@ def schemas_check(
                 emit({"type": name, "ok": problem is None, "problem": problem})
             else:
                 typer.echo(f"{name}: {problem or 'ok'}")
+        if as_json:
+            emit({"types": len(declared), "wrong": wrong})
         if wrong:
             say(f"error: {counted(wrong, 'job type')} without a usable schema")
             raise SystemExit(FAILED)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,10 +19,10 @@ app = typer.Typer(help="Measure, on topics of their own that are deleted afterwa
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
-@app.command()
+@app.command(short_help="Jobs per second, taken in and run.")
 def throughput(
-    jobs: Annotated[int, typer.Option(min=1000, help="Jobs to run.")] = 50_000,
-    workers: Annotated[int, typer.Option(min=1, max=64, help="Worker processes.")] = 1,
+    jobs: Annotated[int, typer.Option(metavar="N", min=1000, help="Jobs to run.")] = 50_000,
+    workers: Annotated[int, typer.Option(metavar="N", min=1, max=64, help="Worker processes.")] = 1,
     as_json: AsJson = False,
 ) -> None:
     """Jobs per second, taken in and run, and the share of what Kafka and Avro alone would do.
@@ -40,10 +39,10 @@ def throughput(
     _print(result, as_json=as_json)
 
 
-@app.command()
+@app.command(short_help="Milliseconds from schedule_job to the handler.")
 def latency(
-    rate: Annotated[float, typer.Option(min=1, max=1000, help="Jobs per second.")] = 50,
-    seconds: Annotated[float, typer.Option(min=1, max=3600, help="How long.")] = 20,
+    rate: Annotated[float, typer.Option(metavar="N", min=1, max=1000, help="Jobs per second.")] = 50,
+    seconds: Annotated[float, typer.Option(metavar="S", min=1, max=3600, help="How long.")] = 20,
     as_json: AsJson = False,
 ) -> None:
     """Milliseconds from the call of schedule_job to the handler's first line.
@@ -60,10 +59,13 @@ def latency(
     _print(result, as_json=as_json)
 
 
-@app.command()
+@app.command(short_help="How punctual delayed jobs start.")
 def delay(
     jobs: Annotated[
-        int, typer.Option(min=2, max=100_000, help="Jobs to delay, all of them within half a minute.")
+        int,
+        typer.Option(
+            metavar="N", min=2, max=100_000, help="Jobs to delay, all of them within half a minute."
+        ),
     ] = 600,
     as_json: AsJson = False,
 ) -> None:
@@ -81,13 +83,16 @@ def delay(
     _print(result, as_json=as_json)
 
 
-@app.command()
+@app.command(short_help="How soon critical jobs start behind many low ones.")
 def priority(
     backlog: Annotated[
-        int, typer.Option(min=1000, help="Low jobs that wait, and that one worker is working on.")
+        int,
+        typer.Option(metavar="N", min=1000, help="Low jobs that wait, and that one worker is working on."),
     ] = 100_000,
-    jobs: Annotated[int, typer.Option(min=1, max=100_000, help="Critical jobs.")] = 200,
-    rate: Annotated[float, typer.Option(min=1, max=1000, help="Critical jobs per second.")] = 100,
+    jobs: Annotated[int, typer.Option(metavar="N", min=1, max=100_000, help="Critical jobs.")] = 200,
+    rate: Annotated[
+        float, typer.Option(metavar="N", min=1, max=1000, help="Critical jobs per second.")
+    ] = 100,
     as_json: AsJson = False,
 ) -> None:
     """Milliseconds from schedule_job to the handler's first line for critical jobs, while low ones keep the worker busy.
@@ -129,14 +134,16 @@ def _deployment(progress: Progress) -> Iterator[Settings]:
     from pathlib import Path
     from uuid import uuid4
 
+    from streams.clients import check_reachable
     from streams.settings import load_settings
-    from workers.demo import delete_deployment, remove_directory, temporary_kafka
+    from workers.demo import deleted_afterwards, remove_directory, temporary_kafka
 
     prefix = f"bench-{uuid4().hex[:8]}."
+    settings = load_settings(topic_prefix=prefix)
     with ExitStack() as stack:
-        if os.environ.get("KAFKA_BOOTSTRAP_SERVERS"):
-            settings = load_settings(topic_prefix=prefix)
-            stack.callback(delete_deployment, settings)
+        if settings.kafka_bootstrap_servers is not None:
+            check_reachable(settings)
+            stack.enter_context(deleted_afterwards(settings))
         else:
             directory = Path(tempfile.mkdtemp(prefix="rustfs-workers-bench-"))
             stack.callback(remove_directory, directory)

@@ -153,8 +153,12 @@ def redrive(
             said = "would get a new life" if dry_run else "got a new life"
             say(f"{counted(len(report.redriven), 'job')} {said}")
             for letter in report.refused:
-                say(f"refused: {letter.id} holds no job that could run ({letter.error_type})")
+                say(
+                    f"refused: {letter.id} holds no job that could run ({letter.error_type}); "
+                    f"`rustfs-workers dlq show {letter.id}` shows its bytes"
+                )
             for job_id in report.not_waiting:
                 say(f"not waiting: {job_id} is no dead letter, or was redriven before")
-        if report.refused or report.not_waiting:
+        # Who asks for all means those that can run; who names one wants to know.
+        if report.not_waiting or (ids and report.refused):
             raise SystemExit(FAILED)

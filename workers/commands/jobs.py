@@ -38,6 +38,7 @@ def submit(
         int | None, typer.Option(metavar="N", min=0, help="Runs after the first; default: the type's.")
     ] = None,
     imports: Imports = None,
+    _as_json: Annotated[bool, typer.Option("--json", help="Print JSON, as it does anyway.")] = False,
 ) -> None:
     """Schedule one job; prints its id once Kafka has it.
 

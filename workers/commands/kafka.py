@@ -26,29 +26,39 @@ _LOOK_S: Final = 0.5
 
 DataDir = Annotated[
     Path | None,
-    typer.Option(help="Directory of its data; default: kafka, below the data_dir setting.", file_okay=False),
+    typer.Option(
+        metavar="DIR",
+        help="Directory of its data; default: kafka, below the data_dir setting.",
+        file_okay=False,
+    ),
 ]
 Port = Annotated[
     int | None,
-    typer.Option(min=1, max=65_535, help="Port; default: the last one, if it is free, else a free one."),
+    typer.Option(
+        metavar="PORT", min=1, max=65_535, help="Default: the last one, if it is free, else a free one."
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.command()
-def run(port: Port = None, data_dir: DataDir = None) -> None:
+def run(port: Port = None, data_dir: DataDir = None, *, as_json: AsJson = False) -> None:
     """Run Kafka in the foreground until Ctrl-C.
 
     \b
     Examples:
       rustfs-workers kafka run
+      rustfs-workers kafka run --json
       rustfs-workers kafka run --port 9092 --data-dir /srv/kafka
     """
     with errors_in_one_line(), _ended_by_signals():
         from streams.embedded import BrokerConfig, EmbeddedBroker
 
         with EmbeddedBroker(BrokerConfig(_directory(data_dir, read_settings()), port)) as broker:
-            typer.echo(f"Kafka ready at {broker.bootstrap_servers}")
+            if as_json:
+                emit({"running": True, "address": broker.bootstrap_servers, "pid": broker.pid})
+            else:
+                typer.echo(f"Kafka ready at {broker.bootstrap_servers}")
             while True:
                 time.sleep(_LOOK_S)
                 broker.check()
@@ -72,7 +82,8 @@ def start(port: Port = None, data_dir: DataDir = None, *, as_json: AsJson = Fals
         settings = read_settings()
         given = settings.kafka_bootstrap_servers
         if given:
-            say(f"KAFKA_BOOTSTRAP_SERVERS is set: the Kafka at {given} is used, and nothing is started")
+            source = settings._sources.get("kafka_bootstrap_servers", "KAFKA_BOOTSTRAP_SERVERS")
+            say(f"{source} is set: the Kafka at {given} is used, and nothing is started")
             if as_json:
                 emit({"running": None, "address": given, "pid": None})
             return

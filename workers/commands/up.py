@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Annotated
 
 import typer
@@ -40,10 +39,8 @@ def up(
         from streams.embedded import (
             BrokerConfig,
             EmbeddedBroker,
-            forget_address,
             refuse_other_port,
             running_broker,
-            write_address,
         )
         from streams.provision import provision
         from workers.builtin import builtin_workers
@@ -53,18 +50,18 @@ def up(
         from workers.running import run_until_signal
 
         settings = read_settings()
-        modules = import_modules(imports or [])
+        # Before Kafka is started: a node's URL, say, may be wrong.
+        handlers = [*builtin_workers(settings), *import_modules(imports or [])]
         with ExitStack() as stack:
             broker: EmbeddedBroker | None = None
-            if not os.environ.get("KAFKA_BOOTSTRAP_SERVERS") and settings.kafka_bootstrap_servers is None:
+            if settings.kafka_bootstrap_servers is None:
                 directory = settings.data_dir / "kafka"
                 running = running_broker(directory)
                 if running is not None:
                     refuse_other_port(directory, running, port)
                 else:
+                    # It writes its address, for the other commands, and takes it back.
                     broker = stack.enter_context(EmbeddedBroker(BrokerConfig(directory, port)))
-                    write_address(directory, broker.bootstrap_servers)
-                    stack.callback(forget_address, directory, broker.bootstrap_servers)
             check_reachable(settings)
             say(f"Kafka ready at {settings.bootstrap_servers()}")
             provision(settings)
@@ -75,7 +72,7 @@ def up(
 
             async def main() -> int:
                 manager = WorkerManager(WorkerConfig.from_settings(settings), settings)
-                manager.register(*builtin_workers(settings), *modules)
+                manager.register(*handlers)
                 return await run_until_signal(
                     manager, lambda: say("worker ready; Ctrl-C drains and ends"), check
                 )

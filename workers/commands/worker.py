@@ -83,6 +83,8 @@ def _child_command(
 ) -> list[str]:
     command = [
         sys.executable,
+        # Nothing in the working directory is taken for one of our packages.
+        "-P",
         "-m",
         "workers",
         "worker",
