@@ -265,7 +265,8 @@ def test_schemas_check_looks_at_imported_types_and_names_the_bad_ones(tmp_path: 
     assert "test_check_good: ok" in good.stdout.splitlines()
     *rows, summary = map(json.loads, bad.stdout.splitlines())
     found = {row["type"]: row for row in rows}
-    assert summary == {"types": len(rows), "wrong": 1}
+    # Other tests of this process may have declared types that no schema can be made of.
+    assert summary == {"types": len(rows), "wrong": sum(not row["ok"] for row in rows)}
     assert bad.exit_code == 1
     assert found["replication"]["ok"] is True
     assert found["test_check_bad"]["ok"] is False
