@@ -21,7 +21,7 @@ class EndTxn:
 
 def read_end_txn(request: Request) -> EndTxn | None:
     """None: it is another request."""
-    if request.api != kafka_proxy.END_TXN or request.version > 2:  # noqa: PLR2004 - from 3 on the bytes differ
+    if request.api != kafka_proxy.END_TXN or request.version > 2:
         return None
     at = 8 + 2 + len(request.client_id.encode())
     (length,) = struct.unpack_from(">h", request.frame, at)
