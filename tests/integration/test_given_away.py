@@ -127,6 +127,7 @@ async def test_a_worker_that_gave_partitions_away_between_two_steps_of_a_commit_
             await asyncio.to_thread(
                 eventually, lambda: held & told_by(provisioned, "two.0"), 40, "two has told of such a job"
             )
+            await asyncio.to_thread(one.process.poller.refresh, 10)  # from here on Kafka would take it
         finally:
             goes_on.set()
         final = await asyncio.to_thread(all_final, provisioned, ids, 60)
