@@ -133,9 +133,9 @@ async def test_a_worker_that_gave_partitions_away_between_two_steps_of_a_commit_
         final = await asyncio.to_thread(all_final, provisioned, ids, 60)
         assert set(final.values()) == {JobStatus.SUCCEEDED}
         events = one.process.events
+    assert len(assert_exactly_once(provisioned, ids)) == 30
     assert events["stale_metadata"] >= 1
     assert events["fenced_outcomes"] >= 1
-    assert len(assert_exactly_once(provisioned, ids)) == 30
 
 
 def told_by(settings: Settings, worker: str) -> set[str]:
