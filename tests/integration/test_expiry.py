@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from uuid import uuid4
@@ -62,6 +62,11 @@ def committed(settings: Settings) -> dict[Partition, tuple[int, str]]:
     return committed_offsets(settings, settings.topics.group, places, timeout_s=10)
 
 
+def expire(settings: Settings, lost: Mapping[Partition, tuple[int, str]]) -> None:
+    commit_for(settings, lost, lasting_ms=1)
+    eventually(lambda: not set(lost) & set(committed(settings)), 20, "the offsets have expired")
+
+
 async def refuses(settings: Settings, reason: str) -> None:
     async with manager(settings) as worker:
         with pytest.raises(GroupNotInitialised, match=reason):
@@ -88,18 +93,10 @@ async def test_without_its_offset_or_map_a_partition_is_not_started_and_nothing_
     await asyncio.to_thread(commit_for, settings, {place: (offset, f"9{map_of_today[1:]}")})
     await refuses(settings, "without a map of version 2")
 
-    for lost in ({place: left[place]}, left):
-        await asyncio.to_thread(commit_for, settings, lost, lasting_ms=1)
-        await asyncio.to_thread(
-            eventually,
-            lambda: not set(lost) & set(committed(settings)),
-            20,
-            "the offsets have expired",  # noqa: B023 - called in its round
-        )
+    for lost, named in (({place}, f"{place[0]}/1"), (set(left), settings.topic_prefix)):
+        await asyncio.to_thread(expire, settings, {place: left[place] for place in lost})
         assert not (await asyncio.to_thread(provision, settings)).group_initialised
-        await refuses(
-            settings, rf"no committed offset for {place[0] if len(lost) == 1 else settings.topics.prefix}"
-        )
+        await refuses(settings, f"no committed offset for {named}")
     assert len(runs(settings.data_dir)) == 9
 
     # Whoever knows better sets them again.
