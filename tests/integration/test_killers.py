@@ -56,16 +56,17 @@ def starts(directory: Path) -> Counter[str]:
     return Counter(run["id"] for run in runs(directory) if run["what"] in {"started", "run"})
 
 
+def said(worker: WorkerUnderTest, event: str) -> int:
+    """How often, all its processes together."""
+    return sum(line["event"] == event for line in worker.events())
+
+
 def outage(broker: EmbeddedBroker, worker: WorkerUnderTest, processes: int) -> None:
     """Long enough for so many of its processes to give up what they run."""
-
-    def cut_off() -> int:
-        return sum(event["event"] == CUT_OFF for event in worker.events())
-
-    before = cut_off()
+    before = said(worker, CUT_OFF)
     os.kill(broker.pid, signal.SIGSTOP)
     try:
-        eventually(lambda: cut_off() >= before + processes, 30, "they have cancelled what ran")
+        eventually(lambda: said(worker, CUT_OFF) >= before + processes, 30, "they have cancelled what ran")
     finally:
         os.kill(broker.pid, signal.SIGCONT)
 
@@ -91,7 +92,7 @@ def test_the_one_that_kills_is_found_and_neither_outages_nor_lost_sessions_count
     go = tmp_path / "go"
     with workers(settings, tmp_path) as start, JobProducer(settings) as producer:
         worker = start("w", "--processes", "2")
-        eventually(lambda: worker.said("partitions assigned"), 40, "the worker works")
+        eventually(lambda: said(worker, "partitions assigned") == 2, 60, "both processes have partitions")
         long = producer.schedule_jobs(Waits(until=str(go), limit_s=200) for _ in range(6))
 
         def run_for_the(time: int) -> bool:
