@@ -31,10 +31,14 @@ from workers import WorkerConfig, WorkerManager, transactions
 
 pytestmark = [pytest.mark.distributed, pytest.mark.integration]
 
-TOWARDS_THE_END = {
-    kafka_proxy.ADD_OFFSETS_TO_TXN,
-    kafka_proxy.TXN_OFFSET_COMMIT,
-    kafka_proxy.END_TXN,
+#: What must not pass so that only the part which is named by the key is there.
+KEPT_BACK = {
+    kafka_proxy.PRODUCE: {
+        kafka_proxy.ADD_OFFSETS_TO_TXN,
+        kafka_proxy.TXN_OFFSET_COMMIT,
+        kafka_proxy.END_TXN,
+    },
+    kafka_proxy.TXN_OFFSET_COMMIT: {kafka_proxy.PRODUCE, kafka_proxy.END_TXN},
 }
 LIMIT = timedelta(seconds=40)
 #: Two of Kafka's errors: of an old epoch, one of them by its older name.
@@ -131,11 +135,13 @@ async def test_whether_it_was_committed_is_read_from_kafka_and_only_the_rest_is_
 class Straggler:
     """Keeps the end of a worker's transaction back and breaks its connection, so that librdkafka sends it once more.
 
-    Once ``armed`` it lets records through, but nothing else of a transaction: the straggler's place is behind them.
+    Once ``armed`` it lets one part of the next transaction through and keeps the others back: the straggler's place is
+    behind that part. ``after``: records that worker wrote, or the offsets that go with them.
     """
 
-    def __init__(self, worker: str) -> None:
+    def __init__(self, worker: str, after: int) -> None:
         self._name = worker.encode()
+        self._after = after
         self._with_jobs = False
         self.kept: Request | None = None
         self.armed = False
@@ -146,24 +152,31 @@ class Straggler:
             return Action.PASS
         self._with_jobs |= carries_jobs(request)
         if self.armed:
-            return Action.SWALLOW if request.api in TOWARDS_THE_END else Action.PASS
+            return Action.SWALLOW if request.api in KEPT_BACK[self._after] else Action.PASS
         if self.kept is None and self._with_jobs and request.api == kafka_proxy.END_TXN:
             self.kept = request
             return Action.CUT
         return Action.PASS
 
     def on_answer(self, answer: Answer) -> Action:
-        self.has_its_place |= (
-            self.armed and self._name in answer.request.frame and carries_jobs(answer.request)
-        )
+        request = answer.request
+        if self.armed and self._name in request.frame and request.api == self._after:
+            self.has_its_place |= self._after == kafka_proxy.TXN_OFFSET_COMMIT or carries_jobs(request)
         return Action.PASS
 
 
+@pytest.mark.parametrize(
+    "after",
+    [
+        pytest.param(kafka_proxy.PRODUCE, id="between records and their offsets"),
+        pytest.param(kafka_proxy.TXN_OFFSET_COMMIT, id="between offsets and their records"),
+    ],
+)
 def test_a_commit_that_comes_late_ends_no_later_transaction(
-    proxy: KafkaProxy, settings: Settings, tmp_path: Path
+    proxy: KafkaProxy, settings: Settings, tmp_path: Path, after: int
 ) -> None:
-    """Under the same epoch it would commit records whose offsets are not there yet: who then dies has forked its jobs."""
-    straggler = Straggler("worker.victim.0")
+    """Under the same epoch it would commit one part without the other. Who then dies has forked its jobs, or lost them."""
+    straggler = Straggler("worker.victim.0", after)
     proxy.on_request, proxy.on_answer = straggler.on_request, straggler.on_answer
     with workers(settings, tmp_path) as start, JobProducer(settings) as producer:
         victim = start("victim")
@@ -172,7 +185,7 @@ def test_a_commit_that_comes_late_ends_no_later_transaction(
         assert straggler.kept is not None
         straggler.armed = True
         ids += producer.schedule_jobs(Fails(times=1) for _ in range(6))
-        eventually(lambda: straggler.has_its_place, 20, "a transaction without its offsets is open")
+        eventually(lambda: straggler.has_its_place, 20, "half a transaction is open")
         end = read_end_txn(straggler.kept)
         answer = proxy.deliver_late(straggler.kept)
         victim.kill()
