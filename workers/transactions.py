@@ -63,6 +63,8 @@ _AWAY: Final = frozenset(
         KafkaError.NOT_ENOUGH_REPLICAS,
         KafkaError.NOT_ENOUGH_REPLICAS_AFTER_APPEND,
         KafkaError.REQUEST_TIMED_OUT,
+        # A record that was refused before: librdkafka has counted it, the broker has not.
+        KafkaError.OUT_OF_ORDER_SEQUENCE_NUMBER,
     }
 )
 

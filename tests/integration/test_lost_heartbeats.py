@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
-from streams.embedded import BrokerConfig, EmbeddedBroker
 from streams.group_members import describe_member
 from streams.producer import JobProducer
 from streams.provision import provision
@@ -20,6 +18,7 @@ from tests.support.deployments import settings_for
 from tests.support.heartbeats import Heartbeat, read_heartbeat
 from tests.support.jobs import Note
 from tests.support.kafka_proxy import Action, Answer, KafkaProxy
+from tests.support.proxied import proxied_broker
 from tests.support.waiting import eventually
 from tests.support.workers import WorkerUnderTest, all_final, workers
 
@@ -30,21 +29,16 @@ ALL = 12 * 12
 
 
 @pytest.fixture
-def proxy() -> Iterator[KafkaProxy]:
-    with socket.create_server((kafka_proxy.HOST, 0)) as free:
-        port = free.getsockname()[1]
-    with kafka_proxy.running(port) as proxy:
+def proxy(tmp_path: Path) -> Iterator[KafkaProxy]:
+    with proxied_broker(tmp_path / "kafka") as proxy:
         yield proxy
 
 
 @pytest.fixture
-def settings(proxy: KafkaProxy, tmp_path: Path) -> Iterator[Settings]:
-    """Everybody, the broker itself included, goes through the proxy."""
-    config = BrokerConfig(tmp_path / "kafka", port=proxy.broker_port, extra=proxy.advertised)
-    with EmbeddedBroker(config):
-        settings = settings_for(proxy, "lost.", tmp_path / "data", partitions=12)
-        provision(settings)
-        yield settings
+def settings(proxy: KafkaProxy, tmp_path: Path) -> Settings:
+    settings = settings_for(proxy, "lost.", tmp_path / "data", partitions=12)
+    provision(settings)
+    return settings
 
 
 @dataclass

@@ -12,7 +12,7 @@ from schemas import JobStatus
 from streams.producer import JobProducer
 from streams.settings import Settings
 from tests.support.audit import audit, statuses
-from tests.support.jobs import Fails, Kills, Note, Waits
+from tests.support.jobs import Fails, Note, Waits
 from tests.support.waiting import eventually
 from tests.support.workers import Start, all_final, runs
 
@@ -38,21 +38,6 @@ def test_kill_9_with_jobs_in_flight_loses_none_and_forks_none(
     assert (found.lost, found.forked) == ([], [])
     started = Counter(run["id"] for run in runs(tmp_path) if run["what"] == "started")
     assert all(started[job_id] == 2 for job_id in long), "each ran once at the victim and once at the heir"
-
-
-def test_a_job_that_kills_its_process_is_dead_lettered_alone_at_its_third_death(
-    start: Start, producer: JobProducer, provisioned: Settings, tmp_path: Path
-) -> None:
-    worker = start("w", "--processes", "2")
-    killer, *innocent = producer.schedule_jobs([Kills(), *(Note(text=str(n)) for n in range(9))])
-    final = all_final(provisioned, [killer, *innocent], 100)
-    assert final.pop(killer) is JobStatus.FAILED
-    assert set(final.values()) == {JobStatus.SUCCEEDED}
-    last = statuses(provisioned)[killer][-1]
-    assert last.error_type == "worker_lost"
-    assert sum(run["id"] == killer for run in runs(tmp_path)) == 3
-    assert audit(provisioned, [killer, *innocent]).forked == []
-    assert worker.terminate() == 0
 
 
 def test_a_frozen_worker_that_wakes_after_losing_its_partitions_is_fenced(

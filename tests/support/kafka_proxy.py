@@ -20,6 +20,7 @@ from typing import Final
 HOST: Final = "127.0.0.1"
 #: Kafka's numbers for the requests that rules ask for.
 PRODUCE: Final = 0
+ADD_PARTITIONS_TO_TXN: Final = 24
 ADD_OFFSETS_TO_TXN: Final = 25
 END_TXN: Final = 26
 TXN_OFFSET_COMMIT: Final = 28
@@ -78,6 +79,10 @@ class KafkaProxy:
     def advertised(self) -> Mapping[str, str]:
         """For the broker's ``extra`` settings."""
         return {"advertised.listeners": f"PLAINTEXT://{self.bootstrap_servers}"}
+
+    def pass_everything(self) -> None:
+        """No rules any more."""
+        self.on_request = self.on_answer = _pass
 
     def deliver_late(self, request: Request, timeout_s: float = 10.0) -> bytes:
         """Bring a request that was kept back to the broker after all, as a straggler of the network would come. Its answer."""

@@ -1,0 +1,117 @@
+"""A job that ends its process in its first millisecond, beside long ones that have nothing to do with it.
+
+Long ones are there at each death, and at outages and lost sessions besides: nothing of that may be held against them.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from schemas import JobStatus
+from streams.embedded import BrokerConfig, EmbeddedBroker
+from streams.producer import JobProducer
+from streams.provision import provision
+from streams.settings import Settings
+from tests.support.audit import statuses
+from tests.support.deployments import settings_for
+from tests.support.exactly_once import assert_exactly_once
+from tests.support.jobs import Kills, Note, Waits
+from tests.support.waiting import eventually
+from tests.support.workers import WorkerUnderTest, all_final, runs, workers
+
+pytestmark = [pytest.mark.distributed, pytest.mark.integration, pytest.mark.timeout(240)]
+
+CUT_OFF = "no answer from Kafka: everything is cancelled"
+
+
+@pytest.fixture
+def broker(tmp_path: Path) -> Iterator[EmbeddedBroker]:
+    """It is frozen, and gives a silent worker up sooner than others do."""
+    impatient = {
+        "group.consumer.min.session.timeout.ms": "3000",
+        "group.consumer.session.timeout.ms": "3000",
+        "group.consumer.min.heartbeat.interval.ms": "500",
+        "group.consumer.heartbeat.interval.ms": "500",
+    }
+    with EmbeddedBroker(BrokerConfig(tmp_path / "kafka", heap_mb=512, extra=impatient)) as broker:
+        yield broker
+
+
+@pytest.fixture
+def settings(broker: EmbeddedBroker, tmp_path: Path) -> Settings:
+    settings = settings_for(broker, "killers.", tmp_path)
+    provision(settings)
+    return settings
+
+
+def starts(directory: Path) -> Counter[str]:
+    """How often each job was started."""
+    return Counter(run["id"] for run in runs(directory) if run["what"] in {"started", "run"})
+
+
+def said(worker: WorkerUnderTest, event: str) -> int:
+    """How often, all its processes together."""
+    return sum(line["event"] == event for line in worker.events())
+
+
+def outage(broker: EmbeddedBroker, worker: WorkerUnderTest, processes: int) -> None:
+    """Long enough for so many of its processes to give up what they run."""
+    before = said(worker, CUT_OFF)
+    os.kill(broker.pid, signal.SIGSTOP)
+    try:
+        eventually(lambda: said(worker, CUT_OFF) >= before + processes, 30, "they have cancelled what ran")
+    finally:
+        os.kill(broker.pid, signal.SIGCONT)
+
+
+def freeze(process: int, directory: Path) -> None:
+    """Until the other process runs what this one ran."""
+    held = {run["id"] for run in runs(directory) if run["pid"] == process}
+    before = starts(directory)
+    psutil.Process(process).suspend()
+    try:
+        eventually(
+            lambda: all(starts(directory)[job_id] > before[job_id] for job_id in held),
+            40,
+            "the heir runs them",
+        )
+    finally:
+        psutil.Process(process).resume()
+
+
+def test_the_one_that_kills_is_found_and_neither_outages_nor_lost_sessions_count(
+    broker: EmbeddedBroker, settings: Settings, tmp_path: Path
+) -> None:
+    go = tmp_path / "go"
+    with workers(settings, tmp_path) as start, JobProducer(settings) as producer:
+        worker = start("w", "--processes", "2")
+        eventually(lambda: said(worker, "partitions assigned") == 2, 60, "both processes have partitions")
+        long = producer.schedule_jobs(Waits(until=str(go), limit_s=200) for _ in range(6))
+
+        def run_for_the(time: int) -> bool:
+            return all(starts(tmp_path)[job_id] >= time for job_id in long)
+
+        eventually(lambda: run_for_the(1), 40, "all run")
+        outage(broker, worker, 2)
+        eventually(lambda: run_for_the(2), 40, "all run again")
+        freeze(runs(tmp_path)[-1]["pid"], tmp_path)
+        killer, *innocent = producer.schedule_jobs([Kills(), *(Note(text=str(n)) for n in range(9))])
+        eventually(lambda: starts(tmp_path)[killer] == 2, 90, "it has killed both processes")
+        before = sum(starts(tmp_path)[job_id] for job_id in long)
+        eventually(lambda: sum(starts(tmp_path)[job_id] for job_id in long) > before, 60, "one runs alone")
+        outage(broker, worker, 1)
+        go.touch()
+        final = all_final(settings, [killer, *innocent, *long], 100)
+        assert final.pop(killer) is JobStatus.FAILED
+        assert set(final.values()) == {JobStatus.SUCCEEDED}
+        assert statuses(settings)[killer][-1].error_type == "worker_lost"
+        assert starts(tmp_path)[killer] == 3
+        assert worker.terminate() == 0
+    assert_exactly_once(settings, [killer, *innocent, *long])

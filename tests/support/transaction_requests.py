@@ -1,0 +1,36 @@
+"""What a producer asks of a transaction's coordinator, read from the bytes."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+from tests.support import kafka_proxy
+from tests.support.kafka_proxy import Request
+
+
+@dataclass(frozen=True, slots=True)
+class EndTxn:
+    """The request that ends a transaction, as librdkafka writes it (version 1)."""
+
+    transactional_id: str
+    producer_id: int
+    epoch: int
+    commit: bool
+
+
+def read_end_txn(request: Request) -> EndTxn | None:
+    """None: it is another request."""
+    if request.api != kafka_proxy.END_TXN or request.version > 2:
+        return None
+    at = 8 + 2 + len(request.client_id.encode())
+    (length,) = struct.unpack_from(">h", request.frame, at)
+    name = request.frame[at + 2 : at + 2 + length].decode()
+    producer_id, epoch, commit = struct.unpack_from(">qh?", request.frame, at + 2 + length)
+    return EndTxn(name, producer_id, epoch, commit)
+
+
+def error_code(answer: bytes) -> int:
+    """Of an EndTxn's answer: behind correlation id and throttle time."""
+    (code,) = struct.unpack_from(">h", answer, 8)
+    return int(code)
