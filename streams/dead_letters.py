@@ -27,6 +27,12 @@ from streams.scan import scan
 from streams.schemas_topic import schema_lookup
 from streams.settings import Settings
 
+#: Bytes that each has. Whatever is longer is somebody else's, and perhaps longer than Python may print a number.
+_SPRINGS_NUMBERS: Final = {
+    "kafka_dlt-original-partition": 4,
+    "kafka_dlt-original-offset": 8,
+    "kafka_dlt-original-timestamp": 8,
+}
 #: How long looking at dead letters may take.
 LOOK_S: Final = 10.0
 
@@ -241,7 +247,7 @@ def place_id(letter: DeadLetter) -> str:
 
 def header_text(name: str, value: bytes) -> str:
     """A header for people: Spring's numbers are big-endian, everything else is text."""
-    if name in ("kafka_dlt-original-partition", "kafka_dlt-original-offset", "kafka_dlt-original-timestamp"):
+    if len(value) == _SPRINGS_NUMBERS.get(name):
         return str(int.from_bytes(value, "big"))
     return value.decode("utf-8", "replace")
 

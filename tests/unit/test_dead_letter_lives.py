@@ -166,6 +166,12 @@ def test_springs_numbers_are_shown_as_numbers() -> None:
     assert header_text("rfw-error-message", "nö".encode()) == "nö"
 
 
+@pytest.mark.parametrize("size", [0, 7, 9, 3_000])
+def test_what_is_none_of_springs_numbers_hides_no_letter(size: int) -> None:
+    """Of 1,800 bytes and more Python prints no number: `dlq show` ended with that error."""
+    assert header_text("kafka_dlt-original-offset", bytes(size)) == "\0" * size
+
+
 def test_the_pace_makes_up_for_what_was_too_fast() -> None:
     assert pause_s(done=8, elapsed_s=0.25, rate=8) == 0.75
     assert pause_s(done=8, elapsed_s=1.0, rate=8) == 0
