@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import math
 import os
 import signal
 import sys
@@ -98,13 +99,30 @@ def coloured(stream: Any) -> bool:
 
 def emit(record: Mapping[str, Any]) -> None:
     """One JSON object on a line of stdout."""
-    text = json.dumps(record, ensure_ascii=False, default=str)
+    try:
+        text = json.dumps(record, ensure_ascii=False, default=str, allow_nan=False)
+    except ValueError:
+        record = _finite(record)
+        text = json.dumps(record, ensure_ascii=False, default=str)
     try:
         text.encode(sys.stdout.encoding or "utf-8")
     except UnicodeEncodeError:  # another locale's stdout, or a lone surrogate: the same in ASCII
         text = json.dumps(record, default=str)
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
+
+
+def _finite(value: Any) -> Any:
+    """JSON has neither infinity nor NaN, and Python writes them all the same: here they are text."""
+    match value:
+        case float():
+            return value if math.isfinite(value) else str(value)
+        case Mapping():
+            return {name: _finite(item) for name, item in value.items()}
+        case list() | tuple():
+            return [_finite(item) for item in value]
+        case _:
+            return value
 
 
 def say(text: str) -> None:

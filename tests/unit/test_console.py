@@ -98,6 +98,17 @@ def test_json_is_json_whatever_stdout_can_hold(encoding: str) -> None:
             assert json.loads(raw.getvalue().decode(encoding)) == given
 
 
+def test_a_number_that_json_does_not_have_is_text(capsys: pytest.CaptureFixture[str]) -> None:
+    """A metric or an output may be infinite; other programs would refuse the whole line."""
+
+    def refuse(name: str) -> None:
+        raise ValueError(name)
+
+    console.emit({"metrics": {"a": float("nan"), "b": 0.5}, "output": [float("-inf"), (float("inf"), 1, "x")]})
+    read = json.loads(capsys.readouterr().out, parse_constant=refuse)
+    assert read == {"metrics": {"a": "nan", "b": 0.5}, "output": ["-inf", ["inf", 1, "x"]]}
+
+
 def test_a_table_on_a_terminal_cuts_the_last_column_and_no_id() -> None:
     with terminal(80) as screen:
         console.table(ROWS, ["id", "n", "error"])
