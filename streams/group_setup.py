@@ -177,7 +177,7 @@ def _read_marker(settings: Settings) -> Marker | None:
     try:
         content = json.loads(found[-1])
         return Marker(str(content["created_at"]), str(content["cluster_id"]))
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise GroupNotInitialised(
             f"the marker of {settings.topics.group} cannot be read: {error!r}"
         ) from error

@@ -7,7 +7,6 @@ first job of a type.
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections.abc import Iterable
@@ -178,6 +177,6 @@ def _add(store: SchemaStore, key: bytes | None, value: bytes | None) -> None:
     if value is None:
         return
     try:
-        store.add(bytes.fromhex((key or b"").decode("ascii")), json.loads(value))
-    except (ValueError, RecursionError, BadSchema) as error:
+        store.add_json(bytes.fromhex((key or b"").decode("ascii")), value)
+    except (ValueError, BadSchema) as error:
         log.warning("schema not usable", key=repr(key)[:80], error=f"{type(error).__name__}: {error}"[:300])
