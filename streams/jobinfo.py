@@ -361,7 +361,9 @@ def _is_deeper(value: Any, levels: int) -> bool:
         here = [
             item
             for outer in here
-            for item in (outer.values() if isinstance(outer, dict) else outer if isinstance(outer, list) else ())
+            for item in (
+                outer.values() if isinstance(outer, dict) else outer if isinstance(outer, list) else ()
+            )
         ]
         if not here:
             return False

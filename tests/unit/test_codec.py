@@ -431,16 +431,39 @@ schema_json = st.recursive(
     st.none()
     | st.booleans()
     | st.integers()
-    | st.sampled_from(["null", "int", "long", "string", "bytes", "record", "array", "map", "enum", "fixed", "R", "\ud800"])
+    | st.sampled_from(
+        ["null", "int", "long", "string", "bytes", "record", "array", "map", "enum", "fixed", "R", "\ud800"]
+    )
     | st.text(max_size=4),
-    lambda inner: st.lists(inner, max_size=4)
-    | st.dictionaries(
-        st.sampled_from(
-            ["type", "name", "namespace", "fields", "items", "values", "symbols", "size", "default", "aliases"]
-            + ["logicalType", "precision", "scale", "doc", "order", "__fastavro_parsed", "__named_schemas"]
-        ),
-        inner,
-        max_size=6,
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(
+            st.sampled_from(
+                [
+                    "type",
+                    "name",
+                    "namespace",
+                    "fields",
+                    "items",
+                    "values",
+                    "symbols",
+                    "size",
+                    "default",
+                    "aliases",
+                ]
+                + [
+                    "logicalType",
+                    "precision",
+                    "scale",
+                    "doc",
+                    "order",
+                    "__fastavro_parsed",
+                    "__named_schemas",
+                ]
+            ),
+            inner,
+            max_size=6,
+        )
     ),
     max_leaves=25,
 )

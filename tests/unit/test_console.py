@@ -104,7 +104,9 @@ def test_a_number_that_json_does_not_have_is_text(capsys: pytest.CaptureFixture[
     def refuse(name: str) -> None:
         raise ValueError(name)
 
-    console.emit({"metrics": {"a": float("nan"), "b": 0.5}, "output": [float("-inf"), (float("inf"), 1, "x")]})
+    console.emit(
+        {"metrics": {"a": float("nan"), "b": 0.5}, "output": [float("-inf"), (float("inf"), 1, "x")]}
+    )
     read = json.loads(capsys.readouterr().out, parse_constant=refuse)
     assert read == {"metrics": {"a": "nan", "b": 0.5}, "output": ["-inf", ["inf", 1, "x"]]}
 
