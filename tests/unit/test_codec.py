@@ -450,8 +450,6 @@ schema_json = st.recursive(
                     "size",
                     "default",
                     "aliases",
-                ]
-                + [
                     "logicalType",
                     "precision",
                     "scale",

@@ -153,7 +153,8 @@ def redrive(
             said = "would get a new life" if dry_run else "got a new life"
             say(f"{counted(len(report.redriven), 'job')} {said}")
             for letter in report.refused:
-                say(f"refused: {letter.id} holds no job that could run ({letter.error_type})")
+                why = "is too large to be written again" if letter.can_run else "holds no job that could run"
+                say(f"refused: {letter.id} {why} ({letter.error_type})")
             for job_id in report.not_waiting:
                 say(f"not waiting: {job_id} is no dead letter, or was redriven before")
         if report.refused or report.not_waiting:
