@@ -131,9 +131,13 @@ class DeadLetters:
 
 
 def list_dead_letters(
-    settings: Settings, which: DeadLetterFilter | None = None, *, codec: Codec | None = None
+    settings: Settings,
+    which: DeadLetterFilter | None = None,
+    *,
+    codec: Codec | None = None,
+    with_fields: bool = True,
 ) -> list[DeadLetter]:
-    """Dead letters, oldest first, with their fields. Blocks: not for an event loop.
+    """Dead letters, oldest first, with their fields if those are wanted. Blocks: not for an event loop.
 
     Raises:
         ReadIncomplete: the topics could not be read to their end in time.
@@ -141,24 +145,33 @@ def list_dead_letters(
         TopicsMismatch: a topic does not exist.
     """
     which = which or DeadLetterFilter()
-    found = read_dead_letters(settings, codec or build_codec(settings), decode=True, timeout_s=LOOK_S)
+    codec = codec or build_codec(settings)
+    found = read_dead_letters(settings, codec, timeout_s=LOOK_S)
     if not found.complete:
         raise ReadIncomplete(LOOK_S)
-    return [letter for letter in found.letters if which.matches(letter)]
+    chosen = [letter for letter in found.letters if which.matches(letter)]
+    if not with_fields:
+        return chosen
+    schemas = Schemas(codec, schema_lookup(settings, codec.store)).of_one_reading()
+    try:
+        return [
+            replace(letter, fields=_fields(letter.value, schemas)) if letter.can_run else letter
+            for letter in chosen
+        ]
+    finally:
+        schemas.close()
 
 
-def read_dead_letters(
-    settings: Settings, codec: Codec, *, timeout_s: float, decode: bool = False
-) -> DeadLetters:
-    """Read dead letters and statuses to the ends taken now. Blocks."""
+def read_dead_letters(settings: Settings, codec: Codec, *, timeout_s: float) -> DeadLetters:
+    """Read dead letters, without their fields, and statuses, to the ends taken now. Blocks."""
     topics = settings.topics
-    schemas = Schemas(codec, schema_lookup(settings, codec.store))
+    schemas = Schemas(codec, schema_lookup(settings, codec.store)).of_one_reading()
     letters: list[DeadLetter] = []
     fold = JobFold()
 
     def take(message: Message) -> None:
         if message.topic() == topics.dlq:
-            letters.append(dead_letter_of(message, schemas if decode else None))
+            letters.append(dead_letter_of(message))
             return
         try:
             sighting = sighting_of(message, topics, schemas)
@@ -179,8 +192,8 @@ def read_dead_letters(
     return DeadLetters(tuple(mark_redriven(letters, statuses)), statuses, complete)
 
 
-def dead_letter_of(message: Message, schemas: Schemas | None) -> DeadLetter:
-    """What a record of the dead letter topic says; never fails, whatever the bytes are."""
+def dead_letter_of(message: Message) -> DeadLetter:
+    """What a record of the dead letter topic says, without its fields; never fails, whatever the bytes are."""
     topic, partition, offset = place_of(message)
     key, value = message.key(), message.value()
     raw = [(name, content or b"") for name, content in raw_headers(message) or ()]
@@ -208,7 +221,6 @@ def dead_letter_of(message: Message, schemas: Schemas | None) -> DeadLetter:
         headers=raw,
         delivery=delivery,
         priority=priority,
-        fields=_fields(value, schemas) if schemas is not None and priority is not None else None,
     )
 
 

@@ -143,7 +143,7 @@ def test_a_letter_with_a_time_that_no_calendar_has_is_shown_all_the_same(
         headers=lambda: [(FAILED_AT, failed_at)],
         timestamp=lambda: (1, timestamp_ms),
     )
-    assert dead_letter_of(record, None).to_full_json()["failed_at"]
+    assert dead_letter_of(record).to_full_json()["failed_at"]
 
 
 def test_filters() -> None:

@@ -285,7 +285,7 @@ def test_a_report_is_read_back(report: WorkerReport) -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"started_at": 2**63 - 1}, {"started_at": -1}, {"at": LATEST_MS + 1}])
-def test_a_report_with_a_time_that_no_calendar_has_is_refused(wrong: dict[str, int]) -> None:
+def test_a_report_with_a_time_that_no_calendar_has_is_refused(wrong: dict[str, Any]) -> None:
     """Whoever finds that it has a rival says since when that one runs, and died of it."""
     report = WorkerReport("w.0", "i", 1, 1, 1, "h", "running", (), (), 0, 0, (), {})
     with pytest.raises(BadRecord, match=r"WorkerReport: \w+ is -?\d+, not a number from 0"):

@@ -48,7 +48,7 @@ def list_(
         which = DeadLetterFilter(job_type=job_type, error_type=error_type, include_redriven=redriven)
         rows = [
             {**letter.to_json(), **({"redriven": letter.redriven} if redriven else {})}
-            for letter in list_dead_letters(read_settings(), which)
+            for letter in list_dead_letters(read_settings(), which, with_fields=False)
         ]
         if as_json:
             for row in rows:
