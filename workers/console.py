@@ -98,12 +98,15 @@ def coloured(stream: Any) -> bool:
 
 
 def emit(record: Mapping[str, Any]) -> None:
-    """One JSON object on a line of stdout."""
+    """One JSON object on a line of stdout, for programs and for terminals: what does not print is escaped."""
     try:
         text = json.dumps(record, ensure_ascii=False, default=str, allow_nan=False)
     except ValueError:
         record = _finite(record)
         text = json.dumps(record, ensure_ascii=False, default=str)
+    if not text.isprintable():
+        # JSON allows them as they are. But some end a line for many programs, and others drive a terminal.
+        text = "".join(char if char.isprintable() else json.dumps(char)[1:-1] for char in text)
     try:
         text.encode(sys.stdout.encoding or "utf-8")
     except UnicodeEncodeError:  # another locale's stdout, or a lone surrogate: the same in ASCII

@@ -98,6 +98,16 @@ def test_json_is_json_whatever_stdout_can_hold(encoding: str) -> None:
             assert json.loads(raw.getvalue().decode(encoding)) == given
 
 
+def test_json_is_one_line_and_moves_no_cursor(capsys: pytest.CaptureFixture[str]) -> None:
+    """A key of a job may hold line breaks of Unicode, and the C1 controls that terminals take for escapes."""
+    record = {"key": "a\x85b\u2028c\x9b31m\x7f\u202e\U000e0001", "error": "größer 漢字"}
+    console.emit(record)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.isprintable()
+    assert "größer 漢字" in line
+    assert json.loads(line) == record
+
+
 def test_a_number_that_json_does_not_have_is_text(capsys: pytest.CaptureFixture[str]) -> None:
     """A metric or an output may be infinite; other programs would refuse the whole line."""
 
