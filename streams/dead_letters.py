@@ -33,8 +33,8 @@ _SPRINGS_NUMBERS: Final = {
     "kafka_dlt-original-offset": 8,
     "kafka_dlt-original-timestamp": 8,
 }
-#: How long looking at dead letters may take.
-LOOK_S: Final = 10.0
+#: How long looking at dead letters may take: a hundred thousand of them, when they are looked at most, take ten seconds.
+LOOK_S: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +238,8 @@ def mark_redriven(letters: Iterable[DeadLetter], statuses: Mapping[str, StatusCh
         life = (letter.id, letter.redrives)
         over = letter.redrives < newest_life[letter.id] or _lives_on(letter, statuses.get(letter.id))
         # A torn transaction may leave one death twice: only the first may have a new life.
-        marked.append(replace(letter, redriven=letter.can_run and (over or life in taken)))
+        redriven = letter.can_run and (over or life in taken)
+        marked.append(replace(letter, redriven=True) if redriven else letter)
         taken.add(life)
     return marked
 

@@ -9,18 +9,23 @@ import json
 import time
 from pathlib import Path
 
-from confluent_kafka import KafkaException
+from confluent_kafka import KafkaException, Message
 
+from schemas.codec import Codec
 from schemas.errors import PipelineError
+from schemas.lifecycle import JobStatus
+from schemas.records import decode_status
 from streams.producer import JobProducer
 from streams.reader import JobReader
 from streams.registry import build_codec
+from streams.scan import scan, since
 from streams.settings import Settings
 from tests.guarantees.bad_input.flood import IMPORT, Flood, Progress
 from tests.guarantees.bad_input.judge import Verdict
 from tests.support.commands import CommandLine, Finished
 from tests.support.jobs import Note
-from tests.support.workers import Start, WorkerUnderTest, all_final
+from tests.support.waiting import eventually
+from tests.support.workers import Start, WorkerUnderTest
 from workers.rival import find_rival
 from workers.survivors import signs_of_life
 
@@ -114,15 +119,24 @@ def _commands(
 
 def _successor(settings: Settings, start: Start, verdict: Verdict) -> None:
     """Takes over offsets and maps, and works."""
-    heir = start("heir", "--import", IMPORT)
+    heir, codec = start("heir", "--import", IMPORT), Codec()
+    began = since(time.time_ns() // 1_000_000 - 1_000)
     with JobProducer(settings) as producer:
-        ids = producer.schedule_jobs(Note(text=str(number)) for number in range(20))
+        ids = {job_id.encode() for job_id in producer.schedule_jobs(Note(text=str(n)) for n in range(20))}
+
+    def all_succeeded() -> bool:
+        states: dict[bytes | None, JobStatus] = {}
+
+        def take(message: Message) -> None:
+            if message.key() in ids:
+                states[message.key()] = decode_status(codec, message.value() or b"").state
+
+        scan(settings, [settings.topics.status], take, timeout_s=20, start=began)
+        return len(states) == len(ids) and set(states.values()) == {JobStatus.SUCCEEDED}
+
     try:
-        found = all_final(settings, ids, 60)
+        eventually(all_succeeded, 60, "what a successor was given has succeeded")
     except AssertionError as error:
         verdict.breaks("a successor does not work", error)
-        return
-    if any(found[job_id] != "succeeded" for job_id in ids):
-        verdict.breaks("a successor does not work", found)
     if heir.terminate() != 0:
         verdict.breaks("the successor did not leave in order", heir.stderr_file.read_text()[-1_000:])
