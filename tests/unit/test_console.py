@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
@@ -136,6 +137,24 @@ def test_a_narrow_terminal_wraps_instead_of_cutting() -> None:
         console.table(ROWS, ["id", "n", "error"])
 
     assert f"{ROWS[0]['id']}  1  {ROWS[0]['error']}" in screen.getvalue()
+
+
+def test_letters_that_are_two_columns_wide_keep_the_columns_in_line(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    console.table([{"a": "漢字", "b": "x"}, {"a": "abcd", "b": "y"}], ["a", "b"])
+    assert capsys.readouterr().out.splitlines() == ["a     b", "漢字  x", "abcd  y"]
+    with terminal(26) as screen:
+        console.table([{"a": "1234", "b": "漢" * 30}], ["a", "b"])
+    assert screen.getvalue().splitlines()[1] == "1234  " + "漢" * 9 + " …"
+
+
+def test_a_hundred_thousand_rows_are_printed_in_seconds(capsys: pytest.CaptureFixture[str]) -> None:
+    """`dlq list` after an incident: the tables of a library took minutes."""
+    began = time.process_time()
+    console.table([ROWS[0]] * 100_000, ["id", "n", "error"])
+    assert len(capsys.readouterr().out.splitlines()) == 100_001
+    assert time.process_time() - began < 8
 
 
 def test_colours_are_for_terminals_that_want_them(monkeypatch: pytest.MonkeyPatch) -> None:
