@@ -113,7 +113,7 @@ def test_a_worker_stops_in_order_when_a_topic_grows_and_does_not_start_again(
 def test_a_worker_refuses_a_partition_whose_map_was_damaged_by_name(
     start: Start, provisioned: Settings, tmp_path: Path, metadata: str
 ) -> None:
-    """Going on without it would run finished jobs again; taken as it is, it ended the worker by an error without a name."""
+    """Going on without it would run finished jobs again, and with an owner that was lost after the end of all time nobody can."""
     place = TopicPartition(provisioned.topics.jobs[JobPriority.HIGH], 1, 0, metadata=metadata)
     somebody = Consumer(
         {"bootstrap.servers": provisioned.bootstrap_servers(), "group.id": provisioned.topics.group}
