@@ -9,6 +9,7 @@ and a frame that nobody knows is an ``UnknownSchema``, which a worker answers by
 
 from __future__ import annotations
 
+import json
 import re
 from io import BytesIO
 from typing import Any, Final, Protocol
@@ -72,6 +73,20 @@ class SchemaStore:
         if len(key) == len(known.fingerprint) and key != known.fingerprint:
             raise BadSchema(f"{known.full_name} is filed under {key.hex()}, not {known.fingerprint.hex()}")
         self._by_key[key] = known
+
+    def add_json(self, key: bytes, text: bytes | str) -> None:
+        """The same from text, which may come from anyone.
+
+        Raises:
+            BadSchema: also if it is no JSON, or too much of it to be looked at.
+        """
+        if len(text) > MAX_VALUE_BYTES:
+            raise BadSchema(f"a schema has {len(text):,} bytes; none of ours has over {MAX_VALUE_BYTES:,}")
+        try:
+            schema = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise BadSchema(f"a schema is no JSON: {type(error).__name__}: {error}"[:300]) from error
+        self.add(key, schema)
 
     def get(self, key: bytes) -> WireSchema:
         """The schema of a frame key.

@@ -32,6 +32,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from schemas.errors import GroupNotInitialised
+from schemas.headers import LATEST_MS
 
 VERSION: Final = "2"
 _BEFORE: Final = "1"
@@ -40,8 +41,8 @@ MAX_CHARACTERS: Final = 4095
 #: At three quarters nothing more is taken from the partition: the rest is room for what is running.
 TAKE_LIMIT: Final = MAX_CHARACTERS * 3 // 4
 
-#: No map of ours spans that far; protects from garbage.
-_LONGEST_RUN: Final = 1_000_000
+#: No map of ours spans that far; protects from garbage: a few characters can claim more records than fit into memory.
+_WIDEST: Final = 1_000_000
 
 #: Lost owners that a map names, each with one digit, and those that one record can have: two make it run alone.
 MAX_LOSSES: Final = 8
@@ -50,6 +51,9 @@ MAX_OWNERS: Final = 6
 UNKNOWN: Final = "unknown"
 
 _NAME = re.compile(r"[A-Za-z0-9._-]*")
+_DIGITS = re.compile(r"[0-9a-f]{1,19}")
+#: Of one partition, one after another.
+_MOST_OWNERS_EVER: Final = 2**53
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,21 +134,25 @@ def parse(offset: int, metadata: str | None, *, where: str = "") -> OffsetMap:
         _, flag, fence, incarnation, transactional_id, limit, finished, suspects, lost = parts
         if flag not in ("c", "-"):
             raise ValueError(f"flag {flag!r:.20}")
-        if int(limit) > _LONGEST_RUN:
-            raise ValueError(f"a start limit {limit:.20} behind the offset")
         done = _decode_finished(offset, finished)
         losses = {
-            name: int(at, 16) for name, at in (loss.split("@") for loss in filter(None, lost.split(",")))
+            _name(name): _number(at, LATEST_MS, 16)
+            for name, at in (loss.split("@") for loss in filter(None, lost.split(",")))
         }
+        suspected = _decode_suspects(offset, done, suspects, tuple(losses), incarnation)
+        if flag == "c" and any(suspect.alone == incarnation != "" for suspect in suspected.values()):
+            raise ValueError("its owner left in order, and with a record that was running")
+        if flag == "-" and not incarnation:
+            raise ValueError("its owner has no name")
         return OffsetMap(
             offset=offset,
             finished=done,
-            start_limit=offset + int(limit),
+            start_limit=offset + _number(limit, _WIDEST),
             clean=flag == "c",
-            fence=int(fence),
-            incarnation=incarnation,
-            transactional_id=transactional_id,
-            suspects=_decode_suspects(offset, done, suspects, tuple(losses), incarnation),
+            fence=_number(fence, _MOST_OWNERS_EVER),
+            incarnation=_name(incarnation),
+            transactional_id=_name(transactional_id),
+            suspects=suspected,
             losses=losses,
         )
     except (ValueError, IndexError) as error:
@@ -217,8 +225,8 @@ def _decode_finished(offset: int, text: str) -> frozenset[int]:
         shift += 7
         if byte & 0x80:
             continue
-        if length > _LONGEST_RUN:
-            raise ValueError(f"a run of {length}")
+        if position - offset + length > _WIDEST:
+            raise ValueError(f"runs of more than {_WIDEST:,} in all")
         if done:
             finished.update(range(position, position + length))
         position += length
@@ -261,17 +269,33 @@ def _decode_suspects(
     offset: int, finished: frozenset[int], text: str, lost: tuple[str, ...], incarnation: str
 ) -> dict[int, Suspect]:
     suspects: dict[int, Suspect] = {}
+    reached = 0
     for part in filter(None, text.split(",")):
         stretch, code = part.split(":")
         distance, _, length = stretch.partition("+")
         digits, star, last = code.partition("*")
         alone = "" if not star else lost[int(last)] if last else incarnation
         suspect = Suspect(tuple(lost[int(digit)] for digit in digits[-MAX_OWNERS:]), alone)
-        first, count = offset + int(distance), int(length or 1)
-        if count > _LONGEST_RUN:
-            raise ValueError(f"a stretch of {count}")
-        suspects.update((o, suspect) for o in range(first, first + count) if o not in finished)
+        first, count = _number(distance, _WIDEST), _number(length or "1", _WIDEST)
+        if first < reached or first + count > _WIDEST:
+            raise ValueError(f"suspects that overlap, or over a stretch of more than {_WIDEST:,}")
+        reached = first + count
+        suspects.update((o, suspect) for o in range(offset + first, offset + reached) if o not in finished)
     return suspects
+
+
+def _name(text: str) -> str:
+    """The next owner names this one in its own map: what a name cannot hold would break that."""
+    if not _NAME.fullmatch(text):
+        raise ValueError(f"{text!r:.30} is no name")
+    return text
+
+
+def _number(text: str, most: int, base: int = 10) -> int:
+    """As we write it: ``int`` takes signs, blanks, underscores and the digits of other scripts as well."""
+    if not _DIGITS.fullmatch(text) or (number := int(text, base)) > most:
+        raise ValueError(f"{text!r:.30} is not a number from 0 to {most}")
+    return number
 
 
 def _of_version_1(parts: list[str]) -> list[str]:

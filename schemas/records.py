@@ -205,9 +205,9 @@ def decode_status(codec: Codec, value: bytes) -> StatusChange:
         WireError: the bytes cannot be understood.
     """
     record = codec.decode(STATUS, value)
-    _check_ranges(record, _STATUS_RANGES)
+    _check_ranges(record, _STATUS_RANGES, STATUS)
     for attempt in record["attempts"]:
-        _check_ranges(attempt, _ATTEMPT_RANGES)
+        _check_ranges(attempt, _ATTEMPT_RANGES, STATUS)
     record["state"] = JobStatus(record["state"])
     record["priority"] = JobPriority(record["priority"])
     record["attempts"] = tuple(
@@ -231,14 +231,15 @@ _STATUS_RANGES: Final = {
     **dict.fromkeys(("attempt", "delivery", "redrives"), _COUNT),
 }
 _ATTEMPT_RANGES: Final = {"attempt": _COUNT, "started_at": _TIME, "finished_at": _TIME}
+_REPORT_RANGES: Final = {"started_at": _TIME, "at": _TIME}
 
 
-def _check_ranges(record: Record, ranges: Mapping[str, tuple[int, int]]) -> None:
+def _check_ranges(record: Record, ranges: Mapping[str, tuple[int, int]], schema: WireSchema) -> None:
     """Times beyond the calendar and counts that nothing can follow: a reader would fail over them later."""
     for name, (low, high) in ranges.items():
         number = record[name]
         if number is not None and not low <= number <= high:
-            raise BadRecord(f"{STATUS.full_name}: {name} is {number}, not a number from {low} to {high}")
+            raise BadRecord(f"{schema.full_name}: {name} is {number}, not a number from {low} to {high}")
 
 
 def encode_report(codec: Codec, report: WorkerReport) -> bytes:
@@ -255,6 +256,7 @@ def decode_report(codec: Codec, value: bytes) -> WorkerReport:
         WireError: the bytes cannot be understood.
     """
     record = codec.decode(REPORT, value)
+    _check_ranges(record, _REPORT_RANGES, REPORT)
     record["counters"] = tuple(
         JobCounter(c["type"], JobPriority(c["priority"]), c["state"], c["count"]) for c in record["counters"]
     )

@@ -57,15 +57,15 @@ class WireSchema:
                 field["name"]: {field["name"], *field.get("aliases", ())} for field in self._parsed["fields"]
             }
             self.full_name: str = self._parsed["name"]
+            self.json = json.dumps(schema, separators=(",", ":"), ensure_ascii=False)
+            #: CRC-64-AVRO of the parsing canonical form, 8 bytes little-endian, as in the single-object frame.
+            self.fingerprint = bytes.fromhex(fingerprint(canonical, "CRC-64-AVRO"))
         except BadSchema:
             raise
         except Exception as error:  # it may come from anyone: KeyError, TypeError, RecursionError, …
             reason = f"{type(error).__name__}: {error}"[:300]
             raise BadSchema(f"not a usable Avro record schema: {reason}") from error
         self.schema = schema
-        self.json = json.dumps(schema, separators=(",", ":"), ensure_ascii=False)
-        #: CRC-64-AVRO of the parsing canonical form, 8 bytes little-endian, as in the single-object frame.
-        self.fingerprint = bytes.fromhex(fingerprint(canonical, "CRC-64-AVRO"))
         self._own_defaults = own_defaults
 
     def encode(self, record: Record) -> bytes:

@@ -27,8 +27,14 @@ from streams.scan import scan
 from streams.schemas_topic import schema_lookup
 from streams.settings import Settings
 
-#: How long looking at dead letters may take.
-LOOK_S: Final = 10.0
+#: Bytes that each has. Whatever is longer is somebody else's, and perhaps longer than Python may print a number.
+_SPRINGS_NUMBERS: Final = {
+    "kafka_dlt-original-partition": 4,
+    "kafka_dlt-original-offset": 8,
+    "kafka_dlt-original-timestamp": 8,
+}
+#: How long looking at dead letters may take: a hundred thousand of them, when they are looked at most, take ten seconds.
+LOOK_S: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,9 +131,13 @@ class DeadLetters:
 
 
 def list_dead_letters(
-    settings: Settings, which: DeadLetterFilter | None = None, *, codec: Codec | None = None
+    settings: Settings,
+    which: DeadLetterFilter | None = None,
+    *,
+    codec: Codec | None = None,
+    with_fields: bool = True,
 ) -> list[DeadLetter]:
-    """Dead letters, oldest first, with their fields. Blocks: not for an event loop.
+    """Dead letters, oldest first, with their fields if those are wanted. Blocks: not for an event loop.
 
     Raises:
         ReadIncomplete: the topics could not be read to their end in time.
@@ -135,24 +145,33 @@ def list_dead_letters(
         TopicsMismatch: a topic does not exist.
     """
     which = which or DeadLetterFilter()
-    found = read_dead_letters(settings, codec or build_codec(settings), decode=True, timeout_s=LOOK_S)
+    codec = codec or build_codec(settings)
+    found = read_dead_letters(settings, codec, timeout_s=LOOK_S)
     if not found.complete:
         raise ReadIncomplete(LOOK_S)
-    return [letter for letter in found.letters if which.matches(letter)]
+    chosen = [letter for letter in found.letters if which.matches(letter)]
+    if not with_fields:
+        return chosen
+    schemas = Schemas(codec, schema_lookup(settings, codec.store)).of_one_reading()
+    try:
+        return [
+            replace(letter, fields=_fields(letter.value, schemas)) if letter.can_run else letter
+            for letter in chosen
+        ]
+    finally:
+        schemas.close()
 
 
-def read_dead_letters(
-    settings: Settings, codec: Codec, *, timeout_s: float, decode: bool = False
-) -> DeadLetters:
-    """Read dead letters and statuses to the ends taken now. Blocks."""
+def read_dead_letters(settings: Settings, codec: Codec, *, timeout_s: float) -> DeadLetters:
+    """Read dead letters, without their fields, and statuses, to the ends taken now. Blocks."""
     topics = settings.topics
-    schemas = Schemas(codec, schema_lookup(settings, codec.store))
+    schemas = Schemas(codec, schema_lookup(settings, codec.store)).of_one_reading()
     letters: list[DeadLetter] = []
     fold = JobFold()
 
     def take(message: Message) -> None:
         if message.topic() == topics.dlq:
-            letters.append(dead_letter_of(message, schemas if decode else None))
+            letters.append(dead_letter_of(message))
             return
         try:
             sighting = sighting_of(message, topics, schemas)
@@ -173,8 +192,8 @@ def read_dead_letters(
     return DeadLetters(tuple(mark_redriven(letters, statuses)), statuses, complete)
 
 
-def dead_letter_of(message: Message, schemas: Schemas | None) -> DeadLetter:
-    """What a record of the dead letter topic says; never fails, whatever the bytes are."""
+def dead_letter_of(message: Message) -> DeadLetter:
+    """What a record of the dead letter topic says, without its fields; never fails, whatever the bytes are."""
     topic, partition, offset = place_of(message)
     key, value = message.key(), message.value()
     raw = [(name, content or b"") for name, content in raw_headers(message) or ()]
@@ -202,7 +221,6 @@ def dead_letter_of(message: Message, schemas: Schemas | None) -> DeadLetter:
         headers=raw,
         delivery=delivery,
         priority=priority,
-        fields=_fields(value, schemas) if schemas is not None and priority is not None else None,
     )
 
 
@@ -220,7 +238,8 @@ def mark_redriven(letters: Iterable[DeadLetter], statuses: Mapping[str, StatusCh
         life = (letter.id, letter.redrives)
         over = letter.redrives < newest_life[letter.id] or _lives_on(letter, statuses.get(letter.id))
         # A torn transaction may leave one death twice: only the first may have a new life.
-        marked.append(replace(letter, redriven=letter.can_run and (over or life in taken)))
+        redriven = letter.can_run and (over or life in taken)
+        marked.append(replace(letter, redriven=True) if redriven else letter)
         taken.add(life)
     return marked
 
@@ -241,7 +260,7 @@ def place_id(letter: DeadLetter) -> str:
 
 def header_text(name: str, value: bytes) -> str:
     """A header for people: Spring's numbers are big-endian, everything else is text."""
-    if name in ("kafka_dlt-original-partition", "kafka_dlt-original-offset", "kafka_dlt-original-timestamp"):
+    if len(value) == _SPRINGS_NUMBERS.get(name):
         return str(int.from_bytes(value, "big"))
     return value.decode("utf-8", "replace")
 

@@ -176,7 +176,7 @@ def _read_marker(settings: Settings) -> Marker | None:
     try:
         content = json.loads(found[-1])
         return Marker(str(content["created_at"]), str(content["cluster_id"]))
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise GroupNotInitialised(
             f"its marker on {settings.topics.commands} cannot be read, so somebody else wrote it: {error!r}; "
             f"remove it with a tombstone (key {key.decode()}, no value), and run `rustfs-workers topics create`"

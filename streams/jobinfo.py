@@ -27,6 +27,8 @@ Place = tuple[str, int, int]
 #: (redrives, delivery, progress within the delivery, when, place): the larger, the newer.
 Rank = tuple[int, int, int, int, Place]
 
+#: An output that is nested deeper stays text: Python writes no JSON of it, where it is called from many functions.
+_MOST_LEVELS: Final = 100
 _EVENT: Final = 0
 #: How far a job is within one delivery. A status is newer than the record that led to it.
 _PROGRESS: Final[Mapping[JobStatus, int]] = {
@@ -346,9 +348,26 @@ def _parsed(output: str | None) -> Any:
     if output is None:
         return None
     try:
-        return json.loads(output)
-    except ValueError:
+        value = json.loads(output)
+    except (ValueError, RecursionError):
         return output
+    return output if _is_deeper(value, _MOST_LEVELS) else value
+
+
+def _is_deeper(value: Any, levels: int) -> bool:
+    """Whether lists and mappings are nested in it more often than this."""
+    here = [value]
+    for _ in range(levels):
+        here = [
+            item
+            for outer in here
+            for item in (
+                outer.values() if isinstance(outer, dict) else outer if isinstance(outer, list) else ()
+            )
+        ]
+        if not here:
+            return False
+    return True
 
 
 def moment(milliseconds: int | None) -> datetime | None:

@@ -7,6 +7,7 @@ is answered with what is there, marked stale.
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ from streams.jobinfo import (
     status_now,
 )
 from streams.raw_headers import raw_headers
-from streams.registry import build_codec
+from streams.registry import CONFLUENT_KEY_LENGTH, build_codec
 from streams.scan import scan
 from streams.schemas_topic import SchemaLookup, schema_lookup
 from streams.settings import Settings
@@ -176,9 +177,8 @@ class JobReader:
         seen = self.read()
         chosen = [(job_id, state) for job_id, state in seen.living() if matches(which, state)]
         chosen.sort(key=lambda item: (created_ms(item[1]), item[0]), reverse=True)
-        jobs = tuple(
-            job_info(job_id, state, self._schemas.decode_job) for job_id, state in chosen[: which.limit]
-        )
+        decode = self._schemas.of_one_reading().decode_job
+        jobs = tuple(job_info(job_id, state, decode) for job_id, state in chosen[: which.limit])
         return JobListing(jobs, len(chosen), not seen.complete, seen.unreadable_count, tuple(seen.unreadable))
 
     def get_job(self, job_id: str) -> JobInfo:
@@ -239,12 +239,13 @@ class JobReader:
         """Everything of all jobs, or of one."""
         topics = (*self._topics.consumed, self._topics.status)
         seen = Seen(JobFold(), [])
+        schemas = self._schemas.of_one_reading()
         # From a command line it may be anything; what UTF-8 cannot hold is nobody's id.
         wanted = None if job_id is None else job_id.encode("utf-8", "replace")
 
         def take(message: Message) -> None:
             try:
-                sighting = sighting_of(message, self._topics, self._schemas, wanted)
+                sighting = sighting_of(message, self._topics, schemas, wanted)
             except WireError as error:
                 seen.unreadable_count += 1
                 if len(seen.unreadable) < _NAMED:
@@ -278,6 +279,17 @@ class Schemas:
         self._lookup = lookup
         self._asked: set[bytes] = set()
         self._declared: dict[bytes, WireSchema] = {}
+        #: Whether what was written before now is known to the end; None: there is no such moment.
+        self._complete: bool | None = None
+
+    def of_one_reading(self) -> Schemas:
+        """For records that are there by now: one look at ``schemas`` says of all of them which ones nobody knows.
+
+        Records with ten thousand made-up fingerprints would take a question each, and a listing all its time.
+        """
+        twin = copy.copy(self)
+        twin._complete = False
+        return twin
 
     def decode_job(self, value: bytes) -> Mapping[str, Any]:
         """A job's record, of any type, through the schema that wrote it.
@@ -301,11 +313,14 @@ class Schemas:
         try:
             return decode()
         except UnknownSchema as error:
-            if error.schema_key in self._asked:
+            has_number = len(error.schema_key) == CONFLUENT_KEY_LENGTH
+            if error.schema_key in self._asked or (self._complete and not has_number):
                 raise
             if not self._lookup.learn(error.schema_key, _LOOKUP_S):
                 # Only now: who did not answer may answer the next time.
                 self._asked.add(error.schema_key)
+                if self._complete is False and not has_number:
+                    self._complete = True
                 raise
             return decode()
 

@@ -26,7 +26,7 @@ from schemas.headers import MAX_HISTORY, Attempt, Delivery, RawHeaders, clip
 from schemas.lifecycle import JobStatus, actor_of
 from schemas.records import STATUS, StatusChange, StatusWriter
 from schemas.topics import JobPriority, Topics
-from streams.clients import FENCED, TRANSACTION_TIMEOUT_MS, kafka_failed, producer_config
+from streams.clients import FENCED, MAX_FORWARDED_BYTES, TRANSACTION_TIMEOUT_MS, kafka_failed, producer_config
 from streams.dead_letters import DeadLetter, DeadLetterFilter, DeadLetters, read_dead_letters
 from streams.jobinfo import JobState, status_now
 from streams.reader import JobNotFound, JobReader
@@ -38,6 +38,8 @@ log = structlog.get_logger("rustfs_workers.redrive")
 
 #: Letters of one transaction.
 _BATCH: Final = 200
+#: Of one letter. What follows it has fewer headers, and one more attempt to tell of.
+_MOST_BYTES: Final = MAX_FORWARDED_BYTES - 4096
 #: How long reading both topics to their end may take; nothing is redriven on half a picture.
 _READ_S: Final = 60.0
 _KAFKA_S: Final = 15.0
@@ -62,7 +64,7 @@ class RedriveReport:
 
     #: Ids, in the order in which they were given a new life.
     redriven: tuple[str, ...]
-    #: Letters that match but hold no job: nothing can run them.
+    #: Letters that match but hold no job, or one that is too large to be written again.
     refused: tuple[DeadLetter, ...]
     #: Ids asked for of which no letter is waiting: unknown, or redriven before.
     not_waiting: tuple[str, ...]
@@ -137,7 +139,7 @@ def redrive(
         )
         reports.append(_report(found, which, progress))
         batch = _BATCH if rate is None else max(1, int(min(_BATCH, rate / 4)))
-        waiting = [letter for letter in found.letters if letter.can_run and which.matches(letter)]
+        waiting = [letter for letter in found.letters if can_live(letter) and which.matches(letter)]
         for start in range(0, len(waiting), batch):
             letters = waiting[start : start + batch]
             now_ms = time.time_ns() // 1_000_000
@@ -191,6 +193,13 @@ def retry_job(settings: Settings, job_id: str, *, codec: Codec | None = None) ->
         _in_sessions(settings, codec, run, progress)
     finally:
         reader.close()
+
+
+def can_live(letter: DeadLetter) -> bool:
+    """Whether it can be given a new life: one that Kafka refuses would hold up all others of its transaction, for ever."""
+    size = len(letter.value or b"") + len(letter.key or b"")
+    size += sum(len(name) + len(text) for name, text in letter.headers)
+    return letter.can_run and size <= _MOST_BYTES
 
 
 def life_after(letter: DeadLetter, last: StatusChange | None, now_ms: int, topics: Topics) -> NewLife:
@@ -422,8 +431,8 @@ def _report(
     known = {letter.id for letter in chosen} | {f"{x.topic}/{x.partition}/{x.offset}" for x in chosen}
     missing = sorted((which.ids or frozenset()) - known - set(progress.done))
     return RedriveReport(
-        redriven=tuple(letter.id for letter in chosen if letter.can_run) if dry_run else (),
-        refused=tuple(letter for letter in chosen if not letter.can_run),
+        redriven=tuple(letter.id for letter in chosen if can_live(letter)) if dry_run else (),
+        refused=tuple(letter for letter in chosen if not can_live(letter)),
         not_waiting=tuple(missing),
         dry_run=dry_run,
     )

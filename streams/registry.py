@@ -6,7 +6,6 @@ Subjects follow TopicRecordName (``<topic>-<namespace>.<record>``): a topic can 
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -89,6 +88,7 @@ class RegistrySchemas:
 
         Raises:
             RegistryFailed: the registry did not answer.
+            BadSchema: what it has cannot be used.
         """
         from confluent_kafka.schema_registry import SchemaRegistryError
 
@@ -102,7 +102,7 @@ class RegistrySchemas:
             raise RegistryFailed(f"schema {number}: the registry says: {error}") from error
         if found.schema_str is None or found.schema_type not in (None, "AVRO"):
             return False
-        self._store.add(key, json.loads(found.schema_str))
+        self._store.add_json(key, found.schema_str)
         return True
 
 

@@ -9,7 +9,7 @@ it, the caller's own acknowledged write included, and the "end" that Kafka repor
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -24,7 +24,7 @@ from confluent_kafka import (
 )
 from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]  # it has no __all__
 
-from schemas.errors import KafkaUnreachable, TopicsMismatch
+from schemas.errors import KafkaUnreachable, ReadIncomplete, TopicsMismatch
 from streams.clients import admin_config, kafka_failed, reader_config
 from streams.settings import Settings
 
@@ -102,6 +102,40 @@ def scan_partitions(
     places = list(partitions)
     ends = offsets(settings, admin, places, LATEST, timeout_s=timeout_s)
     starts = offsets(settings, admin, places, start, timeout_s=timeout_s)
+    return _read(settings, starts, ends, each, timeout_s=timeout_s, read_committed=read_committed)
+
+
+def scan_on(
+    settings: Settings,
+    admin: AdminClient,
+    starts: Mapping[Partition, int],
+    each: Callable[[Message], None],
+    *,
+    timeout_s: float,
+) -> dict[Partition, int]:
+    """Call ``each`` for what was committed from these offsets on; where to go on the next time.
+
+    Raises:
+        ReadIncomplete: not read to its end in time.
+        KafkaUnreachable: no broker answered in time; KafkaRefused: one did, and refused.
+    """
+    ends = offsets(
+        settings, admin, starts, LATEST, timeout_s=timeout_s, isolation=IsolationLevel.READ_COMMITTED
+    )
+    if not _read(settings, starts, ends, each, timeout_s=timeout_s, read_committed=True).complete:
+        raise ReadIncomplete(timeout_s)
+    return {partition: max(ends[partition], start) for partition, start in starts.items()}
+
+
+def _read(
+    settings: Settings,
+    starts: Mapping[Partition, int],
+    ends: Mapping[Partition, int],
+    each: Callable[[Message], None],
+    *,
+    timeout_s: float,
+    read_committed: bool,
+) -> ScanResult:
     # -1: there is no record since the time that was asked for
     open_ends = {partition: end for partition, end in ends.items() if 0 <= starts[partition] < end}
     if not open_ends:

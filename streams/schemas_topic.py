@@ -7,10 +7,10 @@ first job of a type.
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections.abc import Iterable
+from typing import Final
 
 import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
@@ -23,6 +23,10 @@ from streams.registry import CONFLUENT_KEY_LENGTH, RegistrySchemas
 from streams.settings import Settings
 
 log = structlog.get_logger("rustfs_workers.schemas_topic")
+
+_FINGERPRINT_BYTES: Final = 8
+#: Schemas that cannot be used and are named one by one; of more there is a number. Each command reads all of them.
+_NAMED: Final = 5
 
 
 def schema_record(schema: WireSchema) -> tuple[bytes, bytes]:
@@ -74,6 +78,7 @@ class SchemaTopicReader:
         self._consumer: Consumer | None = None
         self._partition = TopicPartition(settings.topics.schemas, 0)
         self._next = 0
+        self._unusable = 0
 
     @property
     def bootstrap_servers(self) -> str:
@@ -97,10 +102,13 @@ class SchemaTopicReader:
             except KafkaException as error:
                 raise KafkaUnreachable(self._settings.bootstrap_servers(), timeout_s) from error
             self._next = max(self._next, start)
+            told = max(self._unusable, _NAMED)
             while self._next < end and (left := deadline - time.monotonic()) > 0:
                 message = consumer.poll(left)
                 if message is not None:
                     self._take(message)
+            if self._unusable > told:
+                log.warning("more schemas not usable", count=self._unusable - told)
             return self._next >= end
 
     def close(self) -> None:
@@ -124,7 +132,11 @@ class SchemaTopicReader:
         assert offset is not None  # noqa: S101 - it was consumed
         if error is None:
             self._next = offset + 1
-            _add(self._store, message.key(), message.value())
+            reason = add_record(self._store, message.key(), message.value())
+            if reason is not None:
+                self._unusable += 1
+                if self._unusable <= _NAMED:
+                    log.warning("schema not usable", key=repr(message.key())[:80], error=reason)
         elif error.code() == KafkaError._PARTITION_EOF:
             # Compaction may have removed the records before the end.
             self._next = max(self._next, offset)
@@ -176,11 +188,16 @@ def schema_lookup(settings: Settings, store: SchemaStore) -> SchemaLookup:
     return SchemaLookup(store, SchemaTopicReader(settings, store), registry)
 
 
-def _add(store: SchemaStore, key: bytes | None, value: bytes | None) -> None:
-    """One record of the topic; what cannot be used is logged and left out: jobs of it become dead letters."""
+def add_record(store: SchemaStore, key: bytes | None, value: bytes | None) -> str | None:
+    """One record of the topic. What cannot be used is left out, and jobs of it become dead letters; the reason, if so."""
     if value is None:
-        return
+        return None
     try:
-        store.add(bytes.fromhex((key or b"").decode("ascii")), json.loads(value))
-    except (ValueError, RecursionError, BadSchema) as error:
-        log.warning("schema not usable", key=repr(key)[:80], error=f"{type(error).__name__}: {error}"[:300])
+        fingerprint = bytes.fromhex((key or b"").decode("ascii"))
+        if len(fingerprint) != _FINGERPRINT_BYTES:
+            # Five bytes would stand for a registry's number, of which nobody here can say what it means.
+            raise BadSchema("its key is no fingerprint of 16 hexadecimal digits")
+        store.add_json(fingerprint, value)
+    except (ValueError, BadSchema) as error:
+        return f"{type(error).__name__}: {error}"[:300]
+    return None

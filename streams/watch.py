@@ -10,20 +10,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 
 import structlog
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaConnectionError, KafkaTimeoutError, RequestTimedOutError
-from confluent_kafka import IsolationLevel
+from confluent_kafka import IsolationLevel, Message
 from confluent_kafka.admin import AdminClient
 
 from schemas.codec import Codec
 from schemas.errors import KafkaUnreachable, QueueClosed, UnknownSchema, WireError
 from schemas.records import StatusChange, decode_status
 from streams.clients import admin_config, aiokafka_config
-from streams.jobinfo import StatusSeen
-from streams.scan import LATEST, offsets, partitions_of
+from streams.jobinfo import Place, StatusSeen
+from streams.scan import LATEST, Partition, informed_admin, offsets, partitions_of, scan_on
 from streams.settings import Settings
 
 log = structlog.get_logger("rustfs_workers.watch")
@@ -129,11 +129,22 @@ class StatusWatch:
                 consumer.seek(TopicPartition(topic, number), offset)
             if not started.done():
                 started.set_result(None)
+            reached = dict(starts)
             while True:
-                batches = await consumer.getmany(timeout_ms=60_000)
+                try:
+                    batches = await consumer.getmany(timeout_ms=60_000)
+                except UnicodeDecodeError:
+                    # It makes text of the names of headers, and stands for ever before one that is none.
+                    reached = await self._read_past(reached)
+                    for (topic, number), offset in reached.items():
+                        consumer.seek(TopicPartition(topic, number), offset)
+                    continue
                 for batch in batches.values():
                     for record in batch:
-                        await self._hand_out(record)
+                        await self._hand_out(
+                            record.key, record.value, (record.topic, record.partition, record.offset)
+                        )
+                        reached[record.topic, record.partition] = record.offset + 1
         except Exception as error:  # noqa: BLE001 - handed to all who wait
             self._fail(started, error)
         finally:
@@ -171,8 +182,23 @@ class StatusWatch:
             isolation=IsolationLevel.READ_COMMITTED,
         )
 
-    async def _hand_out(self, record: object) -> None:
-        key, value = record.key, record.value  # type: ignore[attr-defined]
+    async def _read_past(self, starts: Mapping[Partition, int]) -> dict[Partition, int]:
+        """Hand out what stands from these offsets on, read with the other library; where to go on."""
+        messages: list[Message] = []
+
+        def read() -> dict[Partition, int]:
+            admin = informed_admin(self._settings, _ANSWER_S)
+            return scan_on(self._settings, admin, starts, messages.append, timeout_s=_ANSWER_S)
+
+        reached = await asyncio.to_thread(read)
+        log.info("a status with a header whose name is no text was read past")
+        for message in messages:
+            topic, number, offset = message.topic(), message.partition(), message.offset()
+            assert topic is not None and number is not None and offset is not None  # noqa: S101, PT018 - it was consumed
+            await self._hand_out(message.key(), message.value(), (topic, number, offset))
+        return reached
+
+    async def _hand_out(self, key: bytes | None, value: bytes | None, place: Place) -> None:
         if value is None or key is None:
             return
         listeners = self._listeners.get(key.decode("utf-8", "replace"))
@@ -187,6 +213,6 @@ class StatusWatch:
         except WireError as error:
             log.warning("status not readable", job_id=repr(key)[:60], error=str(error))
             return
-        seen = StatusSeen(change, (record.topic, record.partition, record.offset))  # type: ignore[attr-defined]
+        seen = StatusSeen(change, place)
         for listener in list(listeners):
             listener(seen)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import math
 import os
 import signal
 import sys
@@ -97,14 +98,34 @@ def coloured(stream: Any) -> bool:
 
 
 def emit(record: Mapping[str, Any]) -> None:
-    """One JSON object on a line of stdout."""
-    text = json.dumps(record, ensure_ascii=False, default=str)
+    """One JSON object on a line of stdout, for programs and for terminals: what does not print is escaped."""
+    try:
+        text = json.dumps(record, ensure_ascii=False, default=str, allow_nan=False)
+    except ValueError:
+        record = _finite(record)
+        text = json.dumps(record, ensure_ascii=False, default=str)
+    if not text.isprintable():
+        # JSON allows them as they are. But some end a line for many programs, and others drive a terminal.
+        text = "".join(char if char.isprintable() else json.dumps(char)[1:-1] for char in text)
     try:
         text.encode(sys.stdout.encoding or "utf-8")
     except UnicodeEncodeError:  # another locale's stdout, or a lone surrogate: the same in ASCII
         text = json.dumps(record, default=str)
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
+
+
+def _finite(value: Any) -> Any:
+    """JSON has neither infinity nor NaN, and Python writes them all the same: here they are text."""
+    match value:
+        case float():
+            return value if math.isfinite(value) else str(value)
+        case Mapping():
+            return {name: _finite(item) for name, item in value.items()}
+        case list() | tuple():
+            return [_finite(item) for item in value]
+        case _:
+            return value
 
 
 def say(text: str) -> None:
@@ -200,31 +221,31 @@ def _say_what_kafka_says(error: Any) -> int:
 
 def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
     """A table for people, on stdout. Only the last column is ever cut, and only on a terminal."""
+    from rich.cells import cell_len
     from rich.console import Console
-    from rich.table import Table
 
     cells = [
         ["" if row.get(name) is None else _on_a_line(str(row[name])) for name in columns] for row in rows
     ]
-    widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
+    widths = [max(map(cell_len, column)) for column in zip(columns, *cells, strict=True)]
     fixed = sum(widths[:-1]) + 2 * len(widths[:-1])
-    console = Console(no_color=not coloured(sys.stdout), highlight=False)
-    if not console.is_terminal or console.width < fixed + _LAST_COLUMN:
-        # An id that is cut is of no use: a narrow terminal wraps the lines instead.
-        console.width = fixed + widths[-1]
-    shown = Table(
-        box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold" if coloured(sys.stdout) else ""
-    )
-    for name in columns[:-1]:
-        shown.add_column(name, no_wrap=True)
-    shown.add_column(columns[-1], max_width=console.width - fixed, overflow="ellipsis", no_wrap=True)
-    for row in cells:
-        shown.add_row(*map(_literally, row))
-    with console.capture() as written:
-        console.print(shown)
-    for line in written.get().splitlines():
-        sys.stdout.write(line.rstrip() + "\n")
+    console = Console(no_color=not coloured(sys.stdout))
+    # An id that is cut is of no use: a narrow terminal wraps the lines instead.
+    room = console.width - fixed if console.is_terminal else 0
+    most = room if room >= _LAST_COLUMN else widths[-1]
+    # Not with rich's own table: a millisecond a row, and dead letters come by the hundred thousand.
+    for number, (*front, last) in enumerate([[*columns], *cells]):
+        padded = [text + " " * (width - cell_len(text)) for text, width in zip(front, widths, strict=False)]
+        line = "  ".join([*padded, _cut(last, most)]).rstrip()
+        sys.stdout.write(f"\x1b[1m{line}\x1b[0m\n" if number == 0 and coloured(sys.stdout) else line + "\n")
     sys.stdout.flush()
+
+
+def _cut(text: str, most: int) -> str:
+    """At most so many columns of a terminal, with "…" where something is missing."""
+    from rich.cells import cell_len, set_cell_size
+
+    return text if cell_len(text) <= most else set_cell_size(text, most - 1) + "…"
 
 
 def details(record: Mapping[str, Any]) -> None:
@@ -263,10 +284,3 @@ def _on_a_line(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
-
-
-def _literally(text: str) -> Any:
-    """Text as it is: brackets in an error message are no markup."""
-    from rich.text import Text
-
-    return Text(text)

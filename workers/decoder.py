@@ -18,11 +18,13 @@ from schemas.headers import LATEST_MS
 from schemas.topics import JobPriority
 from schemas.wire import Record
 from streams.outgoing import MAX_RETRIES
+from streams.registry import CONFLUENT_KEY_LENGTH
 from workers.message import Message
 from workers.router import Rules
 
 if TYPE_CHECKING:
     from workers.config import WorkerConfig
+    from workers.offsets import PartitionState
     from workers.worker import Handler, Handlers
 
 
@@ -61,6 +63,8 @@ class Decoder:
         self._handlers = handlers
         self._learn = learn
         self._learning: dict[bytes, asyncio.Task[object]] = {}
+        #: Up to these offsets records were here before `schemas` was last read to its end: what was unknown then is nobody's.
+        self._settled: dict[PartitionState, int] = {}
         ms = timedelta(milliseconds=1)
         self._default = Rules(config.retry_limit, DEFAULT_BACKOFF, round(config.snooze_limit / ms))
         self._default_timeout_ms = round(config.job_timeout / ms)
@@ -144,11 +148,13 @@ class Decoder:
             WireError: still unknown, or the bytes cannot be understood.
             PipelineError: Kafka or the registry did not answer, so nobody knows.
         """
-        if self._learn is not None:
-            await self._look_for(split(message.value)[0], self._learn)
+        key, _ = split(message.value)
+        has_number = len(key) == CONFLUENT_KEY_LENGTH
+        if self._learn is not None and (has_number or message.offset >= self._settled.get(message.part, 0)):
+            await self._look_for(key, message.part, self._learn)
         return self.decode(message)
 
-    async def _look_for(self, key: bytes, learn: Callable[[bytes], object]) -> None:
+    async def _look_for(self, key: bytes, part: PartitionState, learn: Callable[[bytes], object]) -> None:
         """One look at a time for each key, however many messages wait for it."""
         # Somebody's look that began earlier may have missed the schema; one that begins now cannot.
         earlier = self._learning.get(key)
@@ -156,12 +162,24 @@ class Decoder:
             await asyncio.wait((earlier,))
         looking = self._learning.get(key)
         if looking is None or looking.done():
-            looking = asyncio.create_task(asyncio.to_thread(learn, key), name="learn schema")
+            looking = asyncio.create_task(self._learn_one(key, part, learn), name="learn schema")
             self._learning[key] = looking
             looking.add_done_callback(lambda done: self._forget(key, done))
         await asyncio.wait((looking,))
         if (error := looking.exception()) is not None:
             raise error
+
+    async def _learn_one(self, key: bytes, part: PartitionState, learn: Callable[[bytes], object]) -> object:
+        # A look takes as long as Kafka takes to answer. One that finds nothing answers for all that were here before it:
+        # a producer that never publishes its schema, or thousands that make one up, would cost a look for every few jobs.
+        here = {known: known.top for known in (*self._settled, part) if known.owned}
+        found = await asyncio.to_thread(learn, key)
+        if found is False and len(key) != CONFLUENT_KEY_LENGTH:
+            newer = {known: max(top, self._settled.get(known, 0)) for known, top in here.items()}
+            self._settled = {**self._settled, **newer}
+            for known in [known for known in self._settled if not known.owned]:
+                del self._settled[known]
+        return found
 
     def _forget(self, key: bytes, looking: asyncio.Task[object]) -> None:
         # Keys come from messages: those that are done with must not pile up.

@@ -356,7 +356,8 @@ class Executor:
             planner=self._planner,
         )
         if handler is None:
-            since_ms = delivery.unknown_since_ms or started_ms
+            # Anybody can write a time that is yet to come; counted from there it would wait for ever.
+            since_ms = min(delivery.unknown_since_ms or started_ms, started_ms)
             result: JobResult = _unknown_type(decoded.job_type, started_ms - since_ms)
             self._finish(message, decoded, context, started_ms, result, unknown_since_ms=since_ms)
             return

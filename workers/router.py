@@ -206,7 +206,8 @@ class Router:
     def _snooze(self, run: Run, delay: timedelta, reason: str, rules: Rules) -> Outcome:
         due = run.finished_at + max(round(delay / timedelta(milliseconds=1)), MIN_SNOOZE_MS)
         # Not since its creation: a job that was delayed or redriven after weeks may wait like any other.
-        since = run.message.delivery.snoozed_since_ms or run.started_at
+        # And not from a time that is yet to come, which anybody can write.
+        since = min(run.message.delivery.snoozed_since_ms or run.started_at, run.started_at)
         if not run.unknown_since_ms and due > since + rules.snooze_limit_ms:
             failed = Failed(
                 f"snoozed until the limit of {timedelta(milliseconds=rules.snooze_limit_ms)} was reached"

@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from confluent_kafka import Message
+from confluent_kafka import Message, Producer
 
 from schemas import JobPriority, JobStatus
 from schemas.codec import peek_id
 from schemas.errors import IllegalTransition
-from schemas.headers import Delivery, parse
+from schemas.headers import Delivery, Origin, dead_letter, parse
 from schemas.records import STATUS
 from streams import redrive as redrive_module
+from streams.clients import producer_config
 from streams.dead_letters import DeadLetter, DeadLetterFilter, list_dead_letters
 from streams.producer import JobProducer
 from streams.provision import provision
@@ -144,6 +145,23 @@ def test_bytes_that_hold_no_job_are_refused_by_name(settings: Settings, writer: 
     assert refused.id == f"{settings.topics.dlq}/1/0"
     assert refused.value == b"\x17garbage"
     assert [letter.id for letter in list_dead_letters(settings)] == [refused.id]
+
+
+def test_a_letter_that_has_grown_too_large_for_its_job_topic_holds_up_no_other(
+    settings: Settings, writer: Writer
+) -> None:
+    """Kafka counts compressed bytes, so somebody else may have written one; each redrive gave up over it, five times."""
+    large = Producer({**producer_config(settings), "message.max.bytes": 5_000_000})
+    value = writer.job_bytes(job_id(9), Sample(path="x" * 1_048_300))
+    dead = dead_letter(DIED, at=Origin("t", 0, 7), timestamp_ms=1, failed_at_ms=1, stacktrace="")
+    large.produce(settings.topics.dlq, value, b"k" * 300, 0, headers=dead)  # type: ignore[arg-type]
+    assert large.flush(20) == 0
+    bury(writer, 3)
+    report = redrive(settings, ALL)
+    assert sorted(report.redriven) == [job_id(0), job_id(1), job_id(2)]
+    assert [letter.id for letter in report.refused] == [job_id(9)]
+    assert lives(settings) == Counter(report.redriven)
+    assert [letter.id for letter in redrive(settings, ALL, dry_run=True).refused] == [job_id(9)]
 
 
 def test_an_interrupted_redrive_leaves_no_job_twice_and_none_lost(

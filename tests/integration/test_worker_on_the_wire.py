@@ -5,11 +5,13 @@ The worker runs in this process, since the registry of ``mock://`` lives in it.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import pytest
@@ -26,12 +28,14 @@ from schemas.records import decode_report, decode_status
 from schemas.wire import WireSchema
 from streams import registry, schemas_topic
 from streams.clients import producer_config, registry_client
-from streams.jobinfo import JobInfo
+from streams.jobinfo import JobInfo, StatusSeen
 from streams.queue import JobQueue
 from streams.registry import RegistrySchemas
 from streams.schemas_topic import SchemaTopicReader, publish_schemas
 from streams.settings import Settings
+from streams.watch import StatusWatch
 from tests.support.audit import raw_headers, read_all
+from tests.support.deployments import Writer
 from tests.support.events import JOB_ID, envelope
 from tests.support.raw_batches import produce_with_a_bad_header_name
 from workers import WorkerConfig, WorkerContext, WorkerManager
@@ -174,6 +178,22 @@ async def test_records_that_others_wrote_wrongly_are_failed_or_counted_and_hold_
     reports = read_all(provisioned, provisioned.topics.reports)
     last = decode_report(Codec(), reports[-1].value() or b"")
     assert (last.state, last.events["misplaced_keys"]) == ("stopped", 1)
+
+
+async def test_who_waits_for_a_job_is_told_past_a_header_whose_name_is_no_text(provisioned: Settings) -> None:
+    """aiokafka raises each time it reads such a record: everybody who waited got a UnicodeDecodeError."""
+    told: asyncio.Queue[StatusSeen | Exception] = asyncio.Queue()
+    codec, writer = Codec(), Writer(provisioned)
+    watch = StatusWatch(provisioned, codec, partial(decode_status, codec))
+    seen = []
+    async with watch.listening(JOB_ID, told.put_nowait):
+        for delivery in range(3):
+            await produce_with_a_bad_header_name(provisioned, provisioned.topics.status, b"?", b"k", [])
+            writer.status(JOB_ID, JobStatus.RETRYING, Delivery("t", delivery=delivery))
+            writer.flush()
+            seen.append(await asyncio.wait_for(told.get(), 30))
+    await watch.close()
+    assert [one.change.delivery for one in seen if isinstance(one, StatusSeen)] == [0, 1, 2]
 
 
 async def test_records_that_are_too_large_for_a_dead_letter_stop_nobody(provisioned: Settings) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from confluent_kafka import Consumer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewPartitions  # type: ignore[attr-defined]  # it has no __all__
 
 from schemas import JobStatus
@@ -16,6 +17,7 @@ from schemas.topics import JobPriority
 from streams.producer import JobProducer
 from streams.settings import Settings
 from tests.support.audit import statuses
+from tests.support.commands import CommandLine
 from tests.support.exactly_once import assert_exactly_once
 from tests.support.jobs import InProcess, Note, Waits
 from tests.support.waiting import eventually
@@ -105,3 +107,21 @@ def test_a_worker_stops_in_order_when_a_topic_grows_and_does_not_start_again(
     assert late.wait(40) == 1
     assert f"{provisioned.topics.jobs[JobPriority.HIGH]} has 4, the others 3" in error_line(late)
     assert "topics check" in error_line(late)
+
+
+@pytest.mark.parametrize("metadata", ["somebody else's", "2;-;1;a;t;5;;0:0;x@" + "f" * 300])
+def test_a_worker_refuses_a_partition_whose_map_was_damaged_by_name(
+    start: Start, provisioned: Settings, tmp_path: Path, metadata: str
+) -> None:
+    """Going on without it would run finished jobs again, and with an owner that was lost after the end of all time nobody can."""
+    place = TopicPartition(provisioned.topics.jobs[JobPriority.HIGH], 1, 0, metadata=metadata)
+    somebody = Consumer(
+        {"bootstrap.servers": provisioned.bootstrap_servers(), "group.id": provisioned.topics.group}
+    )
+    somebody.commit(offsets=[place], asynchronous=False)
+    somebody.close()
+    worker = start("w")
+    assert worker.wait(60) == 1
+    assert f"the offset of {place.topic}/1 is committed without a map" in error_line(worker)
+    assert "Traceback" not in worker.stderr_file.read_text()
+    assert CommandLine.on(provisioned, tmp_path).here("topics", "check").code in (0, 1), "it answers"

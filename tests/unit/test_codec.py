@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import random
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from schemas.codec import MAX_VALUE_BYTES, SINGLE_OBJECT, Codec, SchemaStore, peek_id, peek_priority, split
@@ -406,6 +407,80 @@ def test_schemas_that_contain_themselves_are_refused(kind: Any) -> None:
 def test_what_is_no_record_schema_is_a_named_error(schema: Any) -> None:
     with pytest.raises(BadSchema):
         SchemaStore().add(b"\0\0\0\0\1", schema)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"", b"{", b"\xff\xfe", b"[" * 100_000, b'{"a":' * 50_000, b"9" * 5_000, b'"' + b"x" * 1_100_000 + b'"'],
+    ids=lambda text: str(text)[:12],
+)
+def test_what_is_no_json_is_a_bad_schema(text: bytes) -> None:
+    """From a registry as well: a worker that takes it for an outage tries again for ever."""
+    with pytest.raises(BadSchema):
+        SchemaStore().add_json(b"\0\0\0\0\1", text)
+
+
+@pytest.mark.parametrize("where", ["name", "doc", "namespace"])
+def test_a_schema_with_text_that_utf8_cannot_hold_is_a_bad_schema_at_most(where: str) -> None:
+    text = json.dumps({"type": "record", "name": "R", "fields": [], where: "\ud800"})
+    with contextlib.suppress(BadSchema):
+        SchemaStore().add_json(b"\0\0\0\0\1", text)
+
+
+schema_json = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.sampled_from(
+        ["null", "int", "long", "string", "bytes", "record", "array", "map", "enum", "fixed", "R", "\ud800"]
+    )
+    | st.text(max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(
+            st.sampled_from(
+                [
+                    "type",
+                    "name",
+                    "namespace",
+                    "fields",
+                    "items",
+                    "values",
+                    "symbols",
+                    "size",
+                    "default",
+                    "aliases",
+                    "logicalType",
+                    "precision",
+                    "scale",
+                    "doc",
+                    "order",
+                    "__fastavro_parsed",
+                    "__named_schemas",
+                ]
+            ),
+            inner,
+            max_size=6,
+        )
+    ),
+    max_leaves=25,
+)
+
+
+@given(schema_json, schema_json)
+@settings(max_examples=500, suppress_health_check=[HealthCheck.too_slow])
+def test_any_json_is_a_schema_or_a_bad_schema(kind: Any, whole: Any) -> None:
+    """And with whatever is a schema any bytes can be read, or are a bad record."""
+    field = {"type": "record", "name": "R", "fields": [{"name": "a", "type": kind}]}
+    for number, schema in enumerate((whole, field)):
+        store, key = SchemaStore(), bytes((0, 0, 0, 0, number))
+        try:
+            store.add_json(key, json.dumps(schema))
+        except BadSchema:
+            continue
+        for body in (b"", bytes(40), b"\x02" * 40, b"\xff" * 40):
+            with contextlib.suppress(WireError):
+                Codec(store=store).decode_any(key + b"\x48" + b"0" * 36 + body, {})
 
 
 @pytest.mark.parametrize("levels", [1_000, 5_000])

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
@@ -100,6 +101,29 @@ def test_json_is_json_whatever_stdout_can_hold(encoding: str) -> None:
             assert json.loads(raw.getvalue().decode(encoding)) == given
 
 
+def test_json_is_one_line_and_moves_no_cursor(capsys: pytest.CaptureFixture[str]) -> None:
+    """A key of a job may hold line breaks of Unicode, and the C1 controls that terminals take for escapes."""
+    record = {"key": "a\x85b\u2028c\x9b31m\x7f\u202e\U000e0001", "error": "größer 漢字"}
+    console.emit(record)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.isprintable()
+    assert "größer 漢字" in line
+    assert json.loads(line) == record
+
+
+def test_a_number_that_json_does_not_have_is_text(capsys: pytest.CaptureFixture[str]) -> None:
+    """A metric or an output may be infinite; other programs would refuse the whole line."""
+
+    def refuse(name: str) -> None:
+        raise ValueError(name)
+
+    console.emit(
+        {"metrics": {"a": float("nan"), "b": 0.5}, "output": [float("-inf"), (float("inf"), 1, "x")]}
+    )
+    read = json.loads(capsys.readouterr().out, parse_constant=refuse)
+    assert read == {"metrics": {"a": "nan", "b": 0.5}, "output": ["-inf", ["inf", 1, "x"]]}
+
+
 def test_a_table_on_a_terminal_cuts_the_last_column_and_no_id() -> None:
     with terminal(80) as screen:
         console.table(ROWS, ["id", "n", "error"])
@@ -115,6 +139,24 @@ def test_a_narrow_terminal_wraps_instead_of_cutting() -> None:
         console.table(ROWS, ["id", "n", "error"])
 
     assert f"{ROWS[0]['id']}  1  {ROWS[0]['error']}" in screen.getvalue()
+
+
+def test_letters_that_are_two_columns_wide_keep_the_columns_in_line(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    console.table([{"a": "漢字", "b": "x"}, {"a": "abcd", "b": "y"}], ["a", "b"])
+    assert capsys.readouterr().out.splitlines() == ["a     b", "漢字  x", "abcd  y"]
+    with terminal(26) as screen:
+        console.table([{"a": "1234", "b": "漢" * 30}], ["a", "b"])
+    assert screen.getvalue().splitlines()[1] == "1234  " + "漢" * 9 + " …"
+
+
+def test_a_hundred_thousand_rows_are_printed_in_seconds(capsys: pytest.CaptureFixture[str]) -> None:
+    """`dlq list` after an incident: the tables of a library took minutes."""
+    began = time.process_time()
+    console.table([ROWS[0]] * 100_000, ["id", "n", "error"])
+    assert len(capsys.readouterr().out.splitlines()) == 100_001
+    assert time.process_time() - began < 8
 
 
 def test_colours_are_for_terminals_that_want_them(monkeypatch: pytest.MonkeyPatch) -> None:

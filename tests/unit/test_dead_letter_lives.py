@@ -143,7 +143,7 @@ def test_a_letter_with_a_time_that_no_calendar_has_is_shown_all_the_same(
         headers=lambda: [(FAILED_AT, failed_at)],
         timestamp=lambda: (1, timestamp_ms),
     )
-    assert dead_letter_of(record, None).to_full_json()["failed_at"]
+    assert dead_letter_of(record).to_full_json()["failed_at"]
 
 
 def test_filters() -> None:
@@ -164,6 +164,12 @@ def test_filters() -> None:
 def test_springs_numbers_are_shown_as_numbers() -> None:
     assert header_text("kafka_dlt-original-offset", (77).to_bytes(8, "big")) == "77"
     assert header_text("rfw-error-message", "nö".encode()) == "nö"
+
+
+@pytest.mark.parametrize("size", [0, 7, 9, 3_000])
+def test_what_is_none_of_springs_numbers_hides_no_letter(size: int) -> None:
+    """Of 1,800 bytes and more Python prints no number: `dlq show` ended with that error."""
+    assert header_text("kafka_dlt-original-offset", bytes(size)) == "\0" * size
 
 
 def test_the_pace_makes_up_for_what_was_too_fast() -> None:

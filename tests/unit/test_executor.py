@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from schemas.errors import BadRecord, InvalidJob, PermanentError, UnknownSchema
-from schemas.headers import Delivery, parse
+from schemas.headers import LATEST_MS, Delivery, parse
 from schemas.job import Execution
 from schemas.lifecycle import JobStatus
 from schemas.topics import JobPriority
@@ -317,6 +317,13 @@ async def test_an_unknown_type_waits_for_a_release_to_be_rolled_out(bench: Bench
     assert [state_of(o) for o in (fresh, waiting)] == [JobStatus.SCHEDULED] * 2
     assert [parse(o.records[0].headers).unknown_since_ms for o in (fresh, waiting)] == [NOW_MS, first + 1]
     assert (state_of(late), error_of(late)[0]) == (JobStatus.FAILED, "HandlerNotFound")
+
+
+async def test_the_time_of_an_unknown_type_does_not_begin_in_the_future(bench: Bench) -> None:
+    """A header of the year 9999 would let it come back every ten seconds for ever."""
+    bench.add(None, delivery=Delivery(job_type="test", unknown_since_ms=LATEST_MS))
+    (outcome,) = await bench.ended()
+    assert parse(outcome.records[0].headers).unknown_since_ms == NOW_MS
 
 
 async def test_a_type_that_is_known_again_has_all_its_time_before_it(bench: Bench) -> None:

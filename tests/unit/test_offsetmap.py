@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import tracemalloc
+
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from schemas.errors import GroupNotInitialised
@@ -19,6 +22,7 @@ from schemas.offsetmap import (
     parse,
     runs,
 )
+from workers.offsets import PartitionState
 
 pytestmark = pytest.mark.worker_coordination
 
@@ -31,17 +35,18 @@ def maps(draw: st.DrawFn) -> OffsetMap:
     finished = {BASE + 1 + distance for distance in draw(st.sets(distances, max_size=60))}
     for first in draw(st.lists(distances, max_size=3)):
         finished |= set(range(BASE + first + 1, BASE + first + draw(st.integers(1, 300))))
+    clean = draw(st.booleans())
     suspects: dict[int, Suspect] = {}
     losses = {f"lost-{n}": draw(st.integers(0, 2**41)) for n in range(draw(st.integers(1, MAX_LOSSES)))}
     owners = st.lists(st.sampled_from(sorted(losses)), min_size=1, max_size=MAX_OWNERS).map(tuple)
     for first in draw(st.lists(distances, max_size=3)):
-        suspect = Suspect(draw(owners), draw(st.sampled_from(["", "a1b2c3", *losses])))
+        suspect = Suspect(draw(owners), draw(st.sampled_from(["", *losses, *([] if clean else ["a1b2c3"])])))
         suspects |= dict.fromkeys(range(BASE + first, BASE + first + draw(st.integers(1, 300))), suspect)
     return OffsetMap(
         offset=BASE,
         finished=frozenset(finished),
         start_limit=BASE + draw(distances),
-        clean=draw(st.booleans()),
+        clean=clean,
         fence=draw(st.integers(0, 10**9)),
         incarnation="a1b2c3",
         transactional_id="rustfs.worker.w-1.0",
@@ -114,6 +119,19 @@ def test_a_new_group_has_nothing_finished_and_nobody_to_suspect() -> None:
         (0, "2;c;0;;;0;;5;dead@1"),
         (0, "2;c;0;;;0;;5:1;dead@1"),
         (0, "2;c;0;;;0;;5:0;dead"),
+        (0, "2;-;-1;a;t;0;;;"),
+        (0, "2;-;0;a;t;-5;;;"),
+        (0, "2;-;\u0663;a;t;0;;;"),
+        (0, "2;-;1_0;a;t; 1;;;"),
+        (0, "2;-;0;a@b,c;t;0;;;"),
+        (0, "2;-;0;a;t t;0;;;"),
+        (0, "2;-;0;a;t;0;;0:0;x@-1"),
+        (0, f"2;-;0;a;t;0;;0:0;x@{'f' * 300}"),
+        (0, f"2;-;{'9' * 4_000};a;t;0;;;"),
+        (0, "2;-;0;a;t;0;;-3:0;x@1"),
+        (0, "2;-;0;a;t;0;;5+3:0,6:0;x@1"),
+        (0, "2;c;0;a;t;0;;5:0*;x@1"),
+        (0, "2;-;0;;t;0;;;"),
         (0, "1;c;0;;;0;"),
         (0, "1;c;0;;;0;;5"),
     ],
@@ -121,6 +139,41 @@ def test_a_new_group_has_nothing_finished_and_nobody_to_suspect() -> None:
 def test_a_worker_does_not_go_on_without_a_map_that_it_understands(offset: int, text: str | None) -> None:
     with pytest.raises(GroupNotInitialised):
         parse(offset, text, where="t/0")
+
+
+def test_a_map_that_claims_more_records_than_fit_into_memory_costs_nothing() -> None:
+    """A hundred characters claimed twenty million; the four thousand that fit claimed seven hundred million."""
+    run = b"\x01" + bytes((0xC0, 0x84, 0x3D))  # one unfinished, a million finished
+    finished = "r" + base64.urlsafe_b64encode(run * 700).decode()
+    stretches = ",".join(f"{number}999999+999999:0" for number in range(1, 200))
+    for text in (f"2;-;0;a;t;0;{finished};;", f"2;-;0;a;t;0;;{stretches};x@1"):
+        assert len(text) < MAX_CHARACTERS
+        tracemalloc.start()
+        try:
+            with pytest.raises(GroupNotInitialised):
+                parse(BASE, text)
+            assert tracemalloc.get_traced_memory()[1] < 1_000_000
+        finally:
+            tracemalloc.stop()
+
+
+@given(maps(), st.data())
+@settings(max_examples=500, suppress_health_check=[HealthCheck.too_slow])
+def test_a_damaged_map_is_refused_or_can_be_handed_on(written: OffsetMap, data: st.DataObject) -> None:
+    """Whatever of it is taken over, the next owner's map can be read by the one after it."""
+    text = list(written.metadata())
+    for _ in range(data.draw(st.integers(1, 3))):
+        at = data.draw(st.integers(0, len(text)))
+        piece = data.draw(st.text("0123456789abcr;:,@+*-c_=\u0663\0 é", max_size=6))
+        text[at : at + data.draw(st.integers(0, 4))] = piece
+    try:
+        read = parse(BASE, "".join(text))
+    except GroupNotInitialised:
+        return
+    assert parse(BASE, read.metadata()) == read
+    part = PartitionState("t", 0, read, incarnation="heir", transactional_id="t.worker.heir", now_ms=7)
+    handed_on = part.plan(())
+    assert parse(handed_on.offset, handed_on.metadata()).incarnation == "heir"
 
 
 @given(st.sampled_from("12"), st.text(st.characters(max_codepoint=127), max_size=60))

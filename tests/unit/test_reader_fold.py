@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -261,3 +262,14 @@ def test_any_interleaving_of_topics_tells_the_same(orders: tuple[list[Sighting],
         assert state.gone == second[job_id].gone
         if not state.gone:
             assert job_info(job_id, state) == job_info(job_id, second[job_id])
+
+
+@pytest.mark.parametrize("levels", [1, 99, 150, 900, 100_000])
+def test_an_output_of_many_levels_is_shown_as_text(levels: int) -> None:
+    """One status whose output nobody could read again ended every `jobs list`."""
+    output = "[" * levels + "]" * levels
+    told = info(event(), status(JobStatus.SUCCEEDED, output=output))
+    assert isinstance(told.output, str) == (levels > 99)
+    assert output in json.dumps(told.to_full_json())
+    told = info(event(), status(JobStatus.SUCCEEDED, output="[" * levels))
+    assert told.output == "[" * levels

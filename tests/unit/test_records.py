@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from dataclasses import replace
 from io import BytesIO
 from typing import Any
 
@@ -67,8 +68,8 @@ reports = st.builds(
     worker_id=texts,
     incarnation=texts,
     sequence=longs,
-    started_at=longs,
-    at=longs,
+    started_at=times,
+    at=times,
     host=texts,
     state=texts,
     job_types=st.lists(texts, max_size=3).map(tuple),
@@ -281,6 +282,14 @@ def test_a_report_is_read_back(report: WorkerReport) -> None:
     value = encode_report(codec, report)
     assert value[:10] == SINGLE_OBJECT + REPORT.fingerprint
     assert decode_report(codec, value) == report
+
+
+@pytest.mark.parametrize("wrong", [{"started_at": 2**63 - 1}, {"started_at": -1}, {"at": LATEST_MS + 1}])
+def test_a_report_with_a_time_that_no_calendar_has_is_refused(wrong: dict[str, Any]) -> None:
+    """Whoever finds that it has a rival says since when that one runs, and died of it."""
+    report = WorkerReport("w.0", "i", 1, 1, 1, "h", "running", (), (), 0, 0, (), {})
+    with pytest.raises(BadRecord, match=r"WorkerReport: \w+ is -?\d+, not a number from 0"):
+        decode_report(Codec(), encode_report(Codec(), replace(report, **wrong)))
 
 
 def test_a_status_is_no_report() -> None:

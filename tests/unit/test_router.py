@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from schemas.backoff import Backoff
 from schemas.errors import BadRecord
-from schemas.headers import MAX_HISTORY, Attempt, Delivery, Origin, parse
+from schemas.headers import LATEST_MS, MAX_HISTORY, Attempt, Delivery, Origin, parse
 from schemas.lifecycle import JobStatus, is_legal
 from schemas.records import MAX_OUTPUT_BYTES, StatusChange
 from schemas.topics import TIERS, JobPriority, tier_for
@@ -384,6 +384,14 @@ def test_a_job_that_was_made_weeks_ago_may_wait_like_any_other() -> None:
     run = run_of(created_at=FINISHED - 30 * DAY_MS)
     outcome = ROUTER.settle(run, Snooze(timedelta(hours=1)), RULES)
     assert outcome.state is JobStatus.SCHEDULED
+    assert parse(only_record(outcome).headers).snoozed_since_ms == run.started_at
+
+
+def test_the_limit_of_snoozes_does_not_begin_in_the_future() -> None:
+    """A header of the year 9999 would put it off for eight thousand years."""
+    run = run_of(Delivery(job_type="test", snoozed_since_ms=LATEST_MS))
+    outcome = ROUTER.settle(run, Snooze(timedelta(seconds=1)), RULES)
+    assert told(outcome).state is JobStatus.SCHEDULED
     assert parse(only_record(outcome).headers).snoozed_since_ms == run.started_at
 
 

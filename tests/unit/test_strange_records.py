@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from schemas import Job, JobPriority
 from schemas.backoff import DEFAULT_BACKOFF
 from schemas.codec import SINGLE_OBJECT, Codec
-from schemas.errors import BadRecord, KafkaUnreachable, WireError
+from schemas.errors import BadRecord, KafkaUnreachable, UnknownSchema, WireError
 from schemas.headers import LATEST_MS, Delivery, build
 from schemas.jobtype import ENVELOPE_FIELDS, ENVELOPE_NAMES, job_type
 from schemas.offsetmap import OffsetMap
@@ -241,6 +241,66 @@ async def test_many_that_wait_for_one_schema_look_once_more_together() -> None:
     assert all(isinstance(result, Decoded) for result in results[1:])
     assert looks == [value[2:10]] * 2
     assert decoder._learning == {}
+
+
+async def test_one_look_answers_for_all_records_that_were_here_before_it() -> None:
+    """Each took 20 ms: of a producer that never publishes its schema, some fifty jobs a second became dead letters."""
+    looks: list[bytes] = []
+
+    def learn(key: bytes) -> bool:
+        looks.append(key)
+        return False
+
+    decoder = decoder_of(Codec(), learn)
+    part, late = message_of(b"").part, 100
+    for offset in range(late):
+        part.note_delivered(offset)
+
+    async def is_unknown(offset: int, front: bytes) -> None:
+        value = front + stranger(Codec())[10:]
+        message = Message(
+            part, offset, b"k", value, build(Delivery("test_strange")), NOW, JobPriority.LOW, None
+        )
+        with pytest.raises(UnknownSchema):
+            await decoder.learn_and_decode(message)
+
+    for offset in range(late):
+        await is_unknown(offset, SINGLE_OBJECT + offset.to_bytes(8, "big"))
+    assert len(looks) == 1
+    part.note_delivered(late)
+    await is_unknown(late, SINGLE_OBJECT + bytes(8))
+    assert len(looks) == 2, "its schema may have been published since"
+    await is_unknown(0, bytes(5))
+    assert len(looks) == 3, "a registry answers for one number"
+    part.owned = False
+    other = message_of(stranger(Codec()))
+    with pytest.raises(UnknownSchema):
+        await decoder.learn_and_decode(other)
+    assert list(decoder._settled) == [other.part]
+
+
+async def test_a_look_that_found_its_schema_says_nothing_of_others() -> None:
+    """It may have ended before it came to theirs."""
+    known, codec = Codec(), Codec()
+    value, looks = stranger(known), 0
+
+    def learn(key: bytes) -> bool:
+        nonlocal looks
+        looks += 1
+        if key == value[2:10]:
+            codec.store.add(key, known.store.get(key).schema)
+        return key == value[2:10]
+
+    decoder = decoder_of(codec, learn)
+    message = message_of(value)
+    message.part.note_delivered(0)
+    assert isinstance(await decoder.learn_and_decode(message), Decoded)
+    other = Message(
+        message.part, 0, b"k", SINGLE_OBJECT + bytes(8) + value[10:], [], NOW, JobPriority.LOW, None
+    )
+    with pytest.raises(UnknownSchema):
+        await decoder.learn_and_decode(other)
+    assert looks == 2
 
 
 async def test_a_look_that_fails_says_nothing_about_the_record() -> None:

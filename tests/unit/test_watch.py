@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from types import SimpleNamespace
 
 import pytest
 
@@ -21,7 +20,7 @@ CHANGE = status()
 VALUE = StatusWriter(Codec()).encode(CHANGE)
 #: As a worker writes it that has another registry number, or another release's schema.
 NUMBERED = b"\x00\x00\x00\x00\x07" + VALUE[10:]
-RECORD = SimpleNamespace(key=JOB_ID.encode(), value=NUMBERED, topic="t.jobs.status", partition=0, offset=5)
+PLACE = ("t.jobs.status", 0, 5)
 
 
 async def heard(look_up: list[StatusChange]) -> list[StatusSeen | Exception]:
@@ -36,7 +35,7 @@ async def heard(look_up: list[StatusChange]) -> list[StatusSeen | Exception]:
     told: list[StatusSeen | Exception] = []
     watch = StatusWatch(load_settings(kafka_bootstrap_servers="127.0.0.1:1"), Codec(), read)
     watch._listeners[JOB_ID] = [told.append]
-    await watch._hand_out(RECORD)
+    await watch._hand_out(JOB_ID.encode(), NUMBERED, PLACE)
     return told
 
 
@@ -44,7 +43,7 @@ async def test_a_status_of_a_schema_that_is_new_here_is_looked_up_and_handed_out
     """Left out, whoever waits for the job would wait for ever."""
     with pytest.raises(UnknownSchema):
         decode_status(Codec(), NUMBERED)
-    assert await heard([CHANGE]) == [StatusSeen(CHANGE, ("t.jobs.status", 0, 5))]
+    assert await heard([CHANGE]) == [StatusSeen(CHANGE, PLACE)]
 
 
 async def test_a_status_of_a_schema_that_nobody_knows_is_left_out() -> None:

@@ -48,7 +48,7 @@ def list_(
         which = DeadLetterFilter(job_type=job_type, error_type=error_type, include_redriven=redriven)
         rows = [
             {**letter.to_json(), **({"redriven": letter.redriven} if redriven else {})}
-            for letter in list_dead_letters(read_settings(), which)
+            for letter in list_dead_letters(read_settings(), which, with_fields=False)
         ]
         if as_json:
             for row in rows:
@@ -153,8 +153,9 @@ def redrive(
             said = "would get a new life" if dry_run else "got a new life"
             say(f"{counted(len(report.redriven), 'job')} {said}")
             for letter in report.refused:
+                why = "is too large to be written again" if letter.can_run else "holds no job that could run"
                 say(
-                    f"refused: {letter.id} holds no job that could run ({letter.error_type}); "
+                    f"refused: {letter.id} {why} ({letter.error_type}); "
                     f"`rustfs-workers dlq show {letter.id}` shows its bytes"
                 )
             for job_id in report.not_waiting:
