@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Final
+
 import pytest
 
 from tests.simulation.planted import PLANTED
 from tests.simulation.world import World
 
-# Pure computation, most of a minute of it: a limit that a busy machine does not reach.
+# Pure computation: a limit that a busy machine does not reach.
 pytestmark = [pytest.mark.worker_coordination, pytest.mark.distributed, pytest.mark.timeout(600)]
 
 _SEEDS = 600
+#: Where rare ones were seen last: looked at first, to save the search for them. A change of the code may move them.
+_SEEN: Final[Mapping[str, int]] = {
+    "trusts_success": 334,
+    "no_fence": 74,
+    "wakes_up_unaware": 74,
+    "believes_its_producers": 19,
+    "reads_what_is_open": 16,
+}
 
 
 @pytest.mark.parametrize("name", PLANTED)
 def test_it_is_found(name: str) -> None:
-    for seed in range(_SEEDS):
+    for seed in (_SEEN.get(name, 0), *range(_SEEDS)):
         with PLANTED[name]():
             if World(seed).run():
                 return
