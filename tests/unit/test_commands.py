@@ -408,7 +408,7 @@ def test_a_letter_that_no_redrive_can_help_fails_only_whoever_names_it(
     arguments: list[str], code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It stays for thirty days, and ``--all`` means all that can be run."""
-    letter = SimpleNamespace(id="p.jobs.dlq/0/7", error_type="BadFrame")
+    letter = SimpleNamespace(id="p.jobs.dlq/0/7", error_type="BadFrame", can_run=False)
     report = RedriveReport(("a-job",), (cast("Any", letter),), ())
     monkeypatch.setattr("streams.redrive.redrive", lambda *_, **__: report)
 
