@@ -19,7 +19,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 import structlog
@@ -36,6 +35,7 @@ from schemas.errors import (
 from schemas.lifecycle import JobStatus
 from schemas.offsetmap import MAX_CHARACTERS, OffsetMap
 from schemas.records import StatusChange
+from workers.counters import Counters
 from workers.lease import Lease
 from workers.offsets import PartitionState
 from workers.outcome import Outcome
@@ -51,8 +51,6 @@ MAX_BATCH_BYTES: Final = 8 * 1024 * 1024
 _FIRST_PACE: Final = 64
 _MIN_PACE: Final = 2
 _PATIENCE_AT_STOP: Final = 5
-#: Type names come from messages: those beyond so many counters are counted together.
-_MOST_COUNTERS: Final = 1_000
 
 
 class Membership(Protocol):
@@ -76,18 +74,6 @@ class ReadBack(Protocol):
         ...
 
 
-@dataclass
-class CommitCounters:
-    """Cumulative since the process started; moved when a transaction has committed."""
-
-    jobs: dict[tuple[str, str, str], int] = field(default_factory=dict)
-    events: dict[str, int] = field(default_factory=dict)
-
-    def event(self, name: str, count: int = 1) -> None:
-        """Count something that is not a job's state."""
-        self.events[name] = self.events.get(name, 0) + count
-
-
 class Committer:
     """Decides what goes into each transaction. ``emit`` is for the event loop; everything else happens in its own thread."""
 
@@ -107,6 +93,7 @@ class Committer:
         end_forgotten: Callable[[], None] = lambda: None,
         on_fenced: Callable[[], None] = lambda: None,
         lease: Lease,
+        job_types: Iterable[str] = (),
     ) -> None:
         self._membership = membership
         self._read_back = read_back
@@ -134,7 +121,7 @@ class Committer:
         self._releases: list[tuple[frozenset[PartitionState], threading.Event]] = []
         #: All partitions of ours, kept by the poll thread under the lock.
         self.parts: set[PartitionState] = set()
-        self.counters = CommitCounters()
+        self.counters = Counters(job_types)
         #: Jobs that end between two commits lately: how many may be started before the next one.
         self._pace = _FIRST_PACE
         self._thread = threading.Thread(target=self._run, name="commit", daemon=True)
@@ -405,10 +392,7 @@ class Committer:
 
     def _count(self, outcome: Outcome) -> None:
         if outcome.counts_as is not None:
-            jobs, name = self.counters.jobs, outcome.counts_as
-            if len(jobs) >= _MOST_COUNTERS and name not in jobs:
-                name = ("other", name[1], name[2])
-            jobs[name] = jobs.get(name, 0) + 1
+            self.counters.job(outcome.counts_as)
         if outcome.event is not None:
             self.counters.event(outcome.event)
         status = outcome.status

@@ -135,6 +135,7 @@ class WorkerProcess:
             end_forgotten=self._end_forgotten,
             on_fenced=self._fenced,
             lease=self._lease,
+            job_types=handlers.types,
         )
         self._executor = Executor(
             config=config,

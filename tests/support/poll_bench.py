@@ -15,7 +15,7 @@ from schemas.errors import KafkaUnreachable, PipelineError
 from schemas.headers import Delivery, build
 from schemas.offsetmap import OffsetMap
 from tests.support.messages import TOPICS, committed, job_value
-from workers.commit import CommitCounters
+from workers.counters import Counters
 from workers.delay import Delays
 from workers.message import Message
 from workers.offsets import PartitionState
@@ -138,7 +138,7 @@ class FakeCommitter:
     def __init__(self, bench: Bench) -> None:
         self.bench = bench
         self.parts: set[PartitionState] = set()
-        self.counters = CommitCounters()
+        self.counters = Counters()
         self.nudges = 0
         self.pending_bytes = 0
 

@@ -11,7 +11,6 @@ from structlog.testing import capture_logs
 
 from schemas.headers import Delivery, build
 from schemas.lifecycle import JobStatus
-from schemas.topics import JobPriority
 from tests.support.commit_bench import (
     Bench,
     kafka_error,
@@ -19,7 +18,6 @@ from tests.support.commit_bench import (
     succeeded,
 )
 from tests.support.messages import TOPICS, message
-from workers import commit as commit_module
 from workers.commit import MAX_BATCH, MAX_BATCH_BYTES
 from workers.outcome import Outcome, OutRecord
 
@@ -182,20 +180,6 @@ def test_a_transaction_is_bounded_in_bytes_as_well_and_a_release_waits_for_the_r
     bench.tick()
     assert bench.committer.pending_bytes == 0
     assert (bench.stored.offset, bench.stored.clean, done.is_set()) == (3, True, True)
-
-
-def test_type_names_from_messages_do_not_fill_the_counters(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(commit_module, "_MOST_COUNTERS", 2)
-    bench = Bench()
-    for offset in range(4):
-        one = message(bench.part, offset)
-        bench.emit(replace(succeeded(one), counts_as=(f"type-{offset % 3}", JobPriority.LOW, "succeeded")))
-    bench.tick()
-    assert {name: count for (name, _, _), count in bench.committer.counters.jobs.items()} == {
-        "type-0": 2,
-        "type-1": 1,
-        "other": 1,
-    }
 
 
 def test_a_full_producer_queue_is_waited_for() -> None:

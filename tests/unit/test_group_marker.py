@@ -31,7 +31,9 @@ def read(monkeypatch: pytest.MonkeyPatch, *records: tuple[bytes, bytes | None]) 
 
 @pytest.mark.parametrize("value", [b"", b"{", b"[]", b"5", b"{}", b"\xff", b"[" * 100_000, b"9" * 5_000])
 def test_a_marker_of_nonsense_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, value: bytes) -> None:
-    with pytest.raises(GroupNotInitialised, match=r"marker on t\.jobs\.commands cannot be read.*key group/t\.workers"):
+    with pytest.raises(
+        GroupNotInitialised, match=r"marker on t\.jobs\.commands cannot be read.*key group/t\.workers"
+    ):
         read(monkeypatch, (KEY, value))
 
 

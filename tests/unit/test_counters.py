@@ -1,0 +1,33 @@
+"""Counts of what has been done stay bounded and honest, whatever type names messages bring."""
+
+from __future__ import annotations
+
+import pytest
+
+from workers import counters as counters_module
+from workers.counters import Counters
+
+pytestmark = pytest.mark.job_processing
+
+
+def test_names_that_messages_make_up_are_counted_together_beyond_some(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(counters_module, "MOST_OF_STRANGERS", 2)
+    counters = Counters(["ours"])
+    for number in range(5):
+        counters.job((f"made-up-{number}", "low", "failed"))
+    counters.job(("made-up-1", "low", "failed"))
+    assert counters.jobs == {
+        ("made-up-0", "low", "failed"): 1,
+        ("made-up-1", "low", "failed"): 2,
+        ("other", "low", "failed"): 3,
+    }
+
+
+def test_they_take_no_place_from_types_that_the_worker_runs() -> None:
+    counters = Counters(["ours"])
+    for number in range(2 * counters_module.MOST_OF_STRANGERS):
+        counters.job((f"made-up-{number}", "low", "failed"))
+    counters.job(("ours", "high", "succeeded"))
+    assert counters.jobs["ours", "high", "succeeded"] == 1

@@ -1,0 +1,44 @@
+"""What a worker has done, in numbers: jobs by type, priority and state, and events by name.
+
+Cumulative since the process started, and moved when a transaction has committed. The commit thread writes them, a report
+copies them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+#: Names of types come from messages. So many counters of types that this worker does not run; what is beyond counts as
+#: ``other``. They travel in each report, once a second.
+MOST_OF_STRANGERS: Final = 100
+
+#: Type, priority, state.
+JobName = tuple[str, str, str]
+
+
+class Counters:
+    """Those of one worker process.
+
+    Args:
+        types: job types that it runs; these are always counted by name.
+    """
+
+    def __init__(self, types: Iterable[str] = ()) -> None:
+        self.jobs: dict[JobName, int] = {}
+        self.events: dict[str, int] = {}
+        self._types = frozenset(types)
+        self._strangers = 0
+
+    def job(self, name: JobName) -> None:
+        """Count a job that has come to a state."""
+        if name not in self.jobs and name[0] not in self._types:
+            if self._strangers >= MOST_OF_STRANGERS:
+                name = ("other", *name[1:])
+            else:
+                self._strangers += 1
+        self.jobs[name] = self.jobs.get(name, 0) + 1
+
+    def event(self, name: str, count: int = 1) -> None:
+        """Count something that is not a job's state."""
+        self.events[name] = self.events.get(name, 0) + count
