@@ -21,6 +21,14 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1, help="decides jobs and faults")
     parser.add_argument("--minutes", type=float, default=3.0, help="how long the storm lasts")
     parser.add_argument("--rate", type=float, default=130.0, help="jobs a second")
+    parser.add_argument(
+        "--pause",
+        type=float,
+        nargs=2,
+        default=(1.0, 5.0),
+        metavar=("LEAST", "MOST"),
+        help="seconds of quiet between two faults",
+    )
     parser.add_argument("--keep", type=Path, help="an empty directory for all files, which stay there")
     parser.add_argument(
         "--judge", type=Path, metavar="FILE", help="only judge the evidence that an earlier one has kept"
@@ -33,7 +41,12 @@ def main() -> int:
     def progress(text: str) -> None:
         sys.stderr.write(f"{time.monotonic() - began:7.1f} s  {text}\n")
 
-    plan = Plan(arguments.seed, arguments.minutes * 60, arguments.rate)
+    plan = Plan(
+        arguments.seed,
+        arguments.minutes * 60,
+        arguments.rate,
+        pause_s=(arguments.pause[0], arguments.pause[1]),
+    )
     if arguments.judge is not None:
         verdict = judge(load(arguments.judge))
         return _tell(plan, verdict, as_json=arguments.json)
