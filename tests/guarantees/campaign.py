@@ -138,10 +138,14 @@ def _under_fire(
                 break
             weather.strike(fault)
             progress(f"{len(ledger.accepted):,} jobs accepted, {weather.faults.total()} faults")
-    finally:
         weather.clear()
-        stop.set()
+    except BaseException:
+        stop.set()  # Ctrl-C: nobody waits for more jobs, nor for brokers that are to be well again
+        crew.close()
         traffic.join()
+        raise
+    stop.set()
+    traffic.join()
     if failures:
         raise failures[0]
     return ledger, (began_ns, time.monotonic_ns()), weather.faults, weather.troubles
