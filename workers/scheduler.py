@@ -7,8 +7,8 @@ before it hands messages over: what is on its way to the event loop must count a
 
 A message waits here in one of six places: in its priority's buffer; ``parked`` until its partition has
 committed that it may start; behind its key, while another job with that key runs; for a place in the process
-pool (``workers.pool_places``); in ``alone``, because it was unfinished at two deaths of an owner and must run beside nothing else (those and all others
-take turns, ``workers.time_share``); or, with its key, in ``condemned``, because an owner was lost while it
+pool (``workers.pool_places``); in ``alone``, with its key, because it was unfinished at two deaths of an owner and must
+run beside nothing else (those and all others take turns, ``workers.time_share``); or, with its key, in ``condemned``, because an owner was lost while it
 ran alone (``workers.verdicts``).
 """
 
@@ -127,7 +127,9 @@ class Scheduler:
                 # would start before it.
                 self._condemn(message)
             elif _must_run_alone(message):
-                self._alone.append(message)
+                # With its key, or behind it: those after it wait for the key, and keep nobody else of their partition.
+                if self._lock(message):
+                    self._alone.append(message)
             else:
                 self._buffers[priority].append(message)
 
@@ -175,8 +177,6 @@ class Scheduler:
                 self._forget(message)
             elif self._parked and part in self._parked:
                 self._park(message)  # order within the partition
-            elif self._alone and self._would_overtake(message):
-                self._park(message)
             elif not self._lock(message):
                 pass  # it waits behind its key
             elif self._pool is not None and self._pool.refuses(message):
@@ -197,7 +197,7 @@ class Scheduler:
     def put_back(self, message: Message) -> None:
         """A taken message that was cancelled while its partition is still ours: it starts again, and keeps its key.
 
-        One that ran alone and has given up its turn goes behind all that wait for theirs, but before those of its key.
+        One that ran alone and has given up its turn goes behind all that wait for theirs.
         """
         self.running -= 1
         self._leave_pool(message)
@@ -214,10 +214,7 @@ class Scheduler:
                     message.part.dirty = True
                 self._alone.appendleft(message)
             else:
-                after = [one for one in self._alone if one.key is not None and one.key == message.key]
-                for one in after:
-                    self._alone.remove(one)
-                self._alone += (message, *after)
+                self._alone.append(message)
         else:
             self._buffers[message.priority].appendleft(message)
 
@@ -290,12 +287,6 @@ class Scheduler:
             return True
         return self._share.holds_back(now_ms, running=self.running, others=any(self._in_order))
 
-    def _would_overtake(self, message: Message) -> bool:
-        """Whether an earlier one with its key waits for its turn to run alone."""
-        return message.key is not None and any(
-            one.part is message.part and one.key == message.key for one in self._alone
-        )
-
     def _take_alone(self) -> Message | None:
         """One of those that were unfinished at two deaths, when nothing else runs and a commit has said so.
 
@@ -310,9 +301,6 @@ class Scheduler:
                 self._alone.popleft()
                 self._forget(message)
                 continue
-            if self._waits_for_a_verdict(message):
-                self._alone.popleft()
-                continue
             if not self.strays:
                 if part.alone != message.offset:
                     part.alone = message.offset
@@ -322,7 +310,6 @@ class Scheduler:
             if not part.start(message.offset):
                 return None
             self._alone.popleft()
-            self._seize(message)
             if self._pool is not None:
                 self._pool.seize(message)
             self._start(message)
@@ -339,7 +326,7 @@ class Scheduler:
             self.condemned[message] = None
 
     def _first_alone(self, message: Message) -> None:
-        """It has its key already: before any other that wants it, but behind the one that a commit may name by now."""
+        """It has waited for its key or its verdict: before the others, but behind the one that a commit may name by now."""
         self._alone.insert(1 if self._first_is_named() else 0, message)
 
     def _first_is_named(self) -> bool:
@@ -349,27 +336,6 @@ class Scheduler:
         first = self._alone[0]
         part = first.part
         return part.owned and not part.releasing and first.offset in (part.alone, part.committed_alone)
-
-    def _waits_for_a_verdict(self, message: Message) -> bool:
-        """Whether a condemned one has its key, or is before it in line; if so, it waits there, in the order of arrival."""
-        key = message.key
-        lock = None if key is None else self._keys.get(key)
-        if key is None or lock is None:
-            return False
-        holder = lock.holder if isinstance(lock, _KeyLock) else lock
-        if holder is message:
-            return False
-        if holder not in self.condemned and not (
-            isinstance(lock, _KeyLock)
-            and any(one.lost_worker and one.part is message.part for one in lock.queue_of(message))
-        ):
-            return False
-        self._lock(message)
-        lock = self._keys[key]
-        assert isinstance(lock, _KeyLock)  # noqa: S101 - two want it by now
-        assert message.priority is not None  # noqa: S101
-        lock.waiting[message.priority] = deque(sorted(lock.queue_of(message), key=lambda one: one.offset))
-        return True
 
     def _no_longer_alone(self, message: Message) -> None:
         if message.part.alone == message.offset:
@@ -434,25 +400,6 @@ class Scheduler:
             self._bytes_behind_keys_of[message.part] = held
         else:
             del self._bytes_behind_keys_of[message.part]
-
-    def _seize(self, message: Message) -> None:
-        """The key for one that runs beside nothing else. Whoever holds it has not started, and is first in line after it."""
-        if self._lock(message):
-            return
-        assert message.key is not None  # noqa: S101 - only a key can be somebody else's
-        lock = self._keys[message.key]
-        assert isinstance(lock, _KeyLock)  # noqa: S101 - two want it by now
-        before = lock.holder
-        assert before.priority is not None  # noqa: S101
-        lock.queue_of(message).remove(message)
-        self._count_behind(message, -1)
-        self._wait_behind(lock, before, first=True)
-        lock.holder = message
-        if self._pool is not None:
-            self._pool.forget(before)
-        for place in (self._parked.get(before.part, deque()), self._alone, self._buffers[before.priority]):
-            if before in place:
-                place.remove(before)
 
     def _unlock(self, message: Message) -> None:
         key = message.key

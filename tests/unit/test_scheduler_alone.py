@@ -169,7 +169,7 @@ def test_beside_a_thread_that_was_left_behind_one_runs_alone_without_being_named
     assert part.committed_alone == 1, "the thread has ended"
 
 
-def test_one_that_runs_alone_takes_its_key_from_one_that_has_not_started() -> None:
+def test_one_that_must_run_alone_waits_behind_its_key_as_everybody_does() -> None:
     scheduler = Scheduler()
     closed, part = open_partition(HIGH), dangerous()
     closed.start_limit = 0
@@ -177,20 +177,22 @@ def test_one_that_runs_alone_takes_its_key_from_one_that_has_not_started() -> No
     arrive(scheduler, holder)
     assert scheduler.take(NOW_MS) is None  # it waits for a commit, and holds its key
     arrive(scheduler, killer)
-    assert take_alone(scheduler, part) is killer
-    scheduler.survived()
-    commit(part)
+    other = message(open_partition(LOW), 0)
+    arrive(scheduler, other)
+    assert take(scheduler) is other, "nobody is held back for one whose key is not free"
+    scheduler.done(other)
     commit(closed)
     scheduler.unpark()
-    assert scheduler.take(NOW_MS) is None, "two of one key"
-    scheduler.done(killer)
     assert take(scheduler) is holder
     scheduler.done(holder)
+    assert take_alone(scheduler, part) is killer
+    scheduler.done(killer)
+    commit(part, 0)
     assert scheduler.take(NOW_MS) is None, "nobody runs twice"
     assert len(scheduler) == 0
 
 
-def test_whose_key_was_taken_starts_before_those_who_waited_behind_it() -> None:
+def test_of_those_behind_a_key_the_most_urgent_is_next_whether_or_not_it_must_run_alone() -> None:
     scheduler = Scheduler()
     part, beside = dangerous(), open_partition(LOW)
     running = message(open_partition(HIGH), 0, key=b"k")
@@ -201,11 +203,25 @@ def test_whose_key_was_taken_starts_before_those_who_waited_behind_it() -> None:
     assert scheduler.take(NOW_MS) is None
     scheduler.done(running)  # the first of them has the key, and has not started
     arrive(scheduler, killer)
+    assert take(scheduler) is first
+    scheduler.done(first)
     scheduler.done(take_alone(scheduler, part))
     commit(part, 0)
-    for one in (first, second):
-        assert take(scheduler) is one
-        scheduler.done(one)
+    assert take(scheduler) is second
+
+
+def test_while_one_waits_for_its_turn_to_run_alone_only_its_key_waits_not_its_partition() -> None:
+    scheduler = Scheduler()
+    part = dangerous(range(2))
+    arrive(scheduler, message(part, 0), message(part, 1, key=b"k"))
+    now_ms = run_alone(scheduler, part, NOW_MS, 20_000)
+    for offset in range(2, 12):
+        part.note_delivered(offset)
+    later, *others = (message(part, offset, key=b"k" if offset == 2 else None) for offset in range(2, 12))
+    arrive(scheduler, later, *others)
+    commit(part)
+    assert [scheduler.take(now_ms) for _ in others] == others
+    assert scheduler.take(now_ms) is None
 
 
 def test_a_dangerous_one_of_a_lost_partition_holds_nobody_back() -> None:
@@ -474,7 +490,7 @@ def test_a_condemned_one_of_a_partition_that_goes_is_forgotten() -> None:
     assert (len(scheduler), len(scheduler.condemned), len(scheduler._keys)) == (0, 0, 0)
 
 
-def test_one_that_is_named_when_another_with_its_key_is_acquitted_runs_first_and_each_runs_once() -> None:
+def test_a_condemned_one_behind_one_that_runs_alone_waits_for_its_key_and_then_for_its_verdict() -> None:
     scheduler = Scheduler()
     named_part, part = dangerous(), dangerous(number=1)
     named, condemned = message(named_part, 0, key=b"k"), message(part, 0, key=b"k")
@@ -484,11 +500,13 @@ def test_one_that_is_named_when_another_with_its_key_is_acquitted_runs_first_and
     commit(part)
     assert scheduler.take(NOW_MS) is None, "it asks for a commit"
     arrive(scheduler, condemned)
-    scheduler.acquit(condemned)
+    assert condemned not in scheduler.condemned
     commit(named_part)
     assert take(scheduler) is named
     scheduler.done(named)
     commit(named_part, 0)
+    assert list(scheduler.condemned) == [condemned]
+    scheduler.acquit(condemned)
     assert take_alone(scheduler, part) is condemned
     scheduler.done(condemned)
     commit(part, 0)
