@@ -68,7 +68,7 @@ class KafkaProxy:
         self.broker_port = broker_port
         self.on_request: Callable[[Request], Action] = _pass
         self.on_answer: Callable[[Answer], Action] = _pass
-        self._connections: set[asyncio.Task[None]] = set()
+        self._connections: dict[asyncio.Task[None], socket.socket] = {}
 
     @property
     def bootstrap_servers(self) -> str:
@@ -94,25 +94,41 @@ class KafkaProxy:
 
     async def serve(self, ready: threading.Event, stop: asyncio.Event) -> None:
         """Until ``stop``."""
-        server = await asyncio.start_server(self._accept, HOST, self.port)
-        ready.set()
-        await stop.wait()
-        server.close()
-        for task in self._connections:
+        # Not asyncio's server: one that is closed leaves whom it is just accepting with an open socket (CPython 3.11).
+        loop = asyncio.get_running_loop()
+        with socket.create_server((HOST, self.port), backlog=128) as listener:
+            listener.setblocking(False)
+            loop.add_reader(listener, self._accept, listener)
+            ready.set()
+            await stop.wait()
+            loop.remove_reader(listener)
+        connections = list(self._connections)
+        for task in connections:
             task.cancel()
-        await asyncio.gather(*self._connections, return_exceptions=True)
+        await asyncio.gather(*connections, return_exceptions=True)
+        # The transports close their sockets in the loop's next round.
+        await asyncio.sleep(0)
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._connections.add(task)
+    def _accept(self, listener: socket.socket) -> None:
+        with contextlib.suppress(BlockingIOError, ConnectionAbortedError):
+            accepted, _ = listener.accept()
+            task = asyncio.create_task(self._serve(accepted))
+            self._connections[task] = accepted
+            task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        # Also of a task that was cancelled before it began.
+        self._connections.pop(task).close()
+
+    async def _serve(self, accepted: socket.socket) -> None:
+        reader, writer = await asyncio.open_connection(sock=accepted)
         try:
             # A broker that is away, a client that is gone: the other side is closed as well, and that is all.
             with contextlib.suppress(OSError, asyncio.IncompleteReadError):
                 await self._connection(reader, writer)
         finally:
-            self._connections.discard(task)
-            writer.close()
+            # What a client has not read yet is not waited for.
+            writer.transport.abort()
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         broker_reader, broker_writer = await asyncio.open_connection(HOST, self.broker_port)
