@@ -81,6 +81,7 @@ class OffsetMap:
     finished: frozenset[int] = frozenset()
     #: Nothing at or past this offset was started.
     start_limit: int = 0
+    #: Nothing of it was running: its owner has left in order, or ran one job of another partition beside nothing else.
     clean: bool = True
     #: Rises by one with every owner.
     fence: int = 0
@@ -94,6 +95,14 @@ class OffsetMap:
     def is_finished(self, offset: int) -> bool:
         """Whether the record at ``offset`` needs no work any more."""
         return offset < self.offset or offset in self.finished
+
+    @property
+    def alone(self) -> int | None:
+        """What ran beside nothing else with the owner itself, or None."""
+        return next(
+            (offset for offset, suspect in self.suspects.items() if suspect.alone == self.incarnation != ""),
+            None,
+        )
 
     def metadata(self) -> str:
         """The string to commit with ``offset``. Its length is the caller's to check."""
@@ -141,7 +150,7 @@ def parse(offset: int, metadata: str | None, *, where: str = "") -> OffsetMap:
         }
         suspected = _decode_suspects(offset, done, suspects, tuple(losses), incarnation)
         if flag == "c" and any(suspect.alone == incarnation != "" for suspect in suspected.values()):
-            raise ValueError("its owner left in order, and with a record that was running")
+            raise ValueError("nothing of it was running, and one ran alone")
         if flag == "-" and not incarnation:
             raise ValueError("its owner has no name")
         return OffsetMap(

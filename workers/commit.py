@@ -296,10 +296,21 @@ class Committer:
             else:
                 told_of.add(outcome.owner.part)
             kept.append(outcome)
+        # One that runs beside nothing else: the others' maps say so, or its death would count for what only waited.
+        resting = any(part.alone is not None for part in self.parts if part.owned)
         plans = {
-            part: part.plan(finished.get(part, ()), window=2 * self._pace, clean=part in released)
+            part: part.plan(
+                finished.get(part, ()), window=2 * self._pace, clean=part in released, resting=resting
+            )
             for part in self.parts
-            if part.owned and (part.dirty or part in finished or part in told_of or part in released)
+            if part.owned
+            and (
+                part.dirty
+                or part in finished
+                or part in told_of
+                or part in released
+                or part.resting != (resting or part.closed)
+            )
         }
         return kept, plans
 

@@ -45,6 +45,7 @@ class PartitionState:
         "partition",
         "prior",
         "releasing",
+        "resting",
         "start_limit",
         "started",
         "suspects",
@@ -93,9 +94,12 @@ class PartitionState:
         self.losses = {**prior.losses, prior.incarnation: now_ms} if self.unclean else dict(prior.losses)
         # Whatever others thought of us, we live. Where a map of ours says "alone", it is what ran when the partition went.
         self.absolve((incarnation,))
-        #: The suspect that runs beside nothing else, if it is one of ours.
+        #: The suspect that runs beside nothing else, or is about to, if it is one of ours. See ``name_alone``.
         self.alone: int | None = None
         self.committed_alone: int | None = None
+        #: A map says, or is about to, that nothing of this partition runs, but for one that runs alone: nothing else starts
+        #: before a later one takes it back.
+        self.resting = False
         self.owned = True
         #: Revocation or drain has begun: nothing more is started.
         self.releasing = False
@@ -167,13 +171,19 @@ class PartitionState:
         with self.lock:
             if self.releasing:
                 return False
-            if offset >= self.start_limit:
+            if offset >= self.start_limit or (self.resting and offset != self.committed_alone):
                 self.wanted = max(self.wanted, offset + 1)
                 self.dirty = True
                 return False
             if offset >= self.started:
                 self.started = offset + 1
             return True
+
+    def name_alone(self, offset: int | None) -> None:
+        """The next commit is to say that this one runs beside nothing else; None: that nobody does any more."""
+        with self.lock:
+            self.alone = offset
+            self.dirty = True
 
     def note_position(self, position: int) -> None:
         """The consumer has read to ``position`` and everything delivered is known: trailing markers are gaps too."""
@@ -198,22 +208,33 @@ class PartitionState:
             return len(self._map(self.base, self.done, self.start_limit).metadata()) > TAKE_LIMIT
 
     def plan(
-        self, finished: Iterable[int], *, window: int = MIN_START_WINDOW, clean: bool = False
+        self,
+        finished: Iterable[int],
+        *,
+        window: int = MIN_START_WINDOW,
+        clean: bool = False,
+        resting: bool = False,
     ) -> OffsetMap:
         """The map to commit if the records in ``finished`` are finished by the same transaction.
 
         ``window``: how many more records may start before the next commit; what a successor must suspect if we die.
+        ``resting``: one runs beside nothing else, here or in another partition: nobody but that one can be to blame then.
         """
         # What changes from here on is for the next plan; if this one is not committed, its maker says so.
         self.dirty = False
         self.closed = clean = clean or self.closed
+        # At once: what starts between this plan and its commit would be unknown to a successor.
+        resting = resting or self.alone is not None
+        self.resting = self.resting or resting or clean
         done = self.done.union(finished, self.gaps)
         base = self.base
         while base in done:
             done.remove(base)
             base += 1
         limit = max(self.started, base)
-        if not clean:
+        if self.alone is not None:
+            limit = max(limit, self.alone + 1)
+        if not clean and not resting:
             reach = max(limit, self.wanted)
             limit = reach + min(window, max(self.top - reach, 0) + MIN_START_WINDOW)
             if self.suspects and max(self.suspects) >= self.top:
@@ -221,7 +242,7 @@ class PartitionState:
                 limit = min(limit, max(reach, self.top))
         # Lower at once: what starts between this plan and its commit must lie below the limit that is committed.
         self.start_limit = min(self.start_limit, limit)
-        return self._map(base, done, limit, clean=clean)
+        return self._map(base, done, limit, clean=clean or (resting and self.alone is None))
 
     def committed(self, plan: OffsetMap) -> None:
         """The transaction with ``plan`` committed."""
@@ -229,10 +250,10 @@ class PartitionState:
         self.base = plan.offset
         self.done = set(plan.finished)
         self.start_limit = plan.start_limit
-        self._remember_alone(plan)
+        self._remember(plan)
         for offset in [o for o in self.suspects if plan.is_finished(o)]:
             del self.suspects[offset]
-        if self.top > self.start_limit and not self.closed:
+        if self.top > self.start_limit and not self.resting:
             self.dirty = True
 
     def agrees_with(self, read: OffsetMap) -> bool:
@@ -246,14 +267,12 @@ class PartitionState:
         self.done = {offset for offset in self.done | read.finished if offset >= self.base}
         if read.incarnation == self.incarnation:
             self.start_limit = read.start_limit
-            self._remember_alone(read)
+            self._remember(read)
         self.dirty = True
 
-    def _remember_alone(self, committed: OffsetMap) -> None:
-        self.committed_alone = next(
-            (offset for offset, suspect in committed.suspects.items() if suspect.alone == self.incarnation),
-            None,
-        )
+    def _remember(self, committed: OffsetMap) -> None:
+        self.committed_alone = committed.alone
+        self.resting = committed.clean or committed.alone is not None
 
     def _map(self, base: int, done: set[int], limit: int, *, clean: bool = False) -> OffsetMap:
         suspects = {
@@ -262,9 +281,8 @@ class PartitionState:
             if offset >= base and offset not in done
         }
         # What runs alone when a drain ends it did not kill anybody: a clean map names only those condemned before.
-        alone = self.alone  # once: the event loop may change it meanwhile
-        if not clean and alone is not None and alone in suspects:
-            suspects[alone] = Suspect(suspects[alone].owners, self.incarnation)
+        if not clean and self.alone is not None and self.alone in suspects:
+            suspects[self.alone] = Suspect(suspects[self.alone].owners, self.incarnation)
         return OffsetMap(
             offset=base,
             finished=frozenset(done),
@@ -282,7 +300,9 @@ def _left_behind(prior: OffsetMap, *, unclean: bool) -> dict[int, Suspect]:
     """The suspects to begin with: those of the last owner and, if it was lost, everything that it may have been running."""
     suspects = dict(prior.suspects)
     if unclean:
-        for offset in range(prior.offset, prior.start_limit):
+        # Beside one that ran alone nothing ran.
+        ran = range(prior.offset, prior.start_limit) if prior.alone is None else (prior.alone,)
+        for offset in ran:
             if offset not in prior.finished:
                 before = suspects.get(offset, Suspect())
                 suspects[offset] = Suspect((*before.owners, prior.incarnation)[-MAX_OWNERS:], before.alone)

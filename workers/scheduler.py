@@ -151,6 +151,8 @@ class Scheduler:
     def take(self, now_ms: int) -> Message | None:
         """The next message to start; its key is locked until ``done``. None: nothing can start now."""
         if self._isolating():
+            if self.isolated is None:
+                self._name_ahead(now_ms)
             return None
         if self._pool is not None and self._pool.can_admit:
             for admitted in reversed(self._pool.admit(now_ms)):
@@ -210,8 +212,7 @@ class Scheduler:
                 # Until it starts again, a commit must not say any longer that it runs alone: if Kafka does not answer and
                 # this worker has to end meanwhile, the job has not killed it.
                 if message.part.alone == message.offset:
-                    message.part.alone = None
-                    message.part.dirty = True
+                    message.part.name_alone(None)
                 self._alone.appendleft(message)
             else:
                 self._alone.append(message)
@@ -292,30 +293,40 @@ class Scheduler:
 
         Beside a stray thread no commit says it: at its worker's death it would be condemned for what the thread did.
         """
-        if self.running:
+        message = None if self.running else self._next_alone()
+        if message is None:
             return None
+        part = message.part
+        if not self.strays:
+            if part.alone != message.offset:
+                part.name_alone(message.offset)
+            if part.committed_alone != message.offset:
+                return None
+        if not part.start(message.offset):
+            return None
+        self._alone.popleft()
+        if self._pool is not None:
+            self._pool.seize(message)
+        self._start(message)
+        self._share.started()
+        self.isolated = message
+        return message
+
+    def _name_ahead(self, now_ms: int) -> None:
+        """The commit that says of one that it runs alone no longer says of the next one that it does: one commit for each."""
+        if self._alone and not (self.running or self.strays) and self._is_turn_of_alone(now_ms):
+            message = self._next_alone()
+            if message is not None and message.part.alone != message.offset:
+                message.part.name_alone(message.offset)
+
+    def _next_alone(self) -> Message | None:
+        """The first of them; those before it whose partition is lost are forgotten."""
         while self._alone:
             message = self._alone[0]
-            part = message.part
-            if part.releasing or not part.owned:
-                self._alone.popleft()
-                self._forget(message)
-                continue
-            if not self.strays:
-                if part.alone != message.offset:
-                    part.alone = message.offset
-                    part.dirty = True
-                if part.committed_alone != message.offset:
-                    return None
-            if not part.start(message.offset):
-                return None
+            if message.part.owned and not message.part.releasing:
+                return message
             self._alone.popleft()
-            if self._pool is not None:
-                self._pool.seize(message)
-            self._start(message)
-            self._share.started()
-            self.isolated = message
-            return message
+            self._forget(message)
         return None
 
     def _condemn(self, message: Message) -> None:
@@ -339,8 +350,7 @@ class Scheduler:
 
     def _no_longer_alone(self, message: Message) -> None:
         if message.part.alone == message.offset:
-            message.part.alone = None
-            message.part.dirty = True
+            message.part.name_alone(None)
         if self.isolated is message:
             self.isolated, self._was_isolated = None, message
 

@@ -58,6 +58,13 @@ class Owners(RuleBasedStateMachine):
         self.running: set[int] = set()
         self.ended: set[int] = set()
         self.refused: set[int] = set()
+        #: Runs beside nothing else.
+        self.lone: int | None = None
+
+    @property
+    def rests(self) -> bool:
+        """Whether Kafka says that nothing of it runs, but for one that may run alone."""
+        return self.stored.clean or self.stored.alone is not None
 
     def killed_of(self, offset: int) -> int:
         """Deaths that must be known. More losses than a map has room for may be forgotten."""
@@ -86,6 +93,7 @@ class Owners(RuleBasedStateMachine):
                 return
             assert self.stored.incarnation == self.incarnation
             assert offset < self.stored.start_limit, "a successor must know that it may be running"
+            assert not self.rests, "a successor must know that it may be running"
             assert self.stored.suspects.get(offset, Suspect()).deaths >= self.killed_of(offset)
             assert (offset in self.part.suspects) <= (offset in self.stored.suspects), "a commit has named it"
             self.waiting.remove(offset)
@@ -97,6 +105,12 @@ class Owners(RuleBasedStateMachine):
         done = {running[pick] for pick in picks if pick < len(running)}
         self.running -= done
         self.ended |= done
+        if self.lone in done:
+            self.lone_is_alone_no_longer()
+
+    def lone_is_alone_no_longer(self) -> None:
+        self.part.name_alone(None)
+        self.lone = None
 
     def do(self, what: Iterable[str], picks: list[int]) -> None:
         for one in what:
@@ -146,7 +160,7 @@ class Owners(RuleBasedStateMachine):
     @rule(window=st.integers(1, 60), meanwhile=MEANWHILE, picks=PICKS)
     def it_commits(self, window: int, meanwhile: tuple[str, ...], picks: list[int]) -> None:
         carried, self.ended = self.ended, set()
-        refused = set(self.refused)
+        refused = set(self.refused) if self.lone is None else set()
         plan = self.part.plan(carried, window=window)
         self.do(meanwhile, picks)
         self.land(plan, carried)
@@ -154,6 +168,41 @@ class Owners(RuleBasedStateMachine):
         if not self.part.releasing:
             for offset in refused & self.refused:
                 assert offset < self.part.start_limit, "who was refused may start after the next commit"
+
+    @rule(pick=st.integers(0, 30), meanwhile=MEANWHILE, picks=PICKS)
+    def one_runs_beside_nothing_else(self, pick: int, meanwhile: tuple[str, ...], picks: list[int]) -> None:
+        may = [o for o in self.waiting if not self.part.suspects.get(o, Suspect(alone="nobody")).alone]
+        if self.running or not may or self.stored.incarnation != self.incarnation:
+            return
+        self.lone = may[pick % len(may)]
+        self.part.name_alone(self.lone)
+        self.it_commits(3, (), picks)
+        assert self.stored.alone == self.lone
+        assert self.part.start(self.lone)
+        self.waiting.remove(self.lone)
+        self.running.add(self.lone)
+        self.refused.discard(self.lone)
+        self.do(meanwhile, picks)
+
+    @rule()
+    def it_survives_and_is_joined_by_others(self) -> None:
+        if self.lone is not None:
+            self.lone_is_alone_no_longer()
+
+    @rule(meanwhile=MEANWHILE, picks=PICKS)
+    def one_of_another_partition_runs_beside_nothing_else(
+        self, meanwhile: tuple[str, ...], picks: list[int]
+    ) -> None:
+        if self.running:
+            return
+        carried, self.ended = self.ended, set()
+        plan = self.part.plan(carried, resting=True)
+        self.do(meanwhile, picks)
+        self.land(plan, carried)
+        self.part.committed(plan)
+        assert self.rests
+        self.do(meanwhile, picks)
+        assert not self.running
 
     @rule(meanwhile=MEANWHILE, picks=PICKS, answer=st.sampled_from(["refused", "landed", "lost"]))
     def it_fails_to_commit(self, meanwhile: tuple[str, ...], picks: list[int], answer: str) -> None:
@@ -197,11 +246,12 @@ class Owners(RuleBasedStateMachine):
         self.do(meanwhile, picks)
         if landed:
             self.land(plan, carried)
+        rested, before, near = self.rests, self.stored.suspects, {self.stored.alone} - {None}
         for offset in (self.running | self.ended) - self.finished:
-            if not frozen:
+            if not frozen and (not rested or offset in near):
                 self.killed[offset] = self.killed.get(offset, 0) + 1
         for offset in self.records:
-            if offset < self.reach and offset not in self.finished:
+            if offset < self.reach and offset not in self.finished and (not rested or offset in near):
                 counts = self.frozen_with if frozen else self.had
                 counts[offset] = counts.get(offset, 0) + 1
         drained = self.stored.clean
@@ -210,6 +260,10 @@ class Owners(RuleBasedStateMachine):
         self.take_over()
         assert self.part.unclean is not drained
         self.part.absolve(self.frozen)
+        for offset in set(self.part.suspects) - near if rested else ():
+            assert self.part.suspects[offset].deaths <= before[offset].deaths, (
+                "what only waited is not to blame"
+            )
         for offset, suspect in self.part.suspects.items():
             assert suspect.deaths <= 1 + self.had.get(offset, 0), "no more deaths than it was near to"
         for offset, deaths in self.killed.items():
@@ -220,7 +274,10 @@ class Owners(RuleBasedStateMachine):
     def the_session_is_lost_and_regained(self) -> None:
         if self.stored.incarnation != self.incarnation:
             return
-        before = read(self.stored).suspects
+        before = {
+            offset: Suspect(suspect.owners, "" if suspect.alone == self.incarnation else suspect.alone)
+            for offset, suspect in read(self.stored).suspects.items()
+        }
         self.take_over(regained=True)
         assert self.part.suspects == before, "a lost session is no death"
 
@@ -233,6 +290,9 @@ class Owners(RuleBasedStateMachine):
     def what_runs_is_known(self) -> None:
         for offset in self.running:
             assert offset < self.stored.start_limit, "a successor must know that it may be running"
+            assert not self.rests or offset == self.stored.alone, (
+                "a successor must know that it may be running"
+            )
 
 
 TestOwners = Owners.TestCase

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from threading import Thread
+
 import pytest
 
 from schemas.offsetmap import MAX_LOSSES, MAX_OWNERS, UNKNOWN, OffsetMap, Suspect
@@ -102,7 +104,7 @@ def test_a_session_lost_and_regained_counts_as_no_death() -> None:
 def run_alone(part: PartitionState, offset: int) -> OffsetMap:
     """The commits after which a suspect of two deaths starts alone."""
     deliver(part, *range(offset + 1))
-    part.alone = offset
+    part.name_alone(offset)
     plan = commit(part)
     assert part.committed_alone == offset
     assert part.start(offset)
@@ -140,25 +142,38 @@ def test_a_drain_or_a_lost_session_condemns_nobody() -> None:
     assert successor.suspects[0] == part.suspects[0]
 
 
-def test_one_that_ends_while_a_commit_is_planned_does_not_break_it() -> None:
-    """The event loop says that it runs alone no longer, in whatever moment of the commit thread."""
+def test_whether_it_runs_alone_does_not_change_while_a_commit_is_planned() -> None:
+    """The commit thread holds the lock: it asks all partitions, and then writes each one's map."""
+    part = partition()
+    part.dirty = False
+    waits = Thread(target=part.name_alone, args=(0,))
+    with part.lock:
+        waits.start()
+        waits.join(0.1)
+        assert not part.dirty
+    waits.join()
+    assert part.alone == 0
 
-    class Changing(PartitionState):
-        __slots__ = ("looks",)
 
-        @property
-        def alone(self) -> int | None:
-            self.looks += 1
-            return 0 if self.looks == 1 else None
+def test_beside_one_that_ran_alone_nobody_is_suspect() -> None:
+    part = after_two_deaths()
+    deliver(part, 0, 1, 2)
+    commit(part)
+    before = {**part.suspects}
+    heir = died(part, run_alone(part, 0))
+    assert heir.suspects == {**before, 0: Suspect((*before[0].owners, part.incarnation), part.incarnation)}
 
-        @alone.setter
-        def alone(self, _: int | None) -> None:
-            self.looks = 0
 
-    prior = OffsetMap(0, start_limit=1, suspects={0: Suspect(("a", "b"))}, losses={"a": 1, "b": 2})
-    part = Changing("t", 0, prior, incarnation="me", transactional_id="t.worker.me")
-    assert part.plan(()).suspects == {0: Suspect(("a", "b"), "me")}
-    assert part.plan(()).suspects == prior.suspects
+def test_nobody_is_suspect_while_one_of_another_partition_runs_alone() -> None:
+    part = partition()
+    deliver(part, 0, 1)
+    commit(part)
+    assert part.start(0)
+    part.committed(part.plan((0,), resting=True))
+    assert not part.start(1), "no map tells of it"
+    assert not died(part, part.plan((), resting=True)).suspects
+    commit(part)
+    assert part.start(1)
 
 
 # --- a loss that was no death -------------------------------------------------------------------------------

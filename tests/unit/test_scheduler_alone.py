@@ -74,6 +74,36 @@ def test_nobody_starts_while_a_commit_still_says_that_another_runs_alone() -> No
     assert take(scheduler) is other
 
 
+def test_the_commit_that_ends_one_names_the_next() -> None:
+    """Two for each would make quick ones twice as slow, a tick for each commit."""
+    scheduler = Scheduler()
+    part = dangerous(range(3))
+    arrive(scheduler, *(message(part, offset) for offset in range(3)))
+    first = take_alone(scheduler, part)
+    scheduler.done(first)
+    assert scheduler.take(NOW_MS) is None
+    commit(part, 0)
+    second = take(scheduler)
+    assert (second.offset, part.committed_alone) == (1, 1)
+    scheduler.survived()
+    assert scheduler.take(NOW_MS) is None
+    assert part.alone is None, "beside one that has survived nobody runs alone"
+    scheduler.done(second)
+    commit(part, 1)
+    scheduler.strays = 1
+    scheduler.take(NOW_MS)
+    assert part.alone is None, "it would be condemned for what the thread does"
+
+
+def test_when_it_is_the_turn_of_others_none_is_named_ahead() -> None:
+    scheduler = Scheduler()
+    part = dangerous(range(2))
+    arrive(scheduler, message(part, 0), message(part, 1), message(open_partition(), 0))
+    scheduler.done(take_alone(scheduler, part))
+    assert scheduler.take(NOW_MS + TURN_MS) is None
+    assert part.alone is None
+
+
 def test_who_survives_long_enough_is_joined_by_others_once_that_is_committed() -> None:
     scheduler = Scheduler()
     part = dangerous()
