@@ -37,6 +37,7 @@ from schemas.offsetmap import MAX_CHARACTERS, OffsetMap
 from schemas.records import StatusChange
 from workers.counters import Counters
 from workers.lease import Lease
+from workers.message import Message
 from workers.offsets import PartitionState
 from workers.outcome import Outcome
 from workers.router import Router
@@ -48,8 +49,10 @@ log = structlog.get_logger("rustfs_workers.commit")
 MAX_BATCH: Final = 2_000
 #: The same for what they forward: one that takes longer than its time-out is ended by Kafka, each time it is tried again.
 MAX_BATCH_BYTES: Final = 8 * 1024 * 1024
-_FIRST_PACE: Final = 64
-_MIN_PACE: Final = 2
+#: So many times as many jobs as end between two commits may start before the next one: those until this one is made, those
+#: until the next one is, and as many again, since no two take the same time. A successor suspects each of them.
+_AHEAD: Final = 3
+_LEAST_AHEAD: Final = 64
 _PATIENCE_AT_STOP: Final = 5
 
 
@@ -92,6 +95,7 @@ class Committer:
         on_failure: Callable[[BaseException], None],
         end_forgotten: Callable[[], None] = lambda: None,
         on_fenced: Callable[[], None] = lambda: None,
+        upcoming: Callable[[int], Iterable[Message]] = lambda _: (),
         lease: Lease,
         job_types: Iterable[str] = (),
     ) -> None:
@@ -105,6 +109,7 @@ class Committer:
         self._on_failure = on_failure
         self._end_forgotten = end_forgotten
         self._on_fenced = on_fenced
+        self._upcoming = upcoming
         self._transactions = Transactions(
             make_producer=make_producer,
             codec=codec,
@@ -122,8 +127,9 @@ class Committer:
         #: All partitions of ours, kept by the poll thread under the lock.
         self.parts: set[PartitionState] = set()
         self.counters = Counters(job_types)
-        #: Jobs that end between two commits lately: how many may be started before the next one.
-        self._pace = _FIRST_PACE
+        #: Jobs that end between two commits lately.
+        self._pace = 0
+        self._least_ahead = _LEAST_AHEAD
         self._thread = threading.Thread(target=self._run, name="commit", daemon=True)
 
     def start(self) -> None:
@@ -163,6 +169,11 @@ class Committer:
         self._wake.set()
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
+
+    @property
+    def ahead(self) -> int:
+        """How many jobs may start before the next commit. Any thread."""
+        return max(_AHEAD * self._pace, self._least_ahead)
 
     @property
     def pending(self) -> int:
@@ -216,7 +227,7 @@ class Committer:
             # A release is the last commit: what ended before it and does not fit into this transaction goes first.
             if len(outcomes) == waiting:
                 releases, self._releases = self._releases, []
-        self._pace = max(len(outcomes), _MIN_PACE, self._pace * 7 // 8)
+        self._pace = max(len(outcomes), self._pace * 7 // 8)
         released = {part for parts, _ in releases for part in parts}
         try:
             if metadata is not None:
@@ -298,10 +309,11 @@ class Committer:
             kept.append(outcome)
         # One that runs beside nothing else: the others' maps say so, or its death would count for what only waited.
         resting = any(part.alone is not None for part in self.parts if part.owned)
+        if not resting:
+            for message in self._upcoming(self.ahead):
+                message.part.want(message.offset)
         plans = {
-            part: part.plan(
-                finished.get(part, ()), window=2 * self._pace, clean=part in released, resting=resting
-            )
+            part: part.plan(finished.get(part, ()), clean=part in released, resting=resting)
             for part in self.parts
             if part.owned
             and (

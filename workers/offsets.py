@@ -85,8 +85,8 @@ class PartitionState:
         self.started = prior.offset
         #: Offsets from here on may not start: a successor would not know of it. Nothing may before the first commit.
         self.start_limit = prior.offset
-        #: One past the highest offset that could not start because of the limit: the next commit opens the way to it,
-        #: however many finished, missing or key-locked ones lie before it.
+        #: One past the highest offset that is about to start: the next commit opens the way to it, however many finished,
+        #: missing or key-locked ones lie before it.
         self.wanted = prior.offset
         #: Known before they are delivered: if we die before that as well, our successor must still know of them.
         self.suspects = _left_behind(prior, unclean=self.unclean)
@@ -158,8 +158,6 @@ class PartitionState:
             self.gaps.extend(range(self.top, offset))
             self.dirty = True
         self.top = offset + 1
-        if offset >= self.start_limit:
-            self.dirty = True  # the next commit opens the way for it
         return offset >= self.base and offset not in self.done
 
     def start(self, offset: int) -> bool:
@@ -172,12 +170,19 @@ class PartitionState:
             if self.releasing:
                 return False
             if offset >= self.start_limit or (self.resting and offset != self.committed_alone):
-                self.wanted = max(self.wanted, offset + 1)
+                self.want(offset)
                 self.dirty = True
                 return False
             if offset >= self.started:
                 self.started = offset + 1
             return True
+
+    def want(self, offset: int) -> None:
+        """It is about to start: the next commit opens the way to it. Under the lock."""
+        if offset >= self.wanted:
+            self.wanted = offset + 1
+            if offset >= self.start_limit:
+                self.dirty = True
 
     def name_alone(self, offset: int | None) -> None:
         """The next commit is to say that this one runs beside nothing else; None: that nobody does any more."""
@@ -211,13 +216,13 @@ class PartitionState:
         self,
         finished: Iterable[int],
         *,
-        window: int = MIN_START_WINDOW,
+        window: int = 0,
         clean: bool = False,
         resting: bool = False,
     ) -> OffsetMap:
         """The map to commit if the records in ``finished`` are finished by the same transaction.
 
-        ``window``: how many more records may start before the next commit; what a successor must suspect if we die.
+        ``window``: how many more of those that wait may start, beyond all that are wanted. A successor suspects each of them.
         ``resting``: one runs beside nothing else, here or in another partition: nobody but that one can be to blame then.
         """
         # What changes from here on is for the next plan; if this one is not committed, its maker says so.
@@ -236,7 +241,8 @@ class PartitionState:
             limit = max(limit, self.alone + 1)
         if not clean and not resting:
             reach = max(limit, self.wanted)
-            limit = reach + min(window, max(self.top - reach, 0) + MIN_START_WINDOW)
+            waiting = self.top - reach
+            limit = reach + (min(window, waiting) if waiting > 0 else MIN_START_WINDOW)
             if self.suspects and max(self.suspects) >= self.top:
                 # A record that we do not even have must not count our death as well as our predecessor's.
                 limit = min(limit, max(reach, self.top))
@@ -253,8 +259,6 @@ class PartitionState:
         self._remember(plan)
         for offset in [o for o in self.suspects if plan.is_finished(o)]:
             del self.suspects[offset]
-        if self.top > self.start_limit and not self.resting:
-            self.dirty = True
 
     def agrees_with(self, read: OffsetMap) -> bool:
         """Whether Kafka still shows as finished what it has acknowledged to us."""

@@ -223,6 +223,9 @@ class Poller:
     def _receive(self, received: list[KafkaMessage]) -> None:
         parts, priority_of, tier_of = self.parts, self._topics.priority_of, self._topics.tier_of
         messages: list[Message] = []
+        # As many as may start before the next commit: it opens the way to them before the event loop has even seen them.
+        room = self._committer.ahead - sum(map(self._scheduler.startable, PRIORITIES))
+        is_due = False
         place: Place | None = None
         part: PartitionState | None = None
         with self._lock:
@@ -261,9 +264,13 @@ class Poller:
                 if part.suspects and offset in part.suspects:
                     message.lost_worker = bool(part.suspects[offset].alone)
                 messages.append(message)
+                if room > 0 and message.priority is not None:
+                    room -= 1
+                    part.want(offset)
+                    is_due = is_due or offset >= part.start_limit
         self._on_answer()
-        if any(message.offset >= message.part.start_limit for message in messages[-1:]):
-            self._committer.nudge()  # more than may start now: the next commit opens the way
+        if is_due:
+            self._committer.nudge()
         if messages:
             arrived, arrived_bytes = self._scheduler.arrived, self._scheduler.arrived_bytes
             for message in messages:

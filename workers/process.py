@@ -134,6 +134,7 @@ class WorkerProcess:
             on_failure=self._fail,
             end_forgotten=self._end_forgotten,
             on_fenced=self._fenced,
+            upcoming=self._scheduler.upcoming,
             lease=self._lease,
             job_types=handlers.types,
         )

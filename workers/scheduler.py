@@ -117,6 +117,10 @@ class Scheduler:
         """What those of one partition hold that wait behind their key. Any thread."""
         return self._bytes_behind_keys_of.get(part, 0)
 
+    def upcoming(self, count: int) -> list[Message]:
+        """About the next ``count`` that start, if nothing is in their way. Any thread."""
+        return self._turns.ahead(count)
+
     def add(self, messages: Iterable[Message]) -> None:
         """Messages from job topics, in the order of their partitions."""
         for message in messages:

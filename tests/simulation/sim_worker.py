@@ -361,10 +361,11 @@ class SimWorker(WorkerProcess):
             tick_ms=20,
             on_committed=self._committed_one,
             on_failure=self._fail,
+            upcoming=self._scheduler.upcoming,
             lease=self._lease,
         )
         committer.worker = self
-        committer._pace = 1  # maps that open a wide window would hide what happens at its end
+        committer._least_ahead = 2  # maps that open a wide window would hide what happens at its end
         committer._transactions._offsets = OffsetsAtOnce(self)  # type: ignore[assignment]
         self._committer: Any = committer
         self._executor: Any = SimExecutor(

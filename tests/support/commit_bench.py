@@ -168,6 +168,8 @@ class Bench:
     def __init__(self, *, records: int = 10) -> None:
         self.kafka = FakeKafka()
         self.committed = threading.Event()
+        #: What waits in the scheduler, in its order.
+        self.waiting: list[Message] = []
         #: By a clock that stands still, unless a test moves it.
         self.now_s = 0.0
         self.lease = Lease(5.0, lambda: self.now_s)
@@ -184,6 +186,7 @@ class Bench:
             on_failure=self._fail,
             end_forgotten=lambda: self.kafka.steps.append("end forgotten"),
             on_fenced=lambda: self.kafka.steps.append("fenced"),
+            upcoming=self._upcoming,
             lease=self.lease,
         )
         self.committer._transactions.renew()
@@ -193,6 +196,9 @@ class Bench:
 
     def _fail(self, error: BaseException) -> None:
         raise error
+
+    def _upcoming(self, count: int) -> list[Message]:
+        return self.waiting[:count]
 
     def assign(self, records: int, number: int = 0) -> PartitionState:
         part = partition(number=number)

@@ -141,6 +141,7 @@ class FakeCommitter:
         self.counters = Counters()
         self.nudges = 0
         self.pending_bytes = 0
+        self.ahead = 3
 
     def nudge(self) -> None:
         self.nudges += 1

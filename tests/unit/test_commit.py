@@ -11,6 +11,7 @@ from structlog.testing import capture_logs
 
 from schemas.headers import Delivery, build
 from schemas.lifecycle import JobStatus
+from schemas.offsetmap import Suspect
 from tests.support.commit_bench import (
     Bench,
     kafka_error,
@@ -48,12 +49,47 @@ def test_a_tick_is_one_transaction_with_everything_that_ended() -> None:
     assert {change.state for change in bench.kafka.statuses} == {JobStatus.SUCCEEDED}
 
 
-def test_twice_as_many_may_start_before_the_next_commit_as_ended_before_this_one() -> None:
+def test_three_times_as_many_may_start_before_the_next_commit_as_ended_before_this_one() -> None:
+    """Wherever they are: a successor suspects all that may start, and in no partition more than are about to."""
     bench = Bench(records=1_000)
+    other = bench.assign(1_000, number=1)
     for offset in range(100):
         bench.success(offset)
+    bench.waiting = [message(bench.part, offset) for offset in range(100, 300)]
+    bench.waiting += [message(other, offset) for offset in range(1_000)]
     bench.tick()
     assert (bench.stored.offset, bench.stored.start_limit) == (100, 300)
+    assert bench.kafka.stored[other.topic, other.partition].start_limit == 100
+
+
+def test_a_few_may_always_start() -> None:
+    bench = Bench(records=1_000)
+    bench.waiting = [message(bench.part, offset) for offset in range(1_000)]
+    bench.success(0)
+    bench.tick()
+    assert bench.stored.start_limit == 64
+
+
+def test_while_one_runs_alone_nobody_of_any_partition_may_start() -> None:
+    """At its worker's death nobody else is suspected."""
+    bench = Bench(records=10)
+    other = bench.assign(10, number=1)
+    other.want(5)
+    other.name_alone(None)
+    bench.tick()
+    assert other.start(0)
+    bench.success(0, other)
+    bench.part.suspects[0] = Suspect(("a", "b"))
+    bench.part.losses.update(a=1, b=2)
+    bench.part.name_alone(0)
+    bench.tick()
+    assert (bench.stored.alone, bench.kafka.stored[other.topic, other.partition].clean) == (0, True)
+    assert bench.part.start(0)
+    assert not other.start(1)
+    bench.part.name_alone(None)
+    bench.tick()
+    assert not bench.kafka.stored[other.topic, other.partition].clean
+    assert other.start(1)
 
 
 def test_a_tick_with_nothing_to_say_asks_kafka_for_nothing() -> None:

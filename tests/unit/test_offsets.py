@@ -95,19 +95,19 @@ def test_a_lone_record_starts_without_a_further_commit() -> None:
     assert part.start(50), "however many markers came before it"
 
 
-def test_a_record_that_may_not_start_yet_asks_for_a_commit() -> None:
+def test_a_record_that_is_about_to_start_asks_for_a_commit() -> None:
     part = partition()
     limit = commit(part).start_limit
-    deliver(part, *range(limit))
+    deliver(part, *range(limit + 20))
+    part.want(limit - 1)
     assert not asks_for_a_commit(part)
-    deliver(part, limit)
-    assert asks_for_a_commit(part), "it arrived"
+    part.want(limit)
+    assert asks_for_a_commit(part)
     part.dirty = False
-    assert not part.start(limit)
+    assert not part.start(limit + 1)
     assert asks_for_a_commit(part), "somebody waits for it"
-    deliver(part, *range(20))
-    assert commit(part, window=5).start_limit < 20
-    assert asks_for_a_commit(part), "there is more than the last one opened"
+    part.want(limit)
+    assert part.plan(()).start_limit == limit + 2, "nobody else is about to"
 
 
 def asks_for_a_commit(part: PartitionState) -> bool:

@@ -110,6 +110,18 @@ async def test_more_than_may_start_asks_for_a_commit() -> None:
     assert bench.committer.nudges == 0
     bench.round(*records(NORMAL, part.start_limit))
     assert bench.committer.nudges == 1
+    assert part.wanted == part.start_limit + 1, "that one opens the way to it"
+
+
+async def test_what_arrives_behind_as_many_as_may_start_before_the_next_commit_asks_for_none() -> None:
+    """A successor would suspect it for nothing."""
+    bench = Bench()
+    (part,) = bench.assign(NORMAL)
+    beyond = part.start_limit
+    bench.round(*records(NORMAL, *range(beyond, beyond + 5)))
+    assert (bench.committer.nudges, part.wanted) == (1, beyond + bench.committer.ahead)
+    bench.round(*records(NORMAL, *range(beyond + 5, beyond + 10)))
+    assert (bench.committer.nudges, part.wanted) == (1, beyond + bench.committer.ahead)
 
 
 async def test_an_error_beside_records_costs_none_of_them() -> None:

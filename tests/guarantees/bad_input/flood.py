@@ -32,6 +32,7 @@ from tests.guarantees.bad_input.forge import RARE, Bad, Forge, any_kind, make
 from tests.guarantees.bad_input.jobs import SAMPLES, Nobodys
 from tests.guarantees.bad_input.others import Passed, kinds_by_topic, make_other
 from tests.support.jobs import Note
+from tests.support.waiting import eventually
 from tests.support.workers import Start, WorkerUnderTest
 
 IMPORT: Final = "tests.guarantees.bad_input.jobs"
@@ -244,14 +245,18 @@ def _wait_until_settled(plan: Plan, settings: Settings, worker: WorkerUnderTest,
         places = [(name, number) for name in names for number in range(settings.partitions)]
         ends = offsets(settings, admin, places, LATEST, timeout_s=20)
         told = time.monotonic()
-        while left := _unsettled(settings, ends):
+
+        def is_settled(ends: Mapping[Partition, int] = ends) -> bool:
+            nonlocal told
             assert worker.process is not None
             assert worker.process.poll() is None, worker.stderr_file.read_text()[-3_000:]
-            assert time.monotonic() < deadline, f"not settled: {dict(list(left.items())[:5])}"
-            if time.monotonic() - told > 10:
+            left = sum(_unsettled(settings, ends).values())
+            if left and time.monotonic() - told > 10:
                 told = time.monotonic()
-                progress(f"{sum(left.values()):,} records left")
-            time.sleep(0.2)  # between two questions to Kafka
+                progress(f"{left:,} records left")
+            return not left
+
+        eventually(is_settled, deadline - time.monotonic(), "every bad record is settled", pause_s=0.2)
 
 
 def _unsettled(settings: Settings, ends: Mapping[Partition, int]) -> dict[Partition, int]:
