@@ -321,7 +321,7 @@ class Committer:
                 or part in finished
                 or part in told_of
                 or part in released
-                or part.resting != (resting or part.closed)
+                or part.resting != (resting or part.closed or not part.runs)
             )
         }
         return kept, plans

@@ -46,6 +46,7 @@ class PartitionState:
         "prior",
         "releasing",
         "resting",
+        "runs",
         "start_limit",
         "started",
         "suspects",
@@ -65,11 +66,14 @@ class PartitionState:
         incarnation: str,
         transactional_id: str,
         now_ms: int = 0,
+        runs: bool = True,
         lock: AbstractContextManager[object] | None = None,
     ) -> None:
         self.lock = lock or Lock()
         self.topic = topic
         self.partition = partition
+        #: False: its records wait for their time and go on to another topic; nobody can die of them.
+        self.runs = runs
         self.prior = prior
         #: The last owner was lost without a word, unless that was this very process.
         self.unclean = not prior.clean and prior.incarnation != incarnation
@@ -89,7 +93,7 @@ class PartitionState:
         #: missing or key-locked ones lie before it.
         self.wanted = prior.offset
         #: Known before they are delivered: if we die before that as well, our successor must still know of them.
-        self.suspects = _left_behind(prior, unclean=self.unclean)
+        self.suspects = _left_behind(prior, unclean=self.unclean) if runs else {}
         #: Who was lost, and when: what suspects are suspected of.
         self.losses = {**prior.losses, prior.incarnation: now_ms} if self.unclean else dict(prior.losses)
         # Whatever others thought of us, we live. Where a map of ours says "alone", it is what ran when the partition went.
@@ -229,7 +233,7 @@ class PartitionState:
         self.dirty = False
         self.closed = clean = clean or self.closed
         # At once: what starts between this plan and its commit would be unknown to a successor.
-        resting = resting or self.alone is not None
+        resting = resting or self.alone is not None or not self.runs
         self.resting = self.resting or resting or clean
         done = self.done.union(finished, self.gaps)
         base = self.base

@@ -393,6 +393,7 @@ class Poller:
                 incarnation=self._incarnation,
                 transactional_id=self._transactional_id,
                 now_ms=now_ms,
+                runs=topic in self._topics.priority_of,
                 lock=self._lock,
             )
             for topic, partition in places

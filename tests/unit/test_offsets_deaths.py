@@ -7,7 +7,7 @@ from threading import Thread
 import pytest
 
 from schemas.offsetmap import MAX_LOSSES, MAX_OWNERS, UNKNOWN, OffsetMap, Suspect
-from tests.support.messages import commit, partition
+from tests.support.messages import commit, committed, partition
 from tests.support.owners import deliver, died, read
 from workers.offsets import PartitionState
 
@@ -174,6 +174,20 @@ def test_nobody_is_suspect_while_one_of_another_partition_runs_alone() -> None:
     assert not died(part, part.plan((), resting=True)).suspects
     commit(part)
     assert part.start(1)
+
+
+def test_records_that_only_wait_for_their_time_are_never_suspect() -> None:
+    part = PartitionState("retry", 0, committed(), incarnation="a", transactional_id="t.a", runs=False)
+    deliver(part, 0, 1)
+    part.want(1)
+    plan = commit(part)
+    assert (plan.clean, plan.start_limit) == (True, 0)
+    before = OffsetMap(
+        0, start_limit=2, clean=False, incarnation="b", suspects={0: Suspect(("c",))}, losses={"c": 1}
+    )
+    heir = PartitionState("retry", 0, before, incarnation="a", transactional_id="t.a", runs=False)
+    assert not heir.suspects
+    assert not heir.losses, "an older release suspected them"
 
 
 # --- a loss that was no death -------------------------------------------------------------------------------
