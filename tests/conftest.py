@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import sys
 import tempfile
 import uuid
 from collections.abc import Generator, Iterator
@@ -28,6 +29,18 @@ def _clean_environment() -> Iterator[None]:
             patch.delenv(name)
     yield
     patch.undo()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Whoever wants no bytecode beside the sources gets it elsewhere.
+
+    Without any, each of the processes that tests start would compile all that it imports, a second of it.
+    """
+    if not sys.dont_write_bytecode or "PYTHONPYCACHEPREFIX" in os.environ or config.cache is None:
+        return
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix = str(config.cache.mkdir("bytecode"))
+    sys.dont_write_bytecode = False
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
