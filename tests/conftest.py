@@ -43,6 +43,22 @@ def pytest_configure(config: pytest.Config) -> None:
     sys.dont_write_bytecode = False
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files of long tests come first, and short ones fill up what is left: no process works on alone in the end.
+
+    But what is to run alone comes last: it would wait for the others all the time.
+    """
+    alone = {item.path for item in items if item.get_closest_marker("alone") is not None}
+    directories = ("simulation", "integration")  # the others after them, as they came
+
+    def place(item: pytest.Item) -> tuple[bool, int]:
+        name = item.path.parent.name
+        return item.path in alone, directories.index(name) if name in directories else len(directories)
+
+    items.sort(key=place)
+
+
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     """A test that is marked `alone` waits until no other process runs one, and the others wait for it.
