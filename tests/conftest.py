@@ -17,6 +17,7 @@ from confluent_kafka.admin import AdminClient
 from streams.embedded import BrokerConfig, EmbeddedBroker
 from streams.provision import provision
 from streams.settings import Settings, load_settings
+from tests.support.memory_directory import memory_directory
 from tests.support.quick_start import rehearsed, use
 
 
@@ -96,10 +97,11 @@ def quick_start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def kafka(quick_start: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A real Kafka; a run without one fails."""
-    broker = EmbeddedBroker(BrokerConfig(tmp_path_factory.mktemp("kafka"), heap_mb=768))
-    broker.start(90)
-    yield broker.bootstrap_servers
-    broker.stop()
+    with memory_directory(tmp_path_factory.mktemp("kafka")) as directory:
+        broker = EmbeddedBroker(BrokerConfig(directory, heap_mb=768))
+        broker.start(90)
+        yield broker.bootstrap_servers
+        broker.stop()
 
 
 @pytest.fixture
