@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import sys
 import tempfile
 import uuid
 from collections.abc import Generator, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
 
-from streams.embedded import BrokerConfig, EmbeddedBroker
+from streams.embedded import BrokerConfig, EmbeddedBroker, EmbeddedKafkaError
 from streams.provision import provision
 from streams.settings import Settings, load_settings
 from tests.support.memory_directory import memory_directory
@@ -64,8 +66,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     """A test that is marked `alone` waits until no other process runs one, and the others wait for it.
 
-    Around everything else: the time that a test waits here is none of its own.
+    Around everything else: the time that a test waits here is none of its own, nor is that of the rehearsal.
     """
+    if isinstance(item, pytest.Function) and "quick_start" in item.fixturenames:
+        # Without jars or Java the fixture says so.
+        with contextlib.suppress(EmbeddedKafkaError):
+            _rehearsed()
     if "PYTEST_XDIST_TESTRUNUID" not in os.environ:
         return (yield)
     with _running_lock().open("a") as lock:
@@ -80,15 +86,22 @@ def pytest_unconfigure() -> None:
         _running_lock().unlink(missing_ok=True)
 
 
+@cache
+def _rehearsed() -> Path:
+    """Once in each process; the first of them makes it, and the others wait."""
+    with tempfile.TemporaryDirectory() as directory:
+        return rehearsed(Path(directory))
+
+
 def _running_lock() -> Path:
     """Of all processes of this run."""
     return Path(tempfile.gettempdir()) / f"rustfs-workers-tests-{os.environ['PYTEST_XDIST_TESTRUNUID']}.lock"
 
 
 @pytest.fixture(scope="session")
-def quick_start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def quick_start() -> Iterator[Path]:
     """Every Kafka that is started from now on takes half the processor time for it."""
-    file = rehearsed(tmp_path_factory.mktemp("rehearsal"))
+    file = _rehearsed()
     with pytest.MonkeyPatch.context() as patch:
         use(patch, file)
         yield file
