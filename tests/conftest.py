@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
+import sys
 import tempfile
 import uuid
 from collections.abc import Generator, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
 
-from streams.embedded import BrokerConfig, EmbeddedBroker
+from streams.embedded import BrokerConfig, EmbeddedBroker, EmbeddedKafkaError
 from streams.provision import provision
 from streams.settings import Settings, load_settings
+from tests.support.memory_directory import memory_directory
+from tests.support.quick_start import rehearsed, use
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -29,12 +34,44 @@ def _clean_environment() -> Iterator[None]:
     patch.undo()
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Whoever wants no bytecode beside the sources gets it elsewhere.
+
+    Without any, each of the processes that tests start would compile all that it imports, a second of it.
+    """
+    if not sys.dont_write_bytecode or "PYTHONPYCACHEPREFIX" in os.environ or config.cache is None:
+        return
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix = str(config.cache.mkdir("bytecode"))
+    sys.dont_write_bytecode = False
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files of long tests come first, and short ones fill up what is left: no process works on alone in the end.
+
+    But what is to run alone comes last: it would wait for the others all the time.
+    """
+    alone = {item.path for item in items if item.get_closest_marker("alone") is not None}
+    directories = ("simulation", "integration")  # the others after them, as they came
+
+    def place(item: pytest.Item) -> tuple[bool, int]:
+        name = item.path.parent.name
+        return item.path in alone, directories.index(name) if name in directories else len(directories)
+
+    items.sort(key=place)
+
+
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     """A test that is marked `alone` waits until no other process runs one, and the others wait for it.
 
-    Around everything else: the time that a test waits here is none of its own.
+    Around everything else: the time that a test waits here is none of its own, nor is that of the rehearsal.
     """
+    if isinstance(item, pytest.Function) and "quick_start" in item.fixturenames:
+        # Without jars or Java the fixture says so.
+        with contextlib.suppress(EmbeddedKafkaError):
+            _rehearsed()
     if "PYTEST_XDIST_TESTRUNUID" not in os.environ:
         return (yield)
     with _running_lock().open("a") as lock:
@@ -49,18 +86,35 @@ def pytest_unconfigure() -> None:
         _running_lock().unlink(missing_ok=True)
 
 
+@cache
+def _rehearsed() -> Path:
+    """Once in each process; the first of them makes it, and the others wait."""
+    with tempfile.TemporaryDirectory() as directory:
+        return rehearsed(Path(directory))
+
+
 def _running_lock() -> Path:
     """Of all processes of this run."""
     return Path(tempfile.gettempdir()) / f"rustfs-workers-tests-{os.environ['PYTEST_XDIST_TESTRUNUID']}.lock"
 
 
 @pytest.fixture(scope="session")
-def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def quick_start() -> Iterator[Path]:
+    """Every Kafka that is started from now on takes half the processor time for it."""
+    file = _rehearsed()
+    with pytest.MonkeyPatch.context() as patch:
+        use(patch, file)
+        yield file
+
+
+@pytest.fixture(scope="session")
+def kafka(quick_start: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A real Kafka; a run without one fails."""
-    broker = EmbeddedBroker(BrokerConfig(tmp_path_factory.mktemp("kafka"), heap_mb=768))
-    broker.start(90)
-    yield broker.bootstrap_servers
-    broker.stop()
+    with memory_directory(tmp_path_factory.mktemp("kafka")) as directory:
+        broker = EmbeddedBroker(BrokerConfig(directory, heap_mb=768))
+        broker.start(90)
+        yield broker.bootstrap_servers
+        broker.stop()
 
 
 @pytest.fixture

@@ -5,14 +5,12 @@ In:  a data directory. Out: a broker that answers, or an error with the end of i
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import os
 import shutil
 import subprocess
 import sys
 import time
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
@@ -24,6 +22,7 @@ import psutil
 import structlog
 
 from streams.embedded.errors import BrokerNotRunning, BrokerStartError, BrokerStartTimeout, PortInUse
+from streams.embedded.formatting import format_directory, is_formatted, new_id
 from streams.embedded.jars import class_path
 from streams.embedded.java import find_java
 from streams.embedded.properties import Node, render, server_properties
@@ -52,7 +51,6 @@ _STARTS: Final = 3
 _PORT_TAKEN: Final = "Address already in use"
 #: How often to look whether the broker, another process, listens or has ended.
 _LOOK_S: Final = 0.05
-_FORMAT_LIMIT_S: Final = 60.0
 #: What a JVM that was killed may still take to be gone.
 _MARGIN_S: Final = 10.0
 #: With two cores the optimising compiler takes more from the broker, and from us, than it gives back at
@@ -213,8 +211,8 @@ class EmbeddedBroker:
         for attempt in range(1, _STARTS + 1):
             self._node, nodes = self._choose_node()
             properties = self._write_properties(self._node, nodes)
-            if not (self._log_dir / "meta.properties").exists():
-                self._format(command, properties)
+            if not is_formatted(self._log_dir):
+                format_directory(self._log_dir, self.config.cluster_id or new_id(), self._node.node_id)
             self._spawn([*command, "kafka.Kafka", str(properties)])
             try:
                 self._wait_until_it_answers(self._node, deadline, timeout_s)
@@ -260,7 +258,6 @@ class EmbeddedBroker:
             "-XX:ReservedCodeCacheSize=240m",
             "-XX:MetaspaceSize=96m",
             *(["-XX:TieredStopAtLevel=1"] if few_cores else []),
-            "-Xshare:auto",
             "-XX:+ExitOnOutOfMemoryError",
             # No shared memory file in the temporary directory.
             "-XX:-UsePerfData",
@@ -271,41 +268,6 @@ class EmbeddedBroker:
             "-cp",
             os.pathsep.join(map(str, jars)),
         ]
-
-    def _format(self, command: list[str], properties: Path) -> None:
-        """Make the data directory a node's. What is half done (we were killed) is done again."""
-        assert self._lock is not None  # noqa: S101 - taken by start
-        cluster_id = self.config.cluster_id or new_cluster_id()
-        # One argument: an id may begin with a dash.
-        tool = [
-            "kafka.tools.StorageTool",
-            "format",
-            f"--cluster-id={cluster_id}",
-            "--config",
-            str(properties),
-        ]
-        with self.log_path.open("wb") as out:
-            try:
-                done = subprocess.run(
-                    [*command, *tool],
-                    stdin=subprocess.DEVNULL,
-                    stdout=out,
-                    stderr=subprocess.STDOUT,
-                    check=False,
-                    timeout=_FORMAT_LIMIT_S,
-                    cwd=self.config.data_dir,
-                    env=_environment(),
-                    # It may outlive us by a second, if we are killed: nobody else formats the directory before it has ended.
-                    pass_fds=(self._lock.fileno(),),
-                    # Ctrl-C ends us, and we end it.
-                    start_new_session=True,
-                )
-            except subprocess.TimeoutExpired as error:
-                what = f"Kafka does not format its data directory within {_FORMAT_LIMIT_S:.0f} s"
-                raise BrokerStartTimeout(what, self.log_path, self.log_end()) from error
-        if done.returncode:
-            what = "Kafka cannot format its data directory"
-            raise BrokerStartError(what, self.log_path, self.log_end())
 
     def _spawn(self, command: list[str]) -> None:
         assert self._lock is not None  # noqa: S101 - taken by start
@@ -407,11 +369,6 @@ class EmbeddedBroker:
                 guardian.wait(timeout_s + _MARGIN_S)
             except subprocess.TimeoutExpired:
                 guardian.kill()
-
-
-def new_cluster_id() -> str:
-    """One that no other cluster has, in Kafka's form."""
-    return base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
 
 
 def _environment() -> dict[str, str]:

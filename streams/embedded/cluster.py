@@ -14,7 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from streams.embedded.broker import BrokerConfig, EmbeddedBroker, new_cluster_id
+from streams.embedded.broker import BrokerConfig, EmbeddedBroker
+from streams.embedded.formatting import new_id
 from streams.embedded.properties import Node
 from streams.embedded.state import free_port
 
@@ -37,7 +38,7 @@ class EmbeddedCluster:
         ports = _free_ports(2 * brokers)
         nodes = tuple(Node(number + 1, *ports[2 * number : 2 * number + 2]) for number in range(brokers))
         common = config or BrokerConfig(data_dir, heap_mb=_HEAP_MB)
-        cluster_id = common.cluster_id or new_cluster_id()
+        cluster_id = common.cluster_id or new_id()
         self._brokers = {
             node.node_id: EmbeddedBroker(
                 replace(

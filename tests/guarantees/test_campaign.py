@@ -9,7 +9,13 @@ import pytest
 from tests.guarantees.auditor import judge
 from tests.guarantees.campaign import Plan, run
 
-pytestmark = [pytest.mark.distributed, pytest.mark.integration, pytest.mark.alone, pytest.mark.campaign]
+pytestmark = [
+    pytest.mark.distributed,
+    pytest.mark.integration,
+    pytest.mark.alone,
+    pytest.mark.campaign,
+    pytest.mark.usefixtures("quick_start"),  # its brokers are killed, and start again, some twenty times
+]
 
 SEED = 7
 

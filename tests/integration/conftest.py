@@ -12,6 +12,11 @@ from streams.settings import Settings
 from tests.support.workers import Start, workers
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _quick_start(quick_start: Path) -> None:
+    """Also where a module has a Kafka of its own."""
+
+
 @pytest.fixture
 def start(provisioned: Settings, tmp_path: Path) -> Iterator[Start]:
     """A function that starts workers, which are ended after the test."""

@@ -173,13 +173,17 @@ def test_ctrl_c_ends_the_workers_and_leaves_nothing(kafka: str, environment: dic
     assert bench.stdout is not None
     assert bench.stderr is not None
     with bench, bench.stdout, bench.stderr:
-        # Only now are jobs scheduled, so the worker has joined.
-        assert any(b"scheduling" in line for line in bench.stderr)
-        workers = bench_workers(psutil.Process(bench.pid))
-        assert len(workers) == 1
-        os.killpg(bench.pid, signal.SIGINT)
-        assert bench.wait(80) == 130
-        assert bench.stdout.read() == b""
+        try:
+            # Only now are jobs scheduled, so the worker has joined.
+            assert any(b"scheduling" in line for line in bench.stderr)
+            workers = bench_workers(psutil.Process(bench.pid))
+            assert len(workers) == 1
+            os.killpg(bench.pid, signal.SIGINT)
+            assert bench.wait(80) == 130
+            assert bench.stdout.read() == b""
+        finally:
+            if bench.poll() is None:  # it would go on for ten minutes, beside all other tests
+                os.killpg(bench.pid, signal.SIGKILL)
     assert not any(worker.is_running() for worker in workers)
     eventually(
         lambda: not bench_topics(kafka) and not bench_groups(kafka), 10, "nothing of the bench is left"

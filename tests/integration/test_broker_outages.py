@@ -21,6 +21,7 @@ from streams.provision import ProvisionReport, provision
 from streams.queue import JobQueue
 from streams.settings import Settings
 from tests.support.deployments import Sample, count_all, settings_for
+from tests.support.memory_directory import memory_directory
 from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.integration, pytest.mark.distributed]
@@ -32,7 +33,10 @@ PATIENCE = timedelta(seconds=3)
 @pytest.fixture
 def broker(tmp_path: Path) -> Iterator[EmbeddedBroker]:
     """One that has never run: no group and no transaction has a coordinator yet."""
-    with EmbeddedBroker(BrokerConfig(tmp_path / "kafka", heap_mb=512)) as broker:
+    with (
+        memory_directory(tmp_path / "kafka") as directory,
+        EmbeddedBroker(BrokerConfig(directory, heap_mb=512)) as broker,
+    ):
         yield broker
 
 

@@ -23,6 +23,7 @@ from tests.support.deployments import read_all, settings_for
 from tests.support.exactly_once import assert_exactly_once
 from tests.support.expiry import commit_for
 from tests.support.jobs import Fails, Note
+from tests.support.memory_directory import memory_directory
 from tests.support.waiting import eventually
 from tests.support.workers import runs
 from workers import WorkerConfig, WorkerManager
@@ -40,8 +41,10 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedBroker]
         "transactional.id.expiration.ms": "2000",
         "transaction.remove.expired.transaction.cleanup.interval.ms": "200",
     }
-    config = BrokerConfig(tmp_path_factory.mktemp("expiry"), heap_mb=512, extra=forgetful)
-    with EmbeddedBroker(config) as broker:
+    with (
+        memory_directory(tmp_path_factory.mktemp("expiry")) as directory,
+        EmbeddedBroker(BrokerConfig(directory, heap_mb=512, extra=forgetful)) as broker,
+    ):
         yield broker
 
 

@@ -25,6 +25,7 @@ from streams.transaction_log import Step, last_decisions, read_entries
 from tests.support.deployments import read_all, settings_for
 from tests.support.forgotten import UNVERIFIED, forget
 from tests.support.jobs import Note
+from tests.support.memory_directory import memory_directory
 from tests.support.waiting import eventually
 from tests.support.workers import all_final, runs, workers
 from workers import forgotten
@@ -36,8 +37,10 @@ pytestmark = [pytest.mark.distributed, pytest.mark.integration]
 @pytest.fixture(scope="module")
 def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedBroker]:
     """One that lets a producer write outside of its transaction."""
-    config = BrokerConfig(tmp_path_factory.mktemp("forgetful"), heap_mb=512, extra=UNVERIFIED)
-    with EmbeddedBroker(config) as broker:
+    with (
+        memory_directory(tmp_path_factory.mktemp("forgetful")) as directory,
+        EmbeddedBroker(BrokerConfig(directory, heap_mb=512, extra=UNVERIFIED)) as broker,
+    ):
         yield broker
 
 

@@ -23,6 +23,7 @@ from tests.support.audit import statuses
 from tests.support.deployments import settings_for
 from tests.support.exactly_once import assert_exactly_once
 from tests.support.jobs import Kills, Note, Waits
+from tests.support.memory_directory import memory_directory
 from tests.support.waiting import eventually
 from tests.support.workers import WorkerUnderTest, all_final, runs, workers
 
@@ -40,7 +41,10 @@ def broker(tmp_path: Path) -> Iterator[EmbeddedBroker]:
         "group.consumer.min.heartbeat.interval.ms": "500",
         "group.consumer.heartbeat.interval.ms": "500",
     }
-    with EmbeddedBroker(BrokerConfig(tmp_path / "kafka", heap_mb=512, extra=impatient)) as broker:
+    with (
+        memory_directory(tmp_path / "kafka") as directory,
+        EmbeddedBroker(BrokerConfig(directory, heap_mb=512, extra=impatient)) as broker,
+    ):
         yield broker
 
 

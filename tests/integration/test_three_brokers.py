@@ -22,6 +22,7 @@ from streams.topic_rules import Level
 from tests.support.audit import audit
 from tests.support.deployments import settings_for
 from tests.support.jobs import Fails, Note
+from tests.support.memory_directory import memory_directory
 from tests.support.workers import all_final, workers
 
 pytestmark = [pytest.mark.distributed, pytest.mark.integration]
@@ -29,7 +30,10 @@ pytestmark = [pytest.mark.distributed, pytest.mark.integration]
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedCluster]:
-    with EmbeddedCluster(tmp_path_factory.mktemp("cluster")) as cluster:
+    with (
+        memory_directory(tmp_path_factory.mktemp("cluster")) as directory,
+        EmbeddedCluster(directory) as cluster,
+    ):
         yield cluster
 
 

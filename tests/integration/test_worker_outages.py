@@ -22,6 +22,7 @@ from streams.settings import Settings
 from tests.support.audit import audit, statuses
 from tests.support.deployments import settings_for
 from tests.support.jobs import Fails, Note, Waits
+from tests.support.memory_directory import memory_directory
 from tests.support.waiting import eventually
 from tests.support.workers import runs, workers
 
@@ -33,7 +34,10 @@ CANCELLED = "no answer from Kafka: everything is cancelled"
 @pytest.fixture(scope="module")
 def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedBroker]:
     """One for this module: it is killed and frozen."""
-    with EmbeddedBroker(BrokerConfig(tmp_path_factory.mktemp("outages"), heap_mb=512)) as broker:
+    with (
+        memory_directory(tmp_path_factory.mktemp("outages")) as directory,
+        EmbeddedBroker(BrokerConfig(directory, heap_mb=512)) as broker,
+    ):
         yield broker
 
 

@@ -39,6 +39,7 @@ from streams.embedded import (
     stop_background,
     write_address,
 )
+from streams.embedded.formatting import format_directory, is_formatted
 from streams.embedded.jars import Jar, class_path, default_cache, parse_pins, pinned_jars
 from streams.embedded.progress import shown
 from streams.embedded.properties import render, server_properties
@@ -345,6 +346,44 @@ def test_a_disk_that_takes_no_more_is_named(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert str(lock.value).startswith(f"cannot write to {tmp_path}: ")
     assert str(address.value).startswith(f"cannot write {tmp_path / 'address'}: ")
+
+
+def test_what_a_killed_start_has_half_formatted_is_formatted_by_the_next_one(tmp_path: Path) -> None:
+    """The file that says so is written last, and whole."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "bootstrap.checkpoint").touch()
+    assert not is_formatted(tmp_path / "data")
+    format_directory(tmp_path / "data", "cluster", 7)
+    assert is_formatted(tmp_path / "data")
+    assert (tmp_path / "data" / "bootstrap.checkpoint").stat().st_size > 0
+    facts = (tmp_path / "data" / "meta.properties").read_text()
+    assert "cluster.id=cluster\n" in facts
+    assert "node.id=7\n" in facts
+
+
+def test_a_directory_is_formatted_by_whoever_holds_its_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody else can be at it at the same time; who is killed there leaves nothing that runs."""
+
+    def look(*_: object) -> None:
+        with pytest.raises(DataDirInUse):
+            DirectoryLock(tmp_path)
+        raise DataDirUnusable("that was all")
+
+    monkeypatch.setattr("streams.embedded.broker.class_path", list)
+    monkeypatch.setattr("streams.embedded.broker.find_java", lambda: Path("java"))
+    monkeypatch.setattr("streams.embedded.broker.format_directory", look)
+    with pytest.raises(DataDirUnusable, match="that was all"):
+        EmbeddedBroker(BrokerConfig(tmp_path)).start()
+    DirectoryLock(tmp_path).release()
+
+
+@pytest.mark.parametrize("place", ["data", "nowhere/data"])
+def test_a_directory_that_cannot_be_formatted_is_named(tmp_path: Path, place: str) -> None:
+    (tmp_path / "data").touch()
+    with pytest.raises(DataDirUnusable, match=f"cannot write to {tmp_path / place}: .*choose another"):
+        format_directory(tmp_path / place, "cluster", 1)
 
 
 def test_a_log_that_a_full_disk_kept_empty_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -332,13 +332,14 @@ class MemoryConsumer:
     def _read(self) -> MemoryMessage | None:
         """One record, of each partition in turn."""
         with self.kafka.lock:
-            places = list(self._positions)
-            for step in range(len(places)):
-                place = places[(self._next + step) % len(places)]
-                if place in self._paused:
+            positions, paused, log = self._positions, self._paused, self.kafka.log
+            places = list(positions)
+            begin = self._next % len(places) if places else 0
+            for step, place in enumerate(places[begin:] + places[:begin], begin + 1):
+                if place in paused:
                     continue
-                record, self._positions[place] = self.kafka.log(place).read(self._positions[place])
+                record, positions[place] = log(place).read(positions[place])
                 if record is not None:
-                    self._next = (self._next + step + 1) % len(places)
+                    self._next = step % len(places)
                     return MemoryMessage(record)
         return None

@@ -64,9 +64,11 @@ class ConsumerGroup:
     def take(self, member: Member) -> set[Place]:
         """After it has given up what it must: the group's epoch, and what is free of its target."""
         member.epoch = self.epoch
-        held = {place for other in self.members.values() for place in other.owned}
-        taken = member.target - held
-        member.owned |= dict.fromkeys(taken - member.owned.keys(), self.epoch)
+        wanted = member.target - member.owned.keys()
+        if not wanted:
+            return wanted
+        taken = wanted.difference(*(other.owned for other in self.members.values()))
+        member.owned |= dict.fromkeys(taken, self.epoch)
         return taken
 
     def check_member(self, member_id: str, epoch: int, places: Iterable[Place]) -> None:

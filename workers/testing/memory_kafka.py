@@ -92,7 +92,7 @@ class MemoryKafka:
             KafkaException: there is none.
         """
         topic, number = place
-        logs = self._logs.get(topic, [])
+        logs = self._logs.get(topic, ())
         if not 0 <= number < len(logs):
             raise KafkaException(
                 KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART, f"no partition {topic}/{number}")

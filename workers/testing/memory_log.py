@@ -110,9 +110,12 @@ class PartitionLog:
 
     def read(self, offset: int) -> tuple[StoredRecord | None, int]:
         """The first record from there on that a committed read returns, and where to go on."""
+        records = self.records
+        if offset >= len(records):
+            return None, offset  # by far the most often: whoever polls has read everything
         end = self.stable_end
         while offset < end:
-            record = self.records[offset]
+            record = records[offset]
             offset += 1
             if record.is_visible:
                 return record, offset
