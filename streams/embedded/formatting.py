@@ -51,5 +51,7 @@ def format_directory(log_dir: Path, cluster_id: str, node_id: int) -> None:
 
 
 def new_id() -> str:
-    """One that nobody else has, in Kafka's form: 22 characters."""
-    return base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+    """One that nobody else has, in Kafka's form: 22 characters, the first no dash, or commands take it for an option."""
+    while (found := base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")).startswith("-"):
+        pass
+    return found
