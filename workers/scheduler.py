@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Mapping
+from itertools import islice
 
 from schemas.topics import PRIORITIES, JobPriority
 from workers.message import Message
@@ -118,8 +119,13 @@ class Scheduler:
         return self._bytes_behind_keys_of.get(part, 0)
 
     def upcoming(self, count: int) -> list[Message]:
-        """About the next ``count`` that start, if nothing is in their way. Any thread."""
-        return self._turns.ahead(count)
+        """About the next ``count`` that start, if nothing but a commit is in their way. Any thread."""
+        found: list[Message] = []
+        parked = list(self._parked.values())
+        for queue in parked:
+            # Each partition's share: they are what comes first of it.
+            found += islice(queue, -(-count // len(parked)))
+        return found + self._turns.ahead(count - len(found)) if len(found) < count else found
 
     def add(self, messages: Iterable[Message]) -> None:
         """Messages from job topics, in the order of their partitions."""

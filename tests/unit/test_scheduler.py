@@ -181,6 +181,21 @@ def test_who_waits_for_a_commit_keeps_its_key_and_its_place() -> None:
     assert [take(scheduler), take(scheduler)] == [messages[1], messages[3]]
 
 
+def test_those_that_wait_for_a_commit_are_the_next_to_start_each_partition_with_its_share() -> None:
+    """They have left the buffers: a commit that looked there only opened the way to one of each partition, tick by tick."""
+    scheduler = Scheduler()
+    parts = [open_partition(number=number, limit=1) for number in range(2)]
+    for part in parts:
+        part.start_limit = 0
+        arrive(scheduler, *(message(part, offset) for offset in range(10)))
+    assert scheduler.take(NOW_MS) is None
+    arrive(scheduler, *(message(open_partition(HIGH), offset) for offset in range(10)))
+    assert [(one.part, one.offset) for one in scheduler.upcoming(4)] == [
+        (part, offset) for part in parts for offset in range(2)
+    ]
+    assert len(scheduler.upcoming(25)) == 25
+
+
 def test_a_cancelled_job_that_is_still_ours_starts_again_before_others_of_its_key() -> None:
     scheduler = Scheduler()
     part = open_partition()
