@@ -12,6 +12,7 @@ from pathlib import Path
 from tests.guarantees.auditor import Verdict, judge
 from tests.guarantees.campaign import Plan, run
 from tests.guarantees.evidence import load, save
+from tests.guarantees.storm import Kind
 from workers.console import configure_logging
 
 
@@ -28,6 +29,14 @@ def main() -> int:
         default=(1.0, 5.0),
         metavar=("LEAST", "MOST"),
         help="seconds of quiet between two faults",
+    )
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=[kind.value for kind in Kind],
+        default=[kind.value for kind in Kind],
+        metavar="KIND",
+        help=f"these kinds of faults, no others: {', '.join(kind.value for kind in Kind)}",
     )
     parser.add_argument("--keep", type=Path, help="an empty directory for all files, which stay there")
     parser.add_argument(
@@ -46,6 +55,7 @@ def main() -> int:
         arguments.minutes * 60,
         arguments.rate,
         pause_s=(arguments.pause[0], arguments.pause[1]),
+        only=[Kind(name) for name in arguments.only],
     )
     if arguments.judge is not None:
         verdict = judge(load(arguments.judge))

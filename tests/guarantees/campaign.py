@@ -14,7 +14,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -66,6 +66,7 @@ class Plan:
     partitions: int = 12
     long_s: float = 30.0
     pause_s: tuple[float, float] = (1.0, 5.0)
+    only: Collection[Kind] = tuple(Kind)
 
 
 @dataclass(slots=True)
@@ -131,7 +132,7 @@ def _under_fire(
     weather = _Weather(settings, cluster, crew, progress)
     try:
         deadline = time.monotonic() + plan.seconds
-        for fault in storm(plan.seed, pause_s=plan.pause_s):
+        for fault in storm(plan.seed, pause_s=plan.pause_s, only=plan.only):
             if not weather.wait(min(fault.pause_s, deadline - time.monotonic()), stop):
                 break
             if time.monotonic() >= deadline:

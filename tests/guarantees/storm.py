@@ -7,7 +7,7 @@ taken modulo whoever is there, so that a seed means the same storm whatever came
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from enum import Enum
 from typing import Final, NamedTuple
 
@@ -52,16 +52,23 @@ _WEIGHTS: Final = {
 }
 
 
-def storm(seed: int, *, pause_s: tuple[float, float] = (1.0, 5.0), session_s: float = 6.0) -> Iterator[Fault]:
+def storm(
+    seed: int,
+    *,
+    pause_s: tuple[float, float] = (1.0, 5.0),
+    only: Collection[Kind] = tuple(Kind),
+    session_s: float = 6.0,
+) -> Iterator[Fault]:
     """Faults without end, the same for the same seed: every kind once in each round, and some more by weight.
 
     Args:
         seed: decides everything.
         pause_s: bounds of the quiet between two faults.
+        only: the kinds that there are.
         session_s: a frozen worker stays so for longer than this, so that it loses its partitions.
     """
     dice = random.Random(f"storm {seed}")
-    kinds = list(Kind)
+    kinds = [kind for kind in Kind if kind in only]
     while True:
         dice.shuffle(kinds)
         more = dice.choices(kinds, [_WEIGHTS[kind] for kind in kinds], k=len(kinds) // 2)

@@ -22,7 +22,7 @@ from tests.guarantees.evidence import (
     load,
     save,
 )
-from tests.guarantees.storm import storm
+from tests.guarantees.storm import Kind, storm
 from tests.guarantees.traffic import orders
 
 pytestmark = pytest.mark.distributed
@@ -233,3 +233,5 @@ def test_a_seed_means_the_same_jobs_and_faults() -> None:
     assert first(7) != first(8)
     kinds = [fault.kind for _, fault in zip(range(9), storm(3), strict=False)]
     assert len(set(kinds)) == 9, "every kind once in a round"
+    some = (Kind.WORKER_KILL, Kind.WORKER_LEAVE)
+    assert {fault.kind for _, fault in zip(range(9), storm(3, only=some), strict=False)} == {*some}
