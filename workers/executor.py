@@ -4,8 +4,7 @@ In:  messages that may start. Out: outcomes.
 
 Async handlers run in *slots*: long-lived tasks that take one job after another, so a handler that never
 waits costs no task, no future and no trip through the event loop. Plain functions run in threads, CPU-bound
-ones in processes. One sweep each tick looks at what is still running: it publishes ``running``, ends what
-has timed out and notices a lost connection, so a short job pays for none of that.
+ones in processes. What is still running at a tick is looked at by the ``sweep``: a short job pays for none of that.
 
 Everything here happens in the event loop's thread.
 """
@@ -14,8 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import heapq
-import itertools
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,14 +23,14 @@ from typing import TYPE_CHECKING, Any, Final
 import structlog
 
 from schemas.errors import HandlerNotFound, PermanentError, UnknownSchema, WireError
-from schemas.lifecycle import JobStatus
-from schemas.records import StatusChange
+from workers.active import RELEASED, TIMEOUT, Active
 from workers.context import WorkerContext
 from workers.decoder import Decoded, Decoder
 from workers.message import Message
 from workers.outcome import Outcome
 from workers.results import Failed, JobResult, Snooze, failed_by
-from workers.router import Router, Run, as_result, status_of
+from workers.router import Router, Run, as_result
+from workers.sweep import Sweep
 from workers.threads import HandlerThreads
 
 if TYPE_CHECKING:
@@ -41,85 +38,17 @@ if TYPE_CHECKING:
     from workers.context import ChildPlanner
     from workers.processes import ProcessPool
     from workers.scheduler import Scheduler
-    from workers.worker import Handler, Handlers
+    from workers.worker import Handlers
 
 log = structlog.get_logger("rustfs_workers.executor")
 
 #: A slot that finds more work goes on for this long before it lets the event loop look at anything else.
 _SLICE_NS: Final = 2_000_000
-#: How long a job must survive alone before others may run beside it; doubled with each further death.
-ALONE_MS: Final = 30_000
-#: A thread handler that ignores its timeout is left to itself after this; its thread cannot be ended. A coroutine that
-#: swallows its cancellation is cancelled again, each time.
-ABANDON_AFTER_MS: Final = 10_000
 #: An unknown type may belong to a release that is being rolled out.
 UNKNOWN_TYPE_LIMIT_MS: Final = 15 * 60_000
 UNKNOWN_TYPE_SNOOZE: Final = timedelta(seconds=10)
-_PROGRESS_INTERVAL_MS: Final = 1_000
-#: Finished jobs among the deadlines that are not worth a look at all of them.
-_MOST_FINISHED: Final = 64
 #: What a cancelled handler may take to end; a process has half a second of it before it is killed.
 _CANCEL_S: Final = 1.0
-
-TIMEOUT: Final = "timeout"
-RELEASED: Final = "released"
-
-
-class Active:
-    """One handler call on its way."""
-
-    __slots__ = (
-        "abandoned",
-        "announced_progress",
-        "cancel_reason",
-        "context",
-        "decoded",
-        "done",
-        "handler",
-        "message",
-        "progress_at",
-        "since",
-        "started_ms",
-        "task",
-        "timeout_ms",
-    )
-
-    def __init__(
-        self,
-        message: Message,
-        decoded: Decoded,
-        handler: Handler,
-        context: WorkerContext,
-        started_ms: int,
-        since: int,
-        timeout_ms: int,
-    ) -> None:
-        self.message = message
-        self.decoded = decoded
-        self.handler = handler
-        self.context = context
-        #: By broker time, for people.
-        self.started_ms = started_ms
-        #: By the steady clock, like every other time in here: a broker's clock that is set times nobody out.
-        self.since = since
-        self.timeout_ms = timeout_ms
-        self.task: asyncio.Task[Any] | None = None
-        self.cancel_reason: str | None = None
-        self.done = False
-        self.abandoned: asyncio.Future[None] | None = None
-        self.announced_progress: tuple[int, int | None] | None = None
-        self.progress_at = 0
-
-    def cancel(self, reason: str) -> None:
-        """Ask the handler to end; the first reason counts. A coroutine that goes on all the same may be asked again."""
-        again = self.cancel_reason is not None
-        if not again:
-            self.cancel_reason = reason
-            self.context.cancelled = True
-        if self.task is not None and self.handler.execution in (
-            ("async",) if again else ("async", "process")
-        ):
-            self.task.cancel()
 
 
 def _steady_ms() -> int:
@@ -165,11 +94,17 @@ class Executor:
         self._waking = False
         self._clean_context = contextvars.copy_context()
         self.active: dict[Active, None] = {}
-        self._fresh: list[Active] = []
-        self._aging: list[Active] = []
-        self._deadlines: list[tuple[int, int, Active]] = []
-        self._order = itertools.count()
-        self._sweep_timer: asyncio.TimerHandle | None = None
+        self._sweep = Sweep(
+            active=self.active,
+            scheduler=scheduler,
+            emit=emit,
+            wake=self.wake,
+            steady_ms=steady_ms,
+            now_ms=now_ms,
+            worker_name=worker_name,
+            tick_ms=config.tick_ms,
+            on_failure=self._fail,
+        )
         self._finished = asyncio.Event()
         self._stopping = False
         self._failure: Callable[[BaseException], None] = lambda _: None
@@ -177,6 +112,9 @@ class Executor:
     def on_failure(self, callback: Callable[[BaseException], None]) -> None:
         """Called with an error of our own (not a handler's) that must end the worker."""
         self._failure = callback
+
+    def _fail(self, error: BaseException) -> None:
+        self._failure(error)
 
     def wake(self) -> None:
         """Something may be startable."""
@@ -222,8 +160,7 @@ class Executor:
         A handler that swallows its cancellation, or a thread, can be ended by nobody: ``left_behind`` counts them.
         """
         self._stopping = True
-        if self._sweep_timer is not None:
-            self._sweep_timer.cancel()
+        self._sweep.stop()
         if self._bystander is not None:
             self._bystander.cancel()
         for slot in self._slots:
@@ -367,10 +304,10 @@ class Executor:
         active = Active(message, decoded, handler, context, started_ms, self._steady_ms(), timeout_ms)
         active.task = slot
         self.active[active] = None
-        if handler.execution != "process":
-            self._fresh.append(active)
-        if self._sweep_timer is None:
-            self._arm_sweep()
+        if handler.execution == "process":
+            self._sweep.arm()
+        else:
+            self._sweep.add(active)
         try:
             if handler.execution == "async":
                 result = as_result(await handler.call(decoded.job, context))
@@ -485,106 +422,9 @@ class Executor:
         def on_start() -> None:
             # Until a process was free the job waited for its turn: its time begins here.
             active.started_ms, active.since = self._now_ms(), self._steady_ms()
-            self._fresh.append(active)
+            self._sweep.add(active)
 
         return await self._processes.run(active.handler, body, active.context, on_start=on_start)
-
-    def _arm_sweep(self) -> None:
-        self._sweep_timer = asyncio.get_running_loop().call_later(self._config.tick_ms / 1000, self._sweep)
-
-    def _sweep(self) -> None:
-        try:
-            self._look_around()
-        except Exception as error:  # noqa: BLE001 - without sweeps nothing would ever time out: rather no worker
-            self._failure(error)
-
-    def _look_around(self) -> None:
-        """Look at what is still running, once a tick."""
-        now = self._steady_ms()
-        for active in self._aging:
-            if not active.done:
-                self._announce(active)
-                heapq.heappush(self._deadlines, (active.since + active.timeout_ms, next(self._order), active))
-        self._aging, self._fresh = self._fresh, []
-        while self._deadlines and (self._deadlines[0][0] <= now or self._deadlines[0][2].done):
-            _, _, active = heapq.heappop(self._deadlines)
-            if not active.done:
-                self._time_out(active, now)
-        if len(self._deadlines) > 2 * len(self.active) + _MOST_FINISHED:
-            # Behind one that has long to go, they would keep their messages in memory until its time is up.
-            self._deadlines = [entry for entry in self._deadlines if not entry[2].done]
-            heapq.heapify(self._deadlines)
-        isolated = self._scheduler.isolated
-        if isolated is not None and any(
-            a.message is isolated
-            and now - a.since > ALONE_MS << isolated.part.further_deaths(isolated.offset)
-            for a in self.active
-        ):
-            self._scheduler.survived()
-            self._emit_nothing()
-            self.wake()
-        if self._scheduler.turn_is_due(time.time_ns() // 1_000_000):
-            self.wake()
-        self._publish_progress(now)
-        if self.active:
-            self._arm_sweep()
-        else:
-            self._sweep_timer = None
-            self._deadlines.clear()
-
-    def _time_out(self, active: Active, now: int) -> None:
-        if active.cancel_reason is None:
-            log.warning(
-                "job timed out",
-                job_id=active.context.job_id,
-                type=active.context.job_type,
-                timeout_ms=active.timeout_ms,
-            )
-            active.cancel(TIMEOUT)
-            if active.handler.execution != "process":
-                heapq.heappush(self._deadlines, (now + ABANDON_AFTER_MS, next(self._order), active))
-        elif active.handler.execution == "async":
-            log.error(
-                "handler ignores its cancellation", job_id=active.context.job_id, type=active.context.job_type
-            )
-            active.cancel(TIMEOUT)
-            heapq.heappush(self._deadlines, (now + ABANDON_AFTER_MS, next(self._order), active))
-        elif active.abandoned is not None and not active.abandoned.done():
-            log.error("thread abandoned", job_id=active.context.job_id, type=active.context.job_type)
-            active.abandoned.set_result(None)
-
-    def _announce(self, active: Active, progress: tuple[int, int | None] | None = None) -> None:
-        active.announced_progress = progress
-        active.progress_at = self._steady_ms()
-        change = self._status_of_running(active, progress)
-        self._emit(Outcome(None, change, owner=active.message))
-
-    def _status_of_running(self, active: Active, progress: tuple[int, int | None] | None) -> StatusChange:
-        context = active.context
-        run = Run(
-            active.message,
-            context.job_type,
-            context.priority,
-            context.key,
-            context.created_at_ms,
-            active.started_ms,
-            self._now_ms(),
-            self._worker,
-            context._metrics,
-            (),
-            progress,
-        )
-        return status_of(run, JobStatus.RUNNING)
-
-    def _publish_progress(self, now: int) -> None:
-        for active in self.active:
-            progress = active.context._progress
-            if (
-                progress is not None
-                and progress != active.announced_progress
-                and now - active.progress_at >= _PROGRESS_INTERVAL_MS
-            ):
-                self._announce(active, progress)
 
 
 def _is_ours(message: Message) -> bool:

@@ -34,13 +34,14 @@ from streams.provision import group_session_timeout_ms
 from streams.scan import EARLIEST, informed_admin, offsets
 from streams.schemas_topic import schema_lookup
 from streams.settings import Settings
+from workers.active import RELEASED
 from workers.children import ChildJobs
 from workers.clock import BrokerClock
 from workers.commit import Committer
 from workers.config import WorkerConfig
 from workers.decoder import Decoder
 from workers.delay import Delays
-from workers.executor import RELEASED, Executor
+from workers.executor import Executor
 from workers.forgotten import ForgottenTransactions
 from workers.hanging import HangingWatch, ends_of
 from workers.key_places import KeyPlaces

@@ -28,7 +28,6 @@ from workers.commit import Committer
 from workers.config import WorkerConfig
 from workers.decoder import Decoded, Decoder
 from workers.delay import Delays
-from workers.executor import ALONE_MS
 from workers.key_places import KeyPlaces
 from workers.lease import Lease
 from workers.message import Message
@@ -39,6 +38,7 @@ from workers.process import WorkerProcess
 from workers.router import Router, Run, status_of
 from workers.scheduler import Scheduler
 from workers.survivors import Signs
+from workers.sweep import ALONE_MS
 from workers.takeover import Place
 from workers.verdicts import Verdicts
 

@@ -18,11 +18,11 @@ from schemas.lifecycle import JobStatus
 from schemas.topics import JobPriority
 from tests.support.executor_bench import HOUR_MS, Bench, FakeDecoded, Gate, error_of, state_of
 from tests.support.messages import partition
-from workers import executor as module
+from workers.active import RELEASED
 from workers.context import WorkerContext
-from workers.executor import RELEASED
 from workers.message import Message
 from workers.results import Failed, Skipped, Success
+from workers.sweep import ABANDON_AFTER_MS
 
 pytestmark = pytest.mark.job_processing
 
@@ -60,7 +60,7 @@ async def test_a_handler_within_its_limit_is_left_alone(bench: Bench) -> None:
     bench.executor.wake()
     await gate.started.wait()
     bench.now_ms += 499
-    await bench.until(lambda: not bench.executor._fresh and not bench.executor._aging)
+    await bench.until(lambda: not bench.executor._sweep._fresh and not bench.executor._sweep._aging)
     assert gate.context is not None
     assert not gate.context.cancelled
     gate.opened.set()
@@ -77,8 +77,8 @@ async def test_a_broker_whose_clock_is_set_neither_ends_a_run_nor_prolongs_it(
     await gate.started.wait()
     bench.set_clock(by_ms)
     bench.now_ms += 499
-    await bench.until(lambda: not bench.executor._fresh and not bench.executor._aging)
-    bench.executor._sweep()
+    await bench.until(lambda: not bench.executor._sweep._fresh and not bench.executor._sweep._aging)
+    bench.executor._sweep._run()
     assert gate.context is not None
     assert not gate.context.cancelled
     bench.now_ms += 2
@@ -112,11 +112,11 @@ async def test_a_handler_that_swallows_its_cancellation_is_cancelled_again(bench
     await bench.until(lambda: bool(bench.executor.active))
     bench.now_ms += 501
     for _ in range(2):
-        await bench.until(lambda: not bench.executor._fresh and not bench.executor._aging)
-        bench.executor._sweep()
+        await bench.until(lambda: not bench.executor._sweep._fresh and not bench.executor._sweep._aging)
+        bench.executor._sweep._run()
         await asyncio.sleep(0)
         assert bench.ends == []
-        bench.now_ms += module.ABANDON_AFTER_MS
+        bench.now_ms += ABANDON_AFTER_MS
     (outcome,) = await bench.ended()
     assert error_of(outcome)[0] == "Timeout"
 
@@ -140,11 +140,11 @@ async def test_the_limit_of_a_job_that_has_ended_is_not_that_of_the_next_one_in_
     bench.add(first, timeout_ms=500)
     bench.add(second, timeout_ms=5_000)
     bench.executor.wake()
-    await bench.until(lambda: bool(bench.executor._deadlines))
+    await bench.until(lambda: bool(bench.executor._sweep._deadlines))
     first.opened.set()
     await second.started.wait()
     bench.now_ms += 501
-    bench.executor._sweep()
+    bench.executor._sweep._run()
     second.opened.set()
     assert [state_of(outcome) for outcome in await bench.ended(2)] == [JobStatus.SUCCEEDED] * 2
     await bench.executor.stop()
@@ -184,13 +184,13 @@ async def test_the_time_of_a_job_for_a_process_begins_when_one_is_free(bench: Be
     await bench.until(lambda: bool(bench.executor.active))
     bench.now_ms += 10_000
     for _ in range(3):
-        bench.executor._sweep()
+        bench.executor._sweep._run()
     assert bench.outcomes == [], "it waits for its turn"
     pool.free.set()
     await bench.until(lambda: bool(bench.outcomes))
     assert bench.outcomes[0].state is JobStatus.RUNNING
     bench.now_ms += 499
-    bench.executor._sweep()
+    bench.executor._sweep._run()
     assert [active.cancel_reason for active in bench.executor.active] == [None]
     bench.now_ms += 2
     assert error_of((await bench.ended())[0])[0] == "Timeout"
@@ -201,9 +201,9 @@ async def test_a_handler_that_took_too_long_has_failed_even_if_it_is_released_be
 ) -> None:
     bench.add(Gate(), timeout_ms=500)
     bench.executor.wake()
-    await bench.until(lambda: bool(bench.executor._deadlines))
+    await bench.until(lambda: bool(bench.executor._sweep._deadlines))
     bench.now_ms += 501
-    bench.executor._sweep()
+    bench.executor._sweep._run()
     bench.executor.cancel_all(RELEASED)
     assert error_of((await bench.ended())[0])[0] == "Timeout"
 
@@ -255,7 +255,7 @@ async def a_deaf_thread(bench: Bench) -> AsyncIterator[None]:
 async def test_a_thread_that_does_not_listen_is_left_behind_with_its_pool(bench: Bench) -> None:
     async with a_deaf_thread(bench):
         assert bench.ends == [], "it may still listen"
-        bench.now_ms += module.ABANDON_AFTER_MS
+        bench.now_ms += ABANDON_AFTER_MS
         (outcome,) = await bench.ended()
         assert error_of(outcome)[0] == "Timeout"
         together = threading.Barrier(4)
@@ -268,7 +268,7 @@ async def test_a_thread_that_does_not_listen_is_left_behind_with_its_pool(bench:
 async def test_a_thread_that_was_left_behind_counts_as_a_stray_until_it_ends(bench: Bench) -> None:
     async with a_deaf_thread(bench):
         assert bench.scheduler.strays == 0
-        bench.now_ms += module.ABANDON_AFTER_MS
+        bench.now_ms += ABANDON_AFTER_MS
         await bench.ended()
         assert bench.scheduler.strays == 1
     await bench.until(lambda: bench.scheduler.strays == 0)

@@ -17,8 +17,8 @@ from tests.support.executor_bench import Bench, Gate, returns_nothing, state_of
 from tests.support.messages import commit, partition
 from tests.support.schedule_bench import dangerous
 from workers.context import WorkerContext
-from workers.executor import ALONE_MS
 from workers.outcome import Outcome, PlainSuccess
+from workers.sweep import ALONE_MS
 
 pytestmark = pytest.mark.job_processing
 
@@ -150,10 +150,10 @@ async def test_a_long_job_keeps_those_that_ended_beside_it_out_of_memory(bench: 
         bench.executor.wake()
         await short.started.wait()
         for _ in range(2):
-            bench.executor._look_around()
+            bench.executor._sweep.look_around()
         short.opened.set()
         await bench.ended(ended + 1)
-    assert len(bench.executor._deadlines) < 80
+    assert len(bench.executor._sweep._deadlines) < 80
     bench.now_ms += 501
     assert state_of((await bench.ended(201))[-1]) is JobStatus.RETRYING, "its own deadline is still there"
 
@@ -180,13 +180,13 @@ async def test_progress_is_told_at_most_once_a_second(bench: Bench) -> None:
     assert gate.context is not None
     gate.context.progress(1, 10)
     bench.now_ms += 999
-    bench.executor._sweep()
+    bench.executor._sweep._run()
     assert len(bench.outcomes) == 1
     bench.now_ms += 1
-    bench.executor._sweep()
+    bench.executor._sweep._run()
     assert len(bench.outcomes) == 2
     bench.now_ms += 1_000
-    bench.executor._sweep()
+    bench.executor._sweep._run()
     assert len(bench.outcomes) == 2, "nothing new to tell"
     assert bench.outcomes[-1].status is not None
     assert not isinstance(bench.outcomes[-1].status, PlainSuccess)
@@ -219,10 +219,10 @@ async def test_who_survives_alone_for_long_enough_is_joined_by_others(
     bench.executor.wake()
     await gate.started.wait()
     bench.now_ms += alone_ms
-    bench.executor._sweep()
+    bench.executor._sweep._run()
     assert not may_join(bench)
     bench.now_ms += 1
-    bench.executor._sweep()
+    bench.executor._sweep._run()
     assert may_join(bench)
     assert bench.outcomes[-1] == Outcome(None, None), "a commit is asked for"
     gate.opened.set()
@@ -285,7 +285,7 @@ async def test_an_error_of_our_own_while_looking_around_ends_the_worker() -> Non
     def broken() -> int:
         raise ZeroDivisionError
 
-    bench.executor._steady_ms = broken
+    bench.executor._sweep._steady_ms = broken
     await bench.until(lambda: bool(bench.failures))
     assert isinstance(bench.failures[0], ZeroDivisionError)
     await bench.executor.stop()
