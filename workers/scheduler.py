@@ -22,7 +22,7 @@ from schemas.topics import PRIORITIES, JobPriority
 from workers.message import Message
 from workers.offsets import ALONE_AFTER, PartitionState
 from workers.pool_places import PoolPlaces
-from workers.time_share import TimeShare
+from workers.time_share import OTHERS_FIRST_MS, TimeShare
 from workers.turns import Turns
 
 
@@ -65,6 +65,7 @@ class Scheduler:
         strict: bool = False,
         max_wait_ms: Mapping[JobPriority, int] | None = None,
         pool: PoolPlaces | None = None,
+        others_first_ms: int = OTHERS_FIRST_MS,
     ) -> None:
         self._buffers: dict[JobPriority, deque[Message]] = {p: deque() for p in PRIORITIES}
         self._in_order = tuple(self._buffers.values())
@@ -75,7 +76,7 @@ class Scheduler:
         #: None: no job needs a process.
         self._pool = pool
         self._alone: deque[Message] = deque()
-        self._share = TimeShare()
+        self._share = TimeShare(others_first_ms)
         #: Those that wait for their verdict; in the order of their turns.
         self.condemned: dict[Message, None] = {}
         #: The message that runs beside nothing else, until it ends or has survived long enough.

@@ -4,7 +4,9 @@ In:  whether a job that must run alone waits, whether others do, and how many ru
 
 A job that was unfinished at two deaths runs beside nothing else, for half a minute at the most, and after each further
 death for twice as long. With ten of them a worker would do nothing else for five minutes; and while one that has survived
-goes on for an hour, the next could not start, nor anybody else. So whoever was held back is owed as much time as it lasted.
+goes on for an hour, the next could not start, nor anybody else. So whoever was held back is owed three times as much time as
+it lasted. And others have the first turn: where workers die every minute, each would spend its life on what the one before
+has left behind, and nobody else would ever start.
 """
 
 from __future__ import annotations
@@ -15,21 +17,32 @@ from typing import Final
 TURN_MS: Final = 1_000
 #: So long others are held back, at first, until what runs has come to an end; doubled each time that it was not enough.
 FIRST_PATIENCE_MS: Final = 5_000
+#: So many times as long as others were held back they have their turn.
+OWED: Final = 3
+#: The first turn, in a worker's life: as long as one that runs alone may take.
+OTHERS_FIRST_MS: Final = 30_000
 
 
 class TimeShare:
-    """For the event loop. Times are wall clock in ms; a clock that is set back ends a turn, no more."""
+    """For the event loop. Times are wall clock in ms; a clock that is set back ends a turn, no more.
 
-    def __init__(self) -> None:
+    Args:
+        others_first_ms: how long others may go on when the first one waits that must run alone.
+    """
+
+    def __init__(self, others_first_ms: int = OTHERS_FIRST_MS) -> None:
         self._held_since: int | None = None
         self._had_turn = False
         self._patience_ms = FIRST_PATIENCE_MS
-        self._opened = 0
-        self._owed_ms = 0
+        #: None: nobody has had to run alone yet.
+        self._opened: int | None = None
+        self._owed_ms = others_first_ms
 
     def holds_back(self, now_ms: int, *, running: int, others: bool) -> bool:
         """Whether everybody else waits for one that must run alone. Asked only while there is one."""
         if self._held_since is None:
+            if self._opened is None:
+                self._opened = now_ms
             if others and self._opened <= now_ms < self._opened + self._owed_ms:
                 return False
             self._held_since, self._had_turn = now_ms, False
@@ -46,13 +59,13 @@ class TimeShare:
             if enough:
                 self._patience_ms *= 2
         if enough:
-            self._held_since, self._opened, self._owed_ms = None, now_ms, held_ms
+            self._held_since, self._opened, self._owed_ms = None, now_ms, OWED * held_ms
         return not enough
 
     def is_due(self, now_ms: int) -> bool:
         """Whether the turn may end now, so that it is worth while to ask."""
         if self._held_since is None:
-            return now_ms >= self._opened + self._owed_ms
+            return self._opened is None or now_ms >= self._opened + self._owed_ms
         return now_ms >= self._held_since + (TURN_MS if self._had_turn else self._patience_ms)
 
     def started(self) -> None:

@@ -19,7 +19,7 @@ from tests.support.schedule_bench import (
 from workers.message import Message
 from workers.offsets import PartitionState
 from workers.scheduler import Scheduler
-from workers.time_share import FIRST_PATIENCE_MS, TURN_MS
+from workers.time_share import FIRST_PATIENCE_MS, OTHERS_FIRST_MS, OWED, TURN_MS
 
 pytestmark = pytest.mark.worker_coordination
 
@@ -39,7 +39,7 @@ def assert_they_run_alone(scheduler: Scheduler, part: PartitionState, *messages:
 
 
 def test_who_was_unfinished_at_two_deaths_runs_beside_nothing_else() -> None:
-    scheduler = Scheduler()
+    scheduler = Scheduler(others_first_ms=0)
     part = dangerous()
     running = message(open_partition(), 0)
     arrive(scheduler, running)
@@ -60,7 +60,7 @@ def test_who_was_unfinished_at_two_deaths_runs_beside_nothing_else() -> None:
 
 def test_nobody_starts_while_a_commit_still_says_that_another_runs_alone() -> None:
     """If that one killed the process, the one that has ended would be condemned for it."""
-    scheduler = Scheduler()
+    scheduler = Scheduler(others_first_ms=0)
     part = dangerous()
     killer, other = message(part, 0), message(open_partition(HIGH), 0)
     arrive(scheduler, killer, other)
@@ -76,7 +76,7 @@ def test_nobody_starts_while_a_commit_still_says_that_another_runs_alone() -> No
 
 def test_the_commit_that_ends_one_names_the_next() -> None:
     """Two for each would make quick ones twice as slow, a tick for each commit."""
-    scheduler = Scheduler()
+    scheduler = Scheduler(others_first_ms=0)
     part = dangerous(range(3))
     arrive(scheduler, *(message(part, offset) for offset in range(3)))
     first = take_alone(scheduler, part)
@@ -96,7 +96,7 @@ def test_the_commit_that_ends_one_names_the_next() -> None:
 
 
 def test_when_it_is_the_turn_of_others_none_is_named_ahead() -> None:
-    scheduler = Scheduler()
+    scheduler = Scheduler(others_first_ms=0)
     part = dangerous(range(2))
     arrive(scheduler, message(part, 0), message(part, 1), message(open_partition(), 0))
     scheduler.done(take_alone(scheduler, part))
@@ -105,7 +105,7 @@ def test_when_it_is_the_turn_of_others_none_is_named_ahead() -> None:
 
 
 def test_who_survives_long_enough_is_joined_by_others_once_that_is_committed() -> None:
-    scheduler = Scheduler()
+    scheduler = Scheduler(others_first_ms=0)
     part = dangerous()
     killer, other = message(part, 0), message(open_partition(HIGH), 0)
     arrive(scheduler, killer, other)
@@ -118,7 +118,7 @@ def test_who_survives_long_enough_is_joined_by_others_once_that_is_committed() -
 
 
 def test_one_that_was_cancelled_while_it_ran_alone_runs_alone_again() -> None:
-    scheduler = Scheduler()
+    scheduler = Scheduler(others_first_ms=0)
     part = dangerous()
     killer, other = message(part, 0), message(open_partition(HIGH), 0)
     arrive(scheduler, killer, other)
@@ -131,7 +131,7 @@ def test_one_that_was_cancelled_while_it_ran_alone_is_named_by_no_later_commit_u
     None
 ):
     """Kafka does not answer, and the worker is stopped: the next owner would condemn it, though it did not run any more."""
-    scheduler = Scheduler()
+    scheduler = Scheduler(others_first_ms=0)
     part = dangerous()
     killer, other = message(part, 0), message(open_partition(HIGH), 0)
     arrive(scheduler, killer, other)
@@ -144,7 +144,7 @@ def test_one_that_was_cancelled_while_it_ran_alone_is_named_by_no_later_commit_u
 
 
 def test_nobody_starts_before_one_that_was_cancelled_while_a_commit_says_that_it_runs_alone() -> None:
-    scheduler = Scheduler()
+    scheduler = Scheduler(others_first_ms=0)
     part, others = dangerous(range(2)), open_partition(HIGH)
     arrive(scheduler, *(message(part, offset) for offset in range(2)), message(others, 0))
     commit(part)
@@ -159,7 +159,7 @@ def test_nobody_starts_before_one_that_was_cancelled_while_a_commit_says_that_it
 
 def test_one_that_gave_up_its_turn_goes_behind_the_others_but_not_behind_those_of_its_key() -> None:
     """Else one that cannot run now (its schema is not to be had) would keep all others from ever having their turn."""
-    scheduler = Scheduler()
+    scheduler = Scheduler(others_first_ms=0)
     part = dangerous(range(4))
     keys = (b"k", b"k", b"other", None)
     first, same_key, other_key, no_key = (message(part, n, key=key) for n, key in enumerate(keys))
@@ -178,7 +178,7 @@ def test_one_that_gave_up_its_turn_goes_behind_the_others_but_not_behind_those_o
 
 def test_beside_a_thread_that_was_left_behind_one_runs_alone_without_being_named() -> None:
     """Else it would be condemned, at its worker's death, for what the thread did."""
-    scheduler = Scheduler()
+    scheduler = Scheduler(others_first_ms=0)
     part = dangerous(range(2))
     first, second = message(part, 0), message(part, 1)
     other = message(open_partition(HIGH), 0)
@@ -200,7 +200,7 @@ def test_beside_a_thread_that_was_left_behind_one_runs_alone_without_being_named
 
 
 def test_one_that_must_run_alone_waits_behind_its_key_as_everybody_does() -> None:
-    scheduler = Scheduler()
+    scheduler = Scheduler(others_first_ms=0)
     closed, part = open_partition(HIGH), dangerous()
     closed.start_limit = 0
     holder, killer = message(closed, 0, key=b"k"), message(part, 0, key=b"k")
@@ -223,7 +223,7 @@ def test_one_that_must_run_alone_waits_behind_its_key_as_everybody_does() -> Non
 
 
 def test_of_those_behind_a_key_the_most_urgent_is_next_whether_or_not_it_must_run_alone() -> None:
-    scheduler = Scheduler()
+    scheduler = Scheduler(others_first_ms=0)
     part, beside = dangerous(), open_partition(LOW)
     running = message(open_partition(HIGH), 0, key=b"k")
     first, second = (message(beside, offset, key=b"k") for offset in range(2))
@@ -241,7 +241,7 @@ def test_of_those_behind_a_key_the_most_urgent_is_next_whether_or_not_it_must_ru
 
 
 def test_while_one_waits_for_its_turn_to_run_alone_only_its_key_waits_not_its_partition() -> None:
-    scheduler = Scheduler()
+    scheduler = Scheduler(others_first_ms=0)
     part = dangerous(range(2))
     arrive(scheduler, message(part, 0), message(part, 1, key=b"k"))
     now_ms = run_alone(scheduler, part, NOW_MS, 20_000)
@@ -255,7 +255,7 @@ def test_while_one_waits_for_its_turn_to_run_alone_only_its_key_waits_not_its_pa
 
 
 def test_a_dangerous_one_of_a_lost_partition_holds_nobody_back() -> None:
-    scheduler = Scheduler()
+    scheduler = Scheduler(others_first_ms=0)
     part = dangerous()
     arrive(scheduler, message(part, 0))
     taken = take_alone(scheduler, part)
@@ -269,9 +269,30 @@ def test_a_dangerous_one_of_a_lost_partition_holds_nobody_back() -> None:
 # --- and all others ---------------------------------------------------------------------------------------
 
 
-def test_others_get_as_much_time_as_they_were_held_back() -> None:
-    """Ten that run for half a minute each must not stop a worker for five minutes."""
+def test_others_have_the_first_turn() -> None:
+    """Where a worker lives for a minute it would do nothing but what ran alone, for half a minute, and died with it."""
     scheduler = Scheduler()
+    part = dangerous()
+    others = [message(open_partition(HIGH), offset) for offset in range(2)]
+    arrive(scheduler, message(part, 0), *others)
+    commit(part)
+    assert scheduler.take(NOW_MS) is others[0]
+    assert not scheduler.turn_is_due(NOW_MS + OTHERS_FIRST_MS - 1)
+    scheduler.done(others[0])
+    run_alone(scheduler, part, NOW_MS + OTHERS_FIRST_MS, 1)
+
+
+def test_where_no_others_wait_nobody_has_to_wait_for_their_turn() -> None:
+    scheduler = Scheduler()
+    part = dangerous()
+    arrive(scheduler, message(part, 0))
+    commit(part)
+    run_alone(scheduler, part, NOW_MS, 1)
+
+
+def test_others_get_three_times_as_long_as_they_were_held_back() -> None:
+    """Ten that run for half a minute each must not stop a worker for five minutes."""
+    scheduler = Scheduler(others_first_ms=0)
     part = dangerous(range(3))
     arrive(scheduler, *(message(part, offset) for offset in range(3)))
     others = [message(open_partition(HIGH), offset) for offset in range(3)]
@@ -281,13 +302,13 @@ def test_others_get_as_much_time_as_they_were_held_back() -> None:
     first = scheduler.take(now_ms)
     assert first is others[0]
     scheduler.done(first)
-    assert scheduler.take(now_ms + 19_999) is others[1]
+    assert scheduler.take(now_ms + 59_999) is others[1]
     scheduler.done(others[1])
-    run_alone(scheduler, part, now_ms + 20_000, 1)
+    run_alone(scheduler, part, now_ms + 60_000, 1)
 
 
 def test_quick_ones_go_one_after_another_before_others_have_their_turn() -> None:
-    scheduler = Scheduler()
+    scheduler = Scheduler(others_first_ms=0)
     part = dangerous(range(4))
     arrive(scheduler, *(message(part, offset) for offset in range(4)), message(open_partition(HIGH), 0))
     commit(part)
@@ -300,7 +321,7 @@ def test_quick_ones_go_one_after_another_before_others_have_their_turn() -> None
 
 
 def test_without_others_nobody_waits_for_their_turn() -> None:
-    scheduler = Scheduler()
+    scheduler = Scheduler(others_first_ms=0)
     part = dangerous(range(2))
     arrive(scheduler, *(message(part, offset) for offset in range(2)))
     commit(part)
@@ -310,7 +331,7 @@ def test_without_others_nobody_waits_for_their_turn() -> None:
 
 def test_one_that_goes_on_for_an_hour_stops_nobody_for_an_hour() -> None:
     """It has survived alone; the next one that must run alone has to wait for it, all others need not."""
-    scheduler = Scheduler()
+    scheduler = Scheduler(others_first_ms=0)
     part = dangerous(range(2))
     arrive(scheduler, *(message(part, offset) for offset in range(2)))
     others = open_partition(HIGH)
@@ -340,7 +361,7 @@ def test_one_that_goes_on_for_an_hour_stops_nobody_for_an_hour() -> None:
 
 def test_those_that_run_on_and_on_are_waited_for_in_the_end() -> None:
     """Others that take two minutes each, one always beside another: the held-back time grows until all of them have ended."""
-    scheduler = Scheduler()
+    scheduler = Scheduler(others_first_ms=0)
     part, others = dangerous(), open_partition(HIGH)
     arrive(scheduler, *(message(others, offset) for offset in range(10_000)))
     running = {scheduler.take(NOW_MS): NOW_MS + 120_000, scheduler.take(NOW_MS): NOW_MS + 60_000}
@@ -361,7 +382,7 @@ def test_those_that_run_on_and_on_are_waited_for_in_the_end() -> None:
 
 
 def test_who_waits_to_run_alone_is_not_overtaken_by_a_later_one_of_its_key() -> None:
-    scheduler = Scheduler()
+    scheduler = Scheduler(others_first_ms=0)
     part = dangerous(range(2))
     arrive(scheduler, message(part, 0), message(part, 1, key=b"k"))
     part.note_delivered(2)
@@ -378,7 +399,7 @@ def test_who_waits_to_run_alone_is_not_overtaken_by_a_later_one_of_its_key() -> 
 
 
 def test_when_a_turn_may_end_the_scheduler_asks_to_be_looked_at() -> None:
-    scheduler = Scheduler()
+    scheduler = Scheduler(others_first_ms=0)
     part, others = dangerous(), open_partition(HIGH)
     assert not scheduler.turn_is_due(NOW_MS)
     running, waits = message(others, 0), message(others, 1)
@@ -390,12 +411,12 @@ def test_when_a_turn_may_end_the_scheduler_asks_to_be_looked_at() -> None:
     assert not scheduler.turn_is_due(NOW_MS + FIRST_PATIENCE_MS - 1)
     assert scheduler.turn_is_due(NOW_MS + FIRST_PATIENCE_MS)
     assert scheduler.take(NOW_MS + FIRST_PATIENCE_MS) is waits
-    assert not scheduler.turn_is_due(NOW_MS + 2 * FIRST_PATIENCE_MS - 1)
-    assert scheduler.turn_is_due(NOW_MS + 2 * FIRST_PATIENCE_MS)
+    assert not scheduler.turn_is_due(NOW_MS + (1 + OWED) * FIRST_PATIENCE_MS - 1)
+    assert scheduler.turn_is_due(NOW_MS + (1 + OWED) * FIRST_PATIENCE_MS)
 
 
 def test_a_clock_that_is_set_back_keeps_nobody_waiting() -> None:
-    scheduler = Scheduler()
+    scheduler = Scheduler(others_first_ms=0)
     part = dangerous(range(2))
     arrive(scheduler, *(message(part, offset) for offset in range(2)))
     others = open_partition(HIGH)
@@ -412,7 +433,7 @@ def test_a_clock_that_is_set_back_keeps_nobody_waiting() -> None:
 
 
 def test_who_must_run_alone_waits_behind_a_condemned_one_of_its_key_in_order_and_holds_nobody_back() -> None:
-    scheduler = Scheduler()
+    scheduler = Scheduler(others_first_ms=0)
     part = dangerous(range(4))
     condemned, *others = (message(part, offset, key=b"k") for offset in range(4))
     condemned.lost_worker = True
@@ -431,7 +452,7 @@ def test_who_must_run_alone_waits_behind_a_condemned_one_of_its_key_in_order_and
 
 
 def test_an_acquitted_one_runs_alone_before_those_of_its_key_that_must_as_well() -> None:
-    scheduler = Scheduler()
+    scheduler = Scheduler(others_first_ms=0)
     part, beside = dangerous(range(2)), message(open_partition(HIGH), 0)
     condemned, following = (message(part, offset, key=b"k") for offset in range(2))
     condemned.lost_worker = True
@@ -447,7 +468,7 @@ def test_an_acquitted_one_runs_alone_before_those_of_its_key_that_must_as_well()
 
 
 def test_one_that_waited_for_a_verdict_keeps_its_place_before_a_later_one_of_its_key() -> None:
-    scheduler = Scheduler()
+    scheduler = Scheduler(others_first_ms=0)
     part, other = dangerous(range(3)), dangerous(number=1)
     condemned, second, third = (message(part, offset, key=b"k") for offset in range(3))
     condemned.lost_worker = True
@@ -465,7 +486,7 @@ def test_one_that_waited_for_a_verdict_keeps_its_place_before_a_later_one_of_its
 
 
 def test_a_condemned_one_and_one_of_its_key_that_arrive_together_keep_their_order() -> None:
-    scheduler = Scheduler()
+    scheduler = Scheduler(others_first_ms=0)
     part = dangerous(range(2))
     condemned, following = (message(part, offset, key=b"k") for offset in range(2))
     condemned.lost_worker = True
@@ -484,7 +505,7 @@ def test_one_that_waited_behind_its_key_waits_for_its_verdict_before_a_later_one
     *,
     has_started: bool,
 ) -> None:
-    scheduler = Scheduler()
+    scheduler = Scheduler(others_first_ms=0)
     before, part = open_partition(HIGH), dangerous(range(2))
     if not has_started:
         before.start_limit = 0
@@ -511,7 +532,7 @@ def test_one_that_waited_behind_its_key_waits_for_its_verdict_before_a_later_one
 
 
 def test_a_condemned_one_of_a_partition_that_goes_is_forgotten() -> None:
-    scheduler = Scheduler()
+    scheduler = Scheduler(others_first_ms=0)
     part = dangerous()
     condemned = message(part, 0, key=b"k")
     condemned.lost_worker = True
@@ -521,7 +542,7 @@ def test_a_condemned_one_of_a_partition_that_goes_is_forgotten() -> None:
 
 
 def test_a_condemned_one_behind_one_that_runs_alone_waits_for_its_key_and_then_for_its_verdict() -> None:
-    scheduler = Scheduler()
+    scheduler = Scheduler(others_first_ms=0)
     named_part, part = dangerous(), dangerous(number=1)
     named, condemned = message(named_part, 0, key=b"k"), message(part, 0, key=b"k")
     condemned.lost_worker = True
