@@ -142,6 +142,19 @@ def test_a_partition_that_moves_in_order_shows_how_long_it_stood_still() -> None
     assert judge(evidence).rebalance_s == 0.0, "what a broker's death leaves behind is another matter"
 
 
+def test_a_partition_in_which_nothing_begins_stands_still_all_the_time() -> None:
+    evidence = honest()
+    evidence.topics.jobs.append(record("five", 0, partition=1))
+    assert judge(evidence).standstill_s == 20.0
+
+
+def test_who_dies_before_it_has_partitions_has_none_to_take_over() -> None:
+    """Its predecessor's, of the same name, are not its own."""
+    evidence = honest()
+    evidence.lives.append(Life("a", 11, 14 * S, 15 * S, "killed"))
+    assert judge(evidence).takeover_s == 3.0
+
+
 def test_jobs_in_processes_of_one_worker_are_no_rebalance() -> None:
     evidence = honest()
     evidence.runs[1] = ran("two", 4, 4.5, pid=11)
