@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
-from tests.guarantees.evidence import FINAL, Evidence, JobRecord, Run, Status, Trouble
+from tests.guarantees.evidence import FINAL, Evidence, JobRecord, Life, Run, Status, Trouble
 from tests.guarantees.lives import Lives
 from tests.guarantees.times import measure
 
@@ -108,28 +108,32 @@ def judge(evidence: Evidence) -> Verdict:
         faults=sum(evidence.faults.values()),
         faults_by_kind=dict(evidence.faults),
     )
-    _look_at_ends(evidence, verdict)
-    _look_at_lineages(evidence, verdict)
+    told = _Told(evidence)
+    children = _look_at_ends(evidence, verdict)
+    _look_at_letters(evidence, verdict)
+    _look_at_lineages(evidence, verdict, children)
     _look_at_transitions(evidence, verdict)
     _look_at_starts(evidence, verdict)
     _look_at_keys(evidence, verdict)
-    _look_at_order(evidence, verdict)
-    _look_at_runs(evidence, verdict)
+    _look_at_order(evidence, verdict, told)
+    _look_at_runs(evidence, verdict, told)
     _look_at_kills(evidence, verdict)
     for name, figure in measure(evidence).items():
         setattr(verdict, name, figure)
     return verdict
 
 
-def _look_at_ends(evidence: Evidence, verdict: Verdict) -> None:
-    """Every accepted job, and every child of one that succeeded, has the end that it was made for."""
+def _look_at_ends(evidence: Evidence, verdict: Verdict) -> set[str]:
+    """Every accepted job, and every child of one that succeeded, has the end that it was made for. Out: the children."""
     wanted = {job.job_id: job.expected for job in evidence.accepted}
+    children: set[str] = set()
     for statuses in evidence.topics.statuses.values():
         for status in statuses:
             if status.state == "succeeded" and status.output:
                 for child in json.loads(status.output).get("children", ()):
                     wanted[child] = "succeeded"
-                    verdict.children += 1
+                    children.add(child)
+    verdict.children = len(children)
     ends: Counter[str] = Counter()
     for job_id, expected in wanted.items():
         last = [status for status in evidence.topics.statuses.get(job_id, ()) if status.state in FINAL]
@@ -142,10 +146,26 @@ def _look_at_ends(evidence: Evidence, verdict: Verdict) -> None:
         elif last[-1].state != expected:
             verdict.illegal.add(f"{job_id} is {last[-1].state} ({last[-1].error_type}), and not {expected}")
     verdict.final = dict(ends)
+    return children
+
+
+def _look_at_letters(evidence: Evidence, verdict: Verdict) -> None:
+    """Who failed is a dead letter, and nobody else is."""
+    letters = {record.job_id for record in evidence.topics.jobs if record.topic == "jobs.dlq"}
+    failed = {
+        job_id
+        for job_id, statuses in evidence.topics.statuses.items()
+        if any(status.state == "failed" for status in statuses)
+    }
+    for job_id in sorted(failed - letters):
+        verdict.lost.add(f"{job_id} failed, and there is no dead letter of it")
+    for job_id in sorted(letters - failed):
+        verdict.illegal.add(f"{job_id} is a dead letter, and never failed")
 
 
 def _was_interrupted(evidence: Evidence, job_id: str) -> bool:
-    """Whether the process of a job's last run was killed or frozen during it, and others of its runs were cut short as well."""
+    """Whether the process of a job's last run was killed, during it or while it was not yet awake again after a freeze,
+    and others of its runs were cut short as well. Who is only frozen wakes up and says so: nobody is condemned for that."""
     runs = sorted((run for run in evidence.runs if run.job_id == job_id), key=lambda run: run.start_ns)
     if len(runs) < _DEATHS or any(run.how == "ended" for run in runs):
         return False
@@ -156,11 +176,14 @@ def _was_interrupted(evidence: Evidence, job_id: str) -> bool:
         and last.start_ns < trouble.end_ns
         for trouble in evidence.troubles
     )
-    return frozen or (last.end_ns is None and life.end == "killed")
+    return life.end == "killed" and (frozen or last.end_ns is None)
 
 
-def _look_at_lineages(evidence: Evidence, verdict: Verdict) -> None:
-    """One end in a life, and one outcome of each delivery; a record that stands twice must have been passed over once."""
+def _look_at_lineages(evidence: Evidence, verdict: Verdict, children: Collection[str]) -> None:
+    """One end in a life, one outcome of each delivery, one record of each.
+
+    Only a producer may have written a job twice, whose first answer was lost; what workers write stands once.
+    """
     for job_id, statuses in evidence.topics.statuses.items():
         ends = Counter(status.redrives for status in statuses if status.state in FINAL)
         outcomes = Counter(
@@ -183,6 +206,10 @@ def _look_at_lineages(evidence: Evidence, verdict: Verdict) -> None:
             verdict.copies.add(f"{job_id} of delivery {delivery} stands at {places}")
             if dead:
                 verdict.forked.add(f"{job_id} has {len(records)} dead letters of delivery {delivery}")
+            elif delivery > 0 or job_id in children:
+                verdict.forked.add(
+                    f"{job_id} of delivery {delivery} was written {len(records)} times by workers"
+                )
 
 
 def _look_at_transitions(evidence: Evidence, verdict: Verdict) -> None:
@@ -195,9 +222,29 @@ def _look_at_transitions(evidence: Evidence, verdict: Verdict) -> None:
             was = before.state if before is not None and same_life else None
             if status.state not in FOLLOWERS.get(was, set()):
                 verdict.illegal.add(f"{job_id}: {status.state} after {was}")
-            if before is not None and same_life and status.delivery < before.delivery:
-                verdict.illegal.add(f"{job_id}: delivery {status.delivery} after {before.delivery}")
+            if before is not None and same_life:
+                _compare(before, status, verdict)
+            elif not status.redrives and status.attempt != 1:
+                verdict.illegal.add(
+                    f"{job_id}: {status.state} in attempt {status.attempt}, and none before it"
+                )
             before = status
+
+
+def _compare(before: Status, status: Status, verdict: Verdict) -> None:
+    """Two states of one life, one after the other: deliveries rise, and so do attempts, by one for each retry."""
+    was_put_off = before.state in ("retrying", "scheduled")
+    if status.delivery < before.delivery or (
+        was_put_off and status.state == "running" and status.delivery == before.delivery
+    ):
+        verdict.illegal.add(
+            f"{status.job_id}: {status.state} in delivery {status.delivery} "
+            f"after {before.state} in {before.delivery}"
+        )
+    elif status.delivery > before.delivery or not was_put_off:
+        expected = before.attempt + (before.state == "retrying")
+        if status.attempt != expected:
+            verdict.illegal.add(f"{status.job_id}: attempt {status.attempt}, and not {expected}")
 
 
 def _look_at_starts(evidence: Evidence, verdict: Verdict) -> None:
@@ -223,6 +270,16 @@ def _look_at_starts(evidence: Evidence, verdict: Verdict) -> None:
                         f"{(run.start_ns - told_of.end_ns) / 1e6:.0f} ms after it was put off"
                     )
 
+    for record in evidence.topics.jobs:
+        if not record.topic.startswith("jobs.retry."):
+            continue
+        for run in starts[record.job_id]:
+            if record.written_ms < run.start_ms < record.not_before_ms:
+                verdict.early.add(
+                    f"{record.job_id} began {record.not_before_ms - run.start_ms} ms before the time that stands "
+                    f"at {record.topic}/{record.partition}/{record.offset}"
+                )
+
 
 def _look_at_keys(evidence: Evidence, verdict: Verdict) -> None:
     """No two runs of one key at the same time."""
@@ -235,7 +292,8 @@ def _look_at_keys(evidence: Evidence, verdict: Verdict) -> None:
         for first, second in _pairs_that_overlap(runs, ends):
             frozen = _covering(evidence.troubles, first, second)
             end_ns = ends.end_of(first)
-            if frozen is not None and end_ns <= frozen.end_ns + REMAINDER_NS:
+            elsewhere = ends.life_of(first) != ends.life_of(second)
+            if frozen is not None and elsewhere and end_ns <= frozen.end_ns + REMAINDER_NS:
                 verdict.fenced_remainders += 1
             else:
                 verdict.overlaps.add(
@@ -266,12 +324,21 @@ def _covering(troubles: Iterable[Trouble], first: Run, second: Run) -> Trouble |
     return None
 
 
-def _look_at_order(evidence: Evidence, verdict: Verdict) -> None:
-    """Jobs of one key and priority begin in the order of their records; what waited for a time is another matter."""
+def _look_at_order(evidence: Evidence, verdict: Verdict, told: _Told) -> None:
+    """Jobs of one key and priority begin in the order of their records; what waited for a time is another matter.
+
+    Twice: by their first runs, and by the runs that counted, for an heir has to begin in order as well.
+    """
     first_start: dict[str, int] = {}
     for run in evidence.runs:
         first_start.setdefault(run.job_id, run.start_ns)
-    queues: dict[tuple[str, int, str], list[JobRecord]] = defaultdict(list)
+    counted = {
+        job_id: run.start_ns
+        for job_id, pairs in told.pairs.items()
+        for status, run in pairs
+        if status.delivery == 0 and run is not None
+    }
+    queues: dict[tuple[str, str], list[JobRecord]] = defaultdict(list)
     for record in evidence.topics.jobs:
         if (
             record.key is not None
@@ -279,44 +346,65 @@ def _look_at_order(evidence: Evidence, verdict: Verdict) -> None:
             and record.topic != "jobs.dlq"
             and not record.not_before_ms
         ):
-            queues[record.topic, record.partition, record.key].append(record)
-    for (_, _, key), records in queues.items():
-        latest = 0
-        seen: set[str] = set()
-        for record in sorted(records, key=lambda one: one.offset):
-            began = first_start.get(record.job_id)
-            if began is None or record.job_id in seen:
-                continue
-            seen.add(record.job_id)
-            if began < latest:
-                verdict.order.add(
-                    f"{key}: {record.job_id} began {(latest - began) / 1e6:.1f} ms before one that was scheduled earlier"
-                )
-            latest = max(latest, began)
+            queues[record.topic, record.key].append(record)
+    for (topic, key), records in queues.items():
+        partitions = sorted({record.partition for record in records})
+        if len(partitions) > 1:
+            verdict.order.add(f"{key}: stands in partitions {partitions} of {topic}")
+            continue
+        records.sort(key=lambda one: one.offset)
+        for began in (first_start, counted):
+            latest = 0
+            for job_id in dict.fromkeys(record.job_id for record in records):
+                at = began.get(job_id, latest)
+                if at < latest:
+                    verdict.order.add(
+                        f"{key}: {job_id} began {(latest - at) / 1e6:.1f} ms before one that was scheduled earlier"
+                    )
+                latest = max(latest, at)
 
 
-def _look_at_runs(evidence: Evidence, verdict: Verdict) -> None:
-    """Each run led to an outcome, or there is a reason why it did not."""
+class _Told:
+    """Which run each outcome tells of, and which runs no outcome tells of."""
+
+    def __init__(self, evidence: Evidence) -> None:
+        self.runs: dict[str, list[Run]] = defaultdict(list)
+        for run in evidence.runs:
+            self.runs[run.job_id].append(run)
+        #: Job to its outcomes, in their order, each with its run.
+        self.pairs: dict[str, list[tuple[Status, Run | None]]] = {}
+        self.left: dict[str, list[Run]] = {job_id: list(runs) for job_id, runs in self.runs.items()}
+        for job_id, statuses in evidence.topics.statuses.items():
+            left = self.left.get(job_id, [])
+            pairs = self.pairs[job_id] = []
+            for status in statuses:
+                if not status.worker or status.state in ("running", "pending"):
+                    continue
+                # Who buries a job as lost has not run it.
+                told_of = None if status.error_type == "worker_lost" else _run_of(status, left)
+                if told_of is not None:
+                    left.remove(told_of)
+                pairs.append((status, told_of))
+
+
+def _look_at_runs(evidence: Evidence, verdict: Verdict, told: _Told) -> None:
+    """Each outcome comes from a run, and each run led to an outcome, or there is a reason why it did not."""
+    for job_id, pairs in told.pairs.items():
+        for status, told_of in pairs:
+            if status.error_type != "worker_lost" and (told_of is None or told_of.how is None):
+                verdict.illegal.add(f"{job_id} is said to be {status.state}, and no run of it came to that")
     reasons: Counter[str] = Counter()
     explain = _Explanations(evidence)
-    outcomes: dict[str, list[Status]] = {
-        job_id: [
-            status for status in statuses if status.worker and status.state not in ("running", "pending")
+    for job_id, left in told.left.items():
+        ends = [
+            run for status, run in told.pairs.get(job_id, ()) if status.state in FINAL and run is not None
         ]
-        for job_id, statuses in evidence.topics.statuses.items()
-    }
-    by_job: dict[str, list[Run]] = defaultdict(list)
-    for run in evidence.runs:
-        by_job[run.job_id].append(run)
-    for job_id, runs in by_job.items():
-        left = list(runs)
-        for status in outcomes.get(job_id, ()):
-            told_of = _run_of(status, left)
-            if told_of is not None:
-                left.remove(told_of)
         for run in left:
             verdict.reexecuted += 1
-            reason = explain(run)
+            later = [one for one in told.runs[job_id] if one.start_ns > run.start_ns]
+            reason = explain(run, later[0] if later else None)
+            if ends and all(run.start_ns > end.start_ns for end in ends):
+                reason = None  # whatever happened: it began after the one that was the job's end
             if reason is None:
                 verdict.unexplained.add(
                     f"{job_id} ({run.type}) at {run.worker}, {run.how or 'no end'}, had no outcome"
@@ -336,37 +424,63 @@ def _run_of(status: Status, runs: list[Run]) -> Run | None:
 
 
 class _Explanations:
-    """Why a run may have had no outcome."""
+    """Why a run may have had no outcome.
+
+    Whose outcome was refused has lost its partition: whoever runs the job next has a higher fence. An owner that keeps its
+    partition keeps what has ended, whatever happens to Kafka, and begins again only what it had to cancel.
+    """
 
     def __init__(self, evidence: Evidence) -> None:
         self._lives = Lives(evidence.lives)
         self._troubles = evidence.troubles
 
-    def __call__(self, run: Run) -> str | None:
+    def __call__(self, run: Run, following: Run | None) -> str | None:
+        """``following``: the next run of the same job, if there is one."""
         life = self._lives.life_of(run)
+        moved = following is None or following.fence > run.fence
+        if run.how == "cancelled":
+            return self._of_cancelled(run, life, moved=moved)
+        if not moved:
+            return None
         end_ns = run.end_ns
         if end_ns is None:
-            return "killed" if life.end in ("killed", "stays") else "left" if life.end == "left" else None
-        if run.how == "cancelled":
-            return "cancelled"
-        if any(
+            over = life.end == "stays" and following is None  # nobody waited for its end
+            return "killed" if life.end == "killed" or over else "left" if life.end == "left" else None
+        if self._was_frozen(run, life):
+            return "frozen"
+        in_trouble = self._was_in_trouble(run, end_ns)
+        patience_ns = COMMIT_IN_TROUBLE_NS if in_trouble else COMMIT_NS
+        # Handlers' processes may outlive their worker for a moment.
+        if life.end == "killed" and run.start_ns <= life.end_ns <= end_ns + patience_ns:
+            return "killed before its commit"
+        return "broker away" if in_trouble else None
+
+    def _of_cancelled(self, run: Run, life: Life, *, moved: bool) -> str | None:
+        end_ns = run.end_ns or life.end_ns
+        if life.told_ns is not None and life.told_ns <= end_ns:
+            return "cancelled: told to leave"
+        if self._was_frozen(run, life):
+            return "cancelled: frozen"
+        if moved:
+            return "cancelled: moved"
+        return "cancelled: broker away" if self._was_in_trouble(run, end_ns) else None
+
+    def _was_frozen(self, run: Run, life: Life) -> bool:
+        return any(
             trouble.kind == "worker_freeze"
             and trouble.pid == life.pid
-            and trouble.start_ns < end_ns + COMMIT_NS
+            and trouble.start_ns < (run.end_ns or life.end_ns) + COMMIT_NS
             and run.start_ns < trouble.end_ns
             for trouble in self._troubles
-        ):
-            return "frozen"
-        in_trouble = any(
+        )
+
+    def _was_in_trouble(self, run: Run, end_ns: int) -> bool:
+        return any(
             trouble.kind != "worker_freeze"
             and trouble.start_ns < end_ns + COMMIT_NS
             and run.start_ns < trouble.end_ns + COMMIT_IN_TROUBLE_NS
             for trouble in self._troubles
         )
-        patience_ns = COMMIT_IN_TROUBLE_NS if in_trouble else COMMIT_NS
-        if life.end == "killed" and end_ns <= life.end_ns <= end_ns + patience_ns:
-            return "killed before its commit"
-        return "broker away" if in_trouble else None
 
 
 def _look_at_kills(evidence: Evidence, verdict: Verdict) -> None:

@@ -30,7 +30,9 @@ _AFTERMATH_NS: Final = 15_000_000_000
 def measure(evidence: Evidence) -> Mapping[str, float]:
     """Each figure by its name."""
     starts = _starts(evidence)
-    times = {number: [run.start_ns for run in runs] for number, runs in starts.items()}
+    times: dict[int, list[int]] = defaultdict(list)
+    for record in evidence.topics.jobs:
+        times[record.partition] = [run.start_ns for run in starts.get(record.partition, ())]
     began, stopped = evidence.traffic_ns
     figures = dict.fromkeys(
         (
@@ -103,9 +105,10 @@ def _gap_s(life: Life, starts: list[int], stopped: int) -> float:
 def _owned(evidence: Evidence, life: Life) -> tuple[int, ...]:
     """The partitions of its last report before it was told to go, or died."""
     last: tuple[int, ...] = ()
+    start_ms = _wall_ms(evidence, life.start_ns)
     end_ms = _wall_ms(evidence, life.told_ns or life.end_ns)
     for report in evidence.topics.reports:
-        if report.worker.partition(".")[0] == life.worker and report.written_ms <= end_ms:
+        if report.worker.partition(".")[0] == life.worker and start_ms <= report.written_ms <= end_ms:
             last = report.partitions
     return last
 

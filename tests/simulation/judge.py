@@ -13,7 +13,7 @@ from schemas.codec import peek_id
 from schemas.errors import WireError
 from schemas.headers import parse as parse_headers
 from schemas.offsetmap import parse
-from schemas.records import decode_status
+from schemas.records import StatusChange, decode_status
 from tests.simulation.sim_jobs import SimJob
 
 if TYPE_CHECKING:
@@ -91,12 +91,33 @@ class Judge:
         runs.append((worker, execution))
         if message.delivery.delivery == 0 and not self._not_before.get(message.job_id):
             line = (message.part.topic, message.part.partition, key)
+            self._check_heir(line, execution, name)
             last = self._first_starts.get(line, -1)
             runs_before = self._runs[message.job_id, 0]
             if len(runs_before) == 1:
                 if message.offset < last:
                     self.broken.append(f"order: {name} after offset {last}")
                 self._first_starts[line] = max(last, message.offset)
+
+    def _check_heir(self, line: tuple[str, int, bytes], execution: Execution, name: str) -> None:
+        """Whoever begins a job, for the first time or again: none behind it in its line is finished, but for copies."""
+        world, message = self._world, execution.message
+        topic, number, key = line
+        committed = parse(*world.kafka.group(world.topics.group).committed[topic, number])
+        seen: set[bytes] = set()
+        for record in world.kafka.log((topic, number)).records:
+            if not record.is_visible or record.key != key or parse_headers(record.headers).delivery:
+                continue
+            job_id = peek_id(record.value)
+            is_copy = job_id in seen
+            seen.add(job_id)
+            if (
+                record.offset > message.offset
+                and not is_copy
+                and not self._not_before.get(job_id)
+                and committed.is_finished(record.offset)
+            ):
+                self.broken.append(f"order: {name} after offset {record.offset} was finished")
 
     def ends(self, worker: SimWorker) -> None:
         """Whatever Kafka says it runs alone, or is about to say, may be taken for the one that kills."""
@@ -145,8 +166,10 @@ class Judge:
         finals: dict[bytes, list[str]] = defaultdict(list)
         children = 0
         reasons: dict[bytes, str] = {}
+        lives: dict[bytes, list[StatusChange]] = defaultdict(list)
         for record in world.kafka.records(world.topics.status):
             status = decode_status(world.codec, record.value or b"")
+            lives[status.job_id.encode()].append(status)
             if status.state.final:
                 finals[status.job_id.encode()].append(status.state.value)
                 reasons[status.job_id.encode()] = status.error_type or ""
@@ -166,10 +189,50 @@ class Judge:
         for job_id, ends in finals.items():
             if len(ends) > 1:
                 self.broken.append(f"forked: a child, {job_id!r}, has {len(ends)} ends")
+        for job_id, statuses in lives.items():
+            self._check_states(job_id, statuses)
+        self._check_letters({job_id for job_id, all_ in lives.items() if all_[-1].state.value == "failed"})
         self._check_copies()
         if len(finals) != children:
             self.broken.append(f"children: {len(finals)} have an end, {children} were scheduled")
         return self.broken
+
+    def _check_states(self, job_id: bytes, statuses: list[StatusChange]) -> None:
+        """States follow each other, deliveries and attempts rise, and each outcome comes from a run of its delivery."""
+        before: StatusChange | None = None
+        for status in statuses:
+            news = (
+                f"{status.state.value} (delivery {status.delivery}, attempt {status.attempt}) of {job_id!r}"
+            )
+            attempt, put_off = 1, False
+            if before is not None:
+                put_off = before.state.value in ("retrying", "scheduled")
+                attempt = before.attempt + (before.state.value == "retrying")
+                if before.state.final:
+                    self.broken.append(f"illegal: {news} after its end")
+                elif status.delivery < before.delivery + put_off:
+                    self.broken.append(f"illegal: {news} after delivery {before.delivery}")
+            if status.attempt != attempt:
+                self.broken.append(f"illegal: {news}, and not attempt {attempt}")
+            ran = [one for _, one in self._runs[job_id, status.delivery] if one.ended_ms is not None]
+            if (
+                status.state.value != "running"
+                and status.error_type != "worker_lost"
+                and all(one.cut_short for one in ran)
+                and job_id in self._jobs
+            ):
+                self.broken.append(f"illegal: {news}, and no run of it came to that")
+            before = status
+
+    def _check_letters(self, failed: set[bytes]) -> None:
+        """Who failed is a dead letter."""
+        world = self._world
+        letters: set[bytes] = set()
+        for record in world.kafka.records(world.topics.dlq):
+            with contextlib.suppress(WireError):  # a test's garbage
+                letters.add(peek_id(record.value))
+        for job_id in sorted(failed - letters):
+            self.broken.append(f"lost: {job_id!r} failed, and there is no dead letter of it")
 
     def _check_copies(self) -> None:
         """No delivery stands twice, but for what a producer wrote twice itself."""

@@ -12,14 +12,16 @@ from unittest.mock import patch
 from schemas.headers import Delivery
 from schemas.lifecycle import JobStatus
 from schemas.offsetmap import OffsetMap, Suspect
-from tests.simulation.sim_worker import OffsetsAtOnce, SimWorker
+from tests.simulation.sim_worker import OffsetsAtOnce, SimExecutor, SimWorker
 from workers.commit import Committer
 from workers.delay import Delays
 from workers.duplicates import DuplicateWindow
 from workers.lease import Lease
+from workers.message import Message
 from workers.offsets import PartitionState
 from workers.outcome import Outcome
 from workers.poller import Poller
+from workers.results import Success
 from workers.router import Router
 from workers.scheduler import Scheduler
 from workers.testing import MemoryKafka
@@ -66,6 +68,67 @@ def _no_retry() -> Any:
         return outcome
 
     return patch.object(Router, "settle", drops)
+
+
+def _no_letter() -> Any:
+    """A job that has failed for good leaves no dead letter."""
+    settle = Router.settle
+
+    def drops(self: Router, run: Any, result: Any, rules: Any) -> Outcome:
+        outcome = settle(self, run, result, rules)
+        return replace(outcome, records=()) if outcome.state is JobStatus.FAILED else outcome
+
+    return patch.object(Router, "settle", drops)
+
+
+def _hops_count() -> Any:
+    """Each time that a job is published again counts as an attempt."""
+    follow = Delivery.next
+
+    def counts(self: Delivery, **changes: Any) -> Delivery:
+        made = follow(self, **changes)
+        return replace(made, attempt=made.attempt + 1)
+
+    return patch.object(Delivery, "next", counts)
+
+
+def _cancelled_is_done() -> Any:
+    """A run that was cancelled is taken for one that succeeded."""
+    cancel = SimExecutor.cancel
+
+    def done(self: SimExecutor, parts: set[PartitionState]) -> None:
+        ended = [one for one in self.running if one.message.part in parts]
+        for one in ended:
+            self._worker._committer.emit(
+                self._worker._router.settle(self._run(one), Success(), one.decoded.rules)
+            )
+        cancel(self, parts)
+
+    return patch.object(SimExecutor, "cancel", done)
+
+
+@contextlib.contextmanager
+def _interrupted_go_last() -> Iterator[None]:
+    """What was running at a death begins again behind the others of its key."""
+    start, lock = Scheduler._start, Scheduler._lock
+    ran: set[bytes] = set()
+    behind: set[Message] = set()
+
+    def note(self: Scheduler, message: Message) -> None:
+        ran.add(message.job_id)
+        start(self, message)
+
+    def goes_last(self: Scheduler, message: Message) -> bool:
+        suspect = message.part.suspects.get(message.offset)
+        if message.job_id in ran and suspect and suspect.deaths == 1 and message not in behind:
+            assert message.priority is not None
+            behind.add(message)
+            self._buffers[message.priority].append(message)
+            return False
+        return lock(self, message)
+
+    with patch.object(Scheduler, "_start", note), patch.object(Scheduler, "_lock", goes_last):
+        yield
 
 
 def _clock_ahead() -> Any:
@@ -241,8 +304,8 @@ def _wakes_up_unaware() -> Any:
     return patch.object(Lease, "holds", property(lambda _self: True))
 
 
-def _news_without_offsets() -> Any:
-    """That a job is running is told without the offsets that fence the news."""
+def _maps_only_beside_ends() -> Any:
+    """A map is committed only where a job has ended: what waits for a later start limit waits for ever."""
     plan = Committer._plan
 
     def careless(self: Committer, outcomes: Any, released: Any) -> Any:

@@ -67,7 +67,7 @@ def honest() -> Evidence:
         runs=[
             *(ran(name, n + 1, n + 1.5) for n, name in enumerate(names[:3])),
             ran("four", 9.5, None),
-            ran("four", 13, 13.5, "b.0"),
+            ran("four", 13, 13.5, "b.0", fence=1),
         ],
         lives=[Life("a", 10, 0, 10 * S, "killed"), Life("b", 20, 0, 30 * S, "stays")],
         troubles=[],
@@ -94,14 +94,32 @@ def test_a_dead_letter_of_an_innocent_is_counted_apart_if_its_worker_died_while_
     evidence.troubles += troubles
     evidence.accepted.append(Accepted("five", "t", "succeeded", "low", None))
     evidence.topics.statuses["five"] = [said("five", "failed", 19, 4, "b.0", error_type="worker_lost")]
+    evidence.topics.jobs.append(record("five", 0, topic="jobs.dlq"))
     evidence.runs += [
         ran("five", 11, 12, key=None, how="cancelled"),
-        ran("five", 13, 14, key=None, how="cancelled"),
-        ran("five", 16, end_of_last, key=None, how="cancelled" if end_of_last else None),
+        ran("five", 13, 14, key=None, how="cancelled", fence=1),
+        ran("five", 16, end_of_last, key=None, how="cancelled" if end_of_last else None, fence=2),
     ]
     verdict = judge(evidence)
     assert verdict.condemned.count == condemned
     assert (verdict.illegal.count == 0) == bool(condemned)
+
+
+def test_a_worker_that_was_only_frozen_condemns_nobody() -> None:
+    """It wakes up and reports, and its job is acquitted."""
+    evidence = honest()
+    evidence.lives[0] = Life("a", 10, 0, 30 * S, "stays")
+    evidence.troubles.append(Trouble("worker_freeze", 15 * S, 25 * S, 10))
+    evidence.runs[3] = ran("four", 9.5, 9.6, how="cancelled")
+    evidence.accepted.append(Accepted("five", "t", "succeeded", "low", None))
+    evidence.topics.statuses["five"] = [said("five", "failed", 19, 4, "b.0", error_type="worker_lost")]
+    evidence.topics.jobs.append(record("five", 0, topic="jobs.dlq"))
+    evidence.runs += [
+        ran("five", start, end, key=None, how="cancelled", fence=fence)
+        for fence, (start, end) in enumerate([(11, 12), (13, 14), (16, 25.2)])
+    ]
+    verdict = judge(evidence)
+    assert (set(verdict.broken), verdict.condemned.count) == ({"illegal"}, 0)
 
 
 def test_honest_evidence_is_found_to_be_so_and_times_are_measured(tmp_path: Path) -> None:
@@ -124,6 +142,19 @@ def test_a_partition_that_moves_in_order_shows_how_long_it_stood_still() -> None
     assert judge(evidence).rebalance_s == 0.0, "what a broker's death leaves behind is another matter"
 
 
+def test_a_partition_in_which_nothing_begins_stands_still_all_the_time() -> None:
+    evidence = honest()
+    evidence.topics.jobs.append(record("five", 0, partition=1))
+    assert judge(evidence).standstill_s == 20.0
+
+
+def test_who_dies_before_it_has_partitions_has_none_to_take_over() -> None:
+    """Its predecessor's, of the same name, are not its own."""
+    evidence = honest()
+    evidence.lives.append(Life("a", 11, 14 * S, 15 * S, "killed"))
+    assert judge(evidence).takeover_s == 3.0
+
+
 def test_jobs_in_processes_of_one_worker_are_no_rebalance() -> None:
     evidence = honest()
     evidence.runs[1] = ran("two", 4, 4.5, pid=11)
@@ -134,20 +165,28 @@ def lose(e: Evidence) -> None:
     del e.topics.statuses["two"]
 
 
+def bury(e: Evidence, name: str) -> None:
+    e.topics.jobs.append(record(name, len(e.topics.jobs), topic="jobs.dlq"))
+
+
 def end_twice(e: Evidence) -> None:
+    bury(e, "two")
     e.topics.statuses["two"].append(said("two", "failed", 3, 9, delivery=1))
 
 
 def retry_twice(e: Evidence) -> None:
     e.topics.statuses["two"] = [
         said("two", "retrying", 2, 7),
-        said("two", "retrying", 2.1, 8),
-        said("two", "succeeded", 3, 9, delivery=1),
+        said("two", "retrying", 2.6, 8),
+        said("two", "succeeded", 2.8, 9, delivery=1, attempt=2),
     ]
+    e.runs += [ran("two", 2.6, 2.65), ran("two", 2.8, 2.85, attempt=2)]
 
 
 def bury_twice(e: Evidence) -> None:
-    e.topics.jobs += [record("x", 5, topic="jobs.dlq"), record("x", 6, topic="jobs.dlq")]
+    e.topics.statuses["x"] = [said("x", "failed", 5, 9, error_type="worker_lost")]
+    bury(e, "x")
+    bury(e, "x")
 
 
 def go_back(e: Evidence) -> None:
@@ -155,6 +194,7 @@ def go_back(e: Evidence) -> None:
 
 
 def end_wrongly(e: Evidence) -> None:
+    bury(e, "two")
     e.topics.statuses["two"] = [said("two", "failed", 2.5, 9)]
 
 
@@ -182,6 +222,105 @@ def run_for_nothing(e: Evidence) -> None:
     e.runs.append(ran("one", 5, 5.1))
 
 
+def succeed_without_a_run(e: Evidence) -> None:
+    del e.runs[1]
+
+
+def succeed_in_a_run_without_an_end(e: Evidence) -> None:
+    e.runs[1] = replace(e.runs[1], end_ns=None, how=None)
+
+
+def fail_without_a_letter(e: Evidence) -> None:
+    e.topics.statuses["two"] = [said("two", "failed", 2.5, 9)]
+    e.accepted[1] = replace(e.accepted[1], expected="failed")
+
+
+def bury_who_succeeded(e: Evidence) -> None:
+    bury(e, "two")
+
+
+def retry(e: Evidence, *others: Status, **facts: object) -> None:
+    """Job two fails in its first run, at 2.5, and succeeds in its second, at 3.9."""
+    e.topics.statuses["two"] = [
+        said("two", "retrying", 2.5, 7, not_before_ms=WALL_MS + 3_500, started_ms=WALL_MS + 2_000),
+        *others,
+        replace(said("two", "succeeded", 3.9, 9, delivery=2, attempt=2), **facts),  # type: ignore[arg-type]
+    ]
+    e.runs.append(ran("two", 3.9, 3.95, attempt=e.topics.statuses["two"][-1].attempt))
+
+
+def retried(not_before_s: float, offset: int = 0) -> JobRecord:
+    due_ms = WALL_MS + round(not_before_s * 1000)
+    return record(
+        "two", offset, topic="jobs.retry.1s", delivery=1, not_before_ms=due_ms, written_ms=WALL_MS + 2_600
+    )
+
+
+def write_a_retry_twice(e: Evidence) -> None:
+    retry(e)
+    e.topics.jobs += [retried(3.5), retried(3.5, 1)]
+
+
+def start_before_the_time_on_the_record(e: Evidence) -> None:
+    retry(e)
+    e.topics.jobs.append(retried(5))
+
+
+def tell_late_news(e: Evidence) -> None:
+    retry(e, said("two", "running", 2.6, 8))
+
+
+def skip_attempts(e: Evidence) -> None:
+    retry(e, attempt=3)
+
+
+def forget_what_came_before(e: Evidence) -> None:
+    e.topics.statuses["two"] = [said("two", "succeeded", 2.5, 9, attempt=2)]
+    e.runs[1] = replace(e.runs[1], attempt=2)
+
+
+def cancel_for_nothing(e: Evidence) -> None:
+    e.runs.append(ran("one", 0.2, 0.4, how="cancelled"))
+
+
+def vanish(e: Evidence) -> None:
+    """The handler of a process that lives on never ends, and the job runs again there."""
+    e.runs[4] = ran("four", 15, 15.5, "b.0", fence=1)
+    e.topics.statuses["four"] = [said("four", "succeeded", 15.5, 3, "b.0")]
+    e.runs.append(ran("four", 11, None, "b.0", fence=1, key=None))
+
+
+def run_what_is_finished_while_a_broker_is_away(e: Evidence) -> None:
+    e.runs.append(ran("one", 16, 16.5, "b.0", fence=1))
+    e.troubles.append(Trouble("broker_kill", 14 * S, 15 * S))
+
+
+def run_again_what_was_kept_while_a_broker_is_away(e: Evidence) -> None:
+    e.runs.append(ran("one", 0.2, 0.4))
+    e.troubles.append(Trouble("broker_kill", 0, 5 * S))
+
+
+def break_the_order_at_the_heir(e: Evidence) -> None:
+    """Worker a has run two and three when it is killed; its heir begins with three."""
+    for name, at in (("two", 16), ("three", 15)):
+        e.topics.statuses[name] = [said(name, "succeeded", at, 7, "b.0")]
+        e.runs.append(ran(name, at, at + 0.5, "b.0", fence=1))
+    e.runs[1], e.runs[2] = ran("two", 9.0, 9.1), ran("three", 9.2, 9.3)
+
+
+def spread_a_key(e: Evidence) -> None:
+    e.topics.jobs[1] = replace(e.topics.jobs[1], partition=1)
+
+
+def overlap_in_a_process_that_was_frozen(e: Evidence) -> None:
+    """It woke up, and its own lock let a second one in."""
+    e.lives[0] = Life("a", 10, 0, 30 * S, "stays")
+    e.troubles.append(Trouble("worker_freeze", round(9.7 * S), 20 * S, 10))
+    e.runs[3:] = [ran("four", 9.5, 20.9), ran("five", 20.5, 20.6)]
+    e.topics.statuses["four"] = [said("four", "succeeded", 9.5, 3)]
+    e.topics.statuses["five"] = [said("five", "succeeded", 20.5, 4)]
+
+
 @pytest.mark.parametrize(
     ("plant", "found"),
     [
@@ -196,6 +335,22 @@ def run_for_nothing(e: Evidence) -> None:
         (overlap, {"overlaps"}),
         (swap, {"order"}),
         (run_for_nothing, {"unexplained"}),
+        (succeed_without_a_run, {"illegal"}),
+        (succeed_in_a_run_without_an_end, {"illegal", "overlaps"}),
+        (fail_without_a_letter, {"lost"}),
+        (bury_who_succeeded, {"illegal"}),
+        (write_a_retry_twice, {"forked"}),
+        (start_before_the_time_on_the_record, {"early"}),
+        (tell_late_news, {"illegal"}),
+        (skip_attempts, {"illegal"}),
+        (forget_what_came_before, {"illegal"}),
+        (cancel_for_nothing, {"unexplained"}),
+        (vanish, {"unexplained"}),
+        (run_what_is_finished_while_a_broker_is_away, {"unexplained"}),
+        (run_again_what_was_kept_while_a_broker_is_away, {"unexplained"}),
+        (break_the_order_at_the_heir, {"order"}),
+        (spread_a_key, {"order"}),
+        (overlap_in_a_process_that_was_frozen, {"overlaps"}),
     ],
 )
 def test_what_must_not_be_is_found(plant: Callable[[Evidence], None], found: set[str]) -> None:
@@ -203,6 +358,35 @@ def test_what_must_not_be_is_found(plant: Callable[[Evidence], None], found: set
     plant(evidence)
     evidence.runs.sort(key=lambda run: run.start_ns)
     assert set(judge(evidence).broken) == found
+
+
+def test_a_handlers_process_that_outlives_its_worker_for_a_moment_was_killed_with_it() -> None:
+    evidence = honest()
+    evidence.runs[3] = ran("four", 9.9, 10.05, pid=11)
+    verdict = judge(evidence)
+    assert (verdict.broken, verdict.reasons) == ({}, {"killed before its commit": 1})
+
+
+@pytest.mark.parametrize(
+    ("reason", "troubles", "fence"),
+    [
+        ("cancelled: moved", [], 1),
+        ("cancelled: frozen", [Trouble("worker_freeze", 5 * S, 12 * S, 20)], 0),
+        ("cancelled: broker away", [Trouble("broker_kill", 5 * S, 7 * S)], 0),
+        (None, [], 0),
+    ],
+)
+def test_a_run_that_was_cancelled_has_a_reason(
+    reason: str | None, troubles: list[Trouble], fence: int
+) -> None:
+    evidence = honest()
+    evidence.troubles += troubles
+    evidence.runs[4] = replace(evidence.runs[4], fence=1 + fence)
+    evidence.runs.insert(3, ran("four", 11, 12, "b.0", how="cancelled", fence=1))
+    evidence.runs.sort(key=lambda run: run.start_ns)
+    verdict = judge(evidence)
+    assert verdict.reasons == {"killed": 1, **({reason: 1} if reason else {})}
+    assert bool(verdict.broken) == (reason is None)
 
 
 def test_what_a_frozen_process_does_when_it_wakes_is_counted_apart() -> None:

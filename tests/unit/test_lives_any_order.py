@@ -21,7 +21,7 @@ from tests.support.messages import TOPICS, job_value, partition
 from workers.message import Message
 from workers.outcome import Outcome, OutRecord
 from workers.results import Failed, JobResult, Skipped, Snooze, Success
-from workers.router import Router, Rules, Run
+from workers.router import MIN_SNOOZE_MS, Router, Rules, Run
 
 pytestmark = pytest.mark.job_processing
 
@@ -52,6 +52,8 @@ class Life(RuleBasedStateMachine):
         self.written_ms = self.now_ms
         self.hops = self.runs = 0
         self.due_ms = 0
+        #: Runs of this life that have failed.
+        self.failures = 0
 
     @initialize(priority=st.sampled_from(list(JobPriority)))
     def begins(self, priority: JobPriority) -> None:
@@ -60,7 +62,7 @@ class Life(RuleBasedStateMachine):
     @precondition(lambda self: self.state is not None and self.record is None and self.letter is None)
     @rule(priority=st.sampled_from(list(JobPriority)))
     def another_one(self, priority: JobPriority) -> None:
-        self.hops = self.runs = self.due_ms = 0
+        self.hops = self.runs = self.due_ms = self.failures = 0
         self.scheduled(priority)
 
     def scheduled(self, priority: JobPriority) -> None:
@@ -134,6 +136,7 @@ class Life(RuleBasedStateMachine):
     def it_runs(self, result: JobResult, runs_ms: int) -> None:
         one = self._read()
         delivery = one.delivery
+        assert delivery.attempt == 1 + self.failures, "a failure is an attempt, a hop or a snooze is none"
         # What is left of a wait, less than a second, passes in memory.
         left_ms = delivery.not_before_ms - self.now_ms
         assert left_ms < 1_000
@@ -153,12 +156,22 @@ class Life(RuleBasedStateMachine):
             case Skipped():
                 assert self.state is JobStatus.SKIPPED
             case Failed(retryable=retryable):
-                again = retryable and delivery.attempt <= RULES.max_retries
+                self.failures += 1
+                again = retryable and self.failures <= RULES.max_retries
                 assert self.state is (JobStatus.RETRYING if again else JobStatus.FAILED)
         if not self.state.final:
             assert self.last is not None
             assert self.last.not_before is not None
             self.due_ms = self.last.not_before
+            match result:
+                case Snooze(delay=delay) if self.state is JobStatus.SCHEDULED:
+                    wait_ms = max(round(delay / timedelta(milliseconds=1)), MIN_SNOOZE_MS)
+                case _:
+                    wait_ms = RULES.backoff.delay_ms(self.job_id, delivery.attempt)
+                    self.failures += isinstance(
+                        result, Snooze
+                    )  # its limit was reached: a failure like any other
+            assert self.due_ms == self.now_ms + wait_ms
             assert self._read().delivery.not_before_ms == self.due_ms, "status and record say the same time"
 
     @precondition(lambda self: self.letter is not None)
@@ -187,7 +200,7 @@ class Life(RuleBasedStateMachine):
         life = life_after(letter, self.last, self.now_ms, TOPICS)
         assert self.state is not None
         assert is_legal(self.state, life.status.state)
-        self.state, self.letter, self.due_ms = life.status.state, None, 0
+        self.state, self.letter, self.due_ms, self.failures = life.status.state, None, 0, 0
         self._stands(OutRecord(life.topic, life.partition, life.key, life.value, life.headers))
         delivery = self._read().delivery
         assert (delivery.redrives, delivery.delivery, delivery.attempt) == (
