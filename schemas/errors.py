@@ -120,6 +120,18 @@ class KafkaUnreachable(PipelineError):
         )
 
 
+class KafkaSilent(KafkaUnreachable):
+    """Kafka did not acknowledge in time what must be written before anything else. Whoever supervises tries again."""
+
+    def __init__(self, what: str, bootstrap_servers: str, seconds: float) -> None:
+        self.bootstrap_servers = bootstrap_servers
+        PipelineError.__init__(
+            self,
+            f"Kafka at {bootstrap_servers} has not acknowledged {what} within {seconds:.0f} s: brokers are away, or topics "
+            "are missing; see `rustfs-workers topics check`",
+        )
+
+
 class ReadIncomplete(PipelineError):
     """Topics could not be read to their end in time, and half of what they say would be a wrong answer."""
 

@@ -22,7 +22,7 @@ from confluent_kafka import Consumer, KafkaException, Producer
 from confluent_kafka.admin import AdminClient
 
 from schemas.codec import Codec
-from schemas.errors import PipelineError
+from schemas.errors import KafkaSilent, PipelineError
 from schemas.offsetmap import OffsetMap
 from schemas.records import JobCounter, WorkerReport, encode_report
 from schemas.topics import JobPriority
@@ -223,7 +223,7 @@ class WorkerProcess:
         Raises:
             JobTypeError: a handler for processes cannot be imported by a process of its own.
             TopicsMismatch: topics are missing, or their partition counts differ.
-            PipelineError: Kafka does not answer.
+            KafkaUnreachable: Kafka does not answer.
         """
         try:
             count = self.poller.partition_count = await self._counts.count()
@@ -258,10 +258,8 @@ class WorkerProcess:
             introduce, self._settings, own_schemas(self._handlers), timeout_s=_FIRST_ANSWER_S
         )
         if not await asyncio.to_thread(self._reporter.first, _FIRST_ANSWER_S):
-            raise PipelineError(
-                f"the worker's first report was not acknowledged within {_FIRST_ANSWER_S:.0f} s; are the topics there? "
-                f"try `rustfs-workers topics create` ({self._topics.reports})"
-            )
+            what = f"the worker's first report ({self._topics.reports})"
+            raise KafkaSilent(what, self._settings.bootstrap_servers(), _FIRST_ANSWER_S)
         self._lease.seconds = await asyncio.to_thread(self._lease_from_broker)
 
     async def drain(self, timeout_s: float) -> None:

@@ -11,7 +11,7 @@ from confluent_kafka import KafkaError
 
 from schemas import JobPriority
 from schemas.codec import Codec
-from schemas.errors import PipelineError
+from schemas.errors import KafkaUnreachable
 from schemas.headers import parse
 from schemas.jobtype import job_type
 from schemas.records import REPORT, STATUS
@@ -22,6 +22,7 @@ from tests.support.commit_bench import Bench, kafka_error
 from tests.support.deployments import Sample, settings_for
 from tests.support.messages import TOPICS, message
 from workers.children import ChildJobs
+from workers.console import UNREACHABLE, exit_code
 from workers.outcome import Outcome, OutRecord
 from workers.own_schemas import introduce
 
@@ -95,5 +96,6 @@ def test_a_schema_goes_again_unless_its_transaction_was_committed_for_sure(
 
 def test_a_worker_that_cannot_say_what_it_writes_does_not_start(tmp_path: Path) -> None:
     settings = settings_for("127.0.0.1:1", "p.", tmp_path)
-    with pytest.raises(PipelineError, match=r"p\.schemas: no Kafka broker answered"):
+    with pytest.raises(KafkaUnreachable, match=r"\(p\.schemas\) within") as refusal:
         introduce(settings, [STATUS, REPORT], timeout_s=0.5)
+    assert exit_code(refusal.value) == UNREACHABLE, "who supervises it is to try again"
