@@ -9,7 +9,8 @@ call, so the two never disagree.
 
 Version 2:  ``2;<flag>;<fence>;<incarnation>;<transactional id>;<start limit>;<finished>;<suspects>;<losses>``
 
-- flag: ``c`` for clean (set by a drain, or nothing was ever started), else ``-``
+- flag: ``c`` for clean (nothing of it was running: after a drain, while one job of another partition ran alone, in a retry topic
+  always), else ``-``
 - start limit: how far behind the offset; nothing at or past it was started
 - finished: ``r`` + base64url of varints: lengths of alternating runs (unfinished, finished, …) from the offset on,
   or ``b`` + base64url of a bitset, least significant bit first, whichever is shorter
@@ -81,7 +82,8 @@ class OffsetMap:
     finished: frozenset[int] = frozenset()
     #: Nothing at or past this offset was started.
     start_limit: int = 0
-    #: Nothing of it was running: its owner has left in order, or ran one job of another partition beside nothing else.
+    #: Nothing of it was running: its owner has left in order, or ran one job of another partition beside nothing else; or its
+    #: records are none to be run.
     clean: bool = True
     #: Rises by one with every owner.
     fence: int = 0

@@ -39,10 +39,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
     Without any, each of the processes that tests start would compile all that it imports, a second of it.
     """
-    if not sys.dont_write_bytecode or "PYTHONPYCACHEPREFIX" in os.environ or config.cache is None:
+    cache: pytest.Cache | None = getattr(config, "cache", None)  # not there with -p no:cacheprovider
+    if not sys.dont_write_bytecode or "PYTHONPYCACHEPREFIX" in os.environ or cache is None:
         return
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-    os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix = str(config.cache.mkdir("bytecode"))
+    os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix = str(cache.mkdir("bytecode"))
     sys.dont_write_bytecode = False
 
 

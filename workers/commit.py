@@ -95,7 +95,7 @@ class Committer:
         on_failure: Callable[[BaseException], None],
         end_forgotten: Callable[[], None] = lambda: None,
         on_fenced: Callable[[], None] = lambda: None,
-        upcoming: Callable[[int], Iterable[Message]] = lambda _: (),
+        upcoming: Callable[[int], Iterable[Message]],
         lease: Lease,
         job_types: Iterable[str] = (),
     ) -> None:

@@ -223,6 +223,9 @@ class Executor:
             while self._may_start() and (message := scheduler.take(now_ns() // 1_000_000)) is not None:
                 if self._idle or len(self._slots) < self._config.max_concurrent_jobs:
                     self.wake()
+                if scheduler.needs_commit:
+                    # Now: what was taken may take its time, and nobody else may come to ask.
+                    self._emit_nothing()
                 await self._run(message, me)
                 # In its context, or in this task: a handler that cancels its own has no effect on those after it.
                 if contextvars.copy_context() != clean or (me is not None and me.cancelling()):
@@ -250,6 +253,7 @@ class Executor:
 
     def _emit_nothing(self) -> None:
         """Start limits must move before what is parked can start: ask for a commit."""
+        self._scheduler.needs_commit = False
         self._emit(Outcome(None, None))
 
     async def _run(self, message: Message, slot: asyncio.Task[Any] | None) -> None:

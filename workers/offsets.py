@@ -168,7 +168,7 @@ class PartitionState:
         """Whether a committed map already says that this record may be running; if so, it counts as started.
 
         Looking and counting are one step: between them a commit could publish a lower limit. A suspect needs no more than
-        this: each map of ours names all of them, and the first one opens the limit.
+        this: each map of ours names all of them.
         """
         with self.lock:
             if self.releasing:
@@ -220,13 +220,12 @@ class PartitionState:
         self,
         finished: Iterable[int],
         *,
-        window: int = 0,
         clean: bool = False,
         resting: bool = False,
     ) -> OffsetMap:
         """The map to commit if the records in ``finished`` are finished by the same transaction.
 
-        ``window``: how many more of those that wait may start, beyond all that are wanted. A successor suspects each of them.
+        What is wanted may start, and where nothing waits a few that may come; a successor suspects each of them.
         ``resting``: one runs beside nothing else, here or in another partition: nobody but that one can be to blame then.
         """
         # What changes from here on is for the next plan; if this one is not committed, its maker says so.
@@ -245,8 +244,7 @@ class PartitionState:
             limit = max(limit, self.alone + 1)
         if not clean and not resting:
             reach = max(limit, self.wanted)
-            waiting = self.top - reach
-            limit = reach + (min(window, waiting) if waiting > 0 else MIN_START_WINDOW)
+            limit = reach + (MIN_START_WINDOW if self.top <= reach else 0)
             if self.suspects and max(self.suspects) >= self.top:
                 # A record that we do not even have must not count our death as well as our predecessor's.
                 limit = min(limit, max(reach, self.top))

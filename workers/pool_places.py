@@ -72,6 +72,10 @@ class PoolPlaces:
             admitted.append(message)
         return admitted
 
+    def ahead(self, count: int) -> list[Message]:
+        """About the next ``count`` that are admitted. Any thread."""
+        return self._turns.ahead(count)
+
     def leave(self, message: Message) -> None:
         """It has run, or will not: its place is free, if it had one."""
         self._taken.discard(message)

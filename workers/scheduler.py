@@ -43,6 +43,10 @@ class _KeyLock:
             queue = self.waiting[message.priority] = deque()
         return queue
 
+    def first(self, count: int) -> list[Message]:
+        """The next ``count`` of them, about. Any thread."""
+        return [one for queue in list(self.waiting.values()) for one in list(islice(queue, count))][:count]
+
     def next(self) -> Message | None:
         """The next in line, who waits no longer."""
         return next((queue.popleft() for p in PRIORITIES if (queue := self.waiting.get(p))), None)
@@ -83,6 +87,8 @@ class Scheduler:
         self.isolated: Message | None = None
         #: The one before, until a commit says that it runs alone no longer.
         self._was_isolated: Message | None = None
+        #: A message waits for a commit that nobody has been asked for; who asks sets it back.
+        self.needs_commit = False
         #: Threads that go on though their job has ended: whoever runs beside them may die of what they do.
         self.strays = 0
         #: Messages taken and not done.
@@ -120,12 +126,21 @@ class Scheduler:
         return self._bytes_behind_keys_of.get(part, 0)
 
     def upcoming(self, count: int) -> list[Message]:
-        """About the next ``count`` that start, if nothing but a commit is in their way. Any thread."""
+        """About the next ``count`` that start, if nothing but a commit is in their way. Any thread.
+
+        Read while the event loop goes on: each line is copied in one step of CPython's, and what is missed asks by itself.
+        """
         found: list[Message] = []
         parked = list(self._parked.values())
         for queue in parked:
             # Each partition's share: they are what comes first of it.
             found += islice(queue, -(-count // len(parked)))
+        # Who waits behind the key of one of them, or for a process, would each ask for a commit of their own.
+        locks = [lock for one in found if isinstance(lock := self._keys.get(one.key or b""), _KeyLock)]
+        for lock in dict.fromkeys(locks):
+            found += lock.first(-(-count // len(locks)))
+        if self._pool is not None:
+            found += self._pool.ahead(1 + count // 4)
         return found + self._turns.ahead(count - len(found)) if len(found) < count else found
 
     def add(self, messages: Iterable[Message]) -> None:
@@ -387,6 +402,7 @@ class Scheduler:
         parked = self._parked.get(message.part)
         if parked is None:
             parked = self._parked[message.part] = deque()
+            self.needs_commit = True
         parked.append(message)
 
     def _lock(self, message: Message) -> bool:

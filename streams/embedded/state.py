@@ -252,14 +252,17 @@ def listens(port: int) -> bool:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """All or nothing: a reader never sees half a file.
+    """All or nothing: a reader never sees half a file, not even after the machine has lost its power.
 
     Raises:
         DataDirUnusable: it cannot be written.
     """
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        scratch.write_text(text, "utf-8")
+        with scratch.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())  # else the name may outlive what it names
         scratch.replace(path)
     except OSError as error:
         raise DataDirUnusable(f"cannot write {path}: {error}") from error

@@ -40,9 +40,17 @@ def partition(
     )
 
 
+def want(part: PartitionState, count: int) -> None:
+    """So many more of those that wait are about to start."""
+    reach = max(part.started, part.base, part.wanted)
+    if reach < part.top:
+        part.want(min(reach + count, part.top) - 1)
+
+
 def commit(part: PartitionState, *finished: int, window: int = 1_000) -> OffsetMap:
-    """One successful transaction for this partition."""
-    plan = part.plan(finished, window=window)
+    """One successful transaction for this partition; ``window``: so many of those that wait are about to start."""
+    want(part, window)
+    plan = part.plan(finished)
     part.committed(plan)
     return plan
 

@@ -234,7 +234,7 @@ class Bench:
         self.poller._on_assign(self.consumer, [TopicPartition(*place) for place in places])  # type: ignore[arg-type]
         parts = [self.poller.parts[place] for place in places]
         for part in parts:
-            part.committed(part.plan((), window=1_000))
+            part.committed(part.plan(()))
             part.start_limit = part.base + 1_000
         self.steps.clear()
         self.committer.nudges = 0

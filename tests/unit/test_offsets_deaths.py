@@ -38,7 +38,7 @@ def test_a_suspect_starts_only_when_a_commit_has_named_it() -> None:
 
 def test_a_suspect_that_has_finished_is_one_no_longer() -> None:
     part = partition()
-    deliver(part, 0, 1)
+    deliver(part, 0, 1, 2)
     successor = died(part, commit(part, window=2))
     deliver(successor, 0, 1)
     assert list(commit(successor).suspects) == [0, 1]
@@ -169,11 +169,29 @@ def test_nobody_is_suspect_while_one_of_another_partition_runs_alone() -> None:
     deliver(part, 0, 1)
     commit(part)
     assert part.start(0)
-    part.committed(part.plan((0,), resting=True))
-    assert not part.start(1), "no map tells of it"
+    deliver(part, 2)
+    part.want(2)
+    commit(part)
+    assert part.start(2)
+    part.committed(part.plan((0, 2), resting=True))
+    assert not part.start(1), "no map tells of it, though it lies below what was started"
     assert not died(part, part.plan((), resting=True)).suspects
     commit(part)
     assert part.start(1)
+
+
+def test_after_an_unclear_commit_it_rests_as_kafka_says() -> None:
+    part = partition()
+    deliver(part, 0, 1, 2)
+    commit(part)
+    assert part.start(2)
+    rests = part.plan((2,), resting=True)
+    part.adopt(read(rests))
+    assert not part.start(1)
+    part.committed(part.plan((2,)))
+    part.plan((), resting=True)
+    part.adopt(read(part.plan(())))
+    assert part.start(1), "the map that is committed does not say that it rests"
 
 
 def test_records_that_only_wait_for_their_time_are_never_suspect() -> None:
@@ -233,8 +251,8 @@ def test_the_names_of_many_lost_owners_are_forgotten_their_deaths_are_not() -> N
     for delivered, times in ((10, 2), (5, 4), (1, 6)):
         for _ in range(times):
             lost += 1
-            deliver(part, *range(delivered))
-            part = died(part, commit(part, window=10), now_ms=lost)
+            deliver(part, *range(delivered + 1))
+            part = died(part, commit(part, window=delivered), now_ms=lost)
     assert lost > len(part.losses) == MAX_LOSSES
     assert part.losses[UNKNOWN] == 0
     assert read(commit(part)).suspects == part.suspects

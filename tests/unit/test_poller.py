@@ -113,6 +113,11 @@ async def test_more_than_may_start_asks_for_a_commit() -> None:
     assert part.wanted == part.start_limit + 1, "that one opens the way to it"
 
 
+async def test_nothing_of_a_retry_topic_runs() -> None:
+    bench = Bench()
+    assert [part.runs for part in bench.assign(NORMAL, TIER)] == [True, False]
+
+
 async def test_what_arrives_behind_as_many_as_may_start_before_the_next_commit_asks_for_none() -> None:
     """A successor would suspect it for nothing."""
     bench = Bench()

@@ -90,9 +90,20 @@ def test_the_commit_that_ends_one_names_the_next() -> None:
     assert part.alone is None, "beside one that has survived nobody runs alone"
     scheduler.done(second)
     commit(part, 1)
+    third = take_alone(scheduler, part)
+    scheduler.put_back(third)
+    assert third.offset == 2
+
+
+def test_beside_a_thread_that_goes_on_none_is_named_ahead() -> None:
+    """It would be condemned for what the thread does."""
+    scheduler = Scheduler(others_first_ms=0)
+    part = dangerous(range(2))
+    arrive(scheduler, message(part, 0), message(part, 1))
+    scheduler.done(take_alone(scheduler, part))
     scheduler.strays = 1
-    scheduler.take(NOW_MS)
-    assert part.alone is None, "it would be condemned for what the thread does"
+    assert scheduler.take(NOW_MS) is None
+    assert part.alone is None
 
 
 def test_when_it_is_the_turn_of_others_none_is_named_ahead() -> None:
