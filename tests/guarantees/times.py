@@ -31,8 +31,8 @@ def measure(evidence: Evidence) -> Mapping[str, float]:
     """Each figure by its name."""
     starts = _starts(evidence)
     times: dict[int, list[int]] = defaultdict(list)
-    for record in evidence.topics.jobs:
-        times[record.partition] = [run.start_ns for run in starts.get(record.partition, ())]
+    for partition in {record.partition for record in evidence.topics.jobs}:
+        times[partition] = [run.start_ns for run in starts.get(partition, ())]
     began, stopped = evidence.traffic_ns
     figures = dict.fromkeys(
         (
