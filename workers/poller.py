@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from concurrent.futures import TimeoutError as FutureTimeout
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
@@ -224,7 +225,12 @@ class Poller:
         parts, priority_of, tier_of = self.parts, self._topics.priority_of, self._topics.tier_of
         messages: list[Message] = []
         # As many as may start before the next commit: it opens the way to them before the event loop has even seen them.
-        room = self._committer.ahead - sum(map(self._scheduler.startable, PRIORITIES))
+        # For each priority behind those that are at least as urgent: a backlog of others is in nobody's way.
+        waiting = accumulate(map(self._scheduler.startable, PRIORITIES))
+        room = {
+            priority: self._committer.ahead - before
+            for priority, before in zip(PRIORITIES, waiting, strict=True)
+        }
         is_due = False
         place: Place | None = None
         part: PartitionState | None = None
@@ -264,8 +270,8 @@ class Poller:
                 if part.suspects and offset in part.suspects:
                     message.lost_worker = bool(part.suspects[offset].alone)
                 messages.append(message)
-                if room > 0 and message.priority is not None:
-                    room -= 1
+                if message.priority is not None and room[message.priority] > 0:
+                    room[message.priority] -= 1
                     part.want(offset)
                     is_due = is_due or offset >= part.start_limit
         self._on_answer()

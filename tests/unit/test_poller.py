@@ -18,6 +18,7 @@ from workers.takeover import Place
 
 pytestmark = pytest.mark.worker_coordination
 
+CRITICAL: Place = (TOPICS.jobs[JobPriority.CRITICAL], 0)
 NORMAL: Place = (TOPICS.jobs[JobPriority.NORMAL], 0)
 BESIDE: Place = (NORMAL[0], 1)
 LOW: Place = (TOPICS.jobs[JobPriority.LOW], 0)
@@ -111,6 +112,17 @@ async def test_more_than_may_start_asks_for_a_commit() -> None:
     bench.round(*records(NORMAL, part.start_limit))
     assert bench.committer.nudges == 1
     assert part.wanted == part.start_limit + 1, "that one opens the way to it"
+
+
+async def test_an_urgent_one_is_not_behind_a_backlog_of_others() -> None:
+    """It would be refused, and wait for a commit more."""
+    bench = Bench()
+    backlog, urgent = bench.assign(NORMAL, CRITICAL)
+    bench.round(*records(NORMAL, *range(50)))
+    assert backlog.wanted <= bench.committer.ahead
+    urgent.start_limit = 0
+    bench.round(*records(CRITICAL, 0))
+    assert urgent.wanted == 1
 
 
 async def test_nothing_of_a_retry_topic_runs() -> None:
