@@ -110,25 +110,13 @@ class IllegalTransition(PipelineError):
 
 
 class KafkaUnreachable(PipelineError):
-    """No broker answered in time."""
+    """No broker answered in time, or did what it was asked for."""
 
-    def __init__(self, bootstrap_servers: str, seconds: float) -> None:
+    def __init__(self, bootstrap_servers: str, seconds: float, did: str = "answered") -> None:
         self.bootstrap_servers = bootstrap_servers
         super().__init__(
-            f"no Kafka broker answered at {bootstrap_servers} within {seconds:.0f} s; "
+            f"no Kafka broker {did} at {bootstrap_servers} within {seconds:.0f} s; "
             "start one with `rustfs-workers up`, or set KAFKA_BOOTSTRAP_SERVERS"
-        )
-
-
-class KafkaSilent(KafkaUnreachable):
-    """Kafka did not acknowledge in time what must be written before anything else. Whoever supervises tries again."""
-
-    def __init__(self, what: str, bootstrap_servers: str, seconds: float) -> None:
-        self.bootstrap_servers = bootstrap_servers
-        PipelineError.__init__(
-            self,
-            f"Kafka at {bootstrap_servers} has not acknowledged {what} within {seconds:.0f} s: brokers are away, or topics "
-            "are missing; see `rustfs-workers topics check`",
         )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from schemas.codec import Codec
-from schemas.errors import DeliveryFailed, KafkaSilent, KafkaUnreachable
+from schemas.errors import DeliveryFailed, PipelineError
 from schemas.records import REPORT, STATUS
 from schemas.wire import WireSchema
 from streams.schemas_topic import publish_schemas
@@ -37,10 +37,13 @@ def introduce(settings: Settings, schemas: Iterable[WireSchema], *, timeout_s: f
     """Put the schemas on their topic, and wait for the acknowledgement. Blocks: not for an event loop.
 
     Raises:
-        KafkaSilent: not acknowledged in time; nobody could read what this worker would write.
+        KafkaUnreachable: not acknowledged in time; nobody could read what this worker would write.
+        PipelineError: Kafka refused one.
     """
     try:
         publish_schemas(settings, schemas, timeout_s=timeout_s)
-    except (KafkaUnreachable, DeliveryFailed) as error:
-        what = f"the schemas of what this worker writes ({settings.topics.schemas})"
-        raise KafkaSilent(what, settings.bootstrap_servers(), timeout_s) from error
+    except DeliveryFailed as error:
+        raise PipelineError(
+            f"the schemas of what this worker writes are not on {settings.topics.schemas}: {error}; "
+            "see `rustfs-workers topics check`"
+        ) from error

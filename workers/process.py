@@ -22,7 +22,7 @@ from confluent_kafka import Consumer, KafkaException, Producer
 from confluent_kafka.admin import AdminClient
 
 from schemas.codec import Codec
-from schemas.errors import KafkaSilent, PipelineError
+from schemas.errors import KafkaUnreachable, PipelineError
 from schemas.offsetmap import OffsetMap
 from schemas.records import JobCounter, WorkerReport, encode_report
 from schemas.topics import JobPriority
@@ -258,8 +258,8 @@ class WorkerProcess:
             introduce, self._settings, own_schemas(self._handlers), timeout_s=_FIRST_ANSWER_S
         )
         if not await asyncio.to_thread(self._reporter.first, _FIRST_ANSWER_S):
-            what = f"the worker's first report ({self._topics.reports})"
-            raise KafkaSilent(what, self._settings.bootstrap_servers(), _FIRST_ANSWER_S)
+            did = f"acknowledged the worker's first report ({self._topics.reports})"
+            raise KafkaUnreachable(self._settings.bootstrap_servers(), _FIRST_ANSWER_S, did)
         self._lease.seconds = await asyncio.to_thread(self._lease_from_broker)
 
     async def drain(self, timeout_s: float) -> None:

@@ -12,7 +12,7 @@ from confluent_kafka import Consumer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewPartitions  # type: ignore[attr-defined]  # it has no __all__
 
 from schemas import JobStatus
-from schemas.errors import PipelineError
+from schemas.errors import KafkaUnreachable, PipelineError
 from schemas.topics import JobPriority
 from streams.producer import JobProducer
 from streams.settings import Settings
@@ -23,6 +23,7 @@ from tests.support.jobs import InProcess, Note, Waits
 from tests.support.waiting import eventually
 from tests.support.workers import Start, WorkerUnderTest, runs, workers
 from workers.config import WorkerConfig
+from workers.console import UNREACHABLE, exit_code
 from workers.manager import WorkerManager
 
 pytestmark = [pytest.mark.worker_coordination, pytest.mark.integration]
@@ -87,6 +88,20 @@ async def test_a_manager_that_cannot_start_leaves_nothing_running(
     assert psutil.Process().children(recursive=True) == children
     left = {thread.name for thread in threading.enumerate() if thread not in threads}
     assert {name for name in left if not name.startswith("asyncio_")} == set()
+    await manager.shutdown()
+
+
+async def test_a_worker_whose_first_report_kafka_keeps_waiting_has_not_reached_it(
+    provisioned: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Brokers may be away at that very moment: whoever supervises it is told to try again, by the exit code."""
+    monkeypatch.setattr("workers.reporter.Reporter.first", lambda *_: False)
+    manager = WorkerManager(WorkerConfig(worker_id="w"), provisioned).register(Note)
+    with pytest.raises(
+        KafkaUnreachable, match=r"acknowledged the worker's first report \(.*workers\.reports\)"
+    ) as end:
+        await manager.start()
+    assert exit_code(end.value) == UNREACHABLE
     await manager.shutdown()
 
 

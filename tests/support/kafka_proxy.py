@@ -106,8 +106,6 @@ class KafkaProxy:
         for task in connections:
             task.cancel()
         await asyncio.gather(*connections, return_exceptions=True)
-        # The transports close their sockets in the loop's next round.
-        await asyncio.sleep(0)
 
     def _accept(self, listener: socket.socket) -> None:
         with contextlib.suppress(BlockingIOError, ConnectionAbortedError):
@@ -129,6 +127,7 @@ class KafkaProxy:
         finally:
             # What a client has not read yet is not waited for.
             writer.transport.abort()
+            await _closed(writer)
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         broker_reader, broker_writer = await asyncio.open_connection(HOST, self.broker_port)
@@ -139,11 +138,15 @@ class KafkaProxy:
         ]
         try:
             await asyncio.wait(directions, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            broker_writer.transport.abort()  # nor is a broker that reads no longer
+            raise
         finally:
             broker_writer.close()
             for direction in directions:
                 direction.cancel()
             await asyncio.gather(*directions, return_exceptions=True)
+            await _closed(broker_writer)
 
     async def _requests(
         self, reader: asyncio.StreamReader, broker: asyncio.StreamWriter, waiting: dict[int, Request]
@@ -173,6 +176,12 @@ class KafkaProxy:
             if action is Action.PASS:
                 writer.write(struct.pack(">i", len(frame)) + frame)
                 await writer.drain()
+
+
+async def _closed(writer: asyncio.StreamWriter) -> None:
+    """Until its socket is: a connection that broke is closed as well."""
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()
 
 
 async def _frame(reader: asyncio.StreamReader) -> bytes:
