@@ -9,8 +9,8 @@ call, so the two never disagree.
 
 Version 2:  ``2;<flag>;<fence>;<incarnation>;<transactional id>;<start limit>;<finished>;<suspects>;<losses>``
 
-- flag: ``c`` for clean (nothing of it was running: after a drain, while one job of another partition ran alone, in a retry topic
-  always), else ``-``
+- flag: ``c`` for clean (nothing of it was running: after a drain, while one job of another partition ran alone, always in a
+  retry topic), else ``-``
 - start limit: how far behind the offset; nothing at or past it was started
 - finished: ``r`` + base64url of varints: lengths of alternating runs (unfinished, finished, …) from the offset on,
   or ``b`` + base64url of a bitset, least significant bit first, whichever is shorter

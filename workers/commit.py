@@ -98,6 +98,7 @@ class Committer:
         upcoming: Callable[[int], Iterable[Message]],
         lease: Lease,
         job_types: Iterable[str] = (),
+        least_ahead: int = _LEAST_AHEAD,
     ) -> None:
         self._membership = membership
         self._read_back = read_back
@@ -129,7 +130,7 @@ class Committer:
         self.counters = Counters(job_types)
         #: Jobs that end between two commits lately.
         self._pace = 0
-        self._least_ahead = _LEAST_AHEAD
+        self._least_ahead = least_ahead
         self._thread = threading.Thread(target=self._run, name="commit", daemon=True)
 
     def start(self) -> None:
@@ -321,7 +322,7 @@ class Committer:
                 or part in finished
                 or part in told_of
                 or part in released
-                or part.resting != (resting or part.closed or not part.runs)
+                or part.resting != part.rests(resting=resting)
             )
         }
         return kept, plans

@@ -216,6 +216,10 @@ class PartitionState:
         with self.lock:
             return len(self._map(self.base, self.done, self.start_limit).metadata()) > TAKE_LIMIT
 
+    def rests(self, *, resting: bool) -> bool:
+        """Whether the next map has to say that nothing runs here, but for one that runs alone; ``resting`` as for ``plan``."""
+        return resting or self.closed or self.alone is not None or not self.runs
+
     def plan(
         self,
         finished: Iterable[int],
@@ -230,10 +234,10 @@ class PartitionState:
         """
         # What changes from here on is for the next plan; if this one is not committed, its maker says so.
         self.dirty = False
-        self.closed = clean = clean or self.closed
+        self.closed = self.closed or clean
+        rests = self.rests(resting=resting)
         # At once: what starts between this plan and its commit would be unknown to a successor.
-        resting = resting or self.alone is not None or not self.runs
-        self.resting = self.resting or resting or clean
+        self.resting = self.resting or rests
         done = self.done.union(finished, self.gaps)
         base = self.base
         while base in done:
@@ -242,7 +246,7 @@ class PartitionState:
         limit = max(self.started, base)
         if self.alone is not None:
             limit = max(limit, self.alone + 1)
-        if not clean and not resting:
+        if not rests:
             reach = max(limit, self.wanted)
             limit = reach + (MIN_START_WINDOW if self.top <= reach else 0)
             if self.suspects and max(self.suspects) >= self.top:
@@ -250,7 +254,7 @@ class PartitionState:
                 limit = min(limit, max(reach, self.top))
         # Lower at once: what starts between this plan and its commit must lie below the limit that is committed.
         self.start_limit = min(self.start_limit, limit)
-        return self._map(base, done, limit, clean=clean or (resting and self.alone is None))
+        return self._map(base, done, limit, clean=self.closed or (rests and self.alone is None))
 
     def committed(self, plan: OffsetMap) -> None:
         """The transaction with ``plan`` committed."""

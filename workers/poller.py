@@ -15,7 +15,6 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from concurrent.futures import TimeoutError as FutureTimeout
-from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
@@ -224,13 +223,8 @@ class Poller:
     def _receive(self, received: list[KafkaMessage]) -> None:
         parts, priority_of, tier_of = self.parts, self._topics.priority_of, self._topics.tier_of
         messages: list[Message] = []
-        # As many as may start before the next commit: it opens the way to them before the event loop has even seen them.
-        # For each priority behind those that are at least as urgent: a backlog of others is in nobody's way.
-        waiting = accumulate(map(self._scheduler.startable, PRIORITIES))
-        room = {
-            priority: self._committer.ahead - before
-            for priority, before in zip(PRIORITIES, waiting, strict=True)
-        }
+        # The next commit opens the way to as many, before the event loop has even seen them.
+        room = self._scheduler.room(self._committer.ahead)
         is_due = False
         place: Place | None = None
         part: PartitionState | None = None

@@ -7,16 +7,16 @@ before it hands messages over: what is on its way to the event loop must count a
 
 A message waits here in one of six places: in its priority's buffer; ``parked`` until its partition has
 committed that it may start; behind its key, while another job with that key runs; for a place in the process
-pool (``workers.pool_places``); in ``alone``, with its key, because it was unfinished at two deaths of an owner and must
-run beside nothing else (those and all others take turns, ``workers.time_share``); or, with its key, in ``condemned``, because an owner was lost while it
-ran alone (``workers.verdicts``).
+pool (``workers.pool_places``); in ``alone``, with its key, because it was unfinished at two deaths of an owner
+and must run beside nothing else (those and all others take turns, ``workers.time_share``); or, with its key, in
+``condemned``, because an owner was lost while it ran alone (``workers.verdicts``).
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Mapping
-from itertools import islice
+from itertools import accumulate, islice
 
 from schemas.topics import PRIORITIES, JobPriority
 from workers.message import Message
@@ -112,6 +112,14 @@ class Scheduler:
     def startable(self, priority: JobPriority) -> int:
         """Those of them that do not wait behind their key: thousands of one key must not keep others from being fetched."""
         return self.waiting(priority) - self._behind_keys[priority]
+
+    def room(self, ahead: int) -> dict[JobPriority, int]:
+        """How many that arrive now are among the next ``ahead`` to start, about. Any thread.
+
+        For each priority behind those that are at least as urgent: a backlog of others is in nobody's way.
+        """
+        before = accumulate(map(self.startable, PRIORITIES))
+        return {priority: ahead - count for priority, count in zip(PRIORITIES, before, strict=True)}
 
     def waiting_bytes(self, priority: JobPriority) -> int:
         """What all that wait hold in memory. Any thread."""

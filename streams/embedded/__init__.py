@@ -1,8 +1,8 @@
 """A real Apache Kafka for laptops, demos and tests: loopback only, nothing needed but Python.
 
 ``jars`` (what Kafka consists of: downloaded once, checked at each start), ``java`` (what runs it),
-``properties`` (its settings) and ``formatting`` (what an empty directory begins with) → ``broker`` (one process, with a ``guardian`` that stops it when we are gone) →
-``background`` (one that stays). ``state`` says who runs a broker in a directory, and where.
+``properties`` (its settings) and ``formatting`` (what an empty directory begins with) → ``broker`` (one process, with a
+``guardian`` that stops it when we are gone) → ``background`` (one that stays). ``state`` says who runs a broker in a directory, and where.
 """
 
 from streams.embedded.background import start_background, stop_background

@@ -363,9 +363,9 @@ class SimWorker(WorkerProcess):
             on_failure=self._fail,
             upcoming=self._scheduler.upcoming,
             lease=self._lease,
+            least_ahead=2,  # maps that open a wide window would hide what happens at its end
         )
         committer.worker = self
-        committer._least_ahead = 2  # maps that open a wide window would hide what happens at its end
         committer._transactions._offsets = OffsetsAtOnce(self)  # type: ignore[assignment]
         self._committer: Any = committer
         self._executor: Any = SimExecutor(
