@@ -10,14 +10,10 @@ joined by ``__``. The names that Kafka users know (``KAFKA_BOOTSTRAP_SERVERS``, 
 
 from __future__ import annotations
 
-import contextlib
-import difflib
-import json
 import os
 import platform
 import re
-import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NamedTuple
 from urllib.parse import urlsplit
@@ -43,32 +39,25 @@ from pydantic_settings.sources import InitSettingsSource
 
 from schemas.errors import KafkaUnreachable, PipelineError, SettingsError
 from schemas.topics import DEFAULT_PARTITIONS, DEFAULT_PREFIX, JobPriority, Topics
+from streams.settings_shown import shown
+from streams.settings_sources import (
+    APP_NAME,
+    CUSTOMARY_NAMES,
+    ENV_PREFIX,
+    Known,
+    find_sources,
+    nearest,
+    not_json,
+    read_file,
+    refuse_unknown,
+    settings_file,
+    with_lower_case_names,
+)
 
-APP_NAME: Final = "rustfs-workers"
-ENV_PREFIX: Final = "RUSTFS_WORKERS_"
-FILE_NAME: Final = "rustfs-workers.toml"
 #: Where the embedded broker writes its address, below ``data_dir``.
 ADDRESS_FILE: Final = Path("kafka", "address")
 
-#: Settings that also answer to a name without our prefix.
-CUSTOMARY_NAMES: Final[Mapping[str, str]] = {
-    name.upper(): name
-    for name in (
-        "kafka_bootstrap_servers",
-        "kafka_security_protocol",
-        "kafka_sasl_mechanism",
-        "kafka_sasl_username",
-        "kafka_sasl_password",
-        "kafka_ssl_ca_location",
-        "kafka_ssl_certificate_location",
-        "kafka_ssl_key_location",
-        "kafka_ssl_key_password",
-        "schema_registry_url",
-    )
-}
-
 _DAY_S: Final = 86_400
-_MASK: Final = "******"
 _PORTS: Final = range(1, 65_536)
 #: Kafka's own, where an address has none.
 _ANY_PORT: Final = 9092
@@ -379,7 +368,7 @@ class Settings(BaseSettings):
         env_settings.env_vars = {**customary, **env_settings.env_vars}
         nodes = f"{ENV_PREFIX}nodes".lower()
         if given := env_settings.env_vars.get(nodes):
-            env_settings.env_vars = {**env_settings.env_vars, nodes: _with_lower_case_names(given)}
+            env_settings.env_vars = {**env_settings.env_vars, nodes: with_lower_case_names(given)}
         return init_settings, env_settings, InitSettingsSource(settings_cls, read_file(settings_file()))
 
 
@@ -392,16 +381,20 @@ def load_settings(**given: Any) -> Settings:
     overrides = {name: value for name, value in given.items() if value is not None}
     path = settings_file()
     from_file = read_file(path)
-    refuse_unknown(os.environ, from_file, path)
+    refuse_unknown(os.environ, from_file, path, _known())
     sources = find_sources(overrides, os.environ, from_file, path)
     try:
         settings = Settings(**overrides)
     except ValidationError as error:
         raise SettingsError(_in_words(error, sources)) from None
     except UnreadableValue:
-        raise SettingsError(_not_json(os.environ)) from None
+        raise SettingsError(not_json(os.environ)) from None
     settings._sources.update(sources)
     return settings
+
+
+def _known() -> Known:
+    return Known(Settings.model_fields, PriorityWeights.model_fields)
 
 
 class SettingRow(NamedTuple):
@@ -422,152 +415,13 @@ def describe(settings: Settings) -> list[SettingRow]:
         rows.append(
             SettingRow(
                 name,
-                _shown(getattr(settings, name)),
-                _shown(default),
+                shown(getattr(settings, name)),
+                shown(default),
                 field.description or "",
                 settings._sources.get(name, "default"),
             )
         )
     return rows
-
-
-def settings_file() -> Path | None:
-    """The file that is read: in the working directory, else in the user's configuration directory."""
-    directories = [platformdirs.user_config_path(APP_NAME)]
-    with contextlib.suppress(FileNotFoundError):  # it has been removed under our feet
-        directories.insert(0, Path.cwd())
-    for directory in directories:
-        path = directory / FILE_NAME
-        # Whatever it is: a directory of that name, or a link to nothing, is what is left of settings that failed to appear.
-        if path.is_symlink() or path.exists():
-            return path
-    return None
-
-
-def read_file(path: Path | None) -> dict[str, Any]:
-    """The file's content; nothing if there is none.
-
-    Raises:
-        SettingsError: it cannot be read, or is not TOML.
-    """
-    if path is None:
-        return {}
-    if not path.is_file():
-        raise SettingsError(f"{path} is no file that could be read; remove it, or put the settings there")
-    try:
-        with path.open("rb") as file:
-            return tomllib.load(file)
-    except (
-        OSError,
-        ValueError,
-        RecursionError,
-    ) as error:  # not TOML, not UTF-8, a number or a nesting too large for Python
-        raise SettingsError(f"{path} cannot be read: {error}") from error
-
-
-def refuse_unknown(environment: Mapping[str, str], from_file: Mapping[str, Any], path: Path | None) -> None:
-    """A misspelt setting would silently do nothing.
-
-    Raises:
-        SettingsError: naming it and its nearest neighbours.
-    """
-    known_names = {f"{ENV_PREFIX}{name}".upper() for name in Settings.model_fields}
-    seen: dict[str, str] = {}
-    for variable in environment:
-        name = variable.upper()
-        if name.startswith(ENV_PREFIX) or name in CUSTOMARY_NAMES:
-            other = seen.setdefault(name, variable)
-            if environment[other] != environment[variable]:
-                raise SettingsError(f"{other} and {variable} differ in case only: unset one of them")
-        if not name.startswith(ENV_PREFIX):
-            continue
-        field, _, rest = name.removeprefix(ENV_PREFIX).lower().partition("__")
-        if field not in Settings.model_fields or ("__" in name and not _takes_part(field, rest)):
-            raise SettingsError(f"{variable} is not a setting{_nearest(name, known_names | _nested_names())}")
-    for key, value in from_file.items():
-        if key not in Settings.model_fields:
-            nearest = _nearest(key.lower(), Settings.model_fields)
-            raise SettingsError(f"{key} in {path} is not a setting{nearest}")
-        if key == "priority_weights" and isinstance(value, dict):
-            for part in value:
-                if not _takes_part(key, part):
-                    nearest = _nearest(part, PriorityWeights.model_fields)
-                    raise SettingsError(f"{key}.{part} in {path} is not a setting{nearest}")
-
-
-def find_sources(
-    overrides: Mapping[str, Any],
-    environment: Mapping[str, str],
-    from_file: Mapping[str, Any],
-    path: Path | None,
-) -> dict[str, str]:
-    """Setting (and part of one, as ``nodes.n1``) to where its value comes from; defaults are left out."""
-    sources = {key: f"{key} in {path}" for key in from_file}
-    for key, value in from_file.items():
-        if isinstance(value, dict):
-            sources |= {f"{key}.{part}": f"{key}.{part} in {path}" for part in value}
-    present = {name.upper(): name for name, value in environment.items() if value}
-    for name, field in CUSTOMARY_NAMES.items():
-        if name in present:
-            sources[field] = present[name]
-    for field in ("nodes", "priority_weights"):
-        if whole := present.get(f"{ENV_PREFIX}{field}".upper()):
-            parts = _json_object(environment[whole]) or {}
-            sources |= {
-                f"{field}.{name}": f"{whole}: {name}" for part in parts for name in (part, part.lower())
-            }
-    for name, variable in present.items():
-        if name.startswith(ENV_PREFIX):
-            field, _, part = name.removeprefix(ENV_PREFIX).lower().partition("__")
-            sources[field] = variable
-            if part:
-                sources[f"{field}.{part}"] = variable
-    for name in overrides:
-        sources[name] = "given"
-    return sources
-
-
-def _takes_part(field: str, part: str) -> bool:
-    if field == "priority_weights":
-        return part in PriorityWeights.model_fields
-    return field == "nodes" and part != ""
-
-
-def _nested_names() -> set[str]:
-    return {f"{ENV_PREFIX}PRIORITY_WEIGHTS__{name}".upper() for name in PriorityWeights.model_fields}
-
-
-def _json_object(text: str) -> dict[str, Any] | None:
-    try:
-        value = json.loads(text)
-    except ValueError:
-        return None
-    return value if isinstance(value, dict) else None
-
-
-def _with_lower_case_names(text: str) -> str:
-    """A JSON object with its names in lower case; as it is, to be refused by name, if that makes two of them one."""
-    nodes = _json_object(text) or {}
-    lower = {name.lower(): url for name, url in nodes.items()}
-    return json.dumps(lower) if nodes and len(lower) == len(nodes) else text
-
-
-def _not_json(environment: Mapping[str, str]) -> str:
-    """Which variable it was that pydantic-settings could not read."""
-    for variable, value in environment.items():
-        field = variable.upper().removeprefix(ENV_PREFIX).lower()
-        if field in ("nodes", "priority_weights"):
-            try:
-                json.loads(value)
-            except ValueError:
-                example = f"{ENV_PREFIX}{field}__NAME".upper()
-                return f"{variable} should be a JSON object; or set {example} for each"
-    return "a variable of the environment is not JSON, but should be"
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
-    return f"; did you mean {' or '.join(near)}?" if near else "; `rustfs-workers config show` lists them all"
 
 
 #: Where pydantic speaks of Python.
@@ -591,39 +445,9 @@ def _in_words(error: ValidationError, sources: Mapping[str, str]) -> str:
         name = str(problem["loc"][0])
         field = Settings.model_fields.get(name)
         if field is None:
-            lines.append(f"{name} is not a setting{_nearest(name, Settings.model_fields)}")
+            lines.append(f"{name} is not a setting{nearest(name, Settings.model_fields)}")
             continue
         inner = ".".join(str(part) for part in problem["loc"] if part != "[key]")
         where = sources.get(inner) or (inner if inner != name else sources.get(name, name))
         lines.append(f"{inner if where == 'given' else where} {message} (it takes: {field.description})")
     return "; ".join(lines)
-
-
-def _shown(value: Any) -> str:  # noqa: PLR0911 - one line per kind of value
-    match value:
-        case None:
-            return ""
-        case SecretStr():
-            return _MASK
-        case BaseModel():
-            return _shown(value.model_dump())
-        case dict():
-            return ", ".join(f"{key}={_shown(item)}" for key, item in value.items())
-        case str() if "://" in value:
-            return _without_secrets(value)
-        case bool():
-            return str(value).lower()
-        case float() if value == int(value):
-            return str(int(value))
-        case _:
-            return str(value)
-
-
-_SECRET_PARAMETER = re.compile(r"(?i)(?<=[?&])([^=&]*(?:secret|password|token|key)[^=&]*)=[^&]*")
-#: User and password in a URL, or in each one of several. "/" in a password that was not written as %2F is of it.
-USER_INFO: Final = re.compile(r"(?<=://)(?:[^/?#:]*:(?:(?!://).)*|[^/?#]*)@")
-
-
-def _without_secrets(url: str) -> str:
-    """A URL with what looks like a secret masked: the user's part, and parameters by their names."""
-    return _SECRET_PARAMETER.sub(rf"\1={_MASK}", USER_INFO.sub(f"{_MASK}@", url))

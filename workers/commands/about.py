@@ -51,7 +51,8 @@ def config_show(as_json: AsJson = False) -> None:
       rustfs-workers config show --json
     """
     with errors_in_one_line():
-        from streams.settings import describe, load_settings, settings_file
+        from streams.settings import describe, load_settings
+        from streams.settings_sources import settings_file
 
         rows = [row._asdict() for row in describe(load_settings())]
         if as_json:
