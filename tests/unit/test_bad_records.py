@@ -26,9 +26,10 @@ from streams.reader import Schemas, sighting_of
 from streams.redrive import can_live, life_after
 from streams.scan import ScanResult
 from streams.schemas_topic import add_record
-from tests.guarantees.bad_input.forge import KINDS, RARE, Bad, Fate, Forge, Headers, make
-from tests.guarantees.bad_input.forge import Kind as JobKind
+from tests.guarantees.bad_input.forge import Bad, Fate, Forge, Headers
 from tests.guarantees.bad_input.jobs import Nobodys, Plain, Processed, Rich, Threaded
+from tests.guarantees.bad_input.kinds import KINDS, RARE, make
+from tests.guarantees.bad_input.kinds import Kind as JobKind
 from tests.guarantees.bad_input.others import Kind, kinds_by_topic, make_other
 from tests.support.messages import partition
 from workers.config import WorkerConfig

@@ -28,8 +28,9 @@ from streams.producer import JobProducer
 from streams.scan import LATEST, Partition, informed_admin, offsets
 from streams.schemas_topic import publish_schemas
 from streams.settings import Settings
-from tests.guarantees.bad_input.forge import RARE, Bad, Forge, any_kind, make
+from tests.guarantees.bad_input.forge import Bad, Forge
 from tests.guarantees.bad_input.jobs import SAMPLES, Nobodys
+from tests.guarantees.bad_input.kinds import RARE, any_kind, make
 from tests.guarantees.bad_input.others import Passed, kinds_by_topic, make_other
 from tests.support.jobs import Note
 from tests.support.waiting import eventually

@@ -16,7 +16,8 @@ from schemas.headers import LATEST_MS, Delivery, Origin, dead_letter
 from schemas.lifecycle import JobStatus
 from schemas.records import STATUS, StatusWriter, WorkerReport, encode_report
 from schemas.topics import JobPriority, Topics
-from tests.guarantees.bad_input.forge import Forge, Headers, any_kind, make
+from tests.guarantees.bad_input.forge import Forge, Headers
+from tests.guarantees.bad_input.kinds import any_kind, make
 from tests.support.statuses import status
 
 _DEEP: Final = 100_000
