@@ -9,11 +9,9 @@ from typing import Any
 
 from schemas.codec import Codec
 from schemas.job import Job
-from schemas.jobtype import job_type
 from schemas.wire import WireSchema
 
 RECORDS = Path(__file__).parent.parent / "golden" / "records" / "v1"
-JOB_ID = "01970c4e-8c00-7abc-8def-0123456789ab"
 
 
 @dataclass
@@ -24,25 +22,6 @@ class CodecJob(Job):
     sizes: dict[str, int] = field(default_factory=dict)
     since: datetime = datetime(2025, 1, 2, 3, 4, 5, tzinfo=UTC)
     note: str | None = None
-
-
-def envelope(**changes: Any) -> dict[str, Any]:
-    return {
-        "id": JOB_ID,
-        "type": "codec_sample",
-        "priority": "normal",
-        "key": None,
-        "created_at": 1_760_000_000_123,
-        "max_retries": None,
-        "timeout_ms": None,
-        "source": "",
-        "parent_id": None,
-        **changes,
-    }
-
-
-def job_bytes(job: Job, **changes: Any) -> bytes:
-    return Codec().encode_job(job_type(type(job)), job, envelope(**changes))
 
 
 def record_schema(*fields: dict[str, Any], name: str = "Sample") -> dict[str, Any]:

@@ -17,15 +17,8 @@ from schemas.jobtype import job_type
 from schemas.records import REPORT, STATUS, decode_report, decode_status
 from schemas.topics import JobPriority
 from schemas.wire import WireSchema
-from tests.support.codec_samples import (
-    JOB_ID,
-    RECORDS,
-    CodecJob,
-    envelope,
-    field_of,
-    job_bytes,
-    record_schema,
-)
+from tests.support.codec_samples import RECORDS, CodecJob, field_of, record_schema
+from tests.support.events import JOB_ID, envelope, job_value
 
 pytestmark = pytest.mark.job_processing
 
@@ -33,7 +26,7 @@ pytestmark = pytest.mark.job_processing
 
 
 def test_the_single_object_frame_is_that_of_the_specification() -> None:
-    value = job_bytes(CodecJob("a"))
+    value = job_value(CodecJob("a"))
     assert value[:2] == b"\xc3\x01"
     assert value[2:10] == job_type(CodecJob).wire.fingerprint
     assert split(value) == (value[2:10], 10)
@@ -81,7 +74,7 @@ def test_both_frames_are_read_whatever_is_written() -> None:
     kind = job_type(CodecJob)
     job = CodecJob("a", ["x"], {"k": 1})
     registered = Codec(Numbered())
-    framed = registered.encode_job(kind, job, envelope())
+    framed = registered.encode_job(kind, job, envelope("codec_sample"))
     assert framed[:5] == b"\0\0\0\1\2"
     assert split(framed) == (b"\0\0\0\1\2", 5)
     with pytest.raises(UnknownSchema) as unknown:
@@ -90,7 +83,7 @@ def test_both_frames_are_read_whatever_is_written() -> None:
 
     for codec in (registered, Codec()):
         codec.store.add(b"\0\0\0\1\2", kind.wire.schema)
-        for value in (framed, job_bytes(job)):
+        for value in (framed, job_value(job)):
             assert kind.from_record(codec.decode(kind.wire, value)) == job
             assert codec.decode(kind.wire, value) == codec.decode_any(
                 value, {kind.wire.fingerprint: kind.wire}
@@ -144,7 +137,7 @@ def test_a_prefix_belongs_to_its_schema_and_not_to_its_address() -> None:
 
 @given(st.sampled_from(JobPriority), st.text(max_size=200), st.text(max_size=20))
 def test_peeking_finds_what_decoding_finds(priority: JobPriority, name: str, path: str) -> None:
-    value = job_bytes(CodecJob(path), priority=priority.value, type=name)
+    value = job_value(CodecJob(path), priority=priority.value, type=name)
     assert peek_id(value) == JOB_ID.encode()
     assert peek_priority(value) is priority
 
@@ -178,4 +171,4 @@ def test_what_does_not_fit_names_the_field() -> None:
         (CodecJob("a", sizes={"k": 2**63}), "sizes"),
     ):
         with pytest.raises(InvalidJob, match=rf"codec_sample\.{name}"):
-            job_bytes(job)
+            job_value(job)

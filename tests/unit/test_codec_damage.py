@@ -18,14 +18,8 @@ from schemas.errors import BadRecord, BadSchema, UnknownSchema, WireError
 from schemas.jobtype import job_type
 from schemas.records import STATUS, decode_report, decode_status
 from schemas.wire import WireSchema
-from tests.support.codec_samples import (
-    RECORDS,
-    CodecJob,
-    field_of,
-    job_bytes,
-    record_schema,
-    varint,
-)
+from tests.support.codec_samples import RECORDS, CodecJob, field_of, record_schema, varint
+from tests.support.events import job_value
 
 pytestmark = pytest.mark.job_processing
 
@@ -39,7 +33,7 @@ def known_codec() -> Codec:
 
 def readers() -> list[tuple[bytes, Callable[[bytes], Any]]]:
     codec, kind = known_codec(), job_type(CodecJob)
-    job = job_bytes(CodecJob("bucket/object", ["a", "b"], {"k": 5}, note="n"))
+    job = job_value(CodecJob("bucket/object", ["a", "b"], {"k": 5}, note="n"))
     status = (RECORDS / "status_change.bin").read_bytes()
     report = (RECORDS / "worker_report.bin").read_bytes()
     return [

@@ -13,15 +13,8 @@ from schemas.errors import BadRecord
 from schemas.jobtype import derive_schema, job_type
 from schemas.records import STATUS
 from schemas.wire import WireSchema
-from tests.support.codec_samples import (
-    JOB_ID,
-    RECORDS,
-    CodecJob,
-    envelope,
-    field_of,
-    record_schema,
-    rewritten,
-)
+from tests.support.codec_samples import RECORDS, CodecJob, field_of, record_schema, rewritten
+from tests.support.events import JOB_ID, envelope
 
 pytestmark = pytest.mark.job_processing
 
@@ -101,7 +94,7 @@ def older_schema() -> dict[str, Any]:
 def test_a_job_written_before_a_field_existed_gets_the_classs_own_default() -> None:
     """Of the right type (a date, not a number), and its own (a list that nobody else has)."""
     kind = job_type(CodecJob)
-    written = {**envelope(), "path": "p", "sizes": {"k": 1}}
+    written = {**envelope("codec_sample"), "path": "p", "sizes": {"k": 1}}
     first = kind.from_record(rewritten(older_schema(), written, kind.wire))
     assert first == CodecJob("p", sizes={"k": 1})
     assert isinstance(first, CodecJob)
@@ -112,9 +105,11 @@ def test_a_job_written_before_a_field_existed_gets_the_classs_own_default() -> N
 def test_an_older_envelope_is_filled_up() -> None:
     schema = derive_schema(CodecJob)
     older = {**schema, "fields": [f for f in schema["fields"] if f["name"] not in ("source", "parent_id")]}
-    written = envelope(path="p", tags=[], sizes={}, since=datetime(2025, 1, 1, tzinfo=UTC), note=None)
+    written = envelope(
+        "codec_sample", path="p", tags=[], sizes={}, since=datetime(2025, 1, 1, tzinfo=UTC), note=None
+    )
     record = rewritten(
         older, {k: v for k, v in written.items() if k not in ("source", "parent_id")}, job_type(CodecJob).wire
     )
     assert (record["source"], record["parent_id"], record["id"]) == ("", None, JOB_ID)
-    assert record["created_at"] == 1_760_000_000_123
+    assert record["created_at"] == 1_760_000_000_000
