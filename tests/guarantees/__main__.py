@@ -59,7 +59,7 @@ def main() -> int:
     )
     if arguments.judge is not None:
         verdict = judge(load(arguments.judge))
-        return _tell(plan, verdict, as_json=arguments.json)
+        return _tell(verdict, as_json=arguments.json)
     with tempfile.TemporaryDirectory(prefix="rustfs-workers-guarantees-") as temporary:
         directory = arguments.keep or Path(temporary)
         directory.mkdir(parents=True, exist_ok=True)
@@ -67,16 +67,16 @@ def main() -> int:
         if arguments.keep is not None:
             save(evidence, directory / "evidence.json")
         verdict = judge(evidence)
-    return _tell(plan, verdict, as_json=arguments.json)
+    return _tell(verdict, as_json=arguments.json)
 
 
-def _tell(plan: Plan, verdict: Verdict, *, as_json: bool) -> int:
+def _tell(verdict: Verdict, *, as_json: bool) -> int:
     for name, cases in verdict.broken.items():
         for case in cases:
             sys.stderr.write(f"{name}: {case}\n")
     for case in verdict.copies.cases:
         sys.stderr.write(f"copy: {case}\n")
-    report = {"seed": plan.seed, "minutes": plan.seconds / 60, **verdict.to_json()}
+    report = verdict.to_json()
     if as_json:
         sys.stdout.write(json.dumps(report) + "\n")
     else:

@@ -54,6 +54,8 @@ class Finding:
 class Verdict:
     """What the auditor has to say."""
 
+    seed: int = 0
+    minutes: float = 0.0
     accepted: int = 0
     children: int = 0
     faults: int = 0
@@ -68,6 +70,8 @@ class Verdict:
     overlaps: Finding = field(default_factory=Finding)
     order: Finding = field(default_factory=Finding)
     unexplained: Finding = field(default_factory=Finding)
+    #: Workers that ended though nobody had told them to.
+    ended: Finding = field(default_factory=Finding)
     #: Records that stand twice, by a torn transaction or a producer's second try: allowed, if one of them is passed over.
     copies: Finding = field(default_factory=Finding)
     #: Dead letters of jobs that killed nobody: their worker was killed or frozen, for the third time, while they ran alone.
@@ -88,7 +92,7 @@ class Verdict:
         """The guarantees that do not hold, with cases."""
         findings = {
             name: getattr(self, name)
-            for name in ("lost", "forked", "illegal", "early", "overlaps", "order", "unexplained")
+            for name in ("lost", "forked", "illegal", "early", "overlaps", "order", "unexplained", "ended")
         }
         return {name: finding.cases for name, finding in findings.items() if finding.count}
 
@@ -104,10 +108,14 @@ class Verdict:
 def judge(evidence: Evidence) -> Verdict:
     """Everything at once."""
     verdict = Verdict(
+        seed=evidence.seed,
+        minutes=evidence.minutes,
         accepted=len(evidence.accepted),
         faults=sum(evidence.faults.values()),
         faults_by_kind=dict(evidence.faults),
     )
+    for case in evidence.ended_by_themselves:
+        verdict.ended.add(case)
     told = _Told(evidence)
     children = _look_at_ends(evidence, verdict)
     _look_at_letters(evidence, verdict)

@@ -18,7 +18,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
@@ -100,8 +100,10 @@ def run(plan: Plan, directory: Path, progress: Progress) -> Evidence:
         finally:
             crew.close()
         progress("reading everything")
-        assert crew.ended_by_themselves == [], crew.ended_by_themselves
         return Evidence(
+            seed=plan.seed,
+            minutes=plan.seconds / 60,
+            ended_by_themselves=crew.ended_by_themselves,
             topics=read_topics(cluster.bootstrap_servers, _PREFIX),
             runs=read_runs(crew.runs_directory),
             lives=crew.lives,
@@ -129,11 +131,11 @@ def _under_fire(
 
     traffic = threading.Thread(target=produce, name="traffic")
     traffic.start()
-    weather = _Weather(settings, cluster, crew, progress)
+    weather = _Weather(settings, cluster, crew, stop)
     try:
         deadline = time.monotonic() + plan.seconds
         for fault in storm(plan.seed, pause_s=plan.pause_s, only=plan.only):
-            if not weather.wait(min(fault.pause_s, deadline - time.monotonic()), stop):
+            if not weather.wait(min(fault.pause_s, deadline - time.monotonic())):
                 break
             if time.monotonic() >= deadline:
                 break
@@ -152,26 +154,38 @@ def _under_fire(
     return ledger, (began_ns, time.monotonic_ns()), weather.faults, weather.troubles
 
 
+class _Due(NamedTuple):
+    """The end of something that lasts."""
+
+    at_s: float
+    #: No two are alike, so that none is compared by what it does.
+    number: int
+    what: Callable[[], None]
+    of_broker: bool
+
+
 class _Weather:
     """Makes faults, and sees that each of them ends. One broker is in trouble at a time. For one thread."""
 
-    def __init__(self, settings: Settings, cluster: EmbeddedCluster, crew: Crew, progress: Progress) -> None:
+    def __init__(
+        self, settings: Settings, cluster: EmbeddedCluster, crew: Crew, stop: threading.Event
+    ) -> None:
         self._settings = settings
         self._cluster = cluster
         self._crew = crew
-        self._progress = progress
-        self._later: list[tuple[float, int, Callable[[], None]]] = []
+        self._stop = stop
+        self._later: list[_Due] = []
         self._order = itertools.count()
         self.faults: Counter[str] = Counter()
         self.troubles: list[Trouble] = []
 
-    def wait(self, seconds: float, stop: threading.Event) -> bool:
+    def wait(self, seconds: float) -> bool:
         """Let time go by, and end what is due. False: it has been stopped."""
         until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0:
             self._end_what_is_due()
-            due_in = self._later[0][0] - time.monotonic() if self._later else left
-            if stop.wait(min(max(due_in, 0.01), left, 0.5)):
+            due_in = self._later[0].at_s - time.monotonic() if self._later else left
+            if self._stop.wait(min(max(due_in, 0.01), left, 0.5)):
                 return False
             self._crew.look()
         self._end_what_is_due()
@@ -179,9 +193,13 @@ class _Weather:
 
     def strike(self, fault: Fault) -> None:
         """One fault; what lasts is ended later."""
-        crew = self._crew
+        crew, kind = self._crew, fault.kind
+        if kind is Kind.WORKER_LEAVE and len(crew) <= FEWEST:
+            kind = Kind.WORKER_JOIN
+        elif kind is Kind.WORKER_JOIN and len(crew) >= MOST:
+            kind = Kind.WORKER_LEAVE
         happened = True
-        match fault.kind:
+        match kind:
             case Kind.WORKER_KILL:
                 name = crew.kill(fault.pick)
                 happened = name is not None
@@ -192,15 +210,9 @@ class _Weather:
                 happened = name is not None
                 self._after(fault.lasts_s, lambda: crew.thaw(name or ""))
             case Kind.WORKER_LEAVE:
-                if len(crew) > FEWEST:
-                    happened = crew.leave(fault.pick) is not None
-                else:
-                    crew.join()
+                happened = crew.leave(fault.pick) is not None
             case Kind.WORKER_JOIN:
-                if len(crew) < MOST:
-                    crew.join()
-                else:
-                    happened = crew.leave(fault.pick) is not None
+                crew.join()
             case Kind.ROLLING_RESTART:
                 for _ in range(len(crew)):
                     name = crew.leave(0)
@@ -222,21 +234,21 @@ class _Weather:
                 self._wait_until_healthy()
                 self.troubles.append(Trouble("kafka_restart", began_ns, time.monotonic_ns()))
         if happened:
-            self.faults[fault.kind.value] += 1
+            self.faults[kind.value] += 1
 
     def clear(self) -> None:
         """End everything that still lasts."""
         while self._later:
-            heapq.heappop(self._later)[2]()
+            heapq.heappop(self._later).what()
         self._crew.wait_for_leavers()
         self._wait_until_healthy()
 
-    def _after(self, seconds: float, what: Callable[[], None]) -> None:
-        heapq.heappush(self._later, (time.monotonic() + seconds, next(self._order), what))
+    def _after(self, seconds: float, what: Callable[[], None], *, of_broker: bool = False) -> None:
+        heapq.heappush(self._later, _Due(time.monotonic() + seconds, next(self._order), what, of_broker))
 
     def _end_what_is_due(self) -> None:
-        while self._later and self._later[0][0] <= time.monotonic():
-            heapq.heappop(self._later)[2]()
+        while self._later and self._later[0].at_s <= time.monotonic():
+            heapq.heappop(self._later).what()
 
     def _broker(self, pick: int) -> int:
         nodes = self._cluster.node_ids
@@ -259,7 +271,7 @@ class _Weather:
             self._wait_until_healthy()
             self.troubles.append(Trouble(fault.kind.value, began_ns, time.monotonic_ns()))
 
-        self._after(fault.lasts_s, start)
+        self._after(fault.lasts_s, start, of_broker=True)
 
     def _freeze_broker(self, node_id: int, fault: Fault) -> None:
         self._wait_until_healthy()
@@ -272,7 +284,7 @@ class _Weather:
             self._wait_until_healthy()
             self.troubles.append(Trouble(fault.kind.value, began_ns, time.monotonic_ns()))
 
-        self._after(fault.lasts_s, go_on)
+        self._after(fault.lasts_s, go_on, of_broker=True)
 
     def _wait_until_healthy(self) -> None:
         """Every partition has all its copies again: only then may the next broker go."""
@@ -291,11 +303,13 @@ class _Weather:
         )
 
     def _end_broker_troubles(self) -> None:
-        for entry in [one for one in self._later if one[2].__name__ in ("start", "go_on")]:
-            self._later.remove(entry)
-            heapq.heapify(self._later)
-            time.sleep(max(entry[0] - time.monotonic(), 0))  # the storm decides how long it lasts
-            entry[2]()
+        """Wait until the last of them has come to its end, as the storm says; at once, if it has been stopped."""
+        while of_brokers := [due for due in self._later if due.of_broker]:
+            first = min(of_brokers)
+            if not self.wait(first.at_s - time.monotonic()):
+                self._later.remove(first)
+                heapq.heapify(self._later)
+                first.what()
 
 
 async def _traffic(plan: Plan, settings: Settings, ledger: _Ledger, stop: threading.Event) -> None:

@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,9 @@ class _Worker:
     started_ns: int
     frozen_ns: int | None = None
     told_ns: int | None = None
+    #: Waits for its exit, of one that was told to leave: a look in passing would find it late, and its leave short.
+    exit_watch: threading.Thread | None = None
+    exited_ns: int | None = None
     #: How often one of its name had started before it.
     starts_before: int = 0
 
@@ -120,6 +124,8 @@ class Crew:
             return None
         worker.told_ns = time.monotonic_ns()
         worker.process.terminate()
+        worker.exit_watch = threading.Thread(target=_note_exit, args=(worker,), daemon=True)
+        worker.exit_watch.start()
         self._workers.remove(worker)
         self._leaving.append(worker)
         return worker.name
@@ -148,9 +154,10 @@ class Crew:
 
         But who finds no Kafka when it starts says so and ends: it is started again, as a supervisor would.
         """
-        for worker in [w for w in self._leaving if w.process.poll() is not None]:
-            self._leaving.remove(worker)
-            self._gone(worker, "left", time.monotonic_ns())
+        for worker in list(self._leaving):
+            if worker.exited_ns is not None:
+                self._leaving.remove(worker)
+                self._gone(worker, "left", worker.exited_ns)
         for worker in [w for w in self._workers if w.process.poll() is not None]:
             self._gone(worker, "failed", time.monotonic_ns())
             if worker.process.returncode == _NO_KAFKA and not self._has_started(worker):
@@ -173,7 +180,9 @@ class Crew:
     def wait_for_leavers(self) -> None:
         """Until everybody who was told to leave has left."""
         for worker in list(self._leaving):
-            worker.process.wait(_LEAVE_S)
+            assert worker.exit_watch is not None
+            worker.exit_watch.join(_LEAVE_S)
+            assert worker.exited_ns is not None, f"{worker.name} has not left within {_LEAVE_S} s"
         self.look()
 
     def close(self) -> None:
@@ -200,3 +209,8 @@ class Crew:
         )
         if worker in self._workers:
             self._workers.remove(worker)
+
+
+def _note_exit(worker: _Worker) -> None:
+    worker.process.wait()
+    worker.exited_ns = time.monotonic_ns()

@@ -10,7 +10,7 @@ import dataclasses
 import io
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -145,6 +145,10 @@ class Evidence:
     traffic_ns: tuple[int, int]
     #: Kind to number of faults.
     faults: Mapping[str, int]
+    seed: int = 0
+    minutes: float = 0.0
+    #: Workers that ended though nobody had told them to, and how.
+    ended_by_themselves: Sequence[str] = ()
 
 
 def save(evidence: Evidence, file: Path) -> None:
@@ -168,6 +172,9 @@ def load(file: Path) -> Evidence:
         accepted=[Accepted(**one) for one in given["accepted"]],
         traffic_ns=tuple(given["traffic_ns"]),
         faults=given["faults"],
+        seed=given["seed"],
+        minutes=given["minutes"],
+        ended_by_themselves=given["ended_by_themselves"],
     )
 
 

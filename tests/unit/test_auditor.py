@@ -419,3 +419,10 @@ def test_a_seed_means_the_same_jobs_and_faults() -> None:
     assert len(set(kinds)) == 9, "every kind once in a round"
     some = (Kind.WORKER_KILL, Kind.WORKER_LEAVE)
     assert {fault.kind for _, fault in zip(range(9), storm(3, only=some), strict=False)} == {*some}
+
+
+def test_a_worker_that_ends_by_itself_is_reported_and_not_raised() -> None:
+    """An error would throw away the evidence of an hour."""
+    verdict = judge(replace(honest(), seed=7, minutes=3.0, ended_by_themselves=["a: exit code 1"]))
+    assert verdict.broken == {"ended": ["a: exit code 1"]}
+    assert (verdict.to_json()["seed"], verdict.to_json()["minutes"]) == (7, 3.0)
