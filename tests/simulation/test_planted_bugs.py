@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Final
 
 import pytest
@@ -13,22 +12,21 @@ from tests.simulation.world import World
 # Pure computation: a limit that a busy machine does not reach.
 pytestmark = [pytest.mark.worker_coordination, pytest.mark.distributed, pytest.mark.timeout(600)]
 
-_SEEDS = 600
-#: Where rare ones were seen last: looked at first, to save the search for them. A change of the code may move them.
-_SEEN: Final[Mapping[str, int]] = {
-    "trusts_success": 399,
-    "no_fence": 132,
-    "keeps_what_is_lost": 24,
-    "reads_what_is_open": 21,
-    "believes_its_producers": 19,
-    "wakes_up_unaware": 8,
-}
+_SEEDS: Final = 600
+#: Every second world loses as much as this: what goes wrong at a lost answer alone would be found in one of hundreds.
+_LOSSY: Final = 0.2
+
+
+def world(seed: int) -> World:
+    return World(seed, lossy=_LOSSY) if seed % 2 else World(seed)
 
 
 @pytest.mark.parametrize("name", PLANTED)
 def test_it_is_found(name: str) -> None:
-    for seed in (_SEEN.get(name, 0), *range(_SEEDS)):
+    for seed in range(_SEEDS):
         with PLANTED[name]():
-            if World(seed).run():
-                return
+            found = world(seed).run()
+        if found:
+            assert not world(seed).run(), f"{name} at seed {seed}: something else was found"
+            return
     pytest.fail(f"{name}: none of {_SEEDS} seeds finds it")

@@ -42,12 +42,18 @@ _NAMES: Final = ("w0", "w1", "w2")
 
 
 class World:
-    """One run."""
+    """One run.
+
+    Args:
+        seed: decides everything.
+        lossy: the share of a client's requests that get lost, or their answers, while there is a storm.
+    """
 
     partitions = 2
     session_ms = 6_000
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, *, lossy: float = 0.02) -> None:
+        self._lossy = lossy
         self.rng = random.Random(seed)
         self.now_ms = BEGIN_MS
         self.hub = Hub()
@@ -328,7 +334,7 @@ class World:
             raise Killed
         if self._stragglers and step in _HURT_BY_STRAGGLERS and self.rng.random() < 0.2:
             self._deliver_straggler()
-        if self.rng.random() < 0.02:
+        if self.rng.random() < self._lossy:
             self._fault(step, worker, client)
 
     def _fault(self, step: str, worker: SimWorker, client: Any) -> None:
