@@ -101,6 +101,17 @@ def actor_of(before: JobStatus | None, after: JobStatus) -> Actor:
         raise IllegalTransition(f"a job cannot go from {was} to {after.value}") from None
 
 
+def by_worker(before: JobStatus, after: JobStatus) -> JobStatus:
+    """``after``, if a worker may make this change. Asked for each state that a worker writes.
+
+    Raises:
+        IllegalTransition: the table does not have it, or it is not a worker's.
+    """
+    if actor_of(before, after) is not Actor.WORKER:
+        raise IllegalTransition(f"no worker may turn a job from {before.value} to {after.value}")
+    return after
+
+
 def is_legal(before: JobStatus | None, after: JobStatus) -> bool:
     """Whether the table has this change."""
     return (before, after) in TRANSITIONS

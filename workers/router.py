@@ -28,7 +28,7 @@ from schemas.headers import (
     clip,
     dead_letter,
 )
-from schemas.lifecycle import JobStatus
+from schemas.lifecycle import JobStatus, by_worker
 from schemas.records import MAX_OUTPUT_BYTES, StatusChange
 from schemas.topics import JobPriority, Topics, tier_for
 from workers.message import Message
@@ -190,7 +190,7 @@ class Router:
             at=now_ms,
             created_at=delivery.first_seen_ms or message.timestamp_ms,
             started_at=None,
-            state=JobStatus.FAILED,
+            state=by_worker(JobStatus.PENDING, JobStatus.FAILED),
             type=job_type,
             priority=priority,
             attempt=delivery.attempt,
@@ -337,7 +337,7 @@ def status_of(run: Run, state: JobStatus, **facts: Any) -> StatusChange:
         at=run.finished_at,
         created_at=run.created_at,
         started_at=run.started_at,
-        state=state,
+        state=by_worker(JobStatus.PENDING if state is JobStatus.RUNNING else JobStatus.RUNNING, state),
         type=run.job_type,
         priority=run.priority,
         attempt=delivery.attempt,

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from schemas.errors import IllegalTransition
-from schemas.lifecycle import FINAL, TRANSITIONS, Actor, JobStatus, actor_of, is_legal
+from schemas.lifecycle import FINAL, TRANSITIONS, Actor, JobStatus, actor_of, by_worker, is_legal
 
 pytestmark = pytest.mark.job_processing
 
@@ -92,6 +92,16 @@ def test_what_is_not_in_the_table_is_refused(before: JobStatus | None, after: Jo
         was = before.value if before else "nothing"
         with pytest.raises(IllegalTransition, match=f"from {was} to {after.value}"):
             actor_of(before, after)
+
+
+@pytest.mark.parametrize("before", JobStatus)
+@pytest.mark.parametrize("after", JobStatus)
+def test_a_worker_makes_the_changes_of_workers_alone(before: JobStatus, after: JobStatus) -> None:
+    if TRANSITIONS.get((before, after)) is Actor.WORKER:
+        assert by_worker(before, after) is after
+    else:
+        with pytest.raises(IllegalTransition, match=f"from {before.value} to {after.value}"):
+            by_worker(before, after)
 
 
 def test_the_table_has_the_same_order_in_every_process() -> None:

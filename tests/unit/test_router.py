@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.backoff import Backoff
-from schemas.errors import BadRecord
+from schemas.errors import BadRecord, IllegalTransition
 from schemas.headers import LATEST_MS, MAX_HISTORY, Attempt, Delivery, Origin, parse
 from schemas.lifecycle import JobStatus, is_legal
 from schemas.records import MAX_OUTPUT_BYTES, StatusChange
@@ -91,6 +91,12 @@ results = st.one_of(
     st.builds(Skipped, st.text(max_size=20)),
     st.builds(Snooze, st.timedeltas(-timedelta(days=1), timedelta(days=20)), st.text(max_size=20)),
 )
+
+
+@pytest.mark.parametrize("state", [JobStatus.PENDING, JobStatus.CANCELLED])
+def test_a_worker_writes_no_state_that_is_not_its_to_make(state: JobStatus) -> None:
+    with pytest.raises(IllegalTransition, match=f"from running to {state.value}"):
+        status_of(run_of(), state)
 
 
 @given(
