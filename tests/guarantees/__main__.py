@@ -9,10 +9,13 @@ import tempfile
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.guarantees.auditor import Verdict, judge
 from tests.guarantees.campaign import Plan, run
 from tests.guarantees.evidence import load, save
 from tests.guarantees.storm import Kind
+from tests.support.quick_start import rehearsed, use
 from workers.console import configure_logging
 
 
@@ -63,7 +66,10 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="rustfs-workers-guarantees-") as temporary:
         directory = arguments.keep or Path(temporary)
         directory.mkdir(parents=True, exist_ok=True)
-        evidence = run(plan, directory, progress)
+        with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as rehearsal:
+            # Brokers start dozens of times, and are to leave the processor to what is tested.
+            use(patch, rehearsed(Path(rehearsal)))
+            evidence = run(plan, directory, progress)
         if arguments.keep is not None:
             save(evidence, directory / "evidence.json")
         verdict = judge(evidence)
