@@ -10,7 +10,6 @@ left alone. A run that breaks off leaves each job either as it was or redriven.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,6 +25,7 @@ from schemas.headers import MAX_HISTORY, Attempt, Delivery, RawHeaders, clip
 from schemas.lifecycle import JobStatus, actor_of
 from schemas.records import STATUS, StatusChange, StatusWriter
 from schemas.topics import JobPriority, Topics
+from streams.client_log import ConnectionWatch
 from streams.clients import FENCED, MAX_FORWARDED_BYTES, TRANSACTION_TIMEOUT_MS, kafka_failed, producer_config
 from streams.dead_letters import DeadLetter, DeadLetterFilter, DeadLetters, read_dead_letters
 from streams.jobinfo import JobState, status_now
@@ -322,7 +322,7 @@ class _Session:
 
     def __init__(self, settings: Settings, codec: Codec, progress: _Progress) -> None:
         self._progress = progress
-        self._connection = _ConnectionLog()
+        self._connection = ConnectionWatch()
         self._statuses = StatusWriter(codec)
         self._topics = settings.topics
         self._producer = Producer(
@@ -381,21 +381,6 @@ class _Session:
                 self._producer.poll(0.05)
             else:
                 return
-
-
-class _ConnectionLog:
-    """Listens to librdkafka's own lines: they alone tell of a connection that broke and was made again."""
-
-    def __init__(self) -> None:
-        self.lost = False
-        # Not from getLogger(): one of its own per producer, whatever levels are set.
-        self.logger = logging.Logger("rustfs_workers.redrive.librdkafka")  # noqa: LOG001
-        self.logger.addFilter(self._note)
-
-    def _note(self, record: logging.LogRecord) -> bool:
-        if "FAIL" in record.getMessage():
-            self.lost = True
-        return False
 
 
 def _in_sessions(

@@ -18,6 +18,7 @@ from typing import Final
 import structlog
 
 from schemas.errors import KafkaUnreachable
+from streams.client_log import ClientLog
 from streams.group_members import Member, Partition
 
 log = structlog.get_logger("rustfs_workers.membership")
@@ -60,30 +61,14 @@ def compare(held: Held, member: Member | None) -> Disagreement:
     return Disagreement(member.assigned - held.partitions, held.partitions - member.target)
 
 
-class LostHeartbeats(logging.Handler):
-    """Hears a consumer's log say that a heartbeat was not answered in time, and passes on all that it says.
+def lost_heartbeats(on_lost: Callable[[], None], onward: logging.Logger) -> ClientLog:
+    """For a consumer's configuration: tells when a heartbeat was not answered in time, in the thread that polls."""
 
-    In the thread that polls the consumer.
-    """
+    def hear(line: str) -> None:
+        if _LOST_HEARTBEAT in line:
+            on_lost()
 
-    def __init__(self, on_lost: Callable[[], None], onward: logging.Logger) -> None:
-        super().__init__()
-        self._on_lost = on_lost
-        self._onward = onward
-
-    def logger(self, name: str) -> logging.Logger:
-        """For the consumer's configuration."""
-        # Not one by a name, which would outlive the consumer and keep this handler.
-        logger = logging.Logger(name, logging.INFO)  # noqa: LOG001
-        logger.addHandler(self)
-        return logger
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """One line of librdkafka's log."""
-        if _LOST_HEARTBEAT in record.getMessage():
-            self._on_lost()
-        if self._onward.isEnabledFor(record.levelno):
-            self._onward.handle(record)
+    return ClientLog(hear, onward)
 
 
 class MembershipWatch:

@@ -46,7 +46,7 @@ from workers.forgotten import ForgottenTransactions
 from workers.hanging import HangingWatch, ends_of
 from workers.key_places import KeyPlaces
 from workers.lease import Lease
-from workers.membership_watch import LostHeartbeats, MembershipWatch
+from workers.membership_watch import MembershipWatch, lost_heartbeats
 from workers.message import Message
 from workers.offsets import PartitionState
 from workers.outcome import Outcome
@@ -482,7 +482,7 @@ class WorkerProcess:
     # --- called from other threads ---------------------------------------------------------------
 
     def _make_consumer(self, on_error: Any) -> Consumer:
-        logger = LostHeartbeats(self._membership.suspect, client_log).logger("consumer")
+        logger = lost_heartbeats(self._membership.suspect, onward=client_log)
         config = worker_consumer_config(self._settings, self._topics.group, logger=logger)
         return Consumer({**config, "error_cb": on_error})
 

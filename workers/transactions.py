@@ -21,6 +21,7 @@ from schemas.lifecycle import JobStatus
 from schemas.records import StatusWriter, tail_of
 from schemas.topics import Topics
 from schemas.wire import WireSchema
+from streams.client_log import ConnectionWatch
 from streams.clients import FENCED, TRANSACTION_TIMEOUT_MS
 from streams.offset_sender import OffsetSender
 from streams.schemas_topic import schema_record
@@ -93,24 +94,6 @@ class Refused(NotCommitted):
     """Refused because of what it contains."""
 
 
-class ConnectionWatch(logging.Handler):
-    """Notices, from librdkafka's own log, that a connection was lost while a transaction was open.
-
-    librdkafka retries an EndTxn by itself and then reports success; the straggler can still arrive later, inside the next
-    transaction of the same epoch. This is the only trace that it leaves.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lost = False
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """One line of librdkafka's log."""
-        text = record.getMessage()
-        if "FAIL" in text or "Disconnected" in text or "REQTMOUT" in text:
-            self.lost = True
-
-
 class Transactions:
     """Owns the transactional producer.
 
@@ -144,10 +127,6 @@ class Transactions:
         self._introduced: set[bytes] = set()
         self._introducing: set[bytes] = set()
         self._watch = ConnectionWatch()
-        self._logger = logging.getLogger(f"rustfs_workers.librdkafka.commit.{worker_name}")
-        self._logger.setLevel(logging.DEBUG)
-        self._logger.addHandler(self._watch)
-        self._logger.propagate = False
         self._offsets = OffsetSender()
         self._producer: Producer | None = None
 
@@ -166,7 +145,7 @@ class Transactions:
         self._producer = None
         waited = 0.05
         while True:
-            producer = self._make_producer(self._logger)
+            producer = self._make_producer(self._watch.logger)
             try:
                 producer.init_transactions(_INIT_TIMEOUT_S)
             except KafkaException as error:

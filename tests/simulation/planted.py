@@ -12,6 +12,7 @@ from unittest.mock import patch
 from schemas.headers import Delivery
 from schemas.lifecycle import JobStatus
 from schemas.offsetmap import OffsetMap, Suspect
+from streams.client_log import ConnectionWatch
 from tests.simulation.sim_worker import OffsetsAtOnce, SimExecutor, SimWorker
 from workers.commit import Committer
 from workers.delay import Delays
@@ -25,7 +26,7 @@ from workers.results import Success
 from workers.router import Router
 from workers.scheduler import Scheduler
 from workers.testing import MemoryKafka
-from workers.transactions import ConnectionWatch, Transactions
+from workers.transactions import Transactions
 
 Plant = Callable[[], Any]
 
@@ -237,7 +238,7 @@ def _blind_replay() -> Any:
 
 def _trusts_success() -> Any:
     """A commit that was reported as done counts, whatever happened to the connection meanwhile."""
-    return patch.object(ConnectionWatch, "emit", lambda _self, _record: None)
+    return patch.object(ConnectionWatch, "hear", lambda _self, _line: None)
 
 
 def _no_key_lock() -> Any:

@@ -465,8 +465,6 @@ class SimWorker(WorkerProcess):
         for thread in (self._poll_thread, self._commit_thread, self._leave_thread):
             if thread is not None:
                 thread.kill()
-        transactions = self._committer._transactions
-        transactions._logger.removeHandler(transactions._watch)
 
     def lose_connection(self) -> None:
         """What librdkafka writes into its log then."""

@@ -10,7 +10,7 @@ import pytest
 
 from schemas.errors import KafkaUnreachable
 from streams.group_members import Member
-from workers.membership_watch import Held, LostHeartbeats, MembershipWatch, compare
+from workers.membership_watch import Held, MembershipWatch, compare, lost_heartbeats
 
 pytestmark = pytest.mark.worker_coordination
 
@@ -227,14 +227,14 @@ def test_a_suspicion_after_the_end_begins_nothing() -> None:
 )
 def test_only_a_heartbeat_that_timed_out_is_a_sign(line: str, lost: int) -> None:
     signs: list[None] = []
-    LostHeartbeats(lambda: signs.append(None), logging.getLogger("onward")).logger("c").info(line)
+    lost_heartbeats(lambda: signs.append(None), logging.getLogger("onward")).info(line)
     assert len(signs) == lost
 
 
 def test_what_the_consumer_says_is_still_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
     onward = logging.getLogger("onward")
     caplog.set_level(logging.WARNING, "onward")
-    logger = LostHeartbeats(lambda: None, onward).logger("c")
+    logger = lost_heartbeats(lambda: None, onward)
     logger.warning("a broker is away")
     logger.info("not asked for")
     assert [record.getMessage() for record in caplog.records] == ["a broker is away"]
