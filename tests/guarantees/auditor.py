@@ -134,6 +134,7 @@ def judge(evidence: Evidence) -> Verdict:
 def _look_at_ends(evidence: Evidence, verdict: Verdict) -> set[str]:
     """Every accepted job, and every child of one that succeeded, has the end that it was made for. Out: the children."""
     wanted = {job.job_id: job.expected for job in evidence.accepted}
+    attempts = {job.job_id: job.attempts for job in evidence.accepted if job.attempts}
     children: set[str] = set()
     for statuses in evidence.topics.statuses.values():
         for status in statuses:
@@ -153,6 +154,13 @@ def _look_at_ends(evidence: Evidence, verdict: Verdict) -> set[str]:
             verdict.condemned.add(job_id)
         elif last[-1].state != expected:
             verdict.illegal.add(f"{job_id} is {last[-1].state} ({last[-1].error_type}), and not {expected}")
+        elif last[-1].attempt != attempts.get(job_id, last[-1].attempt):
+            verdict.illegal.add(
+                f"{job_id} is {last[-1].state} after {last[-1].attempt} attempts, and not {attempts[job_id]}"
+            )
+    for record in evidence.topics.jobs:
+        if record.parent and record.job_id not in children:
+            verdict.illegal.add(f"{record.job_id} is a child of {record.parent}, which does not tell of it")
     verdict.final = dict(ends)
     return children
 
@@ -256,7 +264,10 @@ def _compare(before: Status, status: Status, verdict: Verdict) -> None:
 
 
 def _look_at_starts(evidence: Evidence, verdict: Verdict) -> None:
-    """No run begins before its time: the one that the producer named, or the one to which the run before put it off."""
+    """No run begins before its time: the one that the producer named, or the one to which the run before put it off.
+
+    A handler that has asked for a time has written that down itself.
+    """
     starts: dict[str, list[Run]] = defaultdict(list)
     for run in evidence.runs:
         starts[run.job_id].append(run)
@@ -271,6 +282,10 @@ def _look_at_starts(evidence: Evidence, verdict: Verdict) -> None:
             told_of = _run_of(status, starts[job_id])
             if told_of is None or told_of.end_ns is None:
                 continue
+            if told_of.asked_ms is not None and status.not_before_ms < told_of.asked_ms:
+                verdict.early.add(
+                    f"{job_id} is to run {told_of.asked_ms - status.not_before_ms} ms before what it has asked for"
+                )
             for run in starts[job_id]:
                 if run.start_ns > told_of.end_ns and run.start_ms < status.not_before_ms:
                     verdict.early.add(

@@ -340,7 +340,14 @@ async def _schedule(queue: JobQueue, order: Order, ledger: _Ledger) -> None:
         return
     due_ms = None if order.delay is None else called_ms + order.delay // timedelta(milliseconds=1)
     ledger.accepted.append(
-        Accepted(job_id, type(order.job).job_type, order.job.expected, order.priority.value, due_ms)
+        Accepted(
+            job_id,
+            type(order.job).job_type,
+            order.job.expected,
+            order.priority.value,
+            due_ms,
+            order.job.attempts,
+        )
     )
 
 

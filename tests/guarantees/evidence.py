@@ -37,6 +37,8 @@ class JobRecord:
     key: str | None
     priority: str
     written_ms: int
+    #: Who scheduled it; empty if no job did.
+    parent: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +97,8 @@ class Run:
     end_ns: int | None = None
     #: ended or cancelled
     how: str | None = None
+    #: Its job is not to be run again before.
+    asked_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +134,8 @@ class Accepted:
     expected: str
     priority: str
     due_ms: int | None
+    #: How many it is made to take; 0: any number.
+    attempts: int = 0
 
 
 @dataclass(slots=True)
@@ -264,6 +270,7 @@ def read_runs(directory: Path) -> list[Run]:
     for said in ends:
         runs[said["run"]].end_ns = said["ns"]
         runs[said["run"]].how = said["how"]
+        runs[said["run"]].asked_ms = said.get("asked_ms")
     return sorted(runs.values(), key=lambda run: run.start_ns)
 
 
@@ -306,6 +313,7 @@ def _job(message: Message, topic: str, record: Mapping[str, Any]) -> JobRecord:
         key=record["key"],
         priority=str(record["priority"]),
         written_ms=message.timestamp()[1],
+        parent=str(record["parent_id"] or ""),
     )
 
 

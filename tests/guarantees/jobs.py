@@ -45,8 +45,8 @@ _log: Final = _Log()
 
 
 @contextmanager
-def written_down(context: WorkerContext) -> Iterator[None]:
-    """One run: a line at its first moment and one at its last."""
+def written_down(context: WorkerContext) -> Iterator[dict[str, object]]:
+    """One run: a line at its first moment and one at its last, with what the handler adds to it."""
     run = f"{os.getpid()}-{time.monotonic_ns()}-{threading.get_ident()}"
     _log.write(
         say="start",
@@ -64,20 +64,26 @@ def written_down(context: WorkerContext) -> Iterator[None]:
         fence=context.fence,
     )
     how = "cancelled"
+    more: dict[str, object] = {}
     try:
-        yield
+        yield more
         how = "ended"
     except Exception:
         how = "ended"
         raise
     finally:
-        _log.write(say="end", run=run, ns=time.monotonic_ns(), how=how)
+        _log.write(say="end", run=run, ns=time.monotonic_ns(), how=how, **more)
 
 
 class CampaignJob(Job):
     """A job, and the end that it is made for."""
 
     expected: ClassVar[str] = "succeeded"
+
+    @property
+    def attempts(self) -> int:
+        """How many it is made to take."""
+        return 1
 
 
 @dataclass
@@ -162,6 +168,10 @@ class FailsThenSucceeds(CampaignJob):
     backoff = QUICK
     times: int = 1
 
+    @property
+    def attempts(self) -> int:
+        return self.times + 1
+
     async def execute(self, context: WorkerContext) -> Success:
         with written_down(context):
             if context.attempt <= self.times:
@@ -178,6 +188,10 @@ class AlwaysFails(CampaignJob):
     backoff = QUICK
     expected = "failed"
 
+    @property
+    def attempts(self) -> int:
+        return 3
+
     async def execute(self, context: WorkerContext) -> Failed:
         with written_down(context):
             return Failed("there is no hope")
@@ -191,9 +205,13 @@ class Snoozes(CampaignJob):
     until_ms: int = 2_000
 
     async def execute(self, context: WorkerContext) -> Snooze | Success:
-        with written_down(context):
-            left_ms = context.created_at_ms + self.until_ms - time.time_ns() // 1_000_000
-            return Snooze(timedelta(milliseconds=min(left_ms, 1_500))) if left_ms > 0 else Success()
+        with written_down(context) as told:
+            now_ms = time.time_ns() // 1_000_000
+            delay_ms = min(context.created_at_ms + self.until_ms - now_ms, 1_500)
+            if delay_ms <= 0:
+                return Success()
+            told["asked_ms"] = now_ms + delay_ms
+            return Snooze(timedelta(milliseconds=delay_ms))
 
 
 @dataclass

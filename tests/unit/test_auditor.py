@@ -321,6 +321,19 @@ def overlap_in_a_process_that_was_frozen(e: Evidence) -> None:
     e.topics.statuses["five"] = [said("five", "succeeded", 20.5, 4)]
 
 
+def end_an_attempt_too_early(e: Evidence) -> None:
+    e.accepted[1] = replace(e.accepted[1], attempts=2)
+
+
+def schedule_a_child_and_never_tell(e: Evidence) -> None:
+    e.topics.jobs.append(record("child", 9, parent="two", key=None))
+
+
+def plan_for_before_what_was_asked(e: Evidence) -> None:
+    retry(e)
+    e.runs[1] = replace(e.runs[1], asked_ms=WALL_MS + 3_700)
+
+
 @pytest.mark.parametrize(
     ("plant", "found"),
     [
@@ -351,6 +364,9 @@ def overlap_in_a_process_that_was_frozen(e: Evidence) -> None:
         (break_the_order_at_the_heir, {"order"}),
         (spread_a_key, {"order"}),
         (overlap_in_a_process_that_was_frozen, {"overlaps"}),
+        (end_an_attempt_too_early, {"illegal"}),
+        (schedule_a_child_and_never_tell, {"illegal"}),
+        (plan_for_before_what_was_asked, {"early"}),
     ],
 )
 def test_what_must_not_be_is_found(plant: Callable[[Evidence], None], found: set[str]) -> None:
