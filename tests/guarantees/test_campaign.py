@@ -1,4 +1,4 @@
-"""Three minutes of a storm, of a fixed seed: ``uv run pytest -m campaign``."""
+"""Three minutes of a storm, of a fixed seed."""
 
 from __future__ import annotations
 

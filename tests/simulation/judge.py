@@ -135,17 +135,19 @@ class Judge:
         self.broken.append(f"failed: {worker.incarnation}: {type(error).__name__}: {error}")
 
     def is_done(self) -> bool:
-        """Whether every record of every job and retry topic is finished."""
+        """Whether every record of every job and retry topic is finished, and everything that was written can be read."""
         world = self._world
+        for topic in (*world.topics.consumed, world.topics.status, world.topics.dlq):
+            for number in range(world.partitions):
+                log = world.kafka.log((topic, number))
+                if log.stable_end < log.end:
+                    return False  # behind the open transaction of one that has died
         committed = world.kafka.group(world.topics.group).committed
         for topic in world.topics.consumed:
             for number in range(world.partitions):
-                offsets = parse(*committed[topic, number])
                 log = world.kafka.log((topic, number))
-                if log.stable_end < log.end:
-                    return False
                 last = max((record.offset for record in log.records if record.is_visible), default=-1)
-                if offsets.offset <= last:
+                if parse(*committed[topic, number]).offset <= last:
                     return False
         return True
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from schemas import Backoff, Job, PermanentError
-from tests.support.waiting import file_appears
+from tests.support.waiting import eventually, file_appears
 from workers.context import WorkerContext
 from workers.results import Failed, Skipped, Snooze, Success
 
@@ -174,8 +174,8 @@ class InProcess(Job):
         write_log("run", context)
         while self.spin:
             pass
-        while self.until and not Path(self.until).exists():
-            time.sleep(0.01)  # a handler that waits for something outside
+        if self.until:
+            eventually(Path(self.until).exists, 60, f"the test has made {self.until}")
         context.update_metrics("answers", 42)
         return Success({"pid": os.getpid()})
 
