@@ -67,13 +67,14 @@ class Crew:
             "RUSTFS_WORKERS_DRAIN_TIMEOUT_S": "5",
             "RFW_GUARANTEES_LOG": str(self._runs),
             "PYTHONPATH": str(ROOT),
+            "PYTHONFAULTHANDLER": "1",
         }
         self._workers: list[_Worker] = []
         self._leaving: list[_Worker] = []
         self._names = 0
         self.lives: list[Life] = []
         self.troubles: list[Trouble] = []
-        #: Worker processes that ended by themselves, and how.
+        #: Worker processes that ended by themselves, or did not end when they were told to.
         self.ended_by_themselves: list[str] = []
 
     def __len__(self) -> int:
@@ -178,11 +179,17 @@ class Crew:
         return (self._directory / f"{worker.name}.stderr").read_text().count(_STARTED) > worker.starts_before
 
     def wait_for_leavers(self) -> None:
-        """Until everybody who was told to leave has left."""
+        """Until everybody who was told to leave has left; one that does not is ended, and that is told."""
         for worker in list(self._leaving):
             assert worker.exit_watch is not None
             worker.exit_watch.join(_LEAVE_S)
-            assert worker.exited_ns is not None, f"{worker.name} has not left within {_LEAVE_S} s"
+            if worker.exited_ns is None:
+                # Its log ends with where each of its threads stands: PYTHONFAULTHANDLER.
+                worker.process.send_signal(signal.SIGABRT)
+                worker.exit_watch.join()
+                self._leaving.remove(worker)
+                self._gone(worker, "failed", time.monotonic_ns())
+                self.ended_by_themselves.append(f"{worker.name}: has not left within {_LEAVE_S} s")
         self.look()
 
     def close(self) -> None:
