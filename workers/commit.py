@@ -41,7 +41,7 @@ from workers.message import Message
 from workers.offsets import PartitionState
 from workers.outcome import Outcome
 from workers.router import Router
-from workers.transactions import Ambiguous, NotCommitted, Refused, Stale, Transactions
+from workers.transactions import Ambiguous, NotCommitted, Refused, Stale, Transactions, forget_frames
 
 log = structlog.get_logger("rustfs_workers.commit")
 
@@ -258,6 +258,7 @@ class Committer:
                 with self._lock:
                     for part in plans:
                         part.dirty = True
+                forget_frames(reason)
                 error = reason
             else:
                 self._committed(outcomes, plans)

@@ -142,7 +142,9 @@ class Transactions:
         Raises:
             KafkaException: the transactional id is not ours to use, or nobody waits any more.
         """
-        self._producer = None
+        if self._producer is not None:
+            replaced, self._producer = [self._producer], None
+            _let_go(replaced)
         waited = 0.05
         while True:
             producer = self._make_producer(self._watch.logger)
@@ -159,6 +161,10 @@ class Transactions:
                 log.warning("no transactional producer yet", error=str(kafka_error))
                 if self._given_up():
                     raise
+                forget_frames(error)
+                useless = [producer]
+                del producer
+                _let_go(useless)
                 threading.Event().wait(waited)
                 waited = min(waited * 2, 2.0)
             else:
@@ -285,6 +291,25 @@ class Transactions:
         if kafka_error.retriable() or kafka_error.code() in _AWAY:
             raise Ambiguous(str(kafka_error)) from error
         raise Refused(str(kafka_error)) from error
+
+
+def forget_frames(error: BaseException | None) -> None:
+    """Whoever keeps this error, or goes round in a circle with it, keeps no producer alive."""
+    while error is not None:
+        error.__traceback__ = None
+        if error.__cause__ is not error.__context__:
+            forget_frames(error.__cause__)
+        error = error.__context__
+
+
+def _let_go(producers: list[Producer]) -> None:
+    """Give up the only reference to them in a thread of its own.
+
+    The end of a librdkafka client waits for its threads; with its brokers away that takes long, or for ever. In the commit
+    thread it would stop all commits. Left to the garbage collector, it would stop whoever holds the worker's lock then,
+    and so everything.
+    """
+    threading.Thread(target=producers.clear, name="end of a producer", daemon=True).start()
 
 
 def _says_fenced(error: Exception) -> bool:

@@ -66,6 +66,8 @@ class FakeKafka:
         self.unreadable: list[Exception] = []
         self.generation = 1
         self.producers = 0
+        #: The threads in which producers came to their ends.
+        self.ended_in: list[str] = []
         self.logger: logging.Logger | None = None
         #: Of the producers' log; served by ``poll``.
         self.lines: list[str] = []
@@ -119,6 +121,9 @@ class FakeProducer:
     def __init__(self, kafka: FakeKafka) -> None:
         self.kafka = kafka
         self.open = Transaction()
+
+    def __del__(self) -> None:
+        self.kafka.ended_in.append(threading.current_thread().name)
 
     def _step(self, name: str) -> None:
         self.kafka.steps.append(name)

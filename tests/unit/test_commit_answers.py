@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import Callable
 
@@ -19,6 +20,7 @@ from tests.support.commit_bench import (
     told,
 )
 from tests.support.messages import message
+from tests.support.waiting import eventually
 from workers import transactions as transactions_module
 from workers.outcome import Outcome
 
@@ -216,6 +218,38 @@ def test_a_lost_connection_makes_a_reported_success_ambiguous(line: str) -> None
     assert bench.kafka.producers == 2
     assert len(bench.kafka.statuses) == 1
     assert bench.counted == 1
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [
+        {"commit": kafka_error(KafkaError._TIMED_OUT)},
+        {"offsets": kafka_error(KafkaError._TRANSPORT, abort=True)},
+        {
+            "offsets": kafka_error(KafkaError._TRANSPORT, abort=True),
+            "abort": kafka_error(KafkaError.INVALID_TXN_STATE),
+        },
+        {"commit": kafka_error(KafkaError._TIMED_OUT), "init": kafka_error(KafkaError._TIMED_OUT)},
+    ],
+    ids="+".join,
+)
+def test_a_producer_that_is_replaced_ends_in_a_thread_of_its_own(faults: dict[str, Exception]) -> None:
+    """librdkafka's end of it may take for ever; where the collector of garbage ends it, a lock may be held."""
+    bench = Bench()
+    for step, error in faults.items():
+        bench.kafka.fault(step, error)
+    bench.success(0)
+    gc.collect()
+    bench.kafka.ended_in.clear()
+    gc.disable()
+    try:
+        bench.tick()
+        replaced = bench.kafka.producers - 1
+        eventually(lambda: len(bench.kafka.ended_in) == replaced, 10, "nobody keeps them")
+    finally:
+        gc.enable()
+    assert set(bench.kafka.ended_in) == {"end of a producer"}
+    assert len(bench.kafka.statuses) == 1
 
 
 @pytest.mark.parametrize("code", [KafkaError.ILLEGAL_GENERATION, KafkaError.MSG_SIZE_TOO_LARGE])
