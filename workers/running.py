@@ -6,6 +6,7 @@ In:  a manager. Out: an exit code. SIGTERM and the first Ctrl-C drain; a second 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import os
 import signal
@@ -20,6 +21,7 @@ import structlog
 from schemas.errors import PipelineError
 from workers.console import INTERRUPTED, OK, exit_code
 from workers.manager import WorkerManager
+from workers.watchdog import watchdog
 
 log = structlog.get_logger("rustfs_workers.running")
 
@@ -62,8 +64,11 @@ async def run_until_signal(
     # What is loaded by now stays: looking for garbage in it stopped everything for 50 ms, twice a second under load.
     gc.collect()
     gc.freeze()
+    watch = contextlib.ExitStack()
     try:
         await manager.start()
+        poller = manager.process.poller
+        watch.enter_context(watchdog(lambda: poller.rounds))
         ready()
         stopping = asyncio.create_task(stop.wait(), name="signal")
         failing = asyncio.create_task(manager.wait(), name="failure")
@@ -80,7 +85,10 @@ async def run_until_signal(
     finally:
         for task in waiting:
             task.cancel()
-        await manager.shutdown()
+        try:
+            await manager.shutdown()
+        finally:
+            watch.close()
         for number in _SIGNALS:
             loop.remove_signal_handler(number)
         code = INTERRUPTED if received and received[0] is signal.SIGINT else OK
