@@ -32,6 +32,8 @@ REMAINDER_NS: Final = 1_500_000_000
 COMMIT_NS: Final = 2_000_000_000
 #: The same while a broker is away: until the worker gives up, or is given up.
 COMMIT_IN_TROUBLE_NS: Final = 30_000_000_000
+#: A handler's clock, and what its worker knows of the broker's, by which times are set: they agree within that.
+_CLOCKS_MS: Final = 50
 #: So many deaths make a job a dead letter.
 _DEATHS: Final = 3
 _NAMED: Final = 20
@@ -282,7 +284,7 @@ def _look_at_starts(evidence: Evidence, verdict: Verdict) -> None:
             told_of = _run_of(status, starts[job_id])
             if told_of is None or told_of.end_ns is None:
                 continue
-            if told_of.asked_ms is not None and status.not_before_ms < told_of.asked_ms:
+            if told_of.asked_ms is not None and status.not_before_ms < told_of.asked_ms - _CLOCKS_MS:
                 verdict.early.add(
                     f"{job_id} is to run {told_of.asked_ms - status.not_before_ms} ms before what it has asked for"
                 )
