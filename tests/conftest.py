@@ -47,6 +47,14 @@ def pytest_configure(config: pytest.Config) -> None:
     sys.dont_write_bytecode = False
 
 
+#: Files that take more than half a minute each, the longest first.
+_LONG_FILES = (
+    "test_worker_deaths", "test_worker_outages", "test_forgotten_transactions", "test_seeds", "test_three_brokers",
+    "test_planted_bugs", "test_lost_commits", "test_commands", "test_worker_results", "test_embedded_kafka",
+    "test_broker_outages", "test_dead_letters", "test_killers", "test_benches",
+)  # fmt: skip
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files of long tests come first, and short ones fill up what is left: no process works on alone in the end.
@@ -54,11 +62,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     But what is to run alone comes last: it would wait for the others all the time.
     """
     alone = {item.path for item in items if item.get_closest_marker("alone") is not None}
-    directories = ("simulation", "integration")  # the others after them, as they came
 
     def place(item: pytest.Item) -> tuple[bool, int]:
-        name = item.path.parent.name
-        return item.path in alone, directories.index(name) if name in directories else len(directories)
+        path = item.path
+        if path.parent.name in ("simulation", "integration") and path.stem in _LONG_FILES:
+            return path in alone, _LONG_FILES.index(path.stem)
+        # Then the others of those, and then the rest, as they came.
+        return path in alone, len(_LONG_FILES) + (path.parent.name != "integration")
 
     items.sort(key=place)
 

@@ -58,7 +58,7 @@ def test_topics_are_held_three_times_and_two_copies_acknowledge(settings: Settin
         assert answer.result(10)["min.insync.replicas"].value == "2", resource.name
 
 
-@pytest.mark.alone
+@pytest.mark.timeout(300)  # each of the three waits has a limit of its own
 def test_each_broker_may_die_while_jobs_are_accepted_and_run(
     cluster: EmbeddedCluster, settings: Settings, tmp_path: Path
 ) -> None:
