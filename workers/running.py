@@ -21,7 +21,7 @@ import structlog
 from schemas.errors import PipelineError
 from workers.console import INTERRUPTED, OK, exit_code
 from workers.manager import WorkerManager
-from workers.watchdog import watchdog
+from workers.watchdog import LIMIT_S, watchdog
 
 log = structlog.get_logger("rustfs_workers.running")
 
@@ -68,7 +68,8 @@ async def run_until_signal(
     try:
         await manager.start()
         poller = manager.process.poller
-        watch.enter_context(watchdog(lambda: poller.rounds))
+        limit = timedelta(seconds=LIMIT_S) + manager.config.revoke_timeout  # which is part of a round, too
+        watch.enter_context(watchdog(lambda: poller.rounds, limit / timedelta(seconds=1)))
         ready()
         stopping = asyncio.create_task(stop.wait(), name="signal")
         failing = asyncio.create_task(manager.wait(), name="failure")

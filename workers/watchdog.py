@@ -2,9 +2,11 @@
 
 In:  how many rounds the poll thread has made. Out: the process ends, with exit code 1, if that does not change for too long.
 
-librdkafka's own threads go on telling Kafka that a process lives whose Python stands still, in a native call that keeps the
-interpreter's lock or in a deadlock: no signal reaches it, and for ``max.poll.interval.ms`` nobody else gets its partitions.
-Python's ``faulthandler`` counts in a thread that needs no such lock. So this is for a process that is the worker's own.
+Calls of librdkafka that ask its main thread something (the group's metadata, the begin of a transaction) keep the
+interpreter's lock while they wait. And that thread can wait for ever: when a broker leaves the cluster while an
+OffsetForLeaderEpoch request to it is under way, it and the broker's thread each hold the lock that the other one wants
+(librdkafka issue 5476, open for 2.16). Then no Python runs any more, no signal reaches the process, and only Python's
+``faulthandler`` still counts, in a thread that needs no such lock. So this is for a process that is the worker's own.
 """
 
 from __future__ import annotations
@@ -16,9 +18,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final, TextIO
 
-#: As long as Kafka bears with a consumer that does not poll (``max.poll.interval.ms``): others have its partitions then. No
-#: round of the poll thread takes half of it.
-LIMIT_S: Final = 300.0
+#: Twice what a round of the poll thread takes at the most, when an assignment has to be read from a Kafka that is away.
+LIMIT_S: Final = 150.0
 _LOOK_S: Final = 1.0
 
 
