@@ -81,6 +81,8 @@ class Verdict:
     reexecuted: int = 0
     reasons: dict[str, int] = field(default_factory=dict)
     fenced_remainders: int = 0
+    #: Workers in which librdkafka stood still, and which their watchdogs ended.
+    stood_still: int = 0
     #: How long partitions stood still, and why: ``tests.guarantees.times``.
     takeover_s: float = 0.0
     leave_s: float = 0.0
@@ -115,6 +117,7 @@ def judge(evidence: Evidence) -> Verdict:
         accepted=len(evidence.accepted),
         faults=sum(evidence.faults.values()),
         faults_by_kind=dict(evidence.faults),
+        stood_still=len(evidence.stood_still),
     )
     for case in evidence.ended_by_themselves:
         verdict.ended.add(case)

@@ -18,14 +18,17 @@ from typing import Final
 from streams.settings import Settings
 from tests.guarantees.evidence import Life, Trouble
 from tests.support.waiting import eventually
+from workers.watchdog import LIMIT_S
 
 ROOT: Final = Path(__file__).resolve().parents[2]
-#: A drain may take thirty seconds.
-_LEAVE_S: Final = 60.0
+#: A drain may take thirty seconds; one that stands still is ended by its own watchdog.
+_LEAVE_S: Final = LIMIT_S + 30
 _START_S: Final = 120.0  # on a machine that starts three brokers meanwhile
 #: The exit code of a command that found no Kafka.
 _NO_KAFKA: Final = 3
 _STARTED: Final = '"event": "worker started"'
+#: What Python says when a watchdog ends its process.
+_STOOD_STILL: Final = "Timeout (0:"
 
 
 @dataclass(slots=True)
@@ -76,6 +79,8 @@ class Crew:
         self.troubles: list[Trouble] = []
         #: Worker processes that ended by themselves, or did not end when they were told to.
         self.ended_by_themselves: list[str] = []
+        #: Those that were ended by their watchdogs, because librdkafka stood still.
+        self.stood_still: list[str] = []
 
     def __len__(self) -> int:
         return len(self._workers)
@@ -151,20 +156,30 @@ class Crew:
                 worker.frozen_ns = None
 
     def look(self) -> None:
-        """Note who is gone; nobody goes without having been told.
-
-        But who finds no Kafka when it starts says so and ends: it is started again, as a supervisor would.
-        """
+        """Note who is gone; nobody goes without having been told, nor with another exit code than 0."""
         for worker in list(self._leaving):
             if worker.exited_ns is not None:
                 self._leaving.remove(worker)
-                self._gone(worker, "left", worker.exited_ns)
+                # Told before it could listen, or before it had found its Kafka.
+                if worker.process.returncode in (0, -signal.SIGTERM, _NO_KAFKA):
+                    self._gone(worker, "left", worker.exited_ns)
+                else:
+                    self._failed(worker)
         for worker in [w for w in self._workers if w.process.poll() is not None]:
-            self._gone(worker, "failed", time.monotonic_ns())
-            if worker.process.returncode == _NO_KAFKA and not self._has_started(worker):
+            if self._failed(worker):
                 self.join(worker.name)
-            else:
-                self.ended_by_themselves.append(f"{worker.name}: exit code {worker.process.returncode}")
+
+    def _failed(self, worker: _Worker) -> bool:
+        """Note how it ended by itself. Whether a supervisor would start it again, and all is well."""
+        self._gone(worker, "failed", worker.exited_ns or time.monotonic_ns())
+        said = self._log(worker).read_text()
+        if worker.process.returncode == _NO_KAFKA and said.count(_STARTED) <= worker.starts_before:
+            return True
+        if worker.process.returncode == 1 and _STOOD_STILL in said[said.rfind(_STARTED) :]:
+            self.stood_still.append(worker.name)
+            return True
+        self.ended_by_themselves.append(f"{worker.name}: exit code {worker.process.returncode}")
+        return False
 
     def wait_until_started(self) -> None:
         """Until everybody works."""
@@ -176,7 +191,10 @@ class Crew:
         eventually(all_work, _START_S, "all workers have started", pause_s=0.1)
 
     def _has_started(self, worker: _Worker) -> bool:
-        return (self._directory / f"{worker.name}.stderr").read_text().count(_STARTED) > worker.starts_before
+        return self._log(worker).read_text().count(_STARTED) > worker.starts_before
+
+    def _log(self, worker: _Worker) -> Path:
+        return self._directory / f"{worker.name}.stderr"
 
     def wait_for_leavers(self) -> None:
         """Until everybody who was told to leave has left; one that does not is ended, and that is told."""

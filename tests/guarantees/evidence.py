@@ -155,6 +155,8 @@ class Evidence:
     minutes: float = 0.0
     #: Workers that ended though nobody had told them to, and how.
     ended_by_themselves: Sequence[str] = ()
+    #: Workers that their watchdogs have ended.
+    stood_still: Sequence[str] = ()
 
 
 def save(evidence: Evidence, file: Path) -> None:
@@ -181,6 +183,7 @@ def load(file: Path) -> Evidence:
         seed=given["seed"],
         minutes=given["minutes"],
         ended_by_themselves=given["ended_by_themselves"],
+        stood_still=given.get("stood_still", ()),
     )
 
 

@@ -1,45 +1,82 @@
-"""What becomes of a worker of the campaign that does not do as it is told."""
+"""What becomes of a worker of the campaign that does not do as it is told: an error would throw away the evidence."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.guarantees import crew as crew_module
 from tests.guarantees.crew import Crew
 from tests.support.deployments import settings_for
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.distributed
 
 DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(60)"
+FAILS_TO_LEAVE = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(5)); print(flush=True); time.sleep(60)"
+STANDS_STILL = (
+    'import faulthandler, sys, time; sys.stderr.write(\'"event": "worker started"\\n\');'
+    "faulthandler.dump_traceback_later(0.1, exit=True); print(flush=True); time.sleep(60)"
+)
+
+MakeCrew = Callable[[str], Crew]
 
 
-def test_one_that_does_not_leave_is_ended_and_told_of(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """An error would throw away the evidence of an hour."""
-    monkeypatch.setattr(crew_module, "_LEAVE_S", 0.1)
+@pytest.fixture
+def crew_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeCrew]:
+    """A crew with one worker that does not do what a worker does."""
+    monkeypatch.setattr(crew_module, "_LEAVE_S", 0.5)
     crew = Crew(settings_for("127.0.0.1:1", "none.", tmp_path), tmp_path)
-    start = subprocess.Popen
+    start: Any = subprocess.Popen
 
-    def deaf(_command: list[str], **options: object) -> subprocess.Popen[bytes]:
-        process = start(
-            [sys.executable, "-X", "faulthandler", "-c", DEAF],
-            stdout=subprocess.PIPE,
-            stderr=options["stderr"],
-        )  # type: ignore[call-overload]
-        assert process.stdout is not None
-        with process.stdout as ready:
-            ready.readline()
-        return process  # type: ignore[no-any-return]
+    def make(program: str) -> Crew:
+        def popen(_command: list[str], **options: object) -> subprocess.Popen[bytes]:
+            command = [sys.executable, "-X", "faulthandler", "-c", program]
+            process: subprocess.Popen[bytes] = start(
+                command, stdout=subprocess.PIPE, stderr=options["stderr"]
+            )
+            assert process.stdout is not None
+            with process.stdout as ready:
+                ready.readline()
+            return process
 
-    monkeypatch.setattr(subprocess, "Popen", deaf)
-    crew.join()
+        monkeypatch.setattr(subprocess, "Popen", popen)
+        crew.join()
+        return crew
+
+    yield make
+    crew.close()
+
+
+def test_one_that_does_not_leave_is_ended_and_told_of(crew_of: MakeCrew, tmp_path: Path) -> None:
+    crew = crew_of(DEAF)
     assert crew.leave(0) == "w1"
     crew.wait_for_leavers()
-    assert crew.ended_by_themselves == ["w1: has not left within 0.1 s"]
+    assert crew.ended_by_themselves == ["w1: has not left within 0.5 s"]
     assert [(life.worker, life.end) for life in crew.lives] == [("w1", "failed")]
     assert "Fatal Python error: Aborted" in (tmp_path / "w1.stderr").read_text()
+
+
+def test_one_that_leaves_with_an_error_is_told_of(crew_of: MakeCrew, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crew_module, "_LEAVE_S", 30.0)
+    crew = crew_of(FAILS_TO_LEAVE)
+    crew.leave(0)
+    crew.wait_for_leavers()
+    assert crew.ended_by_themselves == ["w1: exit code 5"]
+    assert [(life.worker, life.end) for life in crew.lives] == [("w1", "failed")]
+
+
+def test_one_that_its_watchdog_has_ended_is_counted_and_started_again(crew_of: MakeCrew) -> None:
+    crew = crew_of(STANDS_STILL)
+
+    def told_of() -> bool:
+        crew.look()
+        return crew.stood_still == ["w1"]
+
+    eventually(told_of, 30, "its end is seen")
+    assert (len(crew), crew.ended_by_themselves) == (1, [])
