@@ -1,4 +1,7 @@
-"""``python -m tests.guarantees``: a campaign, and its verdict as the last line. Exit code 1 if a guarantee does not hold."""
+"""``python -m tests.guarantees``: a campaign, and its verdict as the last line.
+
+Exit code 1 if a guarantee does not hold, or a bar is missed.
+"""
 
 from __future__ import annotations
 
@@ -80,6 +83,8 @@ def _tell(verdict: Verdict, *, as_json: bool) -> int:
     for name, cases in verdict.broken.items():
         for case in cases:
             sys.stderr.write(f"{name}: {case}\n")
+    for missed in verdict.missed:
+        sys.stderr.write(f"bar: {missed}\n")
     for case in verdict.copies.cases:
         sys.stderr.write(f"copy: {case}\n")
     report = verdict.to_json()
@@ -88,7 +93,7 @@ def _tell(verdict: Verdict, *, as_json: bool) -> int:
     else:
         for name, value in report.items():
             sys.stdout.write(f"{name:>20}  {value}\n")
-    return 1 if verdict.broken else 0
+    return 1 if verdict.broken or verdict.missed else 0
 
 
 if __name__ == "__main__":

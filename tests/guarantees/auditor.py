@@ -38,6 +38,14 @@ _CLOCKS_MS: Final = 50
 _DEATHS: Final = 3
 _NAMED: Final = 20
 
+#: What a long storm is to show; with fewer faults than that it is a short one.
+LONG_FAULTS: Final = 200
+LONG_JOBS: Final = 100_000
+OF_EACH_KIND: Final = 20
+IN_FLIGHT: Final = 0.3
+TAKEOVER_S: Final = 12.0
+LEAVE_S: Final = 3.0
+
 
 @dataclass(slots=True)
 class Finding:
@@ -90,6 +98,14 @@ class Verdict:
     takeover_in_trouble_s: float = 0.0
     leave_in_trouble_s: float = 0.0
     standstill_s: float = 0.0
+    #: How many those are the longest of.
+    takeovers: int = 0
+    leaves: int = 0
+    takeovers_in_trouble: int = 0
+    leaves_in_trouble: int = 0
+    #: What the producer was told: not accepted, and perhaps accepted.
+    refused: int = 0
+    doubtful: int = 0
 
     @property
     def broken(self) -> dict[str, list[str]]:
@@ -99,6 +115,25 @@ class Verdict:
             for name in ("lost", "forked", "illegal", "early", "overlaps", "order", "unexplained", "ended")
         }
         return {name: finding.cases for name, finding in findings.items() if finding.count}
+
+    @property
+    def missed(self) -> list[str]:
+        """What a long storm should have shown, and did not: figures, which no guarantee depends on."""
+        bars = {
+            f"takeover took {self.takeover_s} s, and not {TAKEOVER_S:g}": self.takeover_s > TAKEOVER_S,
+            f"after a leave it took {self.leave_s} s, and not {LEAVE_S:g}": self.leave_s > LEAVE_S,
+        }
+        if self.faults >= LONG_FAULTS:
+            share = self.kills_in_flight / max(self.kills, 1)
+            bars |= {
+                f"{share:.0%} of the kills met a running job, and not {IN_FLIGHT:.0%}": share < IN_FLIGHT,
+                f"{self.accepted:,} jobs were accepted, and not {LONG_JOBS:,}": self.accepted < LONG_JOBS,
+            }
+            bars |= {
+                f"{kind} came up {count} times, and not {OF_EACH_KIND}": count < OF_EACH_KIND
+                for kind, count in self.faults_by_kind.items()
+            }
+        return [text for text, is_so in bars.items() if is_so]
 
     def to_json(self) -> dict[str, object]:
         """The report's last line."""
@@ -118,6 +153,8 @@ def judge(evidence: Evidence) -> Verdict:
         faults=sum(evidence.faults.values()),
         faults_by_kind=dict(evidence.faults),
         stood_still=len(evidence.stood_still),
+        refused=evidence.refused,
+        doubtful=evidence.doubtful,
     )
     for case in evidence.ended_by_themselves:
         verdict.ended.add(case)
@@ -476,7 +513,7 @@ class _Explanations:
             return "killed" if life.end == "killed" or over else "left" if life.end == "left" else None
         if self._was_frozen(run, life):
             return "frozen"
-        in_trouble = self._was_in_trouble(run, end_ns)
+        in_trouble = self._was_in_trouble(end_ns)
         patience_ns = COMMIT_IN_TROUBLE_NS if in_trouble else COMMIT_NS
         # Handlers' processes may outlive their worker for a moment.
         if life.end == "killed" and run.start_ns <= life.end_ns <= end_ns + patience_ns:
@@ -491,7 +528,7 @@ class _Explanations:
             return "cancelled: frozen"
         if moved:
             return "cancelled: moved"
-        return "cancelled: broker away" if self._was_in_trouble(run, end_ns) else None
+        return "cancelled: broker away" if self._was_in_trouble(end_ns) else None
 
     def _was_frozen(self, run: Run, life: Life) -> bool:
         return any(
@@ -502,11 +539,11 @@ class _Explanations:
             for trouble in self._troubles
         )
 
-    def _was_in_trouble(self, run: Run, end_ns: int) -> bool:
+    def _was_in_trouble(self, end_ns: int) -> bool:
         return any(
             trouble.kind != "worker_freeze"
             and trouble.start_ns < end_ns + COMMIT_NS
-            and run.start_ns < trouble.end_ns + COMMIT_IN_TROUBLE_NS
+            and end_ns < trouble.end_ns + COMMIT_IN_TROUBLE_NS
             for trouble in self._troubles
         )
 

@@ -105,6 +105,8 @@ def run(plan: Plan, directory: Path, progress: Progress) -> Evidence:
             minutes=plan.seconds / 60,
             ended_by_themselves=crew.ended_by_themselves,
             stood_still=crew.stood_still,
+            refused=ledger.refused,
+            doubtful=ledger.doubtful,
             topics=read_topics(cluster.bootstrap_servers, _PREFIX),
             runs=read_runs(crew.runs_directory),
             lives=crew.lives,

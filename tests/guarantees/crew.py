@@ -29,6 +29,8 @@ _NO_KAFKA: Final = 3
 _STARTED: Final = '"event": "worker started"'
 #: What Python says when a watchdog ends its process.
 _STOOD_STILL: Final = "Timeout (0:"
+#: More than a watchdog adds to its limit for a round of the poll thread.
+_ROUND_NS: Final = 5_000_000_000
 
 
 @dataclass(slots=True)
@@ -177,6 +179,10 @@ class Crew:
             return True
         if worker.process.returncode == 1 and _STOOD_STILL in said[said.rfind(_STARTED) :]:
             self.stood_still.append(worker.name)
+            since_ns = self.lives[-1].end_ns - round(LIMIT_S * 1e9) - _ROUND_NS
+            self.troubles.append(
+                Trouble("worker_freeze", since_ns, self.lives[-1].end_ns, worker.process.pid)
+            )
             return True
         self.ended_by_themselves.append(f"{worker.name}: exit code {worker.process.returncode}")
         return False

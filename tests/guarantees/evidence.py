@@ -157,6 +157,9 @@ class Evidence:
     ended_by_themselves: Sequence[str] = ()
     #: Workers that their watchdogs have ended.
     stood_still: Sequence[str] = ()
+    #: Jobs whose producer was told that they were not accepted, or that nobody knows.
+    refused: int = 0
+    doubtful: int = 0
 
 
 def save(evidence: Evidence, file: Path) -> None:
@@ -184,6 +187,8 @@ def load(file: Path) -> Evidence:
         minutes=given["minutes"],
         ended_by_themselves=given["ended_by_themselves"],
         stood_still=given.get("stood_still", ()),
+        refused=given.get("refused", 0),
+        doubtful=given.get("doubtful", 0),
     )
 
 

@@ -133,8 +133,8 @@ class InThread(KeyedJob):
 
 
 @dataclass
-class InProcess(CampaignJob):
-    """Runs in a process of its own."""
+class InProcess(KeyedJob):
+    """Runs in a process of its own; takes a moment, so that an overlap can be seen."""
 
     job_type = "g_process"
     execution = "process"
@@ -143,11 +143,11 @@ class InProcess(CampaignJob):
 
     def execute(self, context: WorkerContext) -> None:
         with written_down(context):
-            pass
+            threading.Event().wait(0.02)  # stands for the work
 
 
 @dataclass
-class Long(CampaignJob):
+class Long(KeyedJob):
     """Works for half a minute, as the copy of a large object does."""
 
     job_type = "g_long"

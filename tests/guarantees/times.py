@@ -2,26 +2,28 @@
 
 In:  the evidence. Out: the longest of each kind, in seconds.
 
-A partition stands still between two starts in it. The figures are only as fine as its traffic: with ten jobs a second a
-partition that never stops shows a tenth of a second.
+A partition of a job topic stands still between two starts of jobs that were scheduled to it. The figures are only as fine as
+its traffic: with three jobs a second one that never stops shows half a second or more.
 
 - ``standstill_s``: at all, whatever the storm did.
 - ``takeover_s``: from a kill -9 to the next start in each partition of the killed one.
 - ``leave_s``: the same from the exit of one that was told to leave.
 - ``rebalance_s``: from the last start at one worker to the first at another, where nobody was killed, frozen or away.
 - ``takeover_in_trouble_s`` and ``leave_in_trouble_s``: where a broker was away or Kafka was started again meanwhile.
+- ``takeovers``, ``leaves`` and so on: how many each of those is the longest of.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections import defaultdict
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import Final
+from typing import Final, TypeAlias
 
 from tests.guarantees.evidence import Evidence, Life, Run
 from tests.guarantees.lives import Lives
+
+Place: TypeAlias = tuple[str, int]
 
 #: A member that is killed or frozen is given up after a session, and what it had moves a moment later.
 _AFTERMATH_NS: Final = 15_000_000_000
@@ -30,9 +32,7 @@ _AFTERMATH_NS: Final = 15_000_000_000
 def measure(evidence: Evidence) -> Mapping[str, float]:
     """Each figure by its name."""
     starts = _starts(evidence)
-    times: dict[int, list[int]] = defaultdict(list)
-    for partition in {record.partition for record in evidence.topics.jobs}:
-        times[partition] = [run.start_ns for run in starts.get(partition, ())]
+    times = {place: [run.start_ns for run in runs] for place, runs in starts.items()}
     began, stopped = evidence.traffic_ns
     figures = dict.fromkeys(
         (
@@ -55,16 +55,18 @@ def measure(evidence: Evidence) -> Mapping[str, float]:
     for life in evidence.lives:
         if life.end not in ("killed", "left") or not began <= life.end_ns <= stopped:
             continue
-        gap_s = max((_gap_s(life, times[part], stopped) for part in _owned(evidence, life)), default=0.0)
+        owned = _owned(evidence, life)
+        gaps_s = [_gap_s(life, at, stopped) for (_, number), at in times.items() if number in owned]
+        gap_s = max(gaps_s, default=0.0)
         troubled = any(
             trouble.kind != "worker_freeze"
             and trouble.start_ns < life.end_ns + gap_s * 1e9
             and trouble.end_ns > life.end_ns
             for trouble in evidence.troubles
         )
-        at_least(
-            ("leave" if life.end == "left" else "takeover") + ("_in_trouble_s" if troubled else "_s"), gap_s
-        )
+        what = ("leave" if life.end == "left" else "takeover") + ("_in_trouble" if troubled else "")
+        at_least(f"{what}_s", gap_s)
+        figures[f"{what}s"] = figures.get(f"{what}s", 0) + bool(gaps_s)
     bad_times, lives = _bad_times(evidence), Lives(evidence.lives)
     for runs in starts.values():
         for before, after in pairwise(run for run in runs if began <= run.start_ns <= stopped):
@@ -75,15 +77,17 @@ def measure(evidence: Evidence) -> Mapping[str, float]:
     return figures
 
 
-def _starts(evidence: Evidence) -> Mapping[int, list[Run]]:
-    """The runs of each partition, by their starts."""
-    partition_of = {
-        record.job_id: record.partition for record in evidence.topics.jobs if record.topic != "jobs.dlq"
-    }
-    starts: dict[int, list[Run]] = defaultdict(list)
+def _starts(evidence: Evidence) -> Mapping[Place, list[Run]]:
+    """The runs of each partition's jobs, by their starts; those that waited on a retry topic come from where they began."""
+    starts: dict[Place, list[Run]] = {}
+    place_of: dict[str, Place] = {}
+    for record in evidence.topics.jobs:
+        if record.delivery == 0 and not record.topic.startswith(("jobs.retry.", "jobs.dlq")):
+            place = place_of[record.job_id] = (record.topic, record.partition)
+            starts.setdefault(place, [])
     for run in evidence.runs:
-        if run.job_id in partition_of:
-            starts[partition_of[run.job_id]].append(run)
+        if run.job_id in place_of:
+            starts[place_of[run.job_id]].append(run)
     return starts
 
 

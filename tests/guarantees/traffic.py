@@ -27,6 +27,8 @@ from tests.guarantees.jobs import (
 PRIORITIES: Final = tuple(JobPriority)
 #: Keys that are shared by jobs of every kind, hot enough that several of one key wait at any time.
 _KEYS: Final = 40
+#: Two long ones of one key meet now and then; more of them would wait for one another for ever.
+_LONG_KEYS: Final = 60
 
 
 class Order(NamedTuple):
@@ -53,9 +55,9 @@ def orders(seed: int, *, long_s: float = 30.0) -> Iterator[Order]:
             case 2:
                 job = InThread(dice.choice(("", f"key-{dice.randrange(_KEYS)}")))
             case 3:
-                job = InProcess()
+                job = InProcess(dice.choice(("", f"key-{dice.randrange(_KEYS)}")))
             case 4:
-                job = Long(long_s)
+                job = Long(f"long-{dice.randrange(_LONG_KEYS)}", long_s)
             case 5:
                 job = FailsThenSucceeds(dice.randint(1, 3))
             case 6:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.guarantees.auditor import judge
+from tests.guarantees.auditor import Verdict, judge
 from tests.guarantees.evidence import (
     Accepted,
     Evidence,
@@ -127,7 +127,7 @@ def test_honest_evidence_is_found_to_be_so_and_times_are_measured(tmp_path: Path
     assert verdict.broken == {}
     assert (verdict.accepted, verdict.kills, verdict.kills_in_flight) == (4, 1, 1)
     assert (verdict.reexecuted, verdict.reasons) == (1, {"killed": 1})
-    assert (verdict.takeover_s, verdict.standstill_s) == (3.0, 7.0)
+    assert (verdict.takeover_s, verdict.takeovers, verdict.standstill_s) == (3.0, 1, 7.0)
     save(honest(), tmp_path / "evidence.json")
     assert judge(load(tmp_path / "evidence.json")) == verdict
 
@@ -146,6 +146,33 @@ def test_a_partition_in_which_nothing_begins_stands_still_all_the_time() -> None
     evidence = honest()
     evidence.topics.jobs.append(record("five", 0, partition=1))
     assert judge(evidence).standstill_s == 20.0
+
+
+def test_a_partition_of_one_priority_that_stands_still_is_seen_beside_the_others() -> None:
+    evidence = honest()
+    evidence.topics.jobs.append(record("five", 0, topic="jobs.high"))
+    evidence.topics.statuses["five"] = [said("five", "succeeded", 2.5, 4)]
+    evidence.runs.append(ran("five", 2, 2.5, key=None))
+    assert judge(evidence).standstill_s == 18.0
+
+
+def test_a_long_storm_that_has_shown_too_little_says_so() -> None:
+    enough = {kind.value: 25 for kind in Kind}
+    verdict = Verdict(
+        accepted=100_000, faults=225, faults_by_kind=enough, kills=25, kills_in_flight=8, takeover_s=12.0
+    )
+    assert verdict.missed == []
+    verdict.faults_by_kind = enough | {"kafka_restart": 19}
+    verdict.accepted, verdict.kills_in_flight, verdict.takeover_s, verdict.leave_s = 99_999, 7, 12.1, 3.1
+    assert verdict.missed == [
+        "takeover took 12.1 s, and not 12",
+        "after a leave it took 3.1 s, and not 3",
+        "28% of the kills met a running job, and not 30%",
+        "99,999 jobs were accepted, and not 100,000",
+        "kafka_restart came up 19 times, and not 20",
+    ]
+    verdict.faults = 199
+    assert len(verdict.missed) == 2, "a short one shows what it can"
 
 
 def test_who_dies_before_it_has_partitions_has_none_to_take_over() -> None:
