@@ -63,6 +63,10 @@ _CATCHES_UP_NS: Final = 5_000_000_000
 #: Of a broker that cannot start all at once, and of an operating system that counts pages.
 _FLAT_MIB: Final = 8.0
 _URGENT_P99_MS: Final = 250.0
+#: Of what was planned, at least.
+_AS_PLANNED: Final = 0.9
+#: What a producer may read from its source before its queue of 100,000 is full, and is told so.
+_QUEUE: Final = 150_000
 #: What tells that partitions have moved, or might have.
 _MOVES: Final = ("partitions assigned", "partitions released", "partitions lost")
 
@@ -83,6 +87,12 @@ class Found:
     """What happened."""
 
     drain_per_s: float = 0.0
+    #: While too many come: how many are sent, and how many the worker still gets done.
+    sent_per_s: float = 0.0
+    done_per_s: float = 0.0
+    #: What the two are to be apart, and how many are to wait in the end.
+    factor: float = 0.0
+    backlog: int = 0
     accepted: int = 0
     urgent: int = 0
     most_waiting: int = 0
@@ -106,17 +116,30 @@ class Found:
         steady = samples[: self.steady]
         return median(steady[-tenth:]) - median(steady[tenth : 2 * tenth]) if tenth else 0.0
 
+    def growth_filled(self) -> float:
+        """Of the worker, from the time before the backlog was filled up to the end of it."""
+        tenth = self.steady // 10
+        filling = self.worker_mib[self.steady :]
+        before = self.worker_mib[self.steady - tenth : self.steady]
+        return max(filling) - median(before) if filling and before else 0.0
+
     def broken(self) -> list[str]:
         """Whatever should not be."""
         worker, producer = self.growth(self.worker_mib), self.growth(self.producer_mib)
+        filled = self.growth_filled()
+        apart = self.sent_per_s / max(self.done_per_s, 1.0)
         wrong = {
             f"{self.lost} jobs are lost": self.lost,
             f"{self.forked} jobs have more than one end": self.forked,
             f"ends: {self.final}": set(self.final) != {"succeeded"},
             f"partitions moved {self.moves} times": self.moves,
             f"the worker grew by {worker:.0f} MiB": worker > _FLAT_MIB,
+            f"the worker grew by {filled:.0f} MiB while the backlog was filled": filled > _FLAT_MIB,
             f"the producer grew by {producer:.0f} MiB": producer > _FLAT_MIB,
             f"urgent jobs began after {self.urgent_p99_ms} ms": self.urgent_p99_ms > _URGENT_P99_MS,
+            f"only {apart:.1f} times what was done was sent": apart < _AS_PLANNED * self.factor,
+            f"only {self.most_waiting:,} waited": self.most_waiting < _AS_PLANNED * self.backlog,
+            f"a producer read {self.read_ahead:,} ahead": self.read_ahead > _QUEUE,
         }
         return [what for what, is_so in wrong.items() if is_so]
 
@@ -124,12 +147,15 @@ class Found:
         """The report's last line."""
         return {
             "drain_per_s": round(self.drain_per_s),
+            "sent_per_s": round(self.sent_per_s),
+            "done_per_s": round(self.done_per_s),
             "accepted": self.accepted,
             "urgent": self.urgent,
             "most_waiting": self.most_waiting,
             "read_ahead": self.read_ahead,
             "worker_peak_mib": round(max(self.worker_mib, default=0.0), 1),
             "worker_growth_mib": round(self.growth(self.worker_mib), 1),
+            "worker_growth_filled_mib": round(self.growth_filled(), 1),
             "producer_peak_mib": round(max(self.producer_mib, default=0.0), 1),
             "producer_growth_mib": round(self.growth(self.producer_mib), 1),
             "urgent_p50_ms": self.urgent_p50_ms,
@@ -183,7 +209,7 @@ class _Overload:
         self._stamps = stamps
         self._progress = progress
         self._low = [(settings.topics.jobs[JobPriority.LOW], number) for number in range(settings.partitions)]
-        self._found = Found()
+        self._found = Found(factor=plan.factor, backlog=plan.backlog)
         #: Low jobs that a producer has read from its source, and that Kafka has acknowledged.
         self._read = self._acknowledged = 0
         #: From when to when Kafka took nothing.
@@ -221,6 +247,7 @@ class _Overload:
 
     def _send_too_many(self, producer: JobProducer) -> None:
         per_s = self._plan.factor * self._found.drain_per_s
+        done_before, read_before = self._done(), self._read
         began = time.monotonic()
 
         def paced() -> Iterator[Work]:
@@ -234,6 +261,9 @@ class _Overload:
                 yield Work(number, _CONTENT)
 
         self._acknowledged += len(producer.schedule_jobs(paced(), JobPriority.LOW))
+        took_s = time.monotonic() - began
+        self._found.sent_per_s = (self._read - read_before) / took_s
+        self._found.done_per_s = (self._done() - done_before) / took_s
 
     def _fill_up(self, producer: JobProducer) -> None:
         """As fast as Kafka takes them; it stands still after a while, and whatever it cannot take must wait."""
