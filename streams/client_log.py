@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import Any
 
 
 class ClientLog(logging.Logger):
@@ -28,10 +29,15 @@ class ClientLog(logging.Logger):
         """Always."""
         return True
 
+    def _log(self, level: int, msg: object, args: Any, **more: Any) -> None:  # type: ignore[override]
+        # First of all: the making of records is the program's as well.
+        self._hear(str(msg) % args if args else str(msg))
+        if self._onward is not None and self._onward.isEnabledFor(level):
+            super()._log(level, msg, args, **more)
+
     def handle(self, record: logging.LogRecord) -> None:
-        """One line."""
-        self._hear(record.getMessage())
-        if self._onward is not None and self._onward.isEnabledFor(record.levelno):
+        """A line that goes onward."""
+        if self._onward is not None:
             self._onward.handle(record)
 
 

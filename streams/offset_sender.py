@@ -83,11 +83,12 @@ def send_offsets(producer: Producer, offsets: list[TopicPartition], metadata: An
 def _serve(calls: SimpleQueue[_Call | None], ends: SimpleQueue[BaseException | None]) -> None:
     while (call := calls.get()) is not None:
         producer, offsets, metadata, timeout_s = call
+        failure: BaseException | None = None
         try:
             producer.send_offsets_to_transaction(offsets, metadata, timeout_s)
         except BaseException as error:  # noqa: BLE001 - raised in the thread that waits for it
-            ends.put(error)
-        else:
-            ends.put(None)
-        # An idle thread must not keep a producer alive that was replaced meanwhile.
+            failure = error
+        # Before anybody hears of it: an idle thread must not keep a producer alive that is replaced then.
         del call, producer, offsets, metadata
+        ends.put(failure)
+        del failure  # it goes round in a circle with this frame

@@ -133,8 +133,6 @@ class Poller:
         #: Inside a callback of the group: partitions are on their way.
         self._changing = False
         self._member_id = ""
-        #: How often it has come round.
-        self.rounds = 0
         self._thread = threading.Thread(target=self._run, name="poll", daemon=True)
 
     def start(self) -> None:
@@ -179,7 +177,6 @@ class Poller:
             self._subscribe(consumer)
             while not self._stop:
                 self._round(consumer)
-                self.rounds += 1
         except BaseException as error:  # noqa: BLE001 - handed to whoever supervises the worker
             self._on_failure(error)
         finally:

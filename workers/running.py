@@ -21,7 +21,7 @@ import structlog
 from schemas.errors import PipelineError
 from workers.console import INTERRUPTED, OK, exit_code
 from workers.manager import WorkerManager
-from workers.watchdog import LIMIT_S, watchdog
+from workers.watchdog import watchdog
 
 log = structlog.get_logger("rustfs_workers.running")
 
@@ -67,9 +67,7 @@ async def run_until_signal(
     watch = contextlib.ExitStack()
     try:
         await manager.start()
-        poller = manager.process.poller
-        limit = timedelta(seconds=LIMIT_S) + manager.config.revoke_timeout  # which is part of a round, too
-        watch.enter_context(watchdog(lambda: poller.rounds, limit / timedelta(seconds=1)))
+        watch.enter_context(watchdog())
         ready()
         stopping = asyncio.create_task(stop.wait(), name="signal")
         failing = asyncio.create_task(manager.wait(), name="failure")

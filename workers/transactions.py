@@ -17,7 +17,7 @@ import structlog
 from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
 
 from schemas.codec import Codec
-from schemas.lifecycle import JobStatus
+from schemas.lifecycle import JobStatus, by_worker
 from schemas.records import StatusWriter, tail_of
 from schemas.topics import Topics
 from schemas.wire import WireSchema
@@ -36,6 +36,8 @@ _OFFSETS_TIMEOUT_S: Final = TRANSACTION_TIMEOUT_MS / 1000
 _INIT_TIMEOUT_S: Final = 15.0
 _ROOM_S: Final = 0.1
 
+#: Of a plain success, whose status has no record of its own until it is written.
+_SUCCEEDED: Final = by_worker(JobStatus.RUNNING, JobStatus.SUCCEEDED)
 #: The group has moved on since the metadata was taken. Ordinary: fetch newer metadata and filter again.
 _STALE: Final = frozenset(
     {
@@ -215,7 +217,7 @@ class Transactions:
             self._status,
             self._worker,
         )
-        succeeded = JobStatus.SUCCEEDED
+        succeeded = _SUCCEEDED
         for outcome in outcomes:
             status = outcome.status
             if status is not None:

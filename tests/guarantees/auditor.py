@@ -32,8 +32,11 @@ REMAINDER_NS: Final = 1_500_000_000
 COMMIT_NS: Final = 2_000_000_000
 #: The same while a broker is away: until the worker gives up, or is given up.
 COMMIT_IN_TROUBLE_NS: Final = 30_000_000_000
-#: A handler's clock, and what its worker knows of the broker's, by which times are set: they agree within that.
-_CLOCKS_MS: Final = 50
+#: Times are set by what a worker knows of its broker's clock: from answers, so it is late by the quickest of them, which in its
+#: first second on a busy machine may be that much.
+_CLOCKS_MS: Final = 1_000
+#: Ends of a worker process that let its runs go without one.
+_CUT_SHORT: Final = frozenset({"killed", "left", "stood still"})
 #: So many deaths make a job a dead letter.
 _DEATHS: Final = 3
 _NAMED: Final = 20
@@ -234,7 +237,7 @@ def _was_interrupted(evidence: Evidence, job_id: str) -> bool:
         and last.start_ns < trouble.end_ns
         for trouble in evidence.troubles
     )
-    return life.end == "killed" and (frozen or last.end_ns is None)
+    return life.end in ("killed", "stood still") and (frozen or last.end_ns is None)
 
 
 def _look_at_lineages(evidence: Evidence, verdict: Verdict, children: Collection[str]) -> None:
@@ -510,7 +513,7 @@ class _Explanations:
         end_ns = run.end_ns
         if end_ns is None:
             over = life.end == "stays" and following is None  # nobody waited for its end
-            return "killed" if life.end == "killed" or over else "left" if life.end == "left" else None
+            return "killed" if over else life.end if life.end in _CUT_SHORT else None
         if self._was_frozen(run, life):
             return "frozen"
         in_trouble = self._was_in_trouble(end_ns)

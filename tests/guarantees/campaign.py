@@ -220,7 +220,7 @@ class _Weather:
                 for _ in range(len(crew)):
                     name = crew.leave(0)
                     if name is not None:
-                        crew.wait_for_leavers()
+                        crew.wait_for_leavers(self._end_what_is_due)
                         crew.join(name)
                         self._end_what_is_due()
             case Kind.BROKER_KILL:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -23,14 +24,15 @@ from workers.watchdog import LIMIT_S
 ROOT: Final = Path(__file__).resolve().parents[2]
 #: A drain may take thirty seconds; one that stands still is ended by its own watchdog.
 _LEAVE_S: Final = LIMIT_S + 30
+_LOOK_S: Final = 0.2
 _START_S: Final = 120.0  # on a machine that starts three brokers meanwhile
 #: The exit code of a command that found no Kafka.
 _NO_KAFKA: Final = 3
 _STARTED: Final = '"event": "worker started"'
 #: What Python says when a watchdog ends its process.
 _STOOD_STILL: Final = "Timeout (0:"
-#: More than a watchdog adds to its limit for a round of the poll thread.
-_ROUND_NS: Final = 5_000_000_000
+#: Between a watchdog's last sign of life and the moment in which its process stood still.
+_ROUND_NS: Final = 2_000_000_000
 
 
 @dataclass(slots=True)
@@ -162,8 +164,9 @@ class Crew:
         for worker in list(self._leaving):
             if worker.exited_ns is not None:
                 self._leaving.remove(worker)
-                # Told before it could listen, or before it had found its Kafka.
-                if worker.process.returncode in (0, -signal.SIGTERM, _NO_KAFKA):
+                code = worker.process.returncode
+                # Or told before it could listen, or before it had found its Kafka.
+                if code == 0 or (code in (-signal.SIGTERM, _NO_KAFKA) and not self._has_started(worker)):
                     self._gone(worker, "left", worker.exited_ns)
                 else:
                     self._failed(worker)
@@ -173,19 +176,18 @@ class Crew:
 
     def _failed(self, worker: _Worker) -> bool:
         """Note how it ended by itself. Whether a supervisor would start it again, and all is well."""
-        self._gone(worker, "failed", worker.exited_ns or time.monotonic_ns())
+        end_ns, code = worker.exited_ns or time.monotonic_ns(), worker.process.returncode
         said = self._log(worker).read_text()
-        if worker.process.returncode == _NO_KAFKA and said.count(_STARTED) <= worker.starts_before:
-            return True
-        if worker.process.returncode == 1 and _STOOD_STILL in said[said.rfind(_STARTED) :]:
+        stood_still = code == 1 and _STOOD_STILL in said[said.rfind(_STARTED) :]
+        self._gone(worker, "stood still" if stood_still else "failed", end_ns)
+        if stood_still:
+            since_ns = end_ns - round(LIMIT_S * 1e9) - _ROUND_NS
+            self.troubles.append(Trouble("worker_freeze", since_ns, end_ns, worker.process.pid))
             self.stood_still.append(worker.name)
-            since_ns = self.lives[-1].end_ns - round(LIMIT_S * 1e9) - _ROUND_NS
-            self.troubles.append(
-                Trouble("worker_freeze", since_ns, self.lives[-1].end_ns, worker.process.pid)
-            )
-            return True
-        self.ended_by_themselves.append(f"{worker.name}: exit code {worker.process.returncode}")
-        return False
+        elif code != _NO_KAFKA or self._has_started(worker):
+            self.ended_by_themselves.append(f"{worker.name}: exit code {code}")
+            return False
+        return True
 
     def wait_until_started(self) -> None:
         """Until everybody works."""
@@ -202,11 +204,14 @@ class Crew:
     def _log(self, worker: _Worker) -> Path:
         return self._directory / f"{worker.name}.stderr"
 
-    def wait_for_leavers(self) -> None:
+    def wait_for_leavers(self, meanwhile: Callable[[], None] = lambda: None) -> None:
         """Until everybody who was told to leave has left; one that does not is ended, and that is told."""
         for worker in list(self._leaving):
             assert worker.exit_watch is not None
-            worker.exit_watch.join(_LEAVE_S)
+            deadline = time.monotonic() + _LEAVE_S
+            while worker.exit_watch.is_alive() and time.monotonic() < deadline:
+                worker.exit_watch.join(_LOOK_S)
+                meanwhile()
             if worker.exited_ns is None:
                 # Its log ends with where each of its threads stands: PYTHONFAULTHANDLER.
                 worker.process.send_signal(signal.SIGABRT)

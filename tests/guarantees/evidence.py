@@ -103,7 +103,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Life:
-    """One worker process, from its start to its end. ``end``: killed, left or stays."""
+    """One worker process, from its start to its end. ``end``: killed, left, stays, failed or stood still."""
 
     worker: str
     pid: int

@@ -95,7 +95,7 @@ def _bad_times(evidence: Evidence) -> list[tuple[int, int]]:
     """When something was wrong, or had been a moment before."""
     troubles = [(one.start_ns, one.end_ns + _AFTERMATH_NS) for one in evidence.troubles]
     return troubles + [
-        (one.end_ns, one.end_ns + _AFTERMATH_NS) for one in evidence.lives if one.end in ("killed", "failed")
+        (one.end_ns, one.end_ns + _AFTERMATH_NS) for one in evidence.lives if one.end not in ("left", "stays")
     ]
 
 

@@ -358,7 +358,7 @@ def schedule_a_child_and_never_tell(e: Evidence) -> None:
 
 def plan_for_before_what_was_asked(e: Evidence) -> None:
     retry(e)
-    e.runs[1] = replace(e.runs[1], asked_ms=WALL_MS + 3_700)
+    e.runs[1] = replace(e.runs[1], asked_ms=WALL_MS + 4_600)
 
 
 @pytest.mark.parametrize(
@@ -462,6 +462,18 @@ def test_a_seed_means_the_same_jobs_and_faults() -> None:
     assert len(set(kinds)) == 9, "every kind once in a round"
     some = (Kind.WORKER_KILL, Kind.WORKER_LEAVE)
     assert {fault.kind for _, fault in zip(range(9), storm(3, only=some), strict=False)} == {*some}
+
+
+def test_what_ran_in_a_worker_that_stood_still_is_no_finding() -> None:
+    """Others have its partitions after a session; its watchdog ends it much later."""
+    evidence = replace(honest(), stood_still=["a"])
+    evidence.lives[0] = Life("a", 10, 0, 163 * S, "stood still")
+    evidence.troubles.append(Trouble("worker_freeze", 9_600_000_000, 163 * S, 10))
+    verdict = judge(evidence)
+    assert (verdict.broken, verdict.stood_still, verdict.reasons) == ({}, 1, {"stood still": 1})
+    assert verdict.fenced_remainders == 1, "nobody knows when its handlers ended"
+    evidence.lives[0] = Life("a", 10, 0, 163 * S, "failed")
+    assert set(judge(evidence).broken) == {"unexplained"}
 
 
 def test_a_worker_that_ends_by_itself_is_reported_and_not_raised() -> None:

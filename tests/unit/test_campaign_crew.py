@@ -18,7 +18,11 @@ from tests.support.waiting import eventually
 pytestmark = pytest.mark.distributed
 
 DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(60)"
-FAILS_TO_LEAVE = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(5)); print(flush=True); time.sleep(60)"
+FAILS_TO_LEAVE = (
+    "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit({code}));"
+    "sys.stderr.write({said!r}); print(flush=True); time.sleep(60)"
+)
+STARTED = '"event": "worker started"\n'
 STANDS_STILL = (
     'import faulthandler, sys, time; sys.stderr.write(\'"event": "worker started"\\n\');'
     "faulthandler.dump_traceback_later(0.1, exit=True); print(flush=True); time.sleep(60)"
@@ -62,13 +66,24 @@ def test_one_that_does_not_leave_is_ended_and_told_of(crew_of: MakeCrew, tmp_pat
     assert "Fatal Python error: Aborted" in (tmp_path / "w1.stderr").read_text()
 
 
-def test_one_that_leaves_with_an_error_is_told_of(crew_of: MakeCrew, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("code", "said", "told"),
+    [
+        (0, STARTED, []),
+        (5, STARTED, ["w1: exit code 5"]),
+        (3, STARTED, ["w1: exit code 3"]),
+        pytest.param(3, "", [], id="before it had found its Kafka"),
+    ],
+)
+def test_one_that_leaves_with_an_error_is_told_of(
+    crew_of: MakeCrew, monkeypatch: pytest.MonkeyPatch, code: int, said: str, told: list[str]
+) -> None:
     monkeypatch.setattr(crew_module, "_LEAVE_S", 30.0)
-    crew = crew_of(FAILS_TO_LEAVE)
+    crew = crew_of(FAILS_TO_LEAVE.format(code=code, said=said))
     crew.leave(0)
     crew.wait_for_leavers()
-    assert crew.ended_by_themselves == ["w1: exit code 5"]
-    assert [(life.worker, life.end) for life in crew.lives] == [("w1", "failed")]
+    assert crew.ended_by_themselves == told
+    assert [(life.worker, life.end) for life in crew.lives] == [("w1", "failed" if told else "left")]
 
 
 def test_one_that_its_watchdog_has_ended_is_counted_and_started_again(crew_of: MakeCrew) -> None:
@@ -80,3 +95,5 @@ def test_one_that_its_watchdog_has_ended_is_counted_and_started_again(crew_of: M
 
     eventually(told_of, 30, "its end is seen")
     assert (len(crew), crew.ended_by_themselves) == (1, [])
+    assert [(life.worker, life.end) for life in crew.lives] == [("w1", "stood still")]
+    assert [trouble.kind for trouble in crew.troubles] == ["worker_freeze"]

@@ -12,15 +12,11 @@ pytestmark = pytest.mark.worker_coordination
 #: A manager that is told to stop at once, or fails, and leaves handlers behind that nobody can end.
 PROGRAM = """
 import asyncio, gc, os, signal, sys, threading
-from types import SimpleNamespace
 from schemas.errors import KafkaUnreachable
 from workers import running
-from workers.config import WorkerConfig
 
 class Manager:
     left_behind = 2
-    process = SimpleNamespace(poller=SimpleNamespace(rounds=0))
-    config = WorkerConfig()
     async def start(self):
         assert gc.get_freeze_count() > 1_000  # else the collector goes through all modules while jobs wait
         threading.Thread(target=threading.Event().wait).start()
