@@ -110,8 +110,3 @@ def by_worker(before: JobStatus, after: JobStatus) -> JobStatus:
     if actor_of(before, after) is not Actor.WORKER:
         raise IllegalTransition(f"no worker may turn a job from {before.value} to {after.value}")
     return after
-
-
-def is_legal(before: JobStatus | None, after: JobStatus) -> bool:
-    """Whether the table has this change."""
-    return (before, after) in TRANSITIONS

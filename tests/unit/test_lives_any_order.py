@@ -11,17 +11,17 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from schemas.backoff import Backoff
-from schemas.headers import Delivery, parse
-from schemas.lifecycle import JobStatus, is_legal
+from schemas.headers import Delivery, build, parse
+from schemas.lifecycle import JobStatus
 from schemas.records import StatusChange
-from schemas.topics import JobPriority
+from schemas.topics import JobPriority, tier_for
 from streams.dead_letters import DeadLetter
 from streams.redrive import life_after
 from tests.support.messages import TOPICS, job_value, partition
 from workers.message import Message
 from workers.outcome import Outcome, OutRecord
 from workers.results import Failed, JobResult, Skipped, Snooze, Success
-from workers.router import MIN_SNOOZE_MS, Router, Rules, Run
+from workers.router import MIN_SNOOZE_MS, Router, Rules, Run, status_of
 
 pytestmark = pytest.mark.job_processing
 
@@ -30,6 +30,18 @@ RULES = Rules(3, Backoff(), 7 * 86_400_000)
 NUMBER = 5
 KEY = b"bucket/a"
 HOUR_MS = 3_600_000
+_ENDS = {JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.SKIPPED}
+_WAITS = {JobStatus.RETRYING, JobStatus.SCHEDULED}
+#: Written down here once more, not taken from the table that is judged: what a worker may make of a job, and an operator.
+MAY_FOLLOW = {
+    JobStatus.PENDING: {JobStatus.RUNNING, *_WAITS, *_ENDS},
+    JobStatus.SCHEDULED: {JobStatus.RUNNING, *_WAITS, *_ENDS},
+    JobStatus.RETRYING: {JobStatus.RUNNING, *_WAITS, *_ENDS},
+    JobStatus.RUNNING: {JobStatus.RUNNING, *_WAITS, *_ENDS},
+    JobStatus.SUCCEEDED: set(),
+    JobStatus.SKIPPED: set(),
+    JobStatus.FAILED: {JobStatus.PENDING},
+}
 RESULTS = st.one_of(
     st.builds(Success, st.sampled_from([None, {"n": 1}])),
     st.builds(Failed, st.just("no"), st.booleans()),
@@ -55,9 +67,15 @@ class Life(RuleBasedStateMachine):
         #: Runs of this life that have failed.
         self.failures = 0
 
-    @initialize(priority=st.sampled_from(list(JobPriority)))
-    def begins(self, priority: JobPriority) -> None:
+    @initialize(priority=st.sampled_from(list(JobPriority)), delay_ms=st.sampled_from([0, 5_000, HOUR_MS]))
+    def begins(self, priority: JobPriority, delay_ms: int) -> None:
         self.scheduled(priority)
+        tier = tier_for(delay_ms)
+        if tier is not None:
+            self.due_ms = self.now_ms + delay_ms
+            headers = build(Delivery(not_before_ms=self.due_ms))
+            self._goes_to(JobStatus.SCHEDULED, made_by_producer=True)
+            self._stands(OutRecord(TOPICS.retry[tier], NUMBER, KEY, self.value, headers))
 
     @precondition(lambda self: self.state is not None and self.record is None and self.letter is None)
     @rule(priority=st.sampled_from(list(JobPriority)))
@@ -91,6 +109,11 @@ class Life(RuleBasedStateMachine):
             tier,
         )
 
+    def _goes_to(self, state: JobStatus, *, made_by_producer: bool = False) -> None:
+        assert self.state is not None
+        assert made_by_producer or state in MAY_FOLLOW[self.state], f"{state} after {self.state}"
+        self.state = state
+
     @property
     def waits_in_a_tier(self) -> bool:
         return self.record is not None and self.record.topic in TOPICS.tier_of
@@ -102,9 +125,7 @@ class Life(RuleBasedStateMachine):
     def _apply(self, outcome: Outcome, before: Delivery) -> None:
         state = outcome.state
         if state is not None:
-            assert self.state is not None
-            assert is_legal(self.state, state), f"{state} after {self.state}"
-            self.state = state
+            self._goes_to(state)
         self.last = outcome.status if isinstance(outcome.status, StatusChange) else None
         (record,) = outcome.records or (None,)
         self.record = None
@@ -132,8 +153,13 @@ class Life(RuleBasedStateMachine):
         self.hops += 1
 
     @precondition(lambda self: self.may_start)
-    @rule(result=RESULTS, runs_ms=st.sampled_from([0, 5, 40_000]))
-    def it_runs(self, result: JobResult, runs_ms: int) -> None:
+    @rule(
+        result=RESULTS,
+        runs_ms=st.sampled_from([0, 5, 40_000]),
+        deaths=st.sampled_from([0, 0, 1, 2]),
+        is_told_of=st.booleans(),
+    )
+    def it_runs(self, result: JobResult, runs_ms: int, deaths: int, *, is_told_of: bool) -> None:
         one = self._read()
         delivery = one.delivery
         assert delivery.attempt == 1 + self.failures, "a failure is an attempt, a hop or a snooze is none"
@@ -142,9 +168,12 @@ class Life(RuleBasedStateMachine):
         assert left_ms < 1_000
         self.now_ms = max(self.now_ms, delivery.not_before_ms)
         assert self.now_ms >= self.due_ms, "early"
-        assert is_legal(self.state, JobStatus.RUNNING)
         began = self.now_ms
         self.now_ms += runs_ms
+        # Each owner that dies before its commit may have told that it runs; the last one may as well.
+        for _ in range(deaths + 1 if is_told_of else 0):
+            telling = Run(one, "test", self.priority, "bucket/a", began, began, self.now_ms, "w.0")
+            self._goes_to(status_of(telling, JobStatus.RUNNING).state)
         run = Run(one, "test", self.priority, "bucket/a", began, began, self.now_ms, "w.0")
         outcome = ROUTER.settle(run, result, RULES)
         self._apply(outcome, delivery)
@@ -198,8 +227,7 @@ class Life(RuleBasedStateMachine):
         )
         before = letter.delivery
         life = life_after(letter, self.last, self.now_ms, TOPICS)
-        assert self.state is not None
-        assert is_legal(self.state, life.status.state)
+        self._goes_to(life.status.state)
         self.state, self.letter, self.due_ms, self.failures = life.status.state, None, 0, 0
         self._stands(OutRecord(life.topic, life.partition, life.key, life.value, life.headers))
         delivery = self._read().delivery
