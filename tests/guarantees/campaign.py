@@ -40,6 +40,7 @@ from tests.guarantees.evidence import (
     read_schemas,
     read_topics,
 )
+from tests.guarantees.pulse import pulse
 from tests.guarantees.storm import Fault, Kind, storm
 from tests.guarantees.traffic import Order, orders
 from tests.support.waiting import eventually
@@ -90,15 +91,16 @@ def run(plan: Plan, directory: Path, progress: Progress) -> Evidence:
         )
         provision(settings)
         crew = Crew(settings, directory)
-        try:
-            for _ in range(FEWEST + 1):
-                crew.join()
-            crew.wait_until_started()
-            ledger, traffic_ns, faults, troubles = _under_fire(plan, settings, cluster, crew, progress)
-            progress("waiting for the last jobs")
-            _wait_for_ends(settings, ledger, crew, progress)
-        finally:
-            crew.close()
+        with pulse(settings) as stalls:
+            try:
+                for _ in range(FEWEST + 1):
+                    crew.join()
+                crew.wait_until_started()
+                ledger, traffic_ns, faults, troubles = _under_fire(plan, settings, cluster, crew, progress)
+                progress("waiting for the last jobs")
+                _wait_for_ends(settings, ledger, crew, progress)
+            finally:
+                crew.close()
         progress("reading everything")
         return Evidence(
             seed=plan.seed,
@@ -110,7 +112,7 @@ def run(plan: Plan, directory: Path, progress: Progress) -> Evidence:
             topics=read_topics(cluster.bootstrap_servers, _PREFIX),
             runs=read_runs(crew.runs_directory),
             lives=crew.lives,
-            troubles=[*crew.troubles, *troubles],
+            troubles=[*crew.troubles, *troubles, *stalls.found],
             accepted=ledger.accepted,
             traffic_ns=traffic_ns,
             faults=dict(faults),

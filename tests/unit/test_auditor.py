@@ -22,6 +22,7 @@ from tests.guarantees.evidence import (
     load,
     save,
 )
+from tests.guarantees.pulse import Stalls
 from tests.guarantees.storm import Kind, storm
 from tests.guarantees.traffic import orders
 
@@ -450,6 +451,16 @@ def test_a_record_that_stands_twice_and_was_passed_over_is_no_fork() -> None:
     evidence.topics.jobs.append(record("two", 9))
     verdict = judge(evidence)
     assert (verdict.broken, verdict.copies.count) == ({}, 1)
+
+
+def test_records_that_waited_at_the_same_time_are_one_stall() -> None:
+    stalls = Stalls()
+    for sent_s, acknowledged_s in [(1, 1.1), (2, 4.5), (2.2, 4.2), (3, 6), (9, 12), (12.1, 12.2)]:
+        stalls.note(round(sent_s * S), round(acknowledged_s * S))
+    assert [(one.kind, one.start_ns / S, one.end_ns / S) for one in stalls.found] == [
+        ("kafka_stall", 2.0, 6.0),
+        ("kafka_stall", 9.0, 12.0),
+    ]
 
 
 def test_a_seed_means_the_same_jobs_and_faults() -> None:
