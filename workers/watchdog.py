@@ -33,14 +33,14 @@ def watchdog(limit_s: float = LIMIT_S, *, look_s: float = _LOOK_S) -> Iterator[N
         look_s: seconds between two signs of life.
     """
     over = threading.Event()
+    where = _where_to_tell()
 
     def show_life() -> None:
-        with os.fdopen(_where_to_tell(), "wb", closefd=False) as told:
-            while True:
-                faulthandler.dump_traceback_later(limit_s, exit=True, file=told)
-                if over.wait(look_s):
-                    faulthandler.cancel_dump_traceback_later()
-                    return
+        while True:
+            faulthandler.dump_traceback_later(limit_s, exit=True, file=where)
+            if over.wait(look_s):
+                faulthandler.cancel_dump_traceback_later()
+                return
 
     thread = threading.Thread(target=show_life, name="watchdog", daemon=True)
     thread.start()
@@ -49,12 +49,12 @@ def watchdog(limit_s: float = LIMIT_S, *, look_s: float = _LOOK_S) -> Iterator[N
     finally:
         over.set()
         thread.join()
+        os.close(where)
 
 
 def _where_to_tell() -> int:
-    """A descriptor: stderr, or nowhere if it is closed."""
+    """A descriptor of its own: stderr, or nowhere if that is closed."""
     try:
-        os.fstat(_STDERR)
+        return os.dup(_STDERR)
     except OSError:
         return os.open(os.devnull, os.O_WRONLY)
-    return _STDERR
