@@ -64,9 +64,10 @@ def measure(evidence: Evidence) -> Mapping[str, float]:
             and trouble.end_ns > life.end_ns
             for trouble in evidence.troubles
         )
-        what = ("leave" if life.end == "left" else "takeover") + ("_in_trouble" if troubled else "")
-        at_least(f"{what}_s", gap_s)
-        figures[f"{what}s"] = figures.get(f"{what}s", 0) + bool(gaps_s)
+        in_trouble = "_in_trouble" if troubled else ""
+        one, many = ("leave", "leaves") if life.end == "left" else ("takeover", "takeovers")
+        at_least(f"{one}{in_trouble}_s", gap_s)
+        figures[f"{many}{in_trouble}"] = figures.get(f"{many}{in_trouble}", 0) + bool(gaps_s)
     bad_times, lives = _bad_times(evidence), Lives(evidence.lives)
     for runs in starts.values():
         for before, after in pairwise(run for run in runs if began <= run.start_ns <= stopped):

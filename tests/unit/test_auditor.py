@@ -143,6 +143,14 @@ def test_a_partition_that_moves_in_order_shows_how_long_it_stood_still() -> None
     assert judge(evidence).rebalance_s == 0.0, "what a broker's death leaves behind is another matter"
 
 
+def test_a_takeover_while_a_broker_is_away_is_counted_apart() -> None:
+    evidence = honest()
+    evidence.troubles.append(Trouble("broker_kill", 9 * S, 11 * S))
+    verdict = judge(evidence)
+    assert (verdict.takeovers, verdict.takeover_s) == (0, 0.0)
+    assert (verdict.takeovers_in_trouble, verdict.takeover_in_trouble_s) == (1, 3.0)
+
+
 def test_a_partition_in_which_nothing_begins_stands_still_all_the_time() -> None:
     evidence = honest()
     evidence.topics.jobs.append(record("five", 0, partition=1))
