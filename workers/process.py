@@ -59,7 +59,7 @@ from workers.reporter import Reporter
 from workers.rival import FenceCount, find_rival, worker_id_taken
 from workers.router import Router
 from workers.scheduler import Scheduler
-from workers.survivors import signs_of_life
+from workers.survivors import LEFT, signs_of_life
 from workers.takeover import CommittedOffsets, Place
 from workers.verdicts import Verdicts
 from workers.worker import Handlers
@@ -102,6 +102,8 @@ class WorkerProcess:
         self._delay_timer: asyncio.TimerHandle | None = None
         self._lease_timer: asyncio.TimerHandle | None = None
         self._draining = False
+        #: A drain has come to its end: nothing that could be ended runs any more.
+        self._drained = False
         self._stopping = False
         self._schemas = schema_lookup(settings, codec.store)
         self._router = Router(self._topics)
@@ -278,6 +280,7 @@ class WorkerProcess:
         await self._executor.release(parts, timeout_s)
         released = self._committer.release(parts)
         await asyncio.to_thread(released.wait, 10.0)
+        self._drained = True
         log.info(
             "worker drained",
             worker=self.config.name,
@@ -541,6 +544,8 @@ class WorkerProcess:
 
     def _state(self, state: str) -> str:
         """Ended before its end: a successor must not take the last words of one that has failed for a sign of life."""
+        if state == "stopped" and self._drained and not (self.poller.leaves_unclean or self._executor.left_behind):
+            return LEFT
         if self._stopping or self.failure.done():
             return "stopped"
         return "draining" if self._draining and state == "running" else state

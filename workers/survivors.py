@@ -27,6 +27,9 @@ log = structlog.get_logger("rustfs_workers.survivors")
 _ANSWER_S: Final = 5.0
 #: A process that ends without a drain says so until it is gone: that it still speaks is no sign of life.
 _ENDED: Final = "stopped"
+#: The last word of one that has drained. Nothing ran any more, so it did not die of a job, though its last commit, which would
+#: have said the same, did not reach a Kafka that was away just then.
+LEFT: Final = "left"
 #: Its last words are so much older than its loss at the most: the session that had to run out, and a slow takeover.
 _LAST_WORDS_MS: Final = 120_000
 
@@ -35,7 +38,7 @@ _LAST_WORDS_MS: Final = 120_000
 class Signs:
     """What the reports say of lost owners."""
 
-    #: Incarnation to its last report, if that came after its loss: it was not dead.
+    #: Incarnation to its last report, if that came after its loss: it was not dead. To a time after its loss, if it has left.
     heard: Mapping[str, int]
     #: Under their names others report since, and only one process can have a name: they are gone.
     replaced: frozenset[str] = frozenset()
@@ -75,7 +78,10 @@ def signs_of_life(settings: Settings, codec: Codec, losses: Mapping[str, int]) -
         if report.incarnation in lost:
             here.add(report.incarnation)
             replaced.discard(report.incarnation)
-            if written_ms > lost[report.incarnation] and report.state != _ENDED:
+            lost_ms = lost[report.incarnation]
+            if report.state == LEFT:
+                heard[report.incarnation] = max(written_ms, lost_ms + 1)
+            elif written_ms > lost_ms and report.state != _ENDED:
                 heard[report.incarnation] = written_ms
 
     start = since(max(min(lost.values()) - _LAST_WORDS_MS, 0))

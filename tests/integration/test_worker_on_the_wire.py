@@ -177,7 +177,7 @@ async def test_records_that_others_wrote_wrongly_are_failed_or_counted_and_hold_
     assert {parse(raw_headers(letter)).error_type for letter in letters} == {"BadRecord", "BadHeaders"}
     reports = read_all(provisioned, provisioned.topics.reports)
     last = decode_report(Codec(), reports[-1].value() or b"")
-    assert (last.state, last.events["misplaced_keys"]) == ("stopped", 1)
+    assert (last.state, last.events["misplaced_keys"]) == ("left", 1)
 
 
 async def test_who_waits_for_a_job_is_told_past_a_header_whose_name_is_no_text(provisioned: Settings) -> None:

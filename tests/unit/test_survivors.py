@@ -19,7 +19,7 @@ LOST_MS = 1_000
 _LIKE_A_NEWER_RELEASE = b"\0"
 
 
-def report(incarnation: str) -> bytes:
+def report(incarnation: str, state: str = "running") -> bytes:
     return encode_report(
         Codec(),
         WorkerReport(
@@ -29,7 +29,7 @@ def report(incarnation: str) -> bytes:
             started_at=1,
             at=1,
             host="h",
-            state="running",
+            state=state,
             job_types=(),
             partitions=(),
             running=0,
@@ -75,3 +75,15 @@ def test_who_is_heard_of_at_last_is_alive(monkeypatch: pytest.MonkeyPatch) -> No
         (LOST_MS + 2, report("frozen")),
     )
     assert found == Signs({"frozen": LOST_MS + 2})
+
+
+@pytest.mark.parametrize(
+    ("state", "heard"),
+    [("left", {"frozen": LOST_MS + 1}), ("stopped", {}), ("running", {}), ("draining", {})],
+)
+def test_who_has_said_that_it_left_did_not_die_whoever_has_its_name_by_now(
+    monkeypatch: pytest.MonkeyPatch, state: str, heard: dict[str, int]
+) -> None:
+    """Its last commit, which would have said so, did not reach a Kafka that was away."""
+    found = signs(monkeypatch, (LOST_MS - 10, report("frozen", state)), (LOST_MS + 5, report("another")))
+    assert found == Signs(heard, frozenset({"frozen"}))
