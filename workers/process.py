@@ -544,7 +544,11 @@ class WorkerProcess:
 
     def _state(self, state: str) -> str:
         """Ended before its end: a successor must not take the last words of one that has failed for a sign of life."""
-        if state == "stopped" and self._drained and not (self.poller.leaves_unclean or self._executor.left_behind):
+        if (
+            state == "stopped"
+            and self._drained
+            and not (self.poller.leaves_unclean or self._executor.left_behind)
+        ):
             return LEFT
         if self._stopping or self.failure.done():
             return "stopped"
