@@ -17,7 +17,7 @@ Version 2:  ``2;<flag>;<fence>;<incarnation>;<transactional id>;<start limit>;<f
 - suspects: ``distance:owners``, or ``distance+length:owners`` for all unfinished ones in a stretch, joined by commas. A worker
   that dies under load leaves hundreds: stretches keep them short. ``owners`` is a digit for each owner that was lost while the
   record was unfinished, its place among the losses; then ``*`` if it was running alone, and with which of them (no digit: with
-  the owner who writes this)
+  the owner who writes this), or ``+`` if it has to run alone, but has survived that, and goes on beside others
 - losses: ``incarnation@time``, joined by commas: who was lost, and when (milliseconds of broker time, hexadecimal). Who is heard
   of later was frozen or cut off and did not die of a job, so a loss can be taken back
 
@@ -65,6 +65,8 @@ class Suspect:
     owners: tuple[str, ...] = ()
     #: The incarnation with which it was the only one running: if that one dies, this is the record that kills.
     alone: str = ""
+    #: It has to run alone, but has survived that for long enough, and goes on beside others: it may die with its owner as they do.
+    joined: bool = False
 
     @property
     def deaths(self) -> int:
@@ -273,7 +275,9 @@ def _encode_suspects(
 
 def _encode_owners(suspect: Suspect, places: Mapping[str, str]) -> str:
     digits = "".join(places[name] for name in suspect.owners)
-    return f"{digits}*{places[suspect.alone]}" if suspect.alone else digits
+    return (
+        f"{digits}*{places[suspect.alone]}" if suspect.alone else f"{digits}+" if suspect.joined else digits
+    )
 
 
 def _decode_suspects(
@@ -284,9 +288,10 @@ def _decode_suspects(
     for part in filter(None, text.split(",")):
         stretch, code = part.split(":")
         distance, _, length = stretch.partition("+")
-        digits, star, last = code.partition("*")
+        digits, star, last = code.removesuffix("+").partition("*")
         alone = "" if not star else lost[int(last)] if last else incarnation
-        suspect = Suspect(tuple(lost[int(digit)] for digit in digits[-MAX_OWNERS:]), alone)
+        owners = tuple(lost[int(digit)] for digit in digits[-MAX_OWNERS:])
+        suspect = Suspect(owners, alone, joined=code.endswith("+") and not star)
         first, count = _number(distance, _WIDEST), _number(length or "1", _WIDEST)
         if first < reached or first + count > _WIDEST:
             raise ValueError(f"suspects that overlap, or over a stretch of more than {_WIDEST:,}")

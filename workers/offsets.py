@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from threading import Lock
 
 from schemas.offsetmap import MAX_OWNERS, TAKE_LIMIT, UNKNOWN, OffsetMap, Suspect, named_losses
@@ -34,6 +35,7 @@ class PartitionState:
         "base",
         "closed",
         "committed_alone",
+        "committed_suspects",
         "dirty",
         "done",
         "fence",
@@ -101,6 +103,8 @@ class PartitionState:
         #: The suspect that runs beside nothing else, or is about to, if it is one of ours. See ``name_alone``.
         self.alone: int | None = None
         self.committed_alone: int | None = None
+        #: As the last committed map of ours names them.
+        self.committed_suspects: Mapping[int, Suspect] = {}
         #: A map says, or is about to, that nothing of this partition runs, but for one that runs alone: nothing else starts
         #: before a later one takes it back.
         self.resting = False
@@ -132,9 +136,10 @@ class PartitionState:
     def absolve(self, alive: Collection[str]) -> None:
         """These owners were frozen or cut off: no record killed them. Under the lock, once the partition is ours."""
         for offset, suspect in list(self.suspects.items()):
-            kept = Suspect(
-                tuple(owner for owner in suspect.owners if owner not in alive),
-                "" if suspect.alone in alive else suspect.alone,
+            kept = replace(
+                suspect,
+                owners=tuple(owner for owner in suspect.owners if owner not in alive),
+                alone="" if suspect.alone in alive else suspect.alone,
             )
             if kept.owners or kept.alone:
                 self.suspects[offset] = kept
@@ -146,8 +151,10 @@ class PartitionState:
         names = named_losses(self.suspects, self.losses)
         if UNKNOWN in names.values():
             for offset, suspect in self.suspects.items():
-                self.suspects[offset] = Suspect(
-                    tuple(names[owner] for owner in suspect.owners), names.get(suspect.alone, "")
+                self.suspects[offset] = replace(
+                    suspect,
+                    owners=tuple(names[owner] for owner in suspect.owners),
+                    alone=names.get(suspect.alone, ""),
                 )
         self.losses = {name: 0 if name == UNKNOWN else self.losses[name] for name in names.values()}
 
@@ -168,18 +175,33 @@ class PartitionState:
         """Whether a committed map already says that this record may be running; if so, it counts as started.
 
         Looking and counting are one step: between them a commit could publish a lower limit. A suspect needs no more than
-        this: each map of ours names all of them.
+        this: each map of ours names all of them. But one that has to run alone is not charged with our death unless the map
+        says that it runs: alone, or joined by others.
         """
         with self.lock:
             if self.releasing:
                 return False
-            if offset >= self.start_limit or (self.resting and offset != self.committed_alone):
+            if (
+                offset >= self.start_limit
+                or (self.resting and offset != self.committed_alone)
+                or (offset in self.committed_suspects and self._waits_for_its_turn(offset))
+            ):
                 self.want(offset)
                 self.dirty = True
                 return False
             if offset >= self.started:
                 self.started = offset + 1
             return True
+
+    def _waits_for_its_turn(self, offset: int) -> bool:
+        return offset != self.committed_alone and _cannot_run(self.committed_suspects[offset])
+
+    def join(self, offset: int, *, joined: bool = True) -> None:
+        """The next commit is to say that this one, which has to run alone, runs beside others; or does so no longer."""
+        with self.lock:
+            if offset in self.suspects:
+                self.suspects[offset] = replace(self.suspects[offset], joined=joined)
+                self.dirty = True
 
     def want(self, offset: int) -> None:
         """It is about to start: the next commit opens the way to it. Under the lock."""
@@ -282,6 +304,7 @@ class PartitionState:
 
     def _remember(self, committed: OffsetMap) -> None:
         self.committed_alone = committed.alone
+        self.committed_suspects = committed.suspects
         self.resting = committed.clean or committed.alone is not None
 
     def _map(self, base: int, done: set[int], limit: int, *, clean: bool = False) -> OffsetMap:
@@ -306,14 +329,21 @@ class PartitionState:
         )
 
 
+def _cannot_run(suspect: Suspect) -> bool:
+    """Whether a map that says this of a record says that it does not run: it has to run alone, and waits for its turn."""
+    return suspect.deaths >= ALONE_AFTER and not suspect.joined
+
+
 def _left_behind(prior: OffsetMap, *, unclean: bool) -> dict[int, Suspect]:
     """The suspects to begin with: those of the last owner and, if it was lost, everything that it may have been running."""
-    suspects = dict(prior.suspects)
+    # Whoever it was that ran beside others: nothing of ours runs.
+    suspects = {offset: replace(suspect, joined=False) for offset, suspect in prior.suspects.items()}
     if unclean:
         # Beside one that ran alone nothing ran.
         ran = range(prior.offset, prior.start_limit) if prior.alone is None else (prior.alone,)
         for offset in ran:
-            if offset not in prior.finished:
-                before = suspects.get(offset, Suspect())
-                suspects[offset] = Suspect((*before.owners, prior.incarnation)[-MAX_OWNERS:], before.alone)
+            before = prior.suspects.get(offset, Suspect())
+            if offset in prior.finished or (offset != prior.alone and _cannot_run(before)):
+                continue
+            suspects[offset] = Suspect((*before.owners, prior.incarnation)[-MAX_OWNERS:], before.alone)
     return suspects

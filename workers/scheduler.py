@@ -241,6 +241,7 @@ class Scheduler:
         self._departed[message.priority] -= 1
         self._departed_bytes[message.priority] -= message.size
         if _must_run_alone(message):
+            message.part.join(message.offset, joined=False)
             if self.isolated is message:
                 self.isolated = None
                 # Until it starts again, a commit must not say any longer that it runs alone: if Kafka does not answer and
@@ -256,6 +257,7 @@ class Scheduler:
     def survived(self) -> None:
         """The isolated message has run long enough without killing the process, or cannot run now: others may start again."""
         if self.isolated is not None:
+            self.isolated.part.join(self.isolated.offset)
             self._no_longer_alone(self.isolated)
 
     def leave(self, message: Message) -> None:
@@ -331,7 +333,9 @@ class Scheduler:
         if message is None:
             return None
         part = message.part
-        if not self.strays:
+        if self.strays:
+            part.join(message.offset)
+        else:
             if part.alone != message.offset:
                 part.name_alone(message.offset)
             if part.committed_alone != message.offset:

@@ -17,6 +17,7 @@ from tests.support.executor_bench import Bench, Gate, returns_nothing, state_of
 from tests.support.messages import commit, partition
 from tests.support.schedule_bench import dangerous
 from workers.context import WorkerContext
+from workers.offsets import ALONE_AFTER
 from workers.outcome import Outcome, PlainSuccess
 from workers.sweep import ALONE_MS
 
@@ -207,7 +208,8 @@ async def test_who_survives_alone_for_long_enough_is_joined_by_others(
 ) -> None:
     """Longer after each death: one that kills after 31 s was never found."""
     losses = {str(number): number for number in range(deaths_before)}
-    suspects = {0: Suspect(tuple(losses))}
+    # At each of those but the first two it had survived alone before, and went on beside others.
+    suspects = {0: Suspect(tuple(losses), joined=deaths_before >= ALONE_AFTER)}
     prior = OffsetMap(0, start_limit=1, clean=False, incarnation="dead", suspects=suspects, losses=losses)
     part = partition(number=1, prior=prior)
     gate = Gate()
@@ -225,6 +227,7 @@ async def test_who_survives_alone_for_long_enough_is_joined_by_others(
     bench.executor._sweep._run()
     assert may_join(bench)
     assert bench.outcomes[-1] == Outcome(None, None), "a commit is asked for"
+    assert commit(part).suspects[0].joined, "a successor must know that it may have been running"
     gate.opened.set()
     await bench.ended()
 

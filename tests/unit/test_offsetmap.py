@@ -40,7 +40,8 @@ def maps(draw: st.DrawFn) -> OffsetMap:
     losses = {f"lost-{n}": draw(st.integers(0, 2**41)) for n in range(draw(st.integers(1, MAX_LOSSES)))}
     owners = st.lists(st.sampled_from(sorted(losses)), min_size=1, max_size=MAX_OWNERS).map(tuple)
     for first in draw(st.lists(distances, max_size=3)):
-        suspect = Suspect(draw(owners), draw(st.sampled_from(["", *losses, *([] if clean else ["a1b2c3"])])))
+        alone = draw(st.sampled_from(["", *losses, *([] if clean else ["a1b2c3"])]))
+        suspect = Suspect(draw(owners), alone, joined=not alone and draw(st.booleans()))
         suspects |= dict.fromkeys(range(BASE + first, BASE + first + draw(st.integers(1, 300))), suspect)
     return OffsetMap(
         offset=BASE,

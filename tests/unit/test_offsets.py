@@ -9,7 +9,7 @@ import pytest
 from schemas.offsetmap import MAX_CHARACTERS, Suspect
 from tests.support.messages import commit, partition
 from tests.support.owners import deliver, died, read
-from workers.offsets import MAX_SPREAD, PartitionState
+from workers.offsets import ALONE_AFTER, MAX_SPREAD, PartitionState
 
 pytestmark = pytest.mark.worker_coordination
 
@@ -233,7 +233,7 @@ def test_a_worker_killed_under_load_leaves_a_map_that_its_successor_can_commit()
         part = died(part, plan)
         deliver(part, *range(6_000))
         plan = commit(part, window=1_500)
-    assert part.suspects[0].deaths == 3
+    assert part.suspects[0].deaths == ALONE_AFTER, "from then on it waits for its turn alone"
 
 
 def test_whether_it_is_full_can_be_asked_while_suspects_are_struck_off() -> None:

@@ -12,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from schemas.offsetmap import MAX_CHARACTERS, MAX_OWNERS, OffsetMap, Suspect
 from tests.support.messages import committed, partition, want
 from tests.support.owners import read
+from workers.offsets import ALONE_AFTER
 
 pytestmark = pytest.mark.worker_coordination
 
@@ -66,6 +67,11 @@ class Owners(RuleBasedStateMachine):
         """Whether Kafka says that nothing of it runs, but for one that may run alone."""
         return self.stored.clean or self.stored.alone is not None
 
+    def waits_for_its_turn(self, offset: int) -> bool:
+        """Whether Kafka says that it has to run alone, and does not run."""
+        suspect = self.stored.suspects.get(offset, Suspect())
+        return suspect.deaths >= ALONE_AFTER and not suspect.joined and offset != self.stored.alone
+
     def killed_of(self, offset: int) -> int:
         """Deaths that must be known. More losses than a map has room for may be forgotten."""
         known = self.killed.get(offset, 0)
@@ -86,8 +92,12 @@ class Owners(RuleBasedStateMachine):
 
     def start(self, picks: list[int]) -> None:
         for offset in [self.waiting[pick] for pick in sorted(set(picks)) if pick < len(self.waiting)]:
-            if self.part.suspects.get(offset, Suspect()).alone:
+            suspect = self.part.suspects.get(offset, Suspect())
+            if suspect.alone:
                 continue  # dead-lettered without a run
+            if suspect.deaths >= ALONE_AFTER and offset != self.part.committed_alone:
+                assert not self.part.start(offset), "a successor would not know of it"
+                continue  # it waits for its turn alone
             if not self.part.start(offset):
                 self.refused.add(offset)
                 return
@@ -191,6 +201,7 @@ class Owners(RuleBasedStateMachine):
     @rule()
     def it_survives_and_is_joined_by_others(self) -> None:
         if self.lone is not None:
+            self.part.join(self.lone)
             self.lone_is_alone_no_longer()
 
     @rule(meanwhile=MEANWHILE, picks=PICKS)
@@ -253,6 +264,7 @@ class Owners(RuleBasedStateMachine):
         if landed:
             self.land(plan, carried)
         rested, before, near = self.rests, self.stored.suspects, {self.stored.alone} - {None}
+        waited = {offset for offset in before if self.waits_for_its_turn(offset)}
         for offset in (self.running | self.ended) - self.finished:
             if not frozen and (not rested or offset in near):
                 self.killed[offset] = self.killed.get(offset, 0) + 1
@@ -270,6 +282,8 @@ class Owners(RuleBasedStateMachine):
             assert self.part.suspects[offset].deaths <= before[offset].deaths, (
                 "what only waited is not to blame"
             )
+        for offset in waited & self.part.suspects.keys():
+            assert self.part.suspects[offset].deaths <= before[offset].deaths, "it cannot have run"
         for offset, suspect in self.part.suspects.items():
             assert suspect.deaths <= 1 + self.had.get(offset, 0), "no more deaths than it was near to"
         for offset, deaths in self.killed.items():
@@ -299,6 +313,7 @@ class Owners(RuleBasedStateMachine):
             assert not self.rests or offset == self.stored.alone, (
                 "a successor must know that it may be running"
             )
+            assert not self.waits_for_its_turn(offset), "a successor must know that it may be running"
 
 
 TestOwners = Owners.TestCase

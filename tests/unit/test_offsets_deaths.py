@@ -9,7 +9,7 @@ import pytest
 from schemas.offsetmap import MAX_LOSSES, MAX_OWNERS, UNKNOWN, OffsetMap, Suspect
 from tests.support.messages import commit, committed, partition
 from tests.support.owners import deliver, died, read
-from workers.offsets import PartitionState
+from workers.offsets import ALONE_AFTER, PartitionState
 
 pytestmark = pytest.mark.worker_coordination
 
@@ -252,6 +252,8 @@ def test_the_names_of_many_lost_owners_are_forgotten_their_deaths_are_not() -> N
         for _ in range(times):
             lost += 1
             deliver(part, *range(delivered + 1))
+            for offset in range(delivered):
+                part.join(offset)  # else those that have to run alone would not be charged any further
             part = died(part, commit(part, window=delivered), now_ms=lost)
     assert lost > len(part.losses) == MAX_LOSSES
     assert part.losses[UNKNOWN] == 0
@@ -261,3 +263,63 @@ def test_the_names_of_many_lost_owners_are_forgotten_their_deaths_are_not() -> N
         **dict.fromkeys(range(1, 5), 6),
         **dict.fromkeys(range(5, 10), 2),
     }
+
+
+def twice_unfinished(count: int = 3) -> PartitionState:
+    """Of its records, the first ``count`` were unfinished at two deaths and have to run alone."""
+    part = partition()
+    for _ in range(ALONE_AFTER):
+        deliver(part, *range(10))
+        part = died(part, commit(part, window=count))
+    deliver(part, *range(10))
+    return part
+
+
+def test_who_waits_for_its_turn_alone_is_not_charged_with_the_deaths_meanwhile() -> None:
+    """In a storm thousands waited, and each death doubled the time for which each of them would have to run alone."""
+    part = twice_unfinished()
+    for _ in range(ALONE_AFTER):
+        plan = commit(part, window=8)
+        assert not part.start(0), "nobody would know that it runs"
+        assert part.start(5)
+        part = died(part, plan)
+        deliver(part, *range(10))
+    assert {offset: part.suspects[offset].deaths for offset in range(3)} == dict.fromkeys(range(3), 2)
+    assert part.suspects[5].deaths == 2, "the others are charged until they have to run alone as well"
+
+
+def test_who_has_survived_alone_is_charged_like_those_that_have_joined_it() -> None:
+    part = twice_unfinished()
+    part.name_alone(0)
+    commit(part)
+    assert part.start(0)
+    part.join(0)
+    part.name_alone(None)
+    plan = commit(part, window=8)
+    assert plan.suspects[0].joined
+    assert part.start(5)
+    successor = died(part, plan)
+    assert [successor.suspects[offset].deaths for offset in (0, 1, 5)] == [3, 2, 1]
+    assert not any(suspect.joined for suspect in successor.suspects.values()), "nothing of the heir runs yet"
+
+
+def test_who_has_to_run_again_after_it_was_joined_waits_for_its_turn_again() -> None:
+    part = twice_unfinished()
+    part.join(0)
+    commit(part, window=8)
+    assert part.start(0)
+    part.join(0, joined=False)
+    plan = commit(part, window=8)
+    assert not part.start(0)
+    assert died(part, plan).suspects[0].deaths == 2
+
+
+def test_who_was_acquitted_starts_only_when_a_map_says_that_it_may_die_with_the_others() -> None:
+    part = twice_unfinished()
+    commit(part, window=8)
+    part.absolve(part.suspects[0].owners[:1])
+    assert part.suspects[0].deaths == 1
+    assert not part.start(0)
+    assert part.dirty
+    commit(part, window=8)
+    assert part.start(0)
