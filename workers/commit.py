@@ -18,7 +18,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, Final, Protocol
 
 import structlog
@@ -125,6 +125,9 @@ class Committer:
         self._wake = threading.Event()
         self._stop = False
         self._releases: list[tuple[frozenset[PartitionState], threading.Event]] = []
+        #: Whose offsets a transaction of ours may still change, and who waits for its end.
+        self._unsettled: frozenset[PartitionState] = frozenset()
+        self._until_settled: list[threading.Event] = []
         #: All partitions of ours, kept by the poll thread under the lock.
         self.parts: set[PartitionState] = set()
         self.counters = Counters(job_types)
@@ -162,6 +165,20 @@ class Committer:
         with self._lock:
             self._releases.append((frozenset(parts), done))
         self._wake.set()
+        return done
+
+    def settled(self, places: Collection[tuple[str, int]]) -> threading.Event:
+        """Set as soon as no transaction of ours, begun for a partition that we have lost, can change what is committed of these.
+
+        Kafka takes metadata of an earlier epoch for what the member has kept since (KIP-1251), and a member that was fenced and
+        joins again has kept it: our own late commit would land behind the read with which we begin anew.
+        """
+        done = threading.Event()
+        with self._lock:
+            if any((part.topic, part.partition) in places for part in self._unsettled):
+                self._until_settled.append(done)
+            else:
+                done.set()
         return done
 
     def stop(self, timeout_s: float) -> bool:
@@ -207,6 +224,8 @@ class Committer:
             self._on_failure(error)
         finally:
             self._transactions.close()
+            with self._lock:
+                self._settle()
             for _, done in self._releases:
                 done.set()
 
@@ -258,6 +277,8 @@ class Committer:
                 with self._lock:
                     for part in plans:
                         part.dirty = True
+                    if not isinstance(reason, Ambiguous):
+                        self._settle()
                 forget_frames(reason)
                 error = reason
             else:
@@ -326,11 +347,21 @@ class Committer:
                 or part.resting != part.rests(resting=resting)
             )
         }
+        self._unsettled = frozenset(plans)
         return kept, plans
+
+    def _settle(self) -> None:
+        """What was begun has ended, whichever way. Under the lock."""
+        self._unsettled = frozenset()
+        for done in self._until_settled:
+            done.set()
+        self._until_settled.clear()
 
     def _recover(self, outcomes: list[Outcome]) -> list[Outcome]:
         """After an ambiguous commit: a new producer, then only those that Kafka does not show as finished."""
         self._transactions.renew()
+        with self._lock:
+            self._settle()
         read = self._read_what_stands(outcomes)
         remaining: list[Outcome] = []
         with self._lock:
@@ -409,6 +440,7 @@ class Committer:
         with self._lock:
             for part, plan in plans.items():
                 part.committed(plan)
+            self._settle()
         if outcomes:
             self.counters.event("transactions")
         for outcome in outcomes:

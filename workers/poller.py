@@ -21,7 +21,7 @@ import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka import Message as KafkaMessage
 
-from schemas.errors import PipelineError
+from schemas.errors import KafkaUnreachable, PipelineError
 from schemas.topics import PRIORITIES, JobPriority, Topics
 from streams.clients import RepeatFilter
 from streams.partition_counts import changed
@@ -54,6 +54,8 @@ _IDLE_POLL_S: Final = 0.1
 _BUSY_POLL_S: Final = 0.005
 _METADATA_EVERY_S: Final = 1.0
 _POSITIONS_EVERY_S: Final = 2.0
+#: What the last transaction for partitions that come back to us may take until it has ended, one way or the other.
+_SETTLED_WITHIN_S: Final = 60.0
 
 
 class Poller:
@@ -383,6 +385,8 @@ class Poller:
         if not places:
             consumer.incremental_assign([])
             return
+        if not self._committer.settled(places).wait(_SETTLED_WITHIN_S):
+            raise KafkaUnreachable("the transactions' coordinator", _SETTLED_WITHIN_S)
         maps = self._committed.for_assignment(consumer, places)
         now_ms = self._now_ms()
         states = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from types import MappingProxyType
@@ -13,7 +14,7 @@ from schemas.headers import Delivery
 from schemas.lifecycle import JobStatus
 from schemas.offsetmap import OffsetMap, Suspect
 from streams.client_log import ConnectionWatch
-from tests.simulation.sim_worker import OffsetsAtOnce, SimExecutor, SimWorker
+from tests.simulation.sim_worker import OffsetsAtOnce, SimCommitter, SimExecutor, SimWorker
 from workers.commit import Committer
 from workers.delay import Delays
 from workers.duplicates import DuplicateWindow
@@ -56,6 +57,17 @@ def _no_fence() -> Any:
         producer.send_offsets_to_transaction(offsets, consumer.consumer_group_metadata())
 
     return patch.object(OffsetsAtOnce, "send", send)
+
+
+def _comes_back_too_soon() -> Any:
+    """Who loses a partition and gets it back reads what is committed while its own last transaction is on its way."""
+
+    def settled(_self: Committer, _places: Any) -> threading.Event:
+        done = threading.Event()
+        done.set()
+        return done
+
+    return patch.object(SimCommitter, "settled", settled)
 
 
 def _no_retry() -> Any:
@@ -322,8 +334,6 @@ def _release_without_a_word() -> Any:
     """What ended just before a revocation is not committed any more."""
 
     def hasty(self: Committer, _parts: Any) -> Any:
-        import threading
-
         done = threading.Event()
         done.set()
         return done

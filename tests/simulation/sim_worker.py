@@ -10,7 +10,7 @@ import heapq
 import itertools
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
@@ -242,6 +242,9 @@ class SimCommitter(Committer):
     def release(self, parts: Iterable[PartitionState]) -> Any:
         return SimEvent(self.worker, super().release(parts))
 
+    def settled(self, places: Collection[Place]) -> Any:
+        return SimEvent(self.worker, super().settled(places))
+
     def main(self) -> None:
         self._transactions.renew()
         while True:
@@ -262,6 +265,10 @@ class SimPoller(Poller):
             self._round(consumer)
             self.worker.pause()
         consumer.close()
+
+    def _lose(self, consumer: Any, lost: list[TopicPartition]) -> None:
+        self.worker.world.trouble(self.worker, "lost")
+        super()._lose(consumer, lost)
 
     def _in_loop(self, work: Any, _timeout_s: float) -> None:
         parts, timeout_s = work

@@ -174,7 +174,10 @@ class World:
     def _something_happens(self) -> None:
         worker = self.rng.choice([*self.workers.values()] or [None])
         what = self.rng.choice(
-            ("kill", "kill", "freeze", "freeze", "cut", "cut", "recover", "recover", "leave", "start", "wait")
+            (
+                *("kill", "kill", "freeze", "freeze", "cut", "cut", "recover", "recover", "leave"),
+                *("fence", "start", "wait"),
+            )
         )
         match what:
             case "start":
@@ -195,6 +198,8 @@ class World:
                 self._frozen_ms[worker.incarnation] = self.now_ms
             case "recover":
                 self._recover(worker)
+            case "fence" if worker.incarnation in self.judge.members:
+                self.kafka.fence(self.topics.group, self.judge.members[worker.incarnation])
             case "leave" if worker._leave_thread is None and not worker.is_frozen:
                 self.trouble(worker, "leave")
                 if worker.is_cut_off:

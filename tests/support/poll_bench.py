@@ -142,9 +142,16 @@ class FakeCommitter:
         self.nudges = 0
         self.pending_bytes = 0
         self.ahead = 3
+        #: Set: no transaction is under way for what comes back.
+        self.settles = threading.Event()
+        self.settles.set()
 
     def nudge(self) -> None:
         self.nudges += 1
+
+    def settled(self, places: Iterable[Place]) -> threading.Event:
+        self.bench.steps.append("settled")
+        return self.settles
 
     def release(self, parts: Iterable[PartitionState]) -> threading.Event:
         self.bench.note("last commit", parts)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import gc
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import pytest
 from confluent_kafka import KafkaError, KafkaException
 
 from schemas.errors import CommitVanished, KafkaUnreachable
 from schemas.lifecycle import JobStatus
+from schemas.offsetmap import OffsetMap
 from streams.offset_sender import OffsetSender
 from tests.support.commit_bench import (
     Bench,
@@ -22,6 +23,7 @@ from tests.support.commit_bench import (
 from tests.support.messages import message
 from tests.support.waiting import eventually
 from workers import transactions as transactions_module
+from workers.offsets import PartitionState
 from workers.outcome import Outcome
 
 pytestmark = pytest.mark.worker_coordination
@@ -343,3 +345,93 @@ def test_a_call_that_librdkafka_never_ends_is_left_behind_and_a_new_producer_goe
     assert len(bench.kafka.statuses) == 1
     assert (bench.stored.offset, bench.counted) == (1, 1)
     assert bench.events["ambiguous_commits"] == 1
+
+
+# --- partitions that come back while a transaction for them is under way ----------------------------------------------
+
+
+def of(bench: Bench) -> set[tuple[str, int]]:
+    return {(bench.part.topic, bench.part.partition)}
+
+
+@pytest.mark.parametrize("step", ["begin", "produce", "offsets", "commit"])
+def test_what_is_committed_is_settled_when_the_transaction_has_ended(step: str) -> None:
+    bench = Bench()
+    seen: list[threading.Event] = []
+    bench.kafka.fault(step, lambda _: seen.append(bench.committer.settled(of(bench))))
+    bench.success(0)
+    assert bench.committer.settled(of(bench)).is_set()
+    bench.tick()
+    (settled,) = seen
+    assert settled.is_set()
+    assert bench.committer.settled(of(bench)).is_set()
+
+
+@pytest.mark.parametrize("step", ["begin", "produce", "offsets", "commit"])
+def test_it_is_not_settled_before(step: str) -> None:
+    """Nor do partitions wait that have nothing to do with it."""
+    bench = Bench()
+    seen: list[tuple[bool, bool]] = []
+
+    def look(_: FakeProducer) -> None:
+        other = bench.committer.settled({(bench.part.topic, 7)})
+        seen.append((bench.committer.settled(of(bench)).is_set(), other.is_set()))
+
+    bench.kafka.fault(step, look)
+    bench.success(0)
+    bench.tick()
+    assert seen == [(False, True)]
+
+
+def test_an_aborted_transaction_is_settled_before_newer_metadata_is_waited_for() -> None:
+    """The thread that has it is the one that waits here."""
+    bench = Bench()
+    seen: list[bool] = []
+    refresh = bench.kafka.refresh
+
+    def look(timeout_s: float) -> None:
+        bench.part.owned = False
+        seen.append(bench.committer.settled(of(bench)).is_set())
+        refresh(timeout_s)
+
+    bench.kafka.refresh = look  # type: ignore[method-assign]
+    bench.kafka.fault("offsets", kafka_error(KafkaError.ILLEGAL_GENERATION, abort=True))
+    bench.success(0)
+    bench.tick()
+    assert seen == [True]
+    assert bench.kafka.committed == []
+
+
+def test_an_ambiguous_one_is_settled_by_the_next_producer_and_not_before() -> None:
+    bench = Bench()
+    seen: list[bool] = []
+
+    def look(_: object) -> None:
+        seen.append(bench.committer.settled(of(bench)).is_set())
+
+    def read_back(parts: Iterable[PartitionState]) -> dict[PartitionState, OffsetMap]:
+        look(parts)
+        return bench.kafka.read_back(parts)
+
+    bench.kafka.fault("commit", kafka_error(KafkaError._TIMED_OUT, retriable=True))
+    bench.kafka.fault("init", look)
+    bench.committer._read_back = read_back
+    bench.success(0)
+    bench.tick()
+    assert seen == [False, True]
+
+
+def test_a_commit_thread_that_has_ended_settles_everything() -> None:
+    bench = Bench()
+    seen: list[threading.Event] = []
+
+    def fail(_: FakeProducer) -> Exception:
+        seen.append(bench.committer.settled(of(bench)))
+        return MemoryError()
+
+    bench.kafka.fault("commit", fail)
+    bench.committer._on_failure = lambda _: None
+    bench.success(0)
+    bench.committer.start()
+    assert bench.committer.stop(10)
+    assert seen[0].wait(0)

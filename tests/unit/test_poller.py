@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
-from schemas.errors import GroupNotInitialised, TopicsMismatch
+from schemas.errors import GroupNotInitialised, KafkaUnreachable, TopicsMismatch
 from schemas.offsetmap import OffsetMap, Suspect
 from schemas.topics import TIERS, JobPriority
 from tests.support.messages import TOPICS
 from tests.support.poll_bench import ASSIGNED_MS, LATER_MS, Bench, FakeRecord, job_of, records
+from tests.support.waiting import eventually
+from workers import poller as poller_module
 from workers.delay import MAX_HELD_RECORDS
 from workers.offsets import MAX_SPREAD
 from workers.takeover import Place
@@ -163,7 +165,7 @@ async def test_a_partition_is_read_from_before_its_committed_offset_once_the_com
     bench = Bench()
     bench.stored[NORMAL] = OffsetMap(241, frozenset({242}))
     bench.poller._on_assign(*bench._leaving([NORMAL]))
-    assert bench.steps == ["metadata", "read", "assign"]
+    assert bench.steps == ["metadata", "settled", "read", "assign"]
     assert bench.consumer.assigned == {NORMAL: 241 - 128}
     part = bench.poller.parts[NORMAL]
     assert bench.committer.parts == {part}
@@ -294,6 +296,33 @@ async def test_a_lost_partition_is_nobodys_before_its_jobs_are_cancelled() -> No
     assert bench.purged == [{part}]
     assert bench.committer.parts == {stays}
     assert bench.committer.counters.events == {"sessions_lost": 1}
+
+
+async def test_what_comes_back_is_read_when_the_last_transaction_for_it_has_ended() -> None:
+    """Kafka takes its offsets from a member that was fenced and has joined again: the read would be older than they are."""
+    bench = Bench()
+    bench.assign(NORMAL)
+    await bench.lose(NORMAL)
+    bench.steps.clear()
+    bench.committer.settles.clear()
+    again = asyncio.create_task(asyncio.to_thread(bench.assign, NORMAL))
+    await asyncio.to_thread(eventually, lambda: "settled" in bench.steps, 5, "it asks")
+    assert bench.steps == ["metadata", "settled"]
+    bench.committer.settles.set()
+    await again
+    assert bench.failures == []
+    assert bench.poller.parts[NORMAL].owned
+
+
+async def test_a_last_transaction_that_does_not_end_ends_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(poller_module, "_SETTLED_WITHIN_S", 0.01)
+    bench = Bench()
+    bench.committer.settles.clear()
+    bench.poller._on_assign(bench.consumer, [TopicPartition(*NORMAL)])  # type: ignore[arg-type]
+    assert [str(error) for error in bench.failures] == [
+        str(KafkaUnreachable("the transactions' coordinator", 0.01))
+    ]
+    assert bench.poller.parts == {}
 
 
 async def test_a_partition_that_comes_back_full_is_paused_again() -> None:

@@ -298,6 +298,16 @@ class MemoryConsumer:
             with self.kafka.lock:
                 member = self._group.join(self._id, self._topics, self.kafka.partition_counts)
             self._joined = True
+        elif member.fenced:
+            self._let_go("lost", set(self._owned))
+            with self.kafka.lock:
+                if self._group.members.get(self._id) is not member:
+                    return
+                kept = self._group.come_back(member)
+                self._epoch = member.epoch
+            self._owned |= kept
+            self._call("assign", kept)
+            return
         revoked = self._group.to_revoke(member)
         if revoked:
             self._let_go("revoke", revoked)

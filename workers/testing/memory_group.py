@@ -5,7 +5,7 @@ In:  joins, heartbeats, departures. Out: what a member is to give up or gets; wh
 The rules are those of KIP-848: the coordinator computes the target; a member first gives up what is not its own any
 more and is then raised to the group's epoch; what others have not given up yet is not handed out. An offset commit
 counts if it names the member's own epoch; who owns the partition is not looked at. With an earlier epoch it counts for
-partitions that the member has kept since (KIP-1251, Kafka 4.3).
+partitions that the member has kept since (KIP-1251, Kafka 4.3); and one that was fenced has kept what it gets back.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ class Member:
     #: With the epoch at which it got each.
     owned: dict[Place, int] = field(default_factory=dict)
     target: set[Place] = field(default_factory=set)
+    #: It does not know its epoch, and is told so with its next heartbeat.
+    fenced: bool = False
 
 
 class ConsumerGroup:
@@ -51,6 +53,13 @@ class ConsumerGroup:
         """It goes, or its session has expired: what it had belongs to nobody."""
         if self.members.pop(member_id, None) is not None:
             self._rebalance(counts)
+
+    def come_back(self, member: Member) -> set[Place]:
+        """A fenced one joins again: it has what it had, since when it had it, as far as that is still its target."""
+        member.fenced = False
+        member.owned = {place: since for place, since in member.owned.items() if place in member.target}
+        member.epoch = self.epoch
+        return set(member.owned)
 
     def to_revoke(self, member: Member) -> set[Place]:
         """What it must give up before anything else."""

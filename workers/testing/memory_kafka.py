@@ -177,6 +177,13 @@ class MemoryKafka:
             self.group(group).leave(member_id, self.partition_counts)
             self.news.notify_all()
 
+    def fence(self, group: str, member_id: str) -> None:
+        """The answer that told a member of its epoch is lost: it joins anew, and loses what it has before it gets it back."""
+        with self.lock:
+            member = self.group(group).members.get(member_id)
+            if member is not None:
+                member.fenced = True
+
     # --- transactions ---------------------------------------------------------------------------------------
 
     def init_producer(self, transactional_id: str) -> tuple[int, int]:
