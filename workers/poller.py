@@ -432,8 +432,9 @@ class Poller:
         try:
             lowest = self._log_starts(behind) if behind else {}
         except (KafkaException, PipelineError) as error:
-            log.info("no look at what was run before", error=str(error))
-            lowest = {}
+            # Its leader is away, when producers write again what they have written already. What lies too far back says so.
+            log.info("where partitions begin is not to be had: looked back all the same", error=str(error))
+            lowest = dict.fromkeys(behind, 0)
         for place, low in lowest.items():
             starts[place] = min(max(bases[place] - _LOOK_BACK, low), bases[place])
         self._may_look_back = True
