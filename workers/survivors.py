@@ -62,14 +62,17 @@ def signs_of_life(settings: Settings, codec: Codec, losses: Mapping[str, int]) -
     places: dict[bytes | None, set[str]] = {}
     #: Lost ones that a later report names which we cannot read, being of another release, say: they may be alive.
     unreadable: set[str] = set()
+    passed_over = 0
 
     def look(message: Message) -> None:
+        nonlocal passed_over
         value, worker = message.value() or b"", message.key()
         named = next((name for name in lost if name.encode() in value), None)
         if named is None and worker not in places:
             return
         report, written_ms = _report(codec, value), message.timestamp()[1]
         if report is None:
+            passed_over += 1
             if named is not None and written_ms > lost[named]:
                 unreadable.add(named)
             return
@@ -96,6 +99,7 @@ def signs_of_life(settings: Settings, codec: Codec, losses: Mapping[str, int]) -
         alive=sorted(heard),
         replaced=sorted(replaced),
         unreadable=sorted(unreadable),
+        passed_over=passed_over or None,
         complete=found.complete,
     )
     return Signs(heard, frozenset(replaced), found.complete and not unreadable - heard.keys())

@@ -42,9 +42,11 @@ _FLUSH_S: Final = 120.0
 #: Of a thousand bad records: how many stand where. The rest is for job topics.
 _ON_OTHER_TOPICS: Final = {"status": 80, "dlq": 60, "schemas": 30, "reports": 60, "commands": 20}
 _ON_FAST_TIERS: Final = 120
+_ON_AGED_TIERS: Final = 30
 _ON_SLOW_TIERS: Final = 10
 _GOOD_EVERY: Final = 25
 _OUTLASTS_MS: Final = 3_600_000
+_AGE_MS: Final = _OUTLASTS_MS // 2
 
 Place = tuple[str, int, int]
 Progress = Callable[[str], None]
@@ -56,7 +58,8 @@ class Plan:
 
     seed: int
     records: int
-    #: Retry topics whose delay is waited for; on those with a longer one records are held, as they must be.
+    #: Retry topics whose delay is waited for. On longer ones records are so old that they are due at once, and on the longest
+    #: ones they are held, as they must be.
     longest_delay_ms: int = 5_000
     rare_each: int = 1
     timeout_s: float = 1_200.0
@@ -64,6 +67,11 @@ class Plan:
     def fast_tiers(self, topics: Topics) -> list[str]:
         """Those that are waited for."""
         return [topics.retry[tier] for tier in TIERS if tier.delay_ms <= self.longest_delay_ms]
+
+    def aged_tiers(self, topics: Topics) -> list[str]:
+        """Those whose records come with a time that has passed."""
+        rest = {*self.fast_tiers(topics), *self.slow_tiers(topics)}
+        return [name for name in topics.retry.values() if name not in rest]
 
     @staticmethod
     def slow_tiers(topics: Topics) -> list[str]:
@@ -111,11 +119,13 @@ class _Pen:
         self._producer = Producer({**producer_config(settings), **limits})
         self._refused: list[str] = []
 
-    def write(self, bad: Bad, topic: str, *, is_copy: bool = False) -> None:
+    def write(self, bad: Bad, topic: str, *, is_copy: bool = False, at_ms: int = 0) -> None:
         def note(place: Place) -> None:
             self._flood.written.append(Written(bad, place, is_copy))
 
-        self._put(topic, bad.partition, bad.key, bad.value, bad.headers, note, timestamp=bad.timestamp_ms)
+        self._put(
+            topic, bad.partition, bad.key, bad.value, bad.headers, note, timestamp=at_ms or bad.timestamp_ms
+        )
         self._flood.kinds[bad.kind] += 1
 
     def pass_over(self, passed: Passed, topic: str, partition: int) -> None:
@@ -169,7 +179,8 @@ def run(plan: Plan, settings: Settings, start: Start, progress: Progress) -> tup
     forge = Forge(plan.seed, settings.partitions)
     known = [*(schema for schema, _ in forge.strangers), job_type(Nobodys).wire]
     publish_schemas(settings, known, timeout_s=20)
-    _allow_any_timestamp(settings, settings.topics.jobs.values())
+    _configure(settings, settings.topics.jobs.values(), "message.timestamp.after.max.ms", str(2**63 - 1))
+    _configure(settings, plan.aged_tiers(settings.topics), "message.timestamp.type", "CreateTime")
     worker = start(WORKER, "--import", IMPORT)
     flood = Flood()
     began = time.monotonic()
@@ -178,13 +189,15 @@ def run(plan: Plan, settings: Settings, start: Start, progress: Progress) -> tup
     progress(f"{flood.records:,} bad records and {len(flood.good):,} good jobs written")
     _wait_until_settled(plan, settings, worker, progress)
     flood.settled_s = time.monotonic() - began
+    _configure(settings, plan.aged_tiers(settings.topics), "message.timestamp.type", "LogAppendTime")
     return flood, worker
 
 
 def _write(plan: Plan, settings: Settings, forge: Forge, flood: Flood, progress: Progress) -> None:
     topics, dice = settings.topics, forge.dice
     job_topics = list(topics.jobs.values())
-    fast, slow = plan.fast_tiers(topics), plan.slow_tiers(topics)
+    fast, aged, slow = plan.fast_tiers(topics), plan.aged_tiers(topics), plan.slow_tiers(topics)
+    aged_ms = time.time_ns() // 1_000_000 - _AGE_MS
     others = kinds_by_topic(topics)
     by_name = dict(
         zip(
@@ -209,7 +222,9 @@ def _write(plan: Plan, settings: Settings, forge: Forge, flood: Flood, progress:
                 pen.pass_over(make_other(forge, dice.choice(others[other])), other, partition)
             elif draw < _ON_FAST_TIERS:
                 _write_one(pen, make(forge, any_kind(forge)), dice.choice(fast))
-            elif draw < _ON_FAST_TIERS + _ON_SLOW_TIERS:
+            elif draw < _ON_FAST_TIERS + _ON_AGED_TIERS:
+                _write_one(pen, make(forge, any_kind(forge)), dice.choice(aged), at_ms=aged_ms)
+            elif draw < _ON_FAST_TIERS + _ON_AGED_TIERS + _ON_SLOW_TIERS:
                 pen.write(make(forge, any_kind(forge)), dice.choice(slow))
             else:
                 _write_one(pen, make(forge, any_kind(forge)), dice.choice(job_topics))
@@ -229,10 +244,10 @@ def _write(plan: Plan, settings: Settings, forge: Forge, flood: Flood, progress:
             )
 
 
-def _write_one(pen: _Pen, bad: Bad, topic: str) -> None:
-    pen.write(bad, topic)
+def _write_one(pen: _Pen, bad: Bad, topic: str, *, at_ms: int = 0) -> None:
+    pen.write(bad, topic, at_ms=at_ms)
     if bad.twice:
-        pen.write(bad, topic, is_copy=True)
+        pen.write(bad, topic, is_copy=True, at_ms=at_ms)
 
 
 def _wait_until_settled(plan: Plan, settings: Settings, worker: WorkerUnderTest, progress: Progress) -> None:
@@ -242,7 +257,8 @@ def _wait_until_settled(plan: Plan, settings: Settings, worker: WorkerUnderTest,
     """
     admin = informed_admin(settings, 10)
     deadline = time.monotonic() + plan.timeout_s
-    for names in (plan.fast_tiers(settings.topics), settings.topics.jobs.values()):
+    topics = settings.topics
+    for names in (plan.fast_tiers(topics) + plan.aged_tiers(topics), topics.jobs.values()):
         places = [(name, number) for name in names for number in range(settings.partitions)]
         ends = offsets(settings, admin, places, LATEST, timeout_s=20)
         told = time.monotonic()
@@ -266,22 +282,10 @@ def _unsettled(settings: Settings, ends: Mapping[Partition, int]) -> dict[Partit
     return {place: end - committed[place][0] for place, end in ends.items() if committed[place][0] < end}
 
 
-def _allow_any_timestamp(settings: Settings, names: Iterable[str]) -> None:
-    """A broker refuses what lies more than an hour ahead, unless it is told otherwise."""
-    changes = [
-        ConfigResource(
-            ResourceType.TOPIC,
-            name,
-            incremental_configs=[
-                ConfigEntry(
-                    "message.timestamp.after.max.ms",
-                    str(2**63 - 1),
-                    incremental_operation=AlterConfigOpType.SET,
-                )
-            ],
-        )
-        for name in names
-    ]
+def _configure(settings: Settings, names: Iterable[str], key: str, value: str) -> None:
+    """A broker refuses what lies more than an hour ahead, and gives records of retry topics its own time, unless told otherwise."""
+    entry = ConfigEntry(key, value, incremental_operation=AlterConfigOpType.SET)
+    changes = [ConfigResource(ResourceType.TOPIC, name, incremental_configs=[entry]) for name in names]
     admin = AdminClient(admin_config(settings))
     for answer in admin.incremental_alter_configs(changes).values():
         answer.result(20)
