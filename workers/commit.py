@@ -5,7 +5,8 @@ In:  outcomes. Out: status changes, retries, dead letters, child jobs and offset
 The order of steps is the fence. Kafka checks the member's epoch in the group metadata, not who owns a
 partition: so the metadata is taken first, then outcomes of partitions that are no longer ours are
 dropped, then exactly that metadata is sent. If a partition is given away in between, the metadata is
-too old, and Kafka refuses.
+too old, and Kafka refuses. What is lost and comes straight back to us was never given away in Kafka's
+eyes, and the old metadata still counts: so whoever begins anew with it first waits (``settled``).
 
 A commit whose answer we cannot trust is never repeated blindly. It may have succeeded, and then the
 same outcomes would be written twice. A new producer ends whatever is open, the committed offsets and
