@@ -151,7 +151,10 @@ def main(channel_fd: int, parent: int) -> None:
         try:
             _serve(channel)
         except (EOFError, OSError, Ended):
-            return  # the worker closed its side, or is gone
+            pass  # the worker closed its side, or is gone
+        finally:
+            # Nothing is left to unwind: raised while the interpreter ends, it would only leave a trace on stderr.
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def exit_at_hangup(channel: socket.socket) -> None:

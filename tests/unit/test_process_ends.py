@@ -272,3 +272,30 @@ def test_elsewhere_a_thread_sees_that_the_worker_is_gone() -> None:
             assert process.wait(10) == 1
         finally:
             process.kill()
+
+
+def test_told_to_end_when_it_is_about_to_it_ends_without_a_trace() -> None:
+    """The worker closes its side and sends the signal in one go: that one may arrive when the interpreter is ending already."""
+    ours, theirs = socket.socketpair()
+    program = """
+        import sys, threading
+        from workers.process_child import main
+        main(int(sys.argv[1]), int(sys.argv[2]))
+        print("over", flush=True)
+        threading.Event().wait()
+    """
+    with subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(program), str(theirs.fileno()), str(os.getpid())],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        pass_fds=[theirs.fileno()],
+    ) as child:
+        theirs.close()
+        ours.close()
+        assert child.stdout is not None
+        assert child.stdout.readline() == "over\n"
+        child.send_signal(signal.SIGTERM)
+        _, errors = child.communicate(timeout=30)
+    assert (child.returncode, errors) == (-signal.SIGTERM, "")
