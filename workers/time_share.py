@@ -43,7 +43,8 @@ class TimeShare:
         if self._held_since is None:
             if self._opened is None:
                 self._opened = now_ms
-            if others and self._opened <= now_ms < self._opened + self._owed_ms:
+            # While one of them runs, the next may be waiting for it: behind its key, or for its commit.
+            if (others or running) and self._opened <= now_ms < self._opened + self._owed_ms:
                 return False
             self._held_since, self._had_turn = now_ms, False
         held_ms = now_ms - self._held_since

@@ -109,6 +109,12 @@ class Verdict:
     #: What the producer was told: not accepted, and perhaps accepted.
     refused: int = 0
     doubtful: int = 0
+    #: Of the doubtful ones, those that stand in Kafka: they have to end as well.
+    doubtful_standing: int = 0
+    #: Jobs that somebody was told have a new life; calls for that, and those that failed.
+    redriven: int = 0
+    redrive_calls: int = 0
+    redrive_calls_failed: int = 0
 
     @property
     def broken(self) -> dict[str, list[str]]:
@@ -158,6 +164,9 @@ def judge(evidence: Evidence) -> Verdict:
         stood_still=len(evidence.stood_still),
         refused=evidence.refused,
         doubtful=evidence.doubtful,
+        redriven=len(evidence.redriven),
+        redrive_calls=evidence.redrive_calls,
+        redrive_calls_failed=evidence.redrive_calls_failed,
     )
     for case in evidence.ended_by_themselves:
         verdict.ended.add(case)
@@ -177,8 +186,12 @@ def judge(evidence: Evidence) -> Verdict:
 
 
 def _look_at_ends(evidence: Evidence, verdict: Verdict) -> set[str]:
-    """Every accepted job, and every child of one that succeeded, has the end that it was made for. Out: the children."""
-    wanted = {job.job_id: job.expected for job in evidence.accepted}
+    """Every accepted job, and every child of one that succeeded, has the end that it was made for. Out: the children.
+
+    So does each that was redriven, in its newest life. A job of which its producer could not tell whether it was accepted has an
+    end if it stands in Kafka.
+    """
+    wanted: dict[str, str | None] = {job.job_id: job.expected for job in evidence.accepted}
     attempts = {job.job_id: job.attempts for job in evidence.accepted if job.attempts}
     children: set[str] = set()
     for statuses in evidence.topics.statuses.values():
@@ -188,16 +201,29 @@ def _look_at_ends(evidence: Evidence, verdict: Verdict) -> set[str]:
                     wanted[child] = "succeeded"
                     children.add(child)
     verdict.children = len(children)
+    newest: Counter[str] = Counter()
+    for record in evidence.topics.jobs:
+        newest[record.job_id] = max(newest[record.job_id], record.redrives)
+        if record.job_id not in wanted and not record.parent:
+            wanted[record.job_id] = None
+            verdict.doubtful_standing += 1
+    for job_id in evidence.redriven:
+        if not newest[job_id]:
+            verdict.lost.add(f"{job_id} was redriven, and has no new life")
     ends: Counter[str] = Counter()
     for job_id, expected in wanted.items():
-        last = [status for status in evidence.topics.statuses.get(job_id, ()) if status.state in FINAL]
+        last = [
+            status
+            for status in evidence.topics.statuses.get(job_id, ())
+            if status.state in FINAL and status.redrives >= newest[job_id]
+        ]
         if not last:
-            verdict.lost.add(job_id)
+            verdict.lost.add(f"{job_id} in life {newest[job_id]}" if newest[job_id] else job_id)
             continue
         ends[last[-1].state] += 1
         if last[-1].error_type == "worker_lost" and _was_interrupted(evidence, job_id):
             verdict.condemned.add(job_id)
-        elif last[-1].state != expected:
+        elif expected is not None and last[-1].state != expected:
             verdict.illegal.add(f"{job_id} is {last[-1].state} ({last[-1].error_type}), and not {expected}")
         elif last[-1].attempt != attempts.get(job_id, last[-1].attempt):
             verdict.illegal.add(

@@ -41,6 +41,7 @@ from tests.guarantees.evidence import (
     read_topics,
 )
 from tests.guarantees.pulse import pulse
+from tests.guarantees.redrives import Redrives
 from tests.guarantees.storm import Fault, Kind, storm
 from tests.guarantees.traffic import Order, orders
 from tests.support.waiting import eventually
@@ -77,6 +78,7 @@ class _Ledger:
     accepted: list[Accepted] = field(default_factory=list)
     refused: int = 0
     doubtful: int = 0
+    redrives: Redrives = field(default_factory=Redrives)
 
 
 def run(plan: Plan, directory: Path, progress: Progress) -> Evidence:
@@ -109,6 +111,9 @@ def run(plan: Plan, directory: Path, progress: Progress) -> Evidence:
             stood_still=crew.stood_still,
             refused=ledger.refused,
             doubtful=ledger.doubtful,
+            redriven=ledger.redrives.redriven,
+            redrive_calls=ledger.redrives.calls,
+            redrive_calls_failed=ledger.redrives.failed_calls,
             topics=read_topics(cluster.bootstrap_servers, _PREFIX),
             runs=read_runs(crew.runs_directory),
             lives=crew.lives,
@@ -134,8 +139,16 @@ def _under_fire(
             failures.append(error)
             stop.set()
 
-    traffic = threading.Thread(target=produce, name="traffic")
-    traffic.start()
+    def redrive() -> None:
+        try:
+            ledger.redrives.keep_on(settings, ledger.accepted, plan.seed, stop)
+        except BaseException as error:  # noqa: BLE001 - raised below, in the thread that waits
+            failures.append(error)
+            stop.set()
+
+    threads = [threading.Thread(target=work, name=work.__name__) for work in (produce, redrive)]
+    for thread in threads:
+        thread.start()
     weather = _Weather(settings, cluster, crew, stop)
     try:
         deadline = time.monotonic() + plan.seconds
@@ -150,10 +163,12 @@ def _under_fire(
     except BaseException:
         stop.set()  # Ctrl-C: nobody waits for more jobs, nor for brokers that are to be well again
         crew.close()
-        traffic.join()
+        for thread in threads:
+            thread.join()
         raise
     stop.set()
-    traffic.join()
+    for thread in threads:
+        thread.join()
     if failures:
         raise failures[0]
     return ledger, (began_ns, time.monotonic_ns()), weather.faults, weather.troubles
@@ -357,14 +372,15 @@ async def _schedule(queue: JobQueue, order: Order, ledger: _Ledger) -> None:
 
 
 def _wait_for_ends(settings: Settings, ledger: _Ledger, crew: Crew, progress: Progress) -> None:
-    """Until every accepted job is final, or nothing ends any more; what never ends is to be found by the auditor."""
-    left = {job.job_id for job in ledger.accepted}
+    """Until each life of every accepted job is over, or nothing ends any more; what never ends is the auditor's to find."""
+    left = {_JobLife(job.job_id, 0) for job in ledger.accepted}
     began = last_end = time.monotonic()
-    with _following(settings) as ended:
+    with _following(settings) as news:
         while left and (now := time.monotonic()) < min(last_end + _NO_MORE_ENDS_S, began + _LAST_JOBS_S):
             crew.look()
             before = len(left)
-            left -= ended()
+            begun, over = news()
+            left = (left | begun) - over
             if len(left) < before:
                 last_end = now
                 progress(f"{len(left):,} jobs left")
@@ -385,9 +401,16 @@ def _who_owns_what(settings: Settings) -> Iterator[str]:
         yield f"{member.client_id} {member.member_id} has {has}, should have {sorted({p.partition for p in target})}"
 
 
+class _JobLife(NamedTuple):
+    """A job's life, by number."""
+
+    job_id: str
+    redrives: int
+
+
 @contextlib.contextmanager
-def _following(settings: Settings) -> Iterator[Callable[[], set[str]]]:
-    """A function that gives the jobs that have ended since it was called last."""
+def _following(settings: Settings) -> Iterator[Callable[[], tuple[set[_JobLife], set[_JobLife]]]]:
+    """A function that gives the redriven lives that have begun since it was called last, and all that have ended."""
     consumer = Consumer(
         {
             "bootstrap.servers": settings.bootstrap_servers(),
@@ -401,15 +424,20 @@ def _following(settings: Settings) -> Iterator[Callable[[], set[str]]]:
     consumer.assign([TopicPartition(topic, number, 0) for number in known])
     schemas = read_schemas(settings.bootstrap_servers(), settings.topic_prefix)
 
-    def ended() -> set[str]:
-        states = (
-            decode(schemas, message.value())
-            for message in consumer.consume(2000, 1.0)
-            if message.error() is None
-        )
-        return {str(status["job_id"]) for status in states if status["state"] in FINAL}
+    def news() -> tuple[set[_JobLife], set[_JobLife]]:
+        begun: set[_JobLife] = set()
+        over: set[_JobLife] = set()
+        for message in consumer.consume(2000, 1.0):
+            if message.error() is None:
+                status = decode(schemas, message.value())
+                life = _JobLife(str(status["job_id"]), int(status["redrives"]))
+                if status["state"] in FINAL:
+                    over.add(life)
+                elif status["state"] == "pending" and life.redrives:
+                    begun.add(life)
+        return begun, over
 
     try:
-        yield ended
+        yield news
     finally:
         consumer.close()

@@ -160,6 +160,10 @@ class Evidence:
     #: Jobs whose producer was told that they were not accepted, or that nobody knows.
     refused: int = 0
     doubtful: int = 0
+    #: Jobs of which somebody was told that they have a new life; how often that was asked for, and how often in vain.
+    redriven: Sequence[str] = ()
+    redrive_calls: int = 0
+    redrive_calls_failed: int = 0
 
 
 def save(evidence: Evidence, file: Path) -> None:
@@ -189,6 +193,9 @@ def load(file: Path) -> Evidence:
         stood_still=given.get("stood_still", ()),
         refused=given.get("refused", 0),
         doubtful=given.get("doubtful", 0),
+        redriven=given.get("redriven", ()),
+        redrive_calls=given.get("redrive_calls", 0),
+        redrive_calls_failed=given.get("redrive_calls_failed", 0),
     )
 
 

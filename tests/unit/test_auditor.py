@@ -370,9 +370,58 @@ def plan_for_before_what_was_asked(e: Evidence) -> None:
     e.runs[1] = replace(e.runs[1], asked_ms=WALL_MS + 4_600)
 
 
+def redrive(e: Evidence, *others: Status) -> None:
+    """Job two has failed, is given a new life at 4, and succeeds in it at 5.5."""
+    bury(e, "two")
+    e.topics.statuses["two"] = [
+        said("two", "failed", 2.5, 7, started_ms=WALL_MS + 2_000),
+        said("two", "pending", 4, 8, "", redrives=1, delivery=1),
+        said("two", "succeeded", 5.5, 9, redrives=1, delivery=1, started_ms=WALL_MS + 5_000),
+        *others,
+    ]
+    e.topics.jobs.append(record("two", 9, redrives=1, delivery=1))
+    e.runs.append(ran("two", 5, 5.5, redrives=1))
+    e.redriven = ["two"]
+
+
+def lose_a_new_life(e: Evidence) -> None:
+    redrive(e)
+    e.topics.statuses["two"].pop()
+    e.runs.pop()
+
+
+def redrive_for_nothing(e: Evidence) -> None:
+    e.redriven = ["two"]
+
+
+def redrive_twice(e: Evidence) -> None:
+    redrive(e)
+    e.topics.jobs.append(record("two", 10, redrives=1, delivery=1))
+
+
+def end_a_new_life_twice(e: Evidence) -> None:
+    redrive(e, said("two", "failed", 5.8, 10, redrives=1, delivery=2))
+    e.runs.append(ran("two", 5.7, 5.8, redrives=1))
+
+
+def go_back_to_the_old_life(e: Evidence) -> None:
+    redrive(e, said("two", "running", 5.6, 10))
+
+
+def lose_who_was_perhaps_accepted(e: Evidence) -> None:
+    e.accepted = [one for one in e.accepted if one.job_id != "two"]
+    lose(e)
+
+
 @pytest.mark.parametrize(
     ("plant", "found"),
     [
+        (lose_a_new_life, {"lost"}),
+        (redrive_for_nothing, {"lost"}),
+        (redrive_twice, {"forked"}),
+        (end_a_new_life_twice, {"forked", "illegal"}),
+        (go_back_to_the_old_life, {"illegal"}),
+        (lose_who_was_perhaps_accepted, {"lost", "unexplained"}),
         (lose, {"lost", "unexplained"}),
         (end_twice, {"forked", "illegal"}),
         (retry_twice, {"forked"}),
@@ -410,6 +459,21 @@ def test_what_must_not_be_is_found(plant: Callable[[Evidence], None], found: set
     plant(evidence)
     evidence.runs.sort(key=lambda run: run.start_ns)
     assert set(judge(evidence).broken) == found
+
+
+def test_a_job_that_is_given_a_new_life_has_two_ends() -> None:
+    evidence = honest()
+    redrive(evidence)
+    evidence.runs.sort(key=lambda run: run.start_ns)
+    verdict = judge(evidence)
+    assert (verdict.broken, verdict.redriven, verdict.reexecuted) == ({}, 1, 1)
+
+
+def test_who_was_perhaps_accepted_and_stands_there_counts_apart() -> None:
+    evidence = honest()
+    evidence.accepted = [one for one in evidence.accepted if one.job_id != "two"]
+    verdict = judge(evidence)
+    assert (verdict.broken, verdict.accepted, verdict.doubtful_standing) == ({}, 3, 1)
 
 
 def test_a_handlers_process_that_outlives_its_worker_for_a_moment_was_killed_with_it() -> None:

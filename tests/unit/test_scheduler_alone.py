@@ -318,6 +318,26 @@ def test_others_get_three_times_as_long_as_they_were_held_back() -> None:
     run_alone(scheduler, part, now_ms + 60_000, 1)
 
 
+def test_others_that_wait_for_one_another_have_their_whole_turn() -> None:
+    """One runs for long, the rest share a key: each time that one has ended nobody else could start for a moment."""
+    scheduler = Scheduler()
+    part, others = dangerous(), open_partition(HIGH)
+    arrive(scheduler, message(part, 0), message(others, 0))
+    commit(part)
+    long = scheduler.take(NOW_MS)
+    assert long is not None
+    assert long.part is others
+    chain = [message(others, offset, key=b"k") for offset in range(1, 4)]
+    arrive(scheduler, *chain)
+    for second, one in enumerate(chain):
+        now_ms = NOW_MS + 1_000 * second
+        assert scheduler.take(now_ms) is one
+        assert scheduler.take(now_ms) is None, "the next of its key waits for it"
+        scheduler.done(one)
+    scheduler.done(long)
+    run_alone(scheduler, part, NOW_MS + 4_000, 1)
+
+
 def test_quick_ones_go_one_after_another_before_others_have_their_turn() -> None:
     scheduler = Scheduler(others_first_ms=0)
     part = dangerous(range(4))
