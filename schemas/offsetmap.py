@@ -7,7 +7,8 @@ its owner may have started (``start_limit``), who the owner is, whether it left 
 records have been unfinished at the death of an owner before. A successor reads offset and map in one
 call, so the two never disagree.
 
-Version 2:  ``2;<flag>;<fence>;<incarnation>;<transactional id>;<start limit>;<finished>;<suspects>;<losses>``
+Version 3:
+``3;<flag>;<fence>;<incarnation>;<transactional id>;<start limit>;<finished>;<suspects>;<losses>;<held>``
 
 - flag: ``c`` for clean (nothing of it was running: after a drain, while one job of another partition ran alone, always in a
   retry topic), else ``-``
@@ -20,8 +21,10 @@ Version 2:  ``2;<flag>;<fence>;<incarnation>;<transactional id>;<start limit>;<f
   the owner who writes this), or ``+`` if it has to run alone, but has survived that, and goes on beside others
 - losses: ``incarnation@time``, joined by commas: who was lost, and when (milliseconds of broker time, hexadecimal). Who is heard
   of later was frozen or cut off and did not die of a job, so a loss can be taken back
+- held: of the unfinished ones before the start limit, counted from 0, those that were not started either: they wait behind their
+  key, say. Written as finished ones are; empty if it would be too long, for a successor may suspect more than it must
 
-Version 1 had a number of deaths instead of owners, ``a`` instead of ``*``, and no losses.
+Version 2 had no held ones, and version 1 had a number of deaths instead of owners, ``a`` instead of ``*``, and no losses.
 """
 
 from __future__ import annotations
@@ -35,8 +38,8 @@ from typing import Final
 from schemas.errors import GroupNotInitialised
 from schemas.headers import LATEST_MS
 
-VERSION: Final = "2"
-_BEFORE: Final = "1"
+VERSION: Final = "3"
+_FIELDS: Final = 10
 #: The broker's ``offset.metadata.max.bytes`` is 4,096, and librdkafka sends a trailing NUL.
 MAX_CHARACTERS: Final = 4095
 #: At three quarters nothing more is taken from the partition: the rest is room for what is running.
@@ -84,6 +87,8 @@ class OffsetMap:
     finished: frozenset[int] = frozenset()
     #: Nothing at or past this offset was started.
     start_limit: int = 0
+    #: Unfinished ones before it that were not started either.
+    held: frozenset[int] = frozenset()
     #: Nothing of it was running: its owner has left in order, or ran one job of another partition beside nothing else; or its
     #: records are none to be run.
     clean: bool = True
@@ -122,6 +127,7 @@ class OffsetMap:
                 _encode_finished(self.offset, self.finished),
                 _encode_suspects(self.offset, self.finished, self.suspects, {**places, self.incarnation: ""}),
                 ",".join(f"{incarnation}@{at:x}" for incarnation, at in self.losses.items()),
+                _encode_held(self),
             )
         )
 
@@ -140,11 +146,13 @@ def parse(offset: int, metadata: str | None, *, where: str = "") -> OffsetMap:
         )
     parts = (metadata or "").split(";")
     try:
-        if parts[0] == _BEFORE:
+        if parts[0] == "1":
             parts = _of_version_1(parts)
-        if parts[0] != VERSION or len(parts) != 9:  # noqa: PLR2004 - the format's own count
+        if parts[0] == "2":
+            parts = [VERSION, *parts[1:], ""]
+        if parts[0] != VERSION or len(parts) != _FIELDS:
             raise ValueError(f"it begins with {parts[0]!r:.20}")
-        _, flag, fence, incarnation, transactional_id, limit, finished, suspects, lost = parts
+        _, flag, fence, incarnation, transactional_id, limit, finished, suspects, lost, held = parts
         if flag not in ("c", "-"):
             raise ValueError(f"flag {flag!r:.20}")
         done = _decode_finished(offset, finished)
@@ -157,10 +165,12 @@ def parse(offset: int, metadata: str | None, *, where: str = "") -> OffsetMap:
             raise ValueError("nothing of it was running, and one ran alone")
         if flag == "-" and not incarnation:
             raise ValueError("its owner has no name")
+        start_limit = offset + _number(limit, _WIDEST)
         return OffsetMap(
             offset=offset,
             finished=done,
-            start_limit=offset + _number(limit, _WIDEST),
+            start_limit=start_limit,
+            held=_decode_held(held, offset, start_limit, done),
             clean=flag == "c",
             fence=_number(fence, _MOST_OWNERS_EVER),
             incarnation=_name(incarnation),
@@ -256,6 +266,21 @@ def named_losses(suspects: Mapping[int, Suspect], losses: Mapping[str, int]) -> 
     return {name: name if name in kept else UNKNOWN for name in names}
 
 
+def _encode_held(given: OffsetMap) -> str:
+    if not given.held:
+        return ""
+    unfinished = (o for o in range(given.offset, given.start_limit) if o not in given.finished)
+    return _encode_finished(0, frozenset(n for n, o in enumerate(unfinished) if o in given.held))
+
+
+def _decode_held(text: str, offset: int, start_limit: int, finished: frozenset[int]) -> frozenset[int]:
+    places = _decode_finished(0, text)
+    if not places:
+        return places
+    unfinished = [o for o in range(offset, start_limit) if o not in finished]
+    return frozenset(unfinished[place] for place in places)
+
+
 def _encode_suspects(
     offset: int, finished: frozenset[int], suspects: Mapping[int, Suspect], places: Mapping[str, str]
 ) -> str:
@@ -323,7 +348,7 @@ def _of_version_1(parts: list[str]) -> list[str]:
         codes.append(
             f"{stretch}:{'0' * min(int(deaths.removesuffix('a')), MAX_OWNERS)}{'*' if deaths.endswith('a') else ''}"
         )
-    return [VERSION, *before[1:], ",".join(codes), f"{UNKNOWN}@0" if codes else ""]
+    return ["2", *before[1:], ",".join(codes), f"{UNKNOWN}@0" if codes else ""]
 
 
 #: What provisioning commits for a new group: nothing finished, nothing started, nobody owns it.

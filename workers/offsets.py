@@ -32,6 +32,7 @@ class PartitionState:
 
     __slots__ = (
         "alone",
+        "barred",
         "base",
         "closed",
         "committed_alone",
@@ -40,6 +41,7 @@ class PartitionState:
         "done",
         "fence",
         "gaps",
+        "held",
         "incarnation",
         "lock",
         "losses",
@@ -94,6 +96,10 @@ class PartitionState:
         #: One past the highest offset that is about to start: the next commit opens the way to it, however many finished,
         #: missing or key-locked ones lie before it.
         self.wanted = prior.offset
+        #: They wait for others, behind their key or for a process, and will not start before they are wanted.
+        self.held: set[int] = set()
+        #: Those that a map of ours says have not started, or is about to: they may not before a later one is committed.
+        self.barred: frozenset[int] = frozenset()
         #: Known before they are delivered: if we die before that as well, our successor must still know of them.
         self.suspects = _left_behind(prior, unclean=self.unclean) if runs else {}
         #: Who was lost, and when: what suspects are suspected of.
@@ -183,6 +189,7 @@ class PartitionState:
                 return False
             if (
                 offset >= self.start_limit
+                or offset in self.barred
                 or (self.resting and offset != self.committed_alone)
                 or (offset in self.committed_suspects and self._waits_for_its_turn(offset))
             ):
@@ -191,6 +198,7 @@ class PartitionState:
                 return False
             if offset >= self.started:
                 self.started = offset + 1
+            self.held.discard(offset)
             return True
 
     def _waits_for_its_turn(self, offset: int) -> bool:
@@ -205,10 +213,23 @@ class PartitionState:
 
     def want(self, offset: int) -> None:
         """It is about to start: the next commit opens the way to it. Under the lock."""
+        self.held.discard(offset)
+        if offset in self.barred:
+            self.dirty = True
         if offset >= self.wanted:
             self.wanted = offset + 1
             if offset >= self.start_limit:
                 self.dirty = True
+
+    def hold(self, offset: int) -> None:
+        """It waits for others, and is not about to start. If we die it is not to blame, once a commit has said so."""
+        with self.lock:
+            self.held.add(offset)
+
+    def let_go(self, offset: int) -> None:
+        """It is one of the next: the next commit says that it may start."""
+        with self.lock:
+            self.want(offset)
 
     def name_alone(self, offset: int | None) -> None:
         """The next commit is to say that this one runs beside nothing else; None: that nobody does any more."""
@@ -274,9 +295,11 @@ class PartitionState:
             if self.suspects and max(self.suspects) >= self.top:
                 # A record that we do not even have must not count our death as well as our predecessor's.
                 limit = min(limit, max(reach, self.top))
-        # Lower at once: what starts between this plan and its commit must lie below the limit that is committed.
+        planned = self._map(base, done, limit, clean=self.closed or (rests and self.alone is None))
+        # At once: what starts between this plan and its commit must lie below the limit that is committed, and not be held.
         self.start_limit = min(self.start_limit, limit)
-        return self._map(base, done, limit, clean=self.closed or (rests and self.alone is None))
+        self.barred |= planned.held
+        return planned
 
     def committed(self, plan: OffsetMap) -> None:
         """The transaction with ``plan`` committed."""
@@ -305,6 +328,7 @@ class PartitionState:
     def _remember(self, committed: OffsetMap) -> None:
         self.committed_alone = committed.alone
         self.committed_suspects = committed.suspects
+        self.barred = committed.held
         self.resting = committed.clean or committed.alone is not None
 
     def _map(self, base: int, done: set[int], limit: int, *, clean: bool = False) -> OffsetMap:
@@ -316,10 +340,11 @@ class PartitionState:
         # What runs alone when a drain ends it did not kill anybody: a clean map names only those condemned before.
         if not clean and self.alone is not None and self.alone in suspects:
             suspects[self.alone] = Suspect(suspects[self.alone].owners, self.incarnation)
-        return OffsetMap(
+        planned = OffsetMap(
             offset=base,
             finished=frozenset(done),
             start_limit=limit,
+            held=frozenset(o for o in self.held if base <= o < limit and o not in done),
             clean=clean,
             fence=self.fence,
             incarnation=self.incarnation,
@@ -327,6 +352,9 @@ class PartitionState:
             suspects=suspects,
             losses=self.losses if suspects else {},
         )
+        if planned.held and len(planned.metadata()) > TAKE_LIMIT:
+            return replace(planned, held=frozenset())
+        return planned
 
 
 def _cannot_run(suspect: Suspect) -> bool:
@@ -343,7 +371,9 @@ def _left_behind(prior: OffsetMap, *, unclean: bool) -> dict[int, Suspect]:
         ran = range(prior.offset, prior.start_limit) if prior.alone is None else (prior.alone,)
         for offset in ran:
             before = prior.suspects.get(offset, Suspect())
-            if offset in prior.finished or (offset != prior.alone and _cannot_run(before)):
+            if offset in prior.finished or (
+                offset != prior.alone and (offset in prior.held or _cannot_run(before))
+            ):
                 continue
             suspects[offset] = Suspect((*before.owners, prior.incarnation)[-MAX_OWNERS:], before.alone)
     return suspects

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Mapping
 from itertools import accumulate, islice
+from typing import Final
 
 from schemas.topics import PRIORITIES, JobPriority
 from workers.message import Message
@@ -24,6 +25,9 @@ from workers.offsets import ALONE_AFTER, PartitionState
 from workers.pool_places import PoolPlaces
 from workers.time_share import OTHERS_FIRST_MS, TimeShare
 from workers.turns import Turns
+
+#: So many behind a key may start, one after the other, without a commit that says so first. A successor suspects each of them.
+KEY_AHEAD: Final = 4
 
 
 class _KeyLock:
@@ -160,8 +164,9 @@ class Scheduler:
                 # At once: out of a buffer it comes only at the others' turn, and one of its key that must run alone
                 # would start before it.
                 self._condemn(message)
-            elif _must_run_alone(message):
-                # With its key, or behind it: those after it wait for the key, and keep nobody else of their partition.
+            elif (
+                _must_run_alone(message) and not self._buffers[priority] and message.part not in self._parked
+            ):
                 if self._lock(message):
                     self._alone.append(message)
             else:
@@ -215,8 +220,12 @@ class Scheduler:
                 self._park(message)  # order within the partition
             elif not self._lock(message):
                 pass  # it waits behind its key
+            elif _must_run_alone(message):
+                # Not before: one of its key that came earlier may still have been in the buffer. With its key: those after it
+                # wait for that, and keep nobody else of their partition.
+                self._alone.append(message)
             elif self._pool is not None and self._pool.refuses(message):
-                pass  # it waits for a process, and keeps its key
+                part.hold(message.offset)  # it waits for a process, and keeps its key
             elif part.start(message.offset):
                 self._start(message)
                 return message
@@ -434,9 +443,11 @@ class Scheduler:
         self._wait_behind(lock, message)
         return False
 
-    def _wait_behind(self, lock: _KeyLock, message: Message, *, first: bool = False) -> None:
+    def _wait_behind(self, lock: _KeyLock, message: Message) -> None:
         queue = lock.queue_of(message)
-        (queue.appendleft if first else queue.append)(message)
+        queue.append(message)
+        if len(queue) > KEY_AHEAD:
+            message.part.hold(message.offset)
         self._count_behind(message, 1)
 
     def _count_behind(self, message: Message, by: int) -> None:
@@ -471,6 +482,9 @@ class Scheduler:
             lock.holder = following
             if not any(lock.waiting.values()):
                 self._keys[key] = following
+            else:
+                for one in islice(lock.queue_of(following), KEY_AHEAD - 1, KEY_AHEAD):
+                    one.part.let_go(one.offset)
             if following.lost_worker:
                 self.condemned[following] = None
             elif _must_run_alone(following):

@@ -298,6 +298,17 @@ def _no_gaps() -> Any:
     return patch.object(PartitionState, "note_delivered", without)
 
 
+def _starts_whom_the_map_holds() -> Any:
+    """Who waited behind its key starts while the committed map says that it waits."""
+    start = PartitionState.start
+
+    def careless(self: PartitionState, offset: int) -> bool:
+        self.barred = frozenset()
+        return start(self, offset)
+
+    return patch.object(PartitionState, "start", careless)
+
+
 def _same_delivery_again() -> Any:
     """A job that is published again keeps its delivery number: its successor is taken for a copy."""
 

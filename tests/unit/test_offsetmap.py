@@ -43,10 +43,15 @@ def maps(draw: st.DrawFn) -> OffsetMap:
         alone = draw(st.sampled_from(["", *losses, *([] if clean else ["a1b2c3"])]))
         suspect = Suspect(draw(owners), alone, joined=not alone and draw(st.booleans()))
         suspects |= dict.fromkeys(range(BASE + first, BASE + first + draw(st.integers(1, 300))), suspect)
+    start_limit = BASE + draw(distances)
+    held = {BASE + distance for distance in draw(st.sets(distances, max_size=60))}
+    for first in draw(st.lists(distances, max_size=3)):
+        held |= set(range(BASE + first, BASE + first + draw(st.integers(1, 300))))
     return OffsetMap(
         offset=BASE,
         finished=frozenset(finished),
-        start_limit=BASE + draw(distances),
+        start_limit=start_limit,
+        held=frozenset(offset for offset in held if offset < start_limit and offset not in finished),
         clean=clean,
         fence=draw(st.integers(0, 10**9)),
         incarnation="a1b2c3",
@@ -74,7 +79,7 @@ def test_a_stretch_of_suspects_is_short_however_many_of_it_are_finished() -> Non
     finished = frozenset(range(BASE + 1, BASE + 4_000, 2))
     suspects = {BASE + distance: Suspect(("dead",)) for distance in range(0, 4_000, 2)}
     written = OffsetMap(BASE, finished, BASE, suspects=suspects, losses={"dead": 17})
-    assert written.metadata().endswith(";0+3999:0;dead@11")
+    assert written.metadata().endswith(";0+3999:0;dead@11;")
     assert parse(BASE, written.metadata()) == written
 
 
@@ -100,6 +105,21 @@ def test_runs_alternate_and_cover_the_finished_ones(finished: set[int]) -> None:
 def test_a_new_group_has_nothing_finished_and_nobody_to_suspect() -> None:
     empty = parse(7, EMPTY_MAP)
     assert (empty.offset, empty.finished, empty.clean, empty.fence) == (7, frozenset(), True, 0)
+
+
+def test_a_map_of_version_2_holds_nobody() -> None:
+    written = OffsetMap(
+        7, frozenset({9}), 12, clean=False, fence=3, incarnation="a", transactional_id="t",
+        suspects={8: Suspect(("x",))}, losses={"x": 17},
+    )  # fmt: skip
+    assert written.metadata() == "3;-;3;a;t;5;bBA==;1:0;x@11;"
+    assert parse(7, "2;-;3;a;t;5;bBA==;1:0;x@11") == written
+
+
+def test_held_ones_are_counted_among_the_unfinished() -> None:
+    written = OffsetMap(7, frozenset({9, 10, 12}), 1_007, frozenset(range(13, 1_007)), incarnation="a")
+    assert len(written.metadata()) < 40
+    assert parse(7, written.metadata()).held == written.held
 
 
 @pytest.mark.parametrize(
@@ -133,6 +153,10 @@ def test_a_new_group_has_nothing_finished_and_nobody_to_suspect() -> None:
         (0, "2;-;0;a;t;0;;5+3:0,6:0;x@1"),
         (0, "2;c;0;a;t;0;;5:0*;x@1"),
         (0, "2;-;0;;t;0;;;"),
+        (0, "3;-;0;a;t;2;;;;by"),
+        (0, "3;-;0;a;t;2;;;;b_w=="),
+        (0, "3;-;0;a;t;2;;;;q"),
+        (0, "4;c;0;;;0;;;;"),
         (0, "1;c;0;;;0;"),
         (0, "1;c;0;;;0;;5"),
     ],

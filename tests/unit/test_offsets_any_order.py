@@ -17,7 +17,15 @@ from workers.offsets import ALONE_AFTER
 pytestmark = pytest.mark.worker_coordination
 
 MEANWHILE = st.sampled_from(
-    [("deliver", "start"), ("start", "finish"), ("finish",), ("start", "finish", "deliver"), ()]
+    [
+        ("deliver", "start"),
+        ("start", "finish"),
+        ("finish",),
+        ("start", "finish", "deliver"),
+        ("hold", "start"),
+        ("hold", "finish"),
+        (),
+    ]
 )
 GAPS = st.sampled_from([0, 0, 0, 1, 3, 90])
 PICKS = st.builds(
@@ -103,6 +111,7 @@ class Owners(RuleBasedStateMachine):
                 return
             assert self.stored.incarnation == self.incarnation
             assert offset < self.stored.start_limit, "a successor must know that it may be running"
+            assert offset not in self.stored.held, "a successor must know that it may be running"
             # The very one of which Kafka says so still may, after a lost session: nobody else starts beside it.
             assert not self.rests or offset == self.stored.alone, (
                 "a successor must know that it may be running"
@@ -111,6 +120,11 @@ class Owners(RuleBasedStateMachine):
             assert (offset in self.part.suspects) <= (offset in self.stored.suspects), "a commit has named it"
             self.waiting.remove(offset)
             self.running.add(offset)
+            self.refused.discard(offset)
+
+    def hold(self, picks: list[int]) -> None:
+        for offset in {self.waiting[pick] for pick in picks if pick < len(self.waiting)} - {self.lone}:
+            self.part.hold(offset)
             self.refused.discard(offset)
 
     def finish(self, picks: list[int]) -> None:
@@ -132,6 +146,8 @@ class Owners(RuleBasedStateMachine):
                     self.deliver(len(picks))
                 case "start":
                     self.start(picks)
+                case "hold":
+                    self.hold(picks)
                 case "finish":
                     self.finish(picks)
 
@@ -158,6 +174,10 @@ class Owners(RuleBasedStateMachine):
     @rule(picks=PICKS, then=MEANWHILE)
     def jobs_run(self, picks: list[int], then: tuple[str, ...]) -> None:
         self.do(["deliver", "start", *then], picks)
+
+    @rule(picks=PICKS)
+    def some_wait_for_others(self, picks: list[int]) -> None:
+        self.do(["deliver", "hold"], picks)
 
     @rule()
     def the_end_is_reached(self) -> None:
@@ -265,6 +285,7 @@ class Owners(RuleBasedStateMachine):
             self.land(plan, carried)
         rested, before, near = self.rests, self.stored.suspects, {self.stored.alone} - {None}
         waited = {offset for offset in before if self.waits_for_its_turn(offset)}
+        held = self.stored.held
         for offset in (self.running | self.ended) - self.finished:
             if not frozen and (not rested or offset in near):
                 self.killed[offset] = self.killed.get(offset, 0) + 1
@@ -282,6 +303,8 @@ class Owners(RuleBasedStateMachine):
             assert self.part.suspects[offset].deaths <= before[offset].deaths, (
                 "what only waited is not to blame"
             )
+        for offset in held & self.part.suspects.keys():
+            assert self.part.suspects[offset].deaths <= before.get(offset, Suspect()).deaths, "it was held"
         for offset in waited & self.part.suspects.keys():
             assert self.part.suspects[offset].deaths <= before[offset].deaths, "it cannot have run"
         for offset, suspect in self.part.suspects.items():
@@ -314,6 +337,7 @@ class Owners(RuleBasedStateMachine):
                 "a successor must know that it may be running"
             )
             assert not self.waits_for_its_turn(offset), "a successor must know that it may be running"
+            assert offset not in self.stored.held, "a successor must know that it may be running"
 
 
 TestOwners = Owners.TestCase

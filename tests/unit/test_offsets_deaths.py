@@ -26,6 +26,76 @@ def test_what_may_have_been_running_at_a_death_is_suspect() -> None:
     assert {o: s.deaths for o, s in successor.suspects.items()} == {0: 1, 1: 1}
 
 
+def test_what_only_waited_for_others_is_not_suspect() -> None:
+    """Behind a hot key hundreds wait: each would have to run alone after two deaths."""
+    part = partition()
+    deliver(part, 0, 1, 2, 3)
+    part.hold(1)
+    part.hold(2)
+    plan = commit(part, window=0)
+    assert plan.held == set()
+    part.want(3)
+    plan = commit(part)
+    assert plan.start_limit > 3
+    assert plan.held == {1, 2}
+    suspects = died(part, read(plan)).suspects
+    assert {0, 3} <= suspects.keys()
+    assert suspects.keys().isdisjoint({1, 2})
+
+
+def test_who_is_held_starts_only_when_a_commit_says_so_no_longer() -> None:
+    part = partition()
+    deliver(part, 0, 1)
+    part.hold(0)
+    part.want(1)
+    assert commit(part, window=0).held == {0}
+    assert not part.start(0)
+    assert part.dirty
+    assert commit(part, window=0).held == set()
+    assert part.start(0)
+
+
+@pytest.mark.parametrize("answer", ["committed", "refused", "lost"])
+def test_who_is_about_to_be_held_does_not_start(answer: str) -> None:
+    """Whether it may be running must be known before the commit is, and whatever becomes of that."""
+    part = partition()
+    deliver(part, 0, 1)
+    commit(part)
+    part.hold(0)
+    plan = part.plan(())
+    assert plan.held == {0}
+    assert not part.start(0)
+    match answer:
+        case "committed":
+            part.committed(plan)
+        case "refused":
+            part.dirty = True
+        case "lost":
+            part.adopt(read(plan))
+    assert not part.start(0)
+    assert commit(part).held == set()
+    assert part.start(0)
+
+
+def test_who_has_started_is_held_no_longer() -> None:
+    part = partition()
+    deliver(part, 0, 1)
+    commit(part)
+    part.hold(0)
+    assert part.start(0)
+    assert commit(part).held == set()
+
+
+def test_a_map_that_would_become_too_long_holds_nobody() -> None:
+    """A successor suspects more than it must, and no commit is refused."""
+    part = partition()
+    deliver(part, *range(0, 20_000, 2))
+    commit(part, window=20_000)
+    for offset in range(0, 20_000, 4):
+        part.hold(offset)
+    assert commit(part).held == set()
+
+
 def test_a_suspect_starts_only_when_a_commit_has_named_it() -> None:
     part = partition()
     deliver(part, 0)

@@ -21,7 +21,8 @@ from tests.support.schedule_bench import (
     open_partition,
     take,
 )
-from workers.scheduler import Scheduler
+from workers.pool_places import PoolPlaces
+from workers.scheduler import KEY_AHEAD, Scheduler
 from workers.turns import DEFAULT_MAX_WAIT_MS, DEFAULT_WEIGHTS, turns
 
 pytestmark = pytest.mark.worker_coordination
@@ -244,3 +245,35 @@ def test_a_key_is_not_handed_to_a_partition_that_is_leaving() -> None:
     scheduler.done(holder)
     assert len(scheduler) == 0
     assert scheduler.purge({leaving}) == 0, "it is counted out already"
+
+
+# --- who waits and is not to blame at a death ------------------------------------------------------------------
+
+
+def test_behind_a_key_only_the_next_few_may_start_without_another_commit() -> None:
+    scheduler, part = Scheduler(), open_partition()
+    chain = [message(part, offset, key=b"k") for offset in range(KEY_AHEAD + 3)]
+    arrive(scheduler, *chain)
+    running = take(scheduler)
+    assert scheduler.take(NOW_MS) is None
+    assert part.held == {KEY_AHEAD + 1, KEY_AHEAD + 2}
+    commit(part)
+    scheduler.done(running)
+    assert part.held == {KEY_AHEAD + 2}
+    assert part.dirty, "one more may start soon, and a commit says so before"
+    assert take(scheduler) is chain[1]
+
+
+def test_who_waits_for_a_process_is_held_until_it_is_one_of_the_next() -> None:
+    scheduler, part = Scheduler(pool=PoolPlaces(1, lambda _: True)), open_partition()
+    arrive(scheduler, *(message(part, offset) for offset in range(3)))
+    first = take(scheduler)
+    assert scheduler.take(NOW_MS) is None
+    assert part.held == {1, 2}
+    commit(part, window=0)
+    for one in scheduler.upcoming(1):
+        one.part.want(one.offset)
+    assert part.held == {2}
+    commit(part, window=0)
+    scheduler.done(first)
+    assert take(scheduler).offset == 1

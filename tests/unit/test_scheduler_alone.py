@@ -251,6 +251,21 @@ def test_of_those_behind_a_key_the_most_urgent_is_next_whether_or_not_it_must_ru
     assert take(scheduler) is second
 
 
+def test_who_must_run_alone_does_not_overtake_an_earlier_one_of_its_key_that_need_not() -> None:
+    """That one was held behind others when its owners died."""
+    scheduler = Scheduler(others_first_ms=0)
+    part = dangerous(range(1, 2))
+    earlier, later = message(part, 0, key=b"k"), message(part, 1, key=b"k")
+    part.note_delivered(0)
+    arrive(scheduler, earlier, later)
+    commit(part)
+    assert take(scheduler) is earlier
+    assert scheduler.take(NOW_MS) is None
+    scheduler.done(earlier)
+    commit(part, 0)
+    run_alone(scheduler, part, NOW_MS, 1)
+
+
 def test_while_one_waits_for_its_turn_to_run_alone_only_its_key_waits_not_its_partition() -> None:
     scheduler = Scheduler(others_first_ms=0)
     part = dangerous(range(2))
