@@ -234,6 +234,8 @@ class PartitionState:
     def name_alone(self, offset: int | None) -> None:
         """The next commit is to say that this one runs beside nothing else; None: that nobody does any more."""
         with self.lock:
+            if offset is not None:
+                self.held.discard(offset)
             self.alone = offset
             self.dirty = True
 
@@ -320,7 +322,8 @@ class PartitionState:
         self.gaps = [gap for gap in self.gaps if not read.is_finished(gap)]
         self.base = max(self.base, read.offset)
         self.done = {offset for offset in self.done | read.finished if offset >= self.base}
-        if read.incarnation == self.incarnation:
+        # Not one from before a lost session: that it opens the way to anything would not show that the partition is ours.
+        if (read.incarnation, read.fence) == (self.incarnation, self.fence):
             self.start_limit = read.start_limit
             self._remember(read)
         self.dirty = True

@@ -77,6 +77,15 @@ def test_who_is_about_to_be_held_does_not_start(answer: str) -> None:
     assert part.start(0)
 
 
+def test_who_is_to_run_alone_is_held_no_longer() -> None:
+    part = after_two_deaths()
+    deliver(part, 0)
+    commit(part)
+    part.hold(0)
+    commit(part)
+    run_alone(part, 0)
+
+
 def test_who_has_started_is_held_no_longer() -> None:
     part = partition()
     deliver(part, 0, 1)
@@ -169,6 +178,19 @@ def test_a_session_lost_and_regained_counts_as_no_death() -> None:
     assert not again.unclean
     assert again.suspects == {}
     assert again.fence == part.fence + 1
+
+
+def test_a_map_from_before_a_lost_session_opens_nothing() -> None:
+    """Read back after an unclear answer, before the first commit since then: whether the partition is ours is not known yet."""
+    part = partition()
+    deliver(part, 0)
+    before = read(commit(part))
+    again = partition(prior=before)
+    deliver(again, 0)
+    again.adopt(before)
+    assert not again.start(0)
+    commit(again)
+    assert again.start(0)
 
 
 def run_alone(part: PartitionState, offset: int) -> OffsetMap:
