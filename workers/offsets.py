@@ -153,6 +153,15 @@ class PartitionState:
                 del self.suspects[offset]
         self._name_losses()
 
+    def acquit_from(self, end: int) -> None:
+        """Nothing at or past ``end`` was written when the partition became ours: nobody has died of it. Under the lock.
+
+        What waits for nothing may start without a commit, so a start limit reaches a little beyond the end of the log.
+        """
+        for offset in [offset for offset in self.suspects if offset >= end]:
+            del self.suspects[offset]
+        self._name_losses()
+
     def _name_losses(self) -> None:
         names = named_losses(self.suspects, self.losses)
         if UNKNOWN in names.values():

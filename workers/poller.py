@@ -80,6 +80,7 @@ class Poller:
         now_ms: Callable[[], int],
         signs: Callable[[Mapping[str, int]], Signs],
         log_starts: Callable[[Iterable[Place]], Mapping[Place, int]],
+        log_ends: Callable[[Iterable[Place]], Mapping[Place, int]],
         release: Callable[[set[PartitionState], float], Coroutine[Any, Any, None]],
         purge: Callable[[set[PartitionState]], None],
         deliver: Callable[[list[Message]], None],
@@ -103,6 +104,7 @@ class Poller:
         self._now_ms = now_ms
         self._signs = signs
         self._log_starts = log_starts
+        self._log_ends = log_ends
         self._release = release
         self._purge = purge
         self._deliver = deliver
@@ -402,6 +404,7 @@ class Poller:
             )
             for topic, partition in places
         ]
+        self._acquit_the_unwritten([state for state in states if state.unclean and state.suspects])
         self._absolve(states)
         with self._lock:
             for state in states:
@@ -440,6 +443,20 @@ class Poller:
         self._may_look_back = True
         self._looking_back |= {place for place, start in starts.items() if start < bases[place]}
         return [TopicPartition(*place, start) for place, start in starts.items()]
+
+    def _acquit_the_unwritten(self, states: list[PartitionState]) -> None:
+        """A job that is yet to come is not charged with the death of a worker that was idle."""
+        if not states:
+            return
+        try:
+            ends = self._log_ends([(state.topic, state.partition) for state in states])
+        except (KafkaException, PipelineError) as error:
+            log.info(
+                "where partitions end is not to be had: more is suspected than has to be", error=str(error)
+            )
+            return
+        for state in states:
+            state.acquit_from(ends[state.topic, state.partition])
 
     def _absolve(self, states: list[PartitionState]) -> None:
         """Who was only frozen or cut off did not die of a job: what counts because of it is taken back."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import socket
 import threading
 import time
@@ -19,7 +20,7 @@ from typing import Any, Final
 
 import structlog
 from confluent_kafka import Consumer, KafkaException, Producer
-from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]  # it has no __all__
 
 from schemas.codec import Codec
 from schemas.errors import KafkaUnreachable, PipelineError
@@ -31,7 +32,7 @@ from streams.clients import log as client_log
 from streams.group_members import Member, describe_member
 from streams.outgoing import Rules
 from streams.provision import group_session_timeout_ms
-from streams.scan import EARLIEST, informed_admin, offsets
+from streams.scan import EARLIEST, LATEST, informed_admin, offsets
 from streams.schemas_topic import schema_lookup
 from streams.settings import Settings
 from workers.active import RELEASED
@@ -69,7 +70,7 @@ log = structlog.get_logger("rustfs_workers.worker")
 _FIRST_ANSWER_S: Final = 20.0
 _ANSWER_S: Final = 10.0
 #: A takeover waits for it; without an answer it does without.
-_LOG_STARTS_S: Final = 2.0
+_OFFSETS_S: Final = 2.0
 #: Our own jobs come to their topic less than a second before their time; clocks may differ a little.
 _LONGEST_HOLD_MS: Final = 2_000
 
@@ -182,9 +183,8 @@ class WorkerProcess:
             buffer_low=config.buffer_low,
             now_ms=self._clock.now_ms,
             signs=lambda losses: signs_of_life(settings, codec, losses),
-            log_starts=lambda places: offsets(
-                settings, informed_admin(settings, _LOG_STARTS_S), places, EARLIEST, timeout_s=_LOG_STARTS_S
-            ),
+            log_starts=functools.partial(self._ask_for_offsets, EARLIEST),
+            log_ends=functools.partial(self._ask_for_offsets, LATEST),
             revoke_timeout_s=config.revoke_timeout / timedelta(seconds=1),
             release=self._executor.release,
             purge=self._purge,
@@ -510,6 +510,10 @@ class WorkerProcess:
         by_place: dict[Place, PartitionState] = {(part.topic, part.partition): part for part in parts}
         read = self._committed.read_back(by_place)
         return {by_place[place]: committed for place, committed in read.items()}
+
+    def _ask_for_offsets(self, spec: OffsetSpec, places: Iterable[Place]) -> dict[Place, int]:
+        admin = informed_admin(self._settings, _OFFSETS_S)
+        return offsets(self._settings, admin, places, spec, timeout_s=_OFFSETS_S)
 
     def _learn_schema(self, key: bytes) -> bool:
         return self._schemas.learn(key, 10.0)

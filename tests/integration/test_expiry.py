@@ -92,9 +92,9 @@ async def test_without_its_offset_or_map_a_partition_is_not_started_and_nothing_
     assert offset > 0
 
     await asyncio.to_thread(commit_for, settings, {place: (offset, "")})
-    await refuses(settings, "without a map of version 2")
+    await refuses(settings, "without a map of version 3")
     await asyncio.to_thread(commit_for, settings, {place: (offset, f"9{map_of_today[1:]}")})
-    await refuses(settings, "without a map of version 2")
+    await refuses(settings, "without a map of version 3")
 
     for lost, named in (({place}, f"{place[0]}/1"), (set(left), settings.topic_prefix)):
         await asyncio.to_thread(expire, settings, {place: left[place] for place in lost})

@@ -90,6 +90,29 @@ def freeze(process: int, directory: Path) -> None:
         psutil.Process(process).resume()
 
 
+def test_a_death_before_a_job_existed_is_not_the_jobs(settings: Settings, tmp_path: Path) -> None:
+    """An idle worker may start what comes next without a commit, so its map reaches beyond the end of the log."""
+    with workers(settings, tmp_path) as start, JobProducer(settings) as producer:
+        worker = start("w", "--processes", "2")
+        eventually(lambda: said(worker, "partitions assigned") == 2, 60, "both processes have partitions")
+        assert worker.process is not None
+        idle = psutil.Process(worker.process.pid).children()
+        assert len(idle) == 2
+        for process in idle:
+            process.kill()
+
+        def taken_over() -> set[int]:
+            lines = (line for line in worker.events() if line["event"] == "partitions assigned")
+            return {number for line in lines if line["left_unclean_by"] for number in line["partitions"]}
+
+        eventually(lambda: taken_over() == set(range(settings.partitions)), 60, "others have all of them")
+        (killer,) = producer.schedule_jobs([Kills()])
+        assert all_final(settings, [killer], 100) == {killer: JobStatus.FAILED}
+        assert starts(tmp_path)[killer] == 3
+        assert worker.terminate() == 0
+    assert_exactly_once(settings, [killer])
+
+
 def test_the_one_that_kills_is_found_and_neither_outages_nor_lost_sessions_count(
     broker: EmbeddedBroker, settings: Settings, tmp_path: Path
 ) -> None:

@@ -406,6 +406,7 @@ class SimWorker(WorkerProcess):
             now_ms=self.now_ms,
             signs=self._signs,
             log_starts=lambda places: dict.fromkeys(places, 0),
+            log_ends=lambda places: {place: world.kafka.log(place).end for place in places},
             revoke_timeout_s=3.0,
             release=self._executor.release,
             purge=self._purge,

@@ -175,6 +175,7 @@ class Bench:
         self.asked: list[Mapping[str, int]] = []
         #: Of every partition; None: Kafka does not tell.
         self.log_start: int | None = 0
+        self.log_end: int | None = 1_000_000
         self.consumer = FakeConsumer(self.steps)
         self.committer = FakeCommitter(self)
         self.scheduler = Scheduler()
@@ -199,6 +200,7 @@ class Bench:
             now_ms=lambda: ASSIGNED_MS,
             signs=self._signs,
             log_starts=self._log_starts,
+            log_ends=self._log_ends,
             release=self._release,
             purge=self.purged.append,
             deliver=self.delivered.extend,
@@ -220,6 +222,11 @@ class Bench:
         if self.log_start is None:
             raise KafkaUnreachable("nowhere", 1)
         return dict.fromkeys(places, self.log_start)
+
+    def _log_ends(self, places: Iterable[Place]) -> dict[Place, int]:
+        if self.log_end is None:
+            raise KafkaUnreachable("nowhere", 1)
+        return dict.fromkeys(places, self.log_end)
 
     def _signs(self, losses: Mapping[str, int]) -> Signs:
         self.asked.append(losses)

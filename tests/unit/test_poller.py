@@ -186,6 +186,28 @@ async def test_a_copy_of_what_the_predecessor_has_run_is_one() -> None:
     assert [(one.offset, one.copy) for one in found] == [(41, False), (43, True), (44, True), (45, False)]
 
 
+@pytest.mark.parametrize(("log_end", "suspected"), [(8, {5, 6, 7}), (5, set()), (None, {5, 6, 7, 8, 9})])
+async def test_what_was_not_written_yet_is_not_charged_with_a_death(
+    log_end: int | None, suspected: set[int]
+) -> None:
+    """An idle worker may start the next few records without a commit: they may not even exist when it dies."""
+    bench = Bench()
+    bench.log_end = log_end
+    bench.stored[NORMAL] = OffsetMap(5, start_limit=10, clean=False, incarnation="dead")
+    (part,) = bench.assign(NORMAL)
+    assert part.suspects.keys() == suspected
+
+
+async def test_after_an_orderly_end_nobody_is_asked_where_the_partition_ends() -> None:
+    bench = Bench()
+    bench.log_end = 0
+    bench.stored[NORMAL] = OffsetMap(
+        5, start_limit=10, incarnation="gone", suspects={7: Suspect(("x",))}, losses={"x": 1}
+    )
+    (part,) = bench.assign(NORMAL)
+    assert part.suspects.keys() == {7}
+
+
 @pytest.mark.parametrize(("log_start", "start"), [(0, 0), (30, 30), (41, 41), (50, 41), (None, 0)])
 async def test_it_looks_back_as_far_as_there_is_something(log_start: int | None, start: int) -> None:
     """Or may be, if Kafka does not tell."""
