@@ -11,7 +11,8 @@ from typing import Any, Final
 from pydantic import BaseModel, SecretStr
 
 _MASK: Final = "******"
-_SECRET_PARAMETER: Final = re.compile(r"(?i)(?<=[?&])([^=&]*(?:secret|password|token|key)[^=&]*)=[^&]*")
+#: Any but those that are known to be none: nobody can name all that a URL may hide (``sig``, ``credential``, ``passwd``).
+_PARAMETER: Final = re.compile(r"(?<=[?&])(?!(?:endpoint|region|durable)=)([^=&]*)=[^&]*")
 #: User and password in a URL, or in each one of several. "/" in a password that was not written as %2F is of it.
 USER_INFO: Final = re.compile(r"(?<=://)(?:[^/?#:]*:(?:(?!://).)*|[^/?#]*)@")
 
@@ -38,5 +39,5 @@ def shown(value: Any) -> str:  # noqa: PLR0911 - one line per kind of value
 
 
 def _without_secrets(url: str) -> str:
-    """A URL with what looks like a secret masked: the user's part, and parameters by their names."""
-    return _SECRET_PARAMETER.sub(rf"\1={_MASK}", USER_INFO.sub(f"{_MASK}@", url))
+    """A URL with what may be a secret masked: the user's part, and all parameters that are not known to be none."""
+    return _PARAMETER.sub(rf"\1={_MASK}", USER_INFO.sub(f"{_MASK}@", url))

@@ -176,7 +176,7 @@ def test_config_show_masks_secrets_and_says_where_values_come_from(monkeypatch: 
     monkeypatch.setenv("KAFKA_SECURITY_PROTOCOL", "SASL_SSL")
     monkeypatch.setenv("KAFKA_SASL_USERNAME", "alice")
     monkeypatch.setenv("KAFKA_SASL_PASSWORD", "hunter2")
-    monkeypatch.setenv("RUSTFS_WORKERS_NODES__N1", "s3://bucket?secret_access_key=hunter3")
+    monkeypatch.setenv("SCHEMA_REGISTRY_URL", "https://me:hunter3@one:8081/")
 
     people, programs = run("config", "show"), run("config", "show", "--json")
 
@@ -189,6 +189,14 @@ def test_config_show_masks_secrets_and_says_where_values_come_from(monkeypatch: 
     for shown in (people.output, programs.output):
         assert "hunter" not in shown
         assert "******" in shown
+
+
+def test_config_show_refuses_a_node_that_a_worker_would_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RUSTFS_WORKERS_NODES__N1", "ftp://host/?sig=hunter2")
+    result = run("config", "show")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "n1" in result.stderr
+    assert "hunter2" not in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -187,7 +187,10 @@ def test_payload_over_the_limit_is_refused_and_names_both_sizes() -> None:
     with pytest.raises(PayloadTooLarge, match="262,144") as refused:
         plan(Sample(path="x" * 262_144), JobOptions(), NOW, RULES)
     assert refused.value.size > refused.value.limit
-    plan(Sample(path="x" * (262_144 - 200)), JobOptions(), NOW, RULES)
+    over = refused.value.size - refused.value.limit
+    plan(Sample(path="x" * (262_144 - over)), JobOptions(), NOW, RULES)
+    with pytest.raises(PayloadTooLarge):
+        plan(Sample(path="x" * (262_144 - over + 1)), JobOptions(), NOW, RULES)
 
 
 def test_class_without_a_name_of_its_own_is_unknown() -> None:

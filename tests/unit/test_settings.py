@@ -298,6 +298,13 @@ def test_a_registry_url_that_no_client_takes_is_refused(url: str, monkeypatch: p
     assert "hun" not in str(refused.value)
 
 
+@pytest.mark.parametrize("name", ["sig", "credential", "pass", "auth", "X-Amz-Signature", "key", "endpoints"])
+def test_a_parameter_that_nobody_knows_may_be_a_secret(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RUSTFS_WORKERS_NODES__N1", f"s3://bucket?region=eu&{name}=hunter2")
+    shown = {row.name: row.value for row in describe(load_settings())}
+    assert shown["nodes"] == f"n1=s3://bucket?region=eu&{name}=******"
+
+
 def test_an_url_without_secrets_is_shown_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     for url in ("file:///srv/n1?durable=true", "s3://bucket/a@b?endpoint=https://host:9000", "file://[x"):
         monkeypatch.setenv("RUSTFS_WORKERS_NODES__N1", url)

@@ -53,8 +53,11 @@ def config_show(as_json: AsJson = False) -> None:
     with errors_in_one_line():
         from streams.settings import describe, load_settings
         from streams.settings_sources import settings_file
+        from workers.storage.nodes import NodeRegistry
 
-        rows = [row._asdict() for row in describe(load_settings())]
+        settings = load_settings()
+        NodeRegistry(settings.nodes)  # what a worker would refuse is not shown as if it were right
+        rows = [row._asdict() for row in describe(settings)]
         if as_json:
             for row in rows:
                 emit(row)

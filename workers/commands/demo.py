@@ -51,8 +51,10 @@ def demo(
         from workers.progress import shown
 
         configure_logging("warning")
-        # As Ctrl-C: the Kafka that it started is stopped, and its files are removed.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        # As Ctrl-C: the Kafka that it started is stopped, and its files are removed. A terminal that is closed sends SIGHUP.
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+                signal.signal(number, signal.default_int_handler)
         where = directory or Path(tempfile.mkdtemp(prefix="rustfs-workers-demo-"))
         try:
             with shown() as progress:
