@@ -25,7 +25,7 @@ from schemas.codec import peek_id
 from schemas.errors import DeliveryFailed, KafkaUnreachable, WireError
 from schemas.headers import RawHeaders
 from schemas.wire import WireSchema
-from streams.clients import kafka_failed, producer_config
+from streams.clients import kafka_failed, let_go, producer_config
 from streams.outgoing import OutgoingJob
 from streams.partition_counts import equal_count
 from streams.schemas_topic import schema_record
@@ -77,7 +77,7 @@ class Ticket:
     ``done`` is called once or more, in the thread that serves reports or in the one that seals.
     """
 
-    __slots__ = ("_done", "_expected", "_seen", "failed", "failures")
+    __slots__ = ("_done", "_expected", "_seen", "began", "failed", "failures", "timed_out")
 
     def __init__(self, done: Callable[[], None]) -> None:
         self._done = done
@@ -85,11 +85,15 @@ class Ticket:
         self._expected = -1
         self.failures: list[Failure] = []
         self.failed = 0
+        #: Kafka did not acknowledge a record in time.
+        self.timed_out = False
+        self.began = time.monotonic()
 
     def __call__(self, error: KafkaError | None, message: Message) -> None:
         """A delivery report."""
         if error is not None:
             self.failed += 1
+            self.timed_out = self.timed_out or error.code() == KafkaError._MSG_TIMED_OUT
             if len(self.failures) < _NAMED:
                 self.failures.append(
                     Failure(_id_of(message), error.str(), perhaps_written=error.code() not in _NOT_WRITTEN)
@@ -164,6 +168,10 @@ class Outbox:
         #: Nobody may be there: find out before the next record.
         self._doubtful = False
         self._unreachable_at = -math.inf
+        #: Of the producer; infinite if there is none.
+        self._made_at = math.inf
+        #: A producer made before has let a record time out, or found no broker: perhaps it is only this one.
+        self._deaf_before = -math.inf
         self._turn = 0
         self._give_up_at = math.inf
         #: Producers that met a fatal error and still have reports to give.
@@ -195,6 +203,9 @@ class Outbox:
         asked_at = time.monotonic()
         self._look()
         with self._lock:
+            if self._made_at <= self._deaf_before and not under_way:
+                log.info("producer replaced", reason="it has heard nothing of Kafka for too long")
+                self._replace()
             producer = self.producer()
             if (self._doubtful and not under_way) or time.monotonic() - self._counted_at >= _COUNTS_AGE_S:
                 if self._unreachable_at >= asked_at:
@@ -213,8 +224,14 @@ class Outbox:
                 "nothing was sent: this producer was made before a fork; make one in each process"
             )
 
-    def doubt(self) -> None:
-        """Find out whether a broker is there before the next record is sent: the last one was not taken."""
+    def doubt(self, ticket: Ticket) -> None:
+        """Find out whether a broker is there before the next record is sent: those of this ticket were not all taken.
+
+        If one of them timed out, with a new producer: now and then librdkafka (2.16) stays deaf after a broker's death, while
+        every other client hears Kafka. Seen in two storms; what it does then is not known.
+        """
+        if ticket.timed_out:
+            self._deaf_before = max(self._deaf_before, ticket.began)
         self._doubtful = True
 
     def producer(self) -> Producer:
@@ -223,6 +240,7 @@ class Outbox:
             if self._closed:
                 raise DeliveryFailed("nothing was sent: this producer is closed")
             if self._producer is None:
+                self._made_at = time.monotonic()
                 self._producer = Producer(
                     {
                         # Reports come back within a millisecond or two; a backlog still fills whole batches.
@@ -372,24 +390,27 @@ class Outbox:
             self._thread.join()
         self._producer = None
 
+    def _serve_busy(self) -> bool:
+        """Serve reports of all producers that have some to give. False: there is none."""
+        busy = [
+            producer for producer in (self._producer, *self._failed) if producer is not None and len(producer)
+        ]
+        for producer in busy:
+            if self._closed and time.monotonic() > self._give_up_at:
+                producer.purge()
+            if producer is self._producer and self._left_to_a_bulk():
+                time.sleep(_POLL_S)
+                continue
+            with self._serving:
+                producer.poll(_POLL_S)
+        return bool(busy)
+
     def _serve(self) -> None:
         while True:
-            busy = [
-                producer
-                for producer in (self._producer, *self._failed)
-                if producer is not None and len(producer)
-            ]
-            if busy:
-                for producer in busy:
-                    if self._closed and time.monotonic() > self._give_up_at:
-                        producer.purge()
-                    if producer is self._producer and self._left_to_a_bulk():
-                        time.sleep(_POLL_S)
-                        continue
-                    with self._serving:
-                        producer.poll(_POLL_S)
+            if self._serve_busy():
                 continue
-            self._failed.clear()
+            if self._failed:
+                self._let_failed_go()
             self._look()
             with self._wake:
                 if self._closed:
@@ -398,18 +419,28 @@ class Outbox:
                 if self._producer is None or not len(self._producer):
                     self._wake.wait(_IDLE_LOOK_S)
 
+    def _let_failed_go(self) -> None:
+        with self._lock:
+            ended = [producer for producer in self._failed if not len(producer)]
+            self._failed = [producer for producer in self._failed if len(producer)]
+        let_go(ended)
+
     def _on_error(self, error: KafkaError) -> None:
         """Errors that belong to no record; called from ``poll``."""
         if error.code() == KafkaError._ALL_BROKERS_DOWN:
             self._doubtful = True
         if not error.fatal():
             return
-        # Records in flight still get their reports from the old producer; new records need a new one.
         log.error("producer failed", error=error.str())
+        self._replace()
+
+    def _replace(self) -> None:
+        """Records in flight still get their reports from the old producer; new records need a new one."""
         with self._lock:
             if self._producer is not None:
                 self._failed.append(self._producer)
             self._producer = None
+            self._made_at = math.inf
 
     def _count_partitions(self, producer: Producer) -> None:
         names = (*self._topics.jobs.values(), *self._topics.retry.values())
@@ -419,7 +450,7 @@ class Outbox:
             known = producer.list_topics(timeout=self._unreachable_after_s).topics
         except KafkaException as error:
             self._doubtful = True
-            self._unreachable_at = time.monotonic()
+            self._unreachable_at = self._deaf_before = time.monotonic()
             raise kafka_failed(self._settings, error, self._unreachable_after_s) from error
         # Before the first job goes its schema, unless a registry has it.
         schemas = () if self._settings.schema_registry_url is not None else (self._topics.schemas,)

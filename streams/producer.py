@@ -128,7 +128,7 @@ class JobProducer:
         self.outbox.serve()
         finished.wait()
         if (failure := ticket.failure()) is not None:
-            self.outbox.doubt()
+            self.outbox.doubt(ticket)
             raise failure
         return outgoing.job_id
 
@@ -173,7 +173,7 @@ class JobProducer:
                 raise
             bulk.finish()
         if (failure := bulk.ticket.failure()) is not None:
-            self.outbox.doubt()
+            self.outbox.doubt(bulk.ticket)
             raise failure
         return bulk.ids
 

@@ -123,7 +123,7 @@ class JobQueue:
         try:
             await future
         except DeliveryFailed:
-            self._outbox.doubt()
+            self._outbox.doubt(ticket)
             raise
         return outgoing.job_id
 

@@ -22,7 +22,7 @@ from schemas.records import StatusWriter, tail_of
 from schemas.topics import Topics
 from schemas.wire import WireSchema
 from streams.client_log import ConnectionWatch
-from streams.clients import FENCED, TRANSACTION_TIMEOUT_MS
+from streams.clients import FENCED, TRANSACTION_TIMEOUT_MS, let_go
 from streams.offset_sender import OffsetSender
 from streams.schemas_topic import schema_record
 from workers.lease import Lease
@@ -146,7 +146,7 @@ class Transactions:
         """
         if self._producer is not None:
             replaced, self._producer = [self._producer], None
-            _let_go(replaced)
+            let_go(replaced)
         waited = 0.05
         while True:
             producer = self._make_producer(self._watch.logger)
@@ -166,7 +166,7 @@ class Transactions:
                 forget_frames(error)
                 useless = [producer]
                 del producer
-                _let_go(useless)
+                let_go(useless)
                 threading.Event().wait(waited)
                 waited = min(waited * 2, 2.0)
             else:
@@ -302,16 +302,6 @@ def forget_frames(error: BaseException | None) -> None:
         if error.__cause__ is not error.__context__:
             forget_frames(error.__cause__)
         error = error.__context__
-
-
-def _let_go(producers: list[Producer]) -> None:
-    """Give up the only reference to them in a thread of its own.
-
-    The end of a librdkafka client waits for its threads; with its brokers away that takes long, or for ever. In the commit
-    thread it would stop all commits. Left to the garbage collector, it would stop whoever holds the worker's lock then,
-    and so everything.
-    """
-    threading.Thread(target=producers.clear, name="end of a producer", daemon=True).start()
 
 
 def _says_fenced(error: Exception) -> bool:

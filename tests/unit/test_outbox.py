@@ -345,6 +345,61 @@ def test_a_fatal_error_costs_the_producer_and_no_report(outbox: Outbox, broker: 
     assert (before.ticket.failed, after.ticket.failed) == (1, 0)
 
 
+def time_out(outbox: Outbox, producer: FakeProducer, ticket: Waited) -> None:
+    ticket.seal(1)
+    outbox.serve()
+    producer.report(KafkaError._MSG_TIMED_OUT)
+    assert ticket.finished()
+    outbox.doubt(ticket.ticket)
+
+
+def test_a_producer_that_hears_nothing_is_replaced_before_the_next_call(
+    outbox: Outbox, broker: Broker
+) -> None:
+    outbox.prepare()
+    lost, also_lost, after = Waited(), Waited(), Waited()
+    for number, waited in enumerate((lost, also_lost)):
+        outbox.send(job(number), waited.ticket)
+    deaf = broker.producers[0]
+    time_out(outbox, deaf, lost)
+    outbox.prepare()
+    assert len(broker.producers) == 2
+    time_out(outbox, deaf, also_lost)
+    outbox.prepare()
+    assert len(broker.producers) == 2, "it was sent through the old one"
+    outbox.send(job(3), after.ticket)
+    after.seal(1)
+    outbox.serve()
+    broker.producers[1].report()
+    assert after.finished()
+    assert after.ticket.failed == 0
+
+
+def test_whoever_finds_no_broker_is_replaced_before_it_is_said_again(outbox: Outbox, broker: Broker) -> None:
+    broker.away = True
+    for made in (1, 2, 3):
+        with pytest.raises(KafkaUnreachable):
+            outbox.prepare()
+        assert len(broker.producers) == made
+    broker.away = False
+    outbox.prepare()
+    outbox.prepare()
+    assert len(broker.producers) == 4
+
+
+def test_a_record_that_is_refused_costs_no_producer(outbox: Outbox, broker: Broker) -> None:
+    outbox.prepare()
+    refused = Waited()
+    outbox.send(job(), refused.ticket)
+    refused.seal(1)
+    outbox.serve()
+    broker.producers[0].report(KafkaError.INVALID_RECORD)
+    assert refused.finished()
+    outbox.doubt(refused.ticket)
+    outbox.prepare()
+    assert len(broker.producers) == 1
+
+
 def test_an_ordinary_error_changes_nothing(outbox: Outbox, broker: Broker) -> None:
     outbox.prepare()
     broker.producers[0].on_error(KafkaError(KafkaError._TRANSPORT))
