@@ -250,6 +250,8 @@ class JobProducer:
             if unwaited not in self._unwaited:
                 return
             self._unwaited.remove(unwaited)
+            if unwaited.ticket.failed:
+                self.outbox.doubt(unwaited.ticket)
             self._unwaited_failed += unwaited.ticket.failed
             self._unwaited_failures += unwaited.ticket.failures
             if not self._unwaited:

@@ -17,7 +17,9 @@ from schemas.topics import JobPriority
 from streams import outbox as outbox_module
 from streams.outbox import Failure, Outbox, Ticket, delivery_failed
 from streams.outgoing import OutgoingJob
+from streams.producer import JobProducer
 from streams.settings import load_settings
+from tests.support.jobs import Note
 from tests.support.messages import TOPICS
 
 pytestmark = pytest.mark.job_processing
@@ -373,6 +375,18 @@ def test_a_producer_that_hears_nothing_is_replaced_before_the_next_call(
     broker.producers[1].report()
     assert after.finished()
     assert after.ticket.failed == 0
+
+
+def test_jobs_that_nobody_waited_for_show_it_as_well(broker: Broker) -> None:
+    producer = JobProducer(load_settings(kafka_bootstrap_servers="127.0.0.1:1", topic_prefix=TOPICS.prefix))
+    producer.schedule_job(Note(text="lost"), wait=False)
+    broker.producers[0].report(KafkaError._MSG_TIMED_OUT)
+    with pytest.raises(DeliveryFailed):
+        producer.flush()
+    producer.schedule_job(Note(text="sent"), wait=False)
+    assert len(broker.producers) == 2
+    broker.producers[1].report()
+    producer.close()
 
 
 def test_whoever_finds_no_broker_is_replaced_before_it_is_said_again(outbox: Outbox, broker: Broker) -> None:
