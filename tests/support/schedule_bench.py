@@ -68,3 +68,14 @@ def run_alone(scheduler: Scheduler, part: PartitionState, now_ms: int, lasts_ms:
     scheduler.done(taken)
     commit(part, taken.offset)
     return now_ms + lasts_ms
+
+
+def assert_they_run_alone(scheduler: Scheduler, part: PartitionState, *messages: Message) -> None:
+    """One after another in this order, each named by a commit before it starts."""
+    for one in messages:
+        assert scheduler.take(NOW_MS) is None, "it asks for a commit"
+        commit(part)
+        assert take(scheduler) is one
+        assert scheduler.isolated is one
+        scheduler.done(one)
+        commit(part, one.offset)
