@@ -420,9 +420,14 @@ class Outbox:
                     self._wake.wait(_IDLE_LOOK_S)
 
     def _let_failed_go(self) -> None:
-        with self._lock:
+        # Whoever asks for brokers has the lock for seconds: reports are served meanwhile, and this waits for the next time.
+        if not self._lock.acquire(blocking=False):
+            return
+        try:
             ended = [producer for producer in self._failed if not len(producer)]
             self._failed = [producer for producer in self._failed if len(producer)]
+        finally:
+            self._lock.release()
         let_go(ended)
 
     def _on_error(self, error: KafkaError) -> None:
