@@ -10,7 +10,8 @@ eyes, and the old metadata still counts: so whoever begins anew with it first wa
 
 A commit whose answer we cannot trust is never repeated blindly. It may have succeeded, and then the
 same outcomes would be written twice. A new producer ends whatever is open, the committed offsets and
-maps are read back, and only what they do not show as finished is sent again.
+maps are read back, and so are the records, for Kafka may have kept a part (``workers.torn``). Only what
+is missing is sent again.
 """
 
 from __future__ import annotations
@@ -32,19 +33,24 @@ from schemas.errors import (
     GroupNotInitialised,
     KafkaUnreachable,
     PipelineError,
+    ReadIncomplete,
 )
 from schemas.lifecycle import JobStatus
 from schemas.offsetmap import MAX_CHARACTERS, OffsetMap
 from schemas.records import StatusChange
+from streams.visible import Written
 from workers.counters import Counters
 from workers.lease import Lease
 from workers.message import Message
 from workers.offsets import PartitionState
 from workers.outcome import Outcome
 from workers.router import Router
+from workers.torn import WrittenOutcome, what_is_left
 from workers.transactions import Ambiguous, NotCommitted, Refused, Stale, Transactions, forget_frames
 
 log = structlog.get_logger("rustfs_workers.commit")
+
+Place = tuple[str, int]
 
 #: A transaction carries at most this many outcomes: bounded memory, and a short wait for whoever comes next.
 MAX_BATCH: Final = 2_000
@@ -55,6 +61,9 @@ MAX_BATCH_BYTES: Final = 8 * 1024 * 1024
 _AHEAD: Final = 3
 _LEAST_AHEAD: Final = 64
 _PATIENCE_AT_STOP: Final = 5
+#: Longer than Kafka takes to end a dead worker's transaction, which may hide our records; and than we take to find one that
+#: it has forgotten.
+_PATIENCE_TO_SEE_S: Final = 40.0
 
 
 class Membership(Protocol):
@@ -73,8 +82,16 @@ class Membership(Protocol):
 class ReadBack(Protocol):
     """Reads what is committed, waiting for pending transactions."""
 
-    def __call__(self, parts: Iterable[PartitionState]) -> dict[PartitionState, OffsetMap]:
+    def __call__(self, places: Iterable[Place]) -> dict[Place, OffsetMap]:
         """Offset and map of each partition."""
+        ...
+
+
+class ReadVisible(Protocol):
+    """Reads which of some records were committed, waiting for pending transactions."""
+
+    def __call__(self, records: Collection[Written], age_s: float) -> set[Written]:
+        """Those that stand in Kafka, if they were written ``age_s`` ago at the most."""
         ...
 
 
@@ -87,6 +104,7 @@ class Committer:
         make_producer: Callable[[logging.Logger], Producer],
         membership: Membership,
         read_back: ReadBack,
+        read_visible: ReadVisible,
         codec: Codec,
         router: Router,
         worker_name: str,
@@ -103,6 +121,7 @@ class Committer:
     ) -> None:
         self._membership = membership
         self._read_back = read_back
+        self._read_visible = read_visible
         self._router = router
         self._worker = worker_name
         self._lock = lock
@@ -176,7 +195,7 @@ class Committer:
         """
         done = threading.Event()
         with self._lock:
-            if any((part.topic, part.partition) in places for part in self._unsettled):
+            if any(part.place in places for part in self._unsettled):
                 self._until_settled.append(done)
             else:
                 done.set()
@@ -266,6 +285,7 @@ class Committer:
     def _commit(self, metadata: Any, outcomes: list[Outcome], released: set[PartitionState]) -> None:
         """Bring these outcomes into Kafka, whatever it takes; drop those whose partition is lost."""
         failures = refusals = 0
+        began = time.monotonic()
         while True:
             with self._lock:
                 outcomes, plans = self._plan(outcomes, released)
@@ -293,7 +313,7 @@ class Committer:
                     if error.fenced:
                         self.counters.event("fenced")
                         self._on_fenced()
-                    outcomes = self._recover(outcomes)
+                    outcomes = self._recover(outcomes, began)
                 case Stale():
                     log.info("group metadata was stale", error=str(error))
                     self.counters.event("stale_metadata")
@@ -318,7 +338,9 @@ class Committer:
         told_of: set[PartitionState] = set()
         for outcome in outcomes:
             message = outcome.message
-            if message is not None:
+            if outcome.late:
+                pass  # what it belongs to is finished: whoever owns the partition now will not write it
+            elif message is not None:
                 if not message.part.owned:
                     self.counters.event("fenced_outcomes")
                     continue
@@ -358,46 +380,47 @@ class Committer:
             done.set()
         self._until_settled.clear()
 
-    def _recover(self, outcomes: list[Outcome]) -> list[Outcome]:
-        """After an ambiguous commit: a new producer, then only those that Kafka does not show as finished."""
+    def _recover(self, outcomes: list[Outcome], began: float) -> list[Outcome]:
+        """After an ambiguous commit: a new producer, then only what Kafka does not show. Since ``began`` it was tried."""
         self._transactions.renew()
         with self._lock:
             self._settle()
-        read = self._read_what_stands(outcomes)
-        remaining: list[Outcome] = []
+        owned, read = self._read_what_stands(outcomes)
+        written = [self._transactions.records_of(outcome) for outcome in outcomes]
+        visible = self._read_what_is_visible(written, began)
         with self._lock:
-            for part, committed in read.items():
+            for part in owned:
+                committed = read[part.place]
                 if part.owned and not part.agrees_with(committed):
                     raise CommitVanished(
                         f"Kafka has acknowledged more of {part.topic}/{part.partition} (up to {part.base}) than it "
                         f"shows now (up to {committed.offset}): it has lost a transaction. This worker stops; after a "
                         "restart the jobs concerned run again"
                     )
-            for part, committed in read.items():
+            for part in owned:
                 if part.owned:
-                    part.adopt(committed)
-            for outcome in outcomes:
-                message = outcome.message
-                if message is None:
-                    if not _is_overtaken(outcome, read):
-                        remaining.append(outcome)  # news repeats itself harmlessly
-                elif not message.part.owned:
-                    continue
-                elif read[message.part].is_finished(message.offset):
-                    self._count(outcome)
-                else:
-                    remaining.append(outcome)
+                    part.adopt(read[part.place])
+        left = what_is_left(outcomes, written, read, visible)
+        for outcome in left.standing:
+            self._count(outcome)
+        if left.torn:
+            self.counters.event("torn_transactions")
+            log.warning("Kafka has kept a part of a transaction; the rest is written now", outcomes=left.torn)
         self._on_committed()
-        return remaining
+        return left.missing
 
-    def _read_what_stands(self, outcomes: list[Outcome]) -> dict[PartitionState, OffsetMap]:
-        """Offsets and maps, as soon as no transaction is about to change them."""
+    def _read_what_stands(
+        self, outcomes: list[Outcome]
+    ) -> tuple[list[PartitionState], dict[Place, OffsetMap]]:
+        """The partitions that are ours, and offsets and maps, as soon as no transaction is about to change them."""
         while True:
             with self._lock:
-                parts = {o.message.part for o in outcomes if o.message is not None and o.message.part.owned}
-                parts |= {part for part in self.parts if part.owned}
+                owned = [part for part in self.parts if part.owned]
+                # Those that are lost as well: what we have finished there, nobody else will write.
+                places = {part.place for part in owned}
+                places |= {o.message.part.place for o in outcomes if o.message is not None}
             try:
-                return self._read_back(parts)
+                return owned, self._read_back(places)
             except KafkaUnreachable as error:
                 if self._stop:
                     raise
@@ -408,6 +431,26 @@ class Committer:
             except PipelineError as error:
                 log.warning("a forgotten transaction cannot be ended now", error=str(error))
             self._transactions.renew()
+
+    def _read_what_is_visible(self, written: list[WrittenOutcome], began: float) -> set[Written] | None:
+        """Which of these records stand; None if that cannot be known, or not for too long."""
+        wanted = {
+            record for status, records in written for record in (status, *records) if record is not None
+        }
+        deadline = time.monotonic() + _PATIENCE_TO_SEE_S
+        while True:
+            try:
+                return self._read_visible(wanted, time.monotonic() - began)
+            except PipelineError as error:
+                passes = isinstance(error, (KafkaUnreachable, ReadIncomplete))
+                if not passes or self._stop or time.monotonic() > deadline:
+                    self.counters.event("unverified_commits")
+                    log.warning(
+                        "what is visible of a transaction cannot be read: its offsets have to speak for its records",
+                        error=str(error),
+                    )
+                    return None
+                log.warning("what is visible of a transaction cannot be read yet", error=str(error))
 
     def _divide(
         self, metadata: Any, outcomes: list[Outcome], released: set[PartitionState], error: str
@@ -422,7 +465,8 @@ class Committer:
             raise GroupNotInitialised(f"Kafka refuses the offsets of this group: {error}")
         (outcome,) = outcomes
         if outcome.message is None:
-            log.error("news dropped, since Kafka refuses it", error=error)
+            what = "the rest of an outcome" if outcome.late else "news"
+            log.error("dropped, since Kafka refuses it", what=what, error=error)
             self._commit(metadata, [], released)
             return
         if outcome.event == "not_kept":
@@ -463,12 +507,6 @@ class Committer:
                 error_type=status.error_type,
                 error=status.error_message,
             )
-
-
-def _is_overtaken(news: Outcome, read: dict[PartitionState, OffsetMap]) -> bool:
-    """Whether the job that it is about has ended: told again, "running" would be the last word, and compaction keep it."""
-    owner = news.owner
-    return owner is not None and owner.part in read and read[owner.part].is_finished(owner.offset)
 
 
 def _to_commit(part: PartitionState, plan: OffsetMap) -> TopicPartition:

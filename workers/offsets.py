@@ -122,6 +122,11 @@ class PartitionState:
         self.dirty = True
 
     @property
+    def place(self) -> tuple[str, int]:
+        """Topic and partition."""
+        return self.topic, self.partition
+
+    @property
     def losses_in_question(self) -> Mapping[str, int]:
         """The lost owners because of whom a record is to run alone, or not again; empty if there is no such record."""
         if any(suspect.alone or suspect.deaths >= ALONE_AFTER for suspect in self.suspects.values()):

@@ -49,6 +49,7 @@ class Outcome:
         records: retry, dead letter, child jobs, forwards.
         counts_as: for the counters, moved when the transaction has committed.
         owner: the message whose partition must still be ours for the outcome to count.
+        late: what is missing of one whose offset is committed already. Nobody else will ever write it.
     """
 
     message: Message | None
@@ -57,6 +58,7 @@ class Outcome:
     counts_as: tuple[str, JobPriority, str] | None = None
     event: str | None = None
     owner: Message | None = None
+    late: bool = False
     #: How often writing it alone failed with the same error.
     failures: int = field(default=0, compare=False)
 

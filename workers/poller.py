@@ -410,7 +410,7 @@ class Poller:
             for state in states:
                 self.parts[state.topic, state.partition] = state
             self._committer.parts = set(self.parts.values())
-        starts = self._starts({(state.topic, state.partition): state.base for state in states})
+        starts = self._starts({state.place: state.base for state in states})
         consumer.incremental_assign(starts)
         # One that was paused when it was taken from us is still paused for librdkafka, and would be for ever.
         consumer.resume(starts)
@@ -449,7 +449,7 @@ class Poller:
         if not states:
             return
         try:
-            ends = self._log_ends([(state.topic, state.partition) for state in states])
+            ends = self._log_ends([state.place for state in states])
         except (KafkaException, PipelineError) as error:
             log.info(
                 "where partitions end is not to be had: more is suspected than has to be", error=str(error)

@@ -14,7 +14,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from datetime import timedelta
 from typing import Any, Final
 
@@ -24,7 +24,6 @@ from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-d
 
 from schemas.codec import Codec
 from schemas.errors import KafkaUnreachable, PipelineError
-from schemas.offsetmap import OffsetMap
 from schemas.records import JobCounter, WorkerReport, encode_report
 from schemas.topics import JobPriority
 from streams.clients import admin_config, kafka_failed, producer_config, worker_consumer_config
@@ -35,6 +34,7 @@ from streams.provision import group_session_timeout_ms
 from streams.scan import EARLIEST, LATEST, informed_admin, offsets
 from streams.schemas_topic import schema_lookup
 from streams.settings import Settings
+from streams.visible import Written, visible_records
 from workers.active import RELEASED
 from workers.children import ChildJobs
 from workers.clock import BrokerClock
@@ -71,6 +71,10 @@ _FIRST_ANSWER_S: Final = 20.0
 _ANSWER_S: Final = 10.0
 #: A takeover waits for it; without an answer it does without.
 _OFFSETS_S: Final = 2.0
+#: For what an ambiguous commit left, one try of several; a busy topic has hundreds of thousands of records since its begin.
+_VISIBLE_S: Final = 20.0
+#: The broker's clock stamps some topics, ours the others.
+_CLOCKS_DIFFER_S: Final = 10.0
 #: Our own jobs come to their topic less than a second before their time; clocks may differ a little.
 _LONGEST_HOLD_MS: Final = 2_000
 
@@ -128,7 +132,8 @@ class WorkerProcess:
         self._committer = Committer(
             make_producer=self._make_producer,
             membership=_LateMembership(self),
-            read_back=self._read_back,
+            read_back=self._committed.read_back,
+            read_visible=self._read_visible,
             codec=codec,
             router=self._router,
             worker_name=config.name,
@@ -506,10 +511,10 @@ class WorkerProcess:
             }
         )
 
-    def _read_back(self, parts: Iterable[PartitionState]) -> dict[PartitionState, OffsetMap]:
-        by_place: dict[Place, PartitionState] = {(part.topic, part.partition): part for part in parts}
-        read = self._committed.read_back(by_place)
-        return {by_place[place]: committed for place, committed in read.items()}
+    def _read_visible(self, records: Collection[Written], age_s: float) -> set[Written]:
+        now_ms = min(self._clock.now_ms(), time.time_ns() // 1_000_000)
+        since_ms = now_ms - round((age_s + _CLOCKS_DIFFER_S) * 1000)
+        return visible_records(self._settings, records, since_ms, timeout_s=_VISIBLE_S)
 
     def _ask_for_offsets(self, spec: OffsetSpec, places: Iterable[Place]) -> dict[Place, int]:
         admin = informed_admin(self._settings, _OFFSETS_S)

@@ -18,15 +18,17 @@ from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
 
 from schemas.codec import Codec
 from schemas.lifecycle import JobStatus, by_worker
-from schemas.records import StatusWriter, tail_of
+from schemas.records import StatusChange, StatusWriter, tail_of
 from schemas.topics import Topics
 from schemas.wire import WireSchema
 from streams.client_log import ConnectionWatch
 from streams.clients import FENCED, TRANSACTION_TIMEOUT_MS, let_go
 from streams.offset_sender import OffsetSender
 from streams.schemas_topic import schema_record
+from streams.visible import Written
 from workers.lease import Lease
 from workers.outcome import Outcome, PlainSuccess
+from workers.torn import WrittenOutcome
 
 log = structlog.get_logger("rustfs_workers.commit")
 
@@ -125,9 +127,10 @@ class Transactions:
         self._worker = worker_name
         self._lease = lease
         self._given_up = given_up
-        #: Fingerprints of schemas that a committed transaction of ours carried, and of those in the open one.
+        #: Fingerprints of schemas that a committed transaction of ours carried; and those in the open one, or in one that may
+        #: have been committed.
         self._introduced: set[bytes] = set()
-        self._introducing: set[bytes] = set()
+        self._introducing: dict[bytes, WireSchema] = {}
         self._watch = ConnectionWatch()
         self._offsets = OffsetSender()
         self._producer: Producer | None = None
@@ -187,7 +190,6 @@ class Transactions:
         producer.poll(0)
         proof = self._lease.begin()
         self._watch.lost = False
-        self._introducing.clear()
         try:
             producer.begin_transaction()
             self._produce(producer, outcomes)
@@ -208,62 +210,75 @@ class Transactions:
             )
         if offsets:
             self._lease.committed(proof)
-        self._introduced |= self._introducing
+        self._introduced |= self._introducing.keys()
+        self._introducing.clear()
+
+    def records_of(self, outcome: Outcome) -> WrittenOutcome:
+        """What ``outcome`` writes, as readers would find it; nothing if it cannot be written, or only repeats itself."""
+        if outcome.message is None and not outcome.late:
+            return None, ()
+        status = None
+        try:
+            if outcome.status is not None:
+                key, value = self._status_record(outcome, outcome.status)
+                status = Written.of(self._status_topic, -1, key, value, None)
+        except _NOT_WRITABLE:
+            return None, ()
+        return status, tuple(
+            Written.of(record.topic, record.partition, record.key, record.value, record.headers)
+            for record in outcome.records
+        )
 
     def _produce(self, producer: Producer, outcomes: list[Outcome]) -> None:
-        produce, status_topic, writer, worker = (
-            producer.produce,
-            self._status_topic,
-            self._status,
-            self._worker,
-        )
-        succeeded = _SUCCEEDED
+        produce, status_topic = producer.produce, self._status_topic
+        # The transaction that carried them was not committed for sure, and its other records may be seen all the same.
+        for schema in list(self._introducing.values()):
+            self._introduce(producer, schema)
         for outcome in outcomes:
             status = outcome.status
             if status is not None:
-                if type(status) is PlainSuccess:
-                    message = outcome.message
-                    assert message is not None  # noqa: S101
-                    delivery = message.delivery
-                    key = message.job_id
-                    value = writer.succeeded(
-                        key,
-                        status.key,
-                        status.at,
-                        status.created_at,
-                        status.started_at,
-                        tail_of(
-                            succeeded,
-                            status.job_type,
-                            status.priority,
-                            delivery.attempt,
-                            delivery.delivery,
-                            delivery.redrives,
-                            worker,
-                        ),
-                    )
-                else:
-                    key = status.job_id.encode()  # type: ignore[union-attr]
-                    value = writer.encode(status)  # type: ignore[arg-type]
+                key, value = self._status_record(outcome, status)
                 try:
                     produce(status_topic, value, key)
                 except BufferError:
                     _produce_when_there_is_room(producer, status_topic, value, key)
             for record in outcome.records:
-                if record.schema is not None:
+                if record.schema is not None and not self._knows(record.schema):
                     self._introduce(producer, record.schema)
                 headers: Any = record.headers  # a list of another element type to the checker
                 _produce_when_there_is_room(
                     producer, record.topic, record.value, record.key, record.partition, headers=headers
                 )
 
+    def _status_record(self, outcome: Outcome, status: StatusChange | PlainSuccess) -> tuple[bytes, bytes]:
+        """Key and value. The same outcome always gives the same bytes."""
+        if type(status) is not PlainSuccess:
+            return status.job_id.encode(), self._status.encode(status)  # type: ignore[union-attr,arg-type]
+        message = outcome.message or outcome.owner
+        assert message is not None  # noqa: S101
+        delivery = message.delivery
+        tail = tail_of(
+            _SUCCEEDED,
+            status.job_type,
+            status.priority,
+            delivery.attempt,
+            delivery.delivery,
+            delivery.redrives,
+            self._worker,
+        )
+        key = message.job_id
+        return key, self._status.succeeded(
+            key, status.key, status.at, status.created_at, status.started_at, tail
+        )
+
+    def _knows(self, schema: WireSchema) -> bool:
+        return schema.fingerprint in self._introduced or schema.fingerprint in self._introducing
+
     def _introduce(self, producer: Producer, schema: WireSchema) -> None:
         """Once per process; again if the transaction that carried it was not committed for sure."""
-        if schema.fingerprint in self._introduced or schema.fingerprint in self._introducing:
-            return
         key, value = schema_record(schema)
         _produce_when_there_is_room(producer, self._schemas_topic, value, key, 0)
-        self._introducing.add(schema.fingerprint)
+        self._introducing[schema.fingerprint] = schema
 
     def _abort(self, producer: Producer, error: Exception) -> NoReturn:
         """End the transaction and say what kind of failure it was. Always raises."""
@@ -282,8 +297,10 @@ class Transactions:
                 f"{error}; aborted, and a connection was lost before that", fenced=_says_fenced(error)
             )
         if kafka_error is None:
+            self._introducing.clear()
             raise Refused(f"{type(error).__name__}: {error}") from error
         if kafka_error.code() in _STALE:
+            self._introducing.clear()
             raise Stale(str(kafka_error)) from error
         if kafka_error.fatal() or kafka_error.code() in (
             KafkaError.INVALID_PRODUCER_ID_MAPPING,
@@ -292,6 +309,8 @@ class Transactions:
             raise Ambiguous(str(kafka_error), fenced=_says_fenced(error)) from error
         if kafka_error.retriable() or kafka_error.code() in _AWAY:
             raise Ambiguous(str(kafka_error)) from error
+        # Surely not there; and if it is a schema that Kafka refuses, it must not spoil what others write next.
+        self._introducing.clear()
         raise Refused(str(kafka_error)) from error
 
 

@@ -21,6 +21,7 @@ from schemas.errors import KafkaUnreachable, WireError
 from schemas.headers import Delivery
 from schemas.lifecycle import JobStatus
 from schemas.offsetmap import OffsetMap, parse
+from streams.visible import Written, places_of
 from tests.simulation.hub import Actor, CheckedLock
 from tests.simulation.sim_jobs import SimJob
 from workers.children import ChildJobs
@@ -147,7 +148,7 @@ class SimExecutor:
             self._end(one, cut_short=True)
 
     def start_one(self) -> Execution | None:
-        if not self._worker._lease.holds or len(self.running) >= SLOTS:
+        if not self._worker._lease.holds or self._worker.is_torn or len(self.running) >= SLOTS:
             return None
         message = self._worker._scheduler.take(self._worker.now_ms())
         if message is None:
@@ -245,6 +246,10 @@ class SimCommitter(Committer):
     def settled(self, places: Collection[Place]) -> Any:
         return SimEvent(self.worker, super().settled(places))
 
+    def _commit(self, metadata: Any, outcomes: list[Outcome], released: set[PartitionState]) -> None:
+        super()._commit(metadata, outcomes, released)
+        self.worker.is_torn = False
+
     def main(self) -> None:
         self._transactions.renew()
         while True:
@@ -338,6 +343,9 @@ class SimWorker(WorkerProcess):
         self.is_alive = True
         #: Frozen: nothing of it runs. Cut off: it runs, and Kafka does not answer.
         self.is_frozen = self.is_cut_off = False
+        #: Kafka has committed a part of its transaction. It alone knows the rest, so nothing else happens to it until that is
+        #: written: see docs/guarantees.md.
+        self.is_torn = False
         #: When something happened to it that makes jobs run again.
         self.troubles: list[int] = []
         self.failure: Any = _Failure()
@@ -361,6 +369,7 @@ class SimWorker(WorkerProcess):
             make_producer=self._make_producer,
             membership=_Membership(self),
             read_back=self._read_back,
+            read_visible=self._read_visible,
             codec=world.codec,
             router=self._router,
             worker_name=name,
@@ -490,7 +499,7 @@ class SimWorker(WorkerProcess):
     def pause_until(self, is_true: Callable[[], bool], timeout_s: float) -> None:
         """Wait, so long at the most."""
         deadline = self.now_ms() + int(timeout_s * 1000)
-        while not is_true() and self.now_ms() < deadline:
+        while not is_true() and (self.now_ms() < deadline or self.is_torn):
             self.pause()
 
     # --- what it asks of Kafka ----------------------------------------------------------------------------
@@ -509,15 +518,34 @@ class SimWorker(WorkerProcess):
                         self.world.producer(self, found.transactional_id).init_transactions()
         raise KafkaUnreachable("nowhere", 60)
 
-    def _read_back(self, parts: Iterable[PartitionState]) -> dict[PartitionState, OffsetMap]:
-        by_place = {(part.topic, part.partition): part for part in parts}
+    def _read_back(self, places: Iterable[Place]) -> dict[Place, OffsetMap]:
+        wanted = list(places)
         for _ in range(_PATIENCE):
             try:
-                found = self._read(by_place)
+                return self._read(wanted)
             except KafkaException:
                 self.pause()
-            else:
-                return {by_place[place]: committed for place, committed in found.items()}
+        raise KafkaUnreachable("nowhere", 10)
+
+    def _read_visible(self, records: Collection[Written], age_s: float) -> set[Written]:
+        kafka, since_ms = self.world.kafka, self.now_ms() - round(age_s * 1000)
+        every = [
+            (topic, number) for topic, count in kafka.partition_counts.items() for number in range(count)
+        ]
+        logs = [kafka.log(place) for place in places_of(records, every)]
+        ends = [log.end for log in logs]
+        for _ in range(_PATIENCE):
+            self.world.on_step("read", self)
+            if all(log.stable_end >= end for log, end in zip(logs, ends, strict=True)):
+                seen = [one for log in logs for one in log if one.timestamp_ms >= since_ms]
+                return {
+                    written
+                    for one in seen
+                    for partition in (-1, one.partition)
+                    if (written := Written.of(one.topic, partition, one.key, one.value, one.headers))
+                    in records
+                }
+            self.pause()
         raise KafkaUnreachable("nowhere", 10)
 
     def _read(self, places: Iterable[Place], *, stable: bool = True) -> dict[Place, OffsetMap]:

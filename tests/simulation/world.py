@@ -184,7 +184,7 @@ class World:
                 self._start_missing()
             case "wait":
                 self.now_ms += self.rng.choice((500, 3_000, 8_000))
-            case _ if worker is None:
+            case _ if worker is None or worker.is_torn:
                 pass
             case "kill":
                 self.kill(worker)
@@ -346,7 +346,7 @@ class World:
             worker.pause()
         if not self.is_storm:
             return
-        if self.rng.random() < 0.002:
+        if self.rng.random() < 0.002 and not worker.is_torn:
             self.kill(worker)
             raise Killed
         if self._stragglers and step in _HURT_BY_STRAGGLERS and self.rng.random() < 0.2:
@@ -360,6 +360,20 @@ class World:
                 self.trouble(worker, "offsets")
                 worker.lose_connection()
                 raise _error(KafkaError._TIMED_OUT, retriable=True, abort=True)
+            case "commit" if (
+                not worker.is_cut_off and worker._leave_thread is None and self.rng.random() < 0.4
+            ):
+                self.trouble(worker, "torn")
+                worker.lose_connection()
+                worker.is_torn = True
+                share = self.rng.choice((0.2, 0.5, 0.8))
+                self.kafka.tear(
+                    client.transactional_id,
+                    client.producer_id,
+                    client.epoch,
+                    lambda _: self.rng.random() < share,
+                )
+                raise _error(KafkaError._TIMED_OUT, retriable=True)
             case "commit":  # the request is lost, or arrives when nobody expects it any more
                 self.trouble(worker, "commit lost")
                 worker.lose_connection()
@@ -405,6 +419,7 @@ def _simulated_time(world: World) -> Iterator[None]:
         time_ns=lambda: world.now_ms * 1_000_000,
     )
     with (
+        patch("workers.commit.time", clock),
         patch("workers.poller.time", clock),
         patch("workers.process.time", clock),
         # Few jobs wait here: nobody would ever be held.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -15,9 +15,10 @@ from schemas.lifecycle import JobStatus
 from schemas.offsetmap import OffsetMap, parse
 from schemas.records import StatusChange, decode_status
 from schemas.topics import JobPriority
+from streams.visible import Written
 from tests.support import statuses
 from tests.support.messages import TOPICS, committed, message, partition
-from workers.commit import Committer
+from workers.commit import Committer, Place
 from workers.lease import Lease
 from workers.message import Message
 from workers.offsets import PartitionState
@@ -39,9 +40,9 @@ class Sent(NamedTuple):
     """A record as the producer got it."""
 
     topic: str
-    value: bytes | None
-    key: bytes | None
     partition: int
+    key: bytes | None
+    value: bytes | None
     headers: Any
 
 
@@ -64,6 +65,8 @@ class FakeKafka:
         self.refuse: Callable[[Transaction], Exception | None] = lambda _: None
         #: What reading back raises, one after another.
         self.unreadable: list[Exception] = []
+        #: The same of looking for records.
+        self.hidden: list[Exception] = []
         self.generation = 1
         self.producers = 0
         #: The threads in which producers came to their ends.
@@ -83,11 +86,17 @@ class FakeKafka:
         self.steps.append("refresh")
         self.generation += 1
 
-    def read_back(self, parts: Iterable[PartitionState]) -> dict[PartitionState, OffsetMap]:
+    def read_back(self, places: Iterable[Place]) -> dict[Place, OffsetMap]:
         self.steps.append("read back")
         if self.unreadable:
             raise self.unreadable.pop(0)
-        return {part: self.stored.get((part.topic, part.partition), committed()) for part in parts}
+        return {place: self.stored.get(place, committed()) for place in places}
+
+    def read_visible(self, records: Collection[Written], age_s: float) -> set[Written]:
+        self.steps.append("look")
+        if self.hidden:
+            raise self.hidden.pop(0)
+        return {Written.of(*sent) for one in self.committed for sent in one.records}.intersection(records)
 
     # the broker
 
@@ -142,7 +151,7 @@ class FakeProducer:
         self, topic: str, value: bytes | None, key: bytes | None, partition: int = -1, headers: Any = None
     ) -> None:
         self._step("produce")
-        self.open.records.append(Sent(topic, value, key, partition, headers))
+        self.open.records.append(Sent(topic, partition, key, value, headers))
 
     def send_offsets_to_transaction(
         self, offsets: list[TopicPartition], metadata: Any, timeout_s: float
@@ -182,6 +191,7 @@ class Bench:
             make_producer=self.kafka.producer,
             membership=self.kafka,
             read_back=self.kafka.read_back,
+            read_visible=self.kafka.read_visible,
             codec=CODEC,
             router=Router(TOPICS),
             worker_name="w.0",

@@ -18,7 +18,7 @@ from schemas.records import REPORT, STATUS
 from schemas.wire import WireSchema
 from streams.outgoing import Rules
 from streams.schemas_topic import schema_record
-from tests.support.commit_bench import Bench, kafka_error
+from tests.support.commit_bench import Bench, FakeProducer, Transaction, kafka_error
 from tests.support.deployments import Sample, settings_for
 from tests.support.messages import TOPICS, message
 from workers.children import ChildJobs
@@ -92,6 +92,33 @@ def test_a_schema_goes_again_unless_its_transaction_was_committed_for_sure(
     end(bench, 1, child)
     sent = (child.topic, child.value)
     assert written(bench) == [[SCHEMA, sent], [sent]]
+
+
+def test_a_schema_goes_again_if_only_the_child_was_kept() -> None:
+    """Of a torn transaction: nobody could read the child otherwise."""
+    bench = Bench()
+    child = child_of()
+
+    def tear(producer: FakeProducer) -> Exception:
+        kept = [sent for sent in producer.open.records if sent.topic == child.topic]
+        bench.kafka.land(Transaction(kept, producer.open.offsets))
+        return kafka_error(KafkaError._TIMED_OUT, retriable=True)
+
+    bench.kafka.fault("commit", tear)
+    end(bench, 0, child)
+    end(bench, 1)
+    sent = (child.topic, child.value)
+    assert written(bench)[:2] == [[sent], [SCHEMA]], "with the next map"
+
+
+def test_a_schema_that_kafka_refuses_does_not_spoil_what_comes_next() -> None:
+    bench = Bench()
+    refusal = kafka_error(KafkaError.MSG_SIZE_TOO_LARGE, abort=True)
+    bench.kafka.refuse = lambda one: refusal if SCHEMA[0] in {sent.topic for sent in one.records} else None
+    end(bench, 0, child_of())
+    end(bench, 1)
+    assert written(bench)[-1] == []
+    assert bench.stored.offset == 2
 
 
 def test_a_worker_that_cannot_say_what_it_writes_does_not_start(tmp_path: Path) -> None:

@@ -114,7 +114,7 @@ def test_records_status_and_offset_go_together() -> None:
     (transaction,) = bench.kafka.committed
     told, onward = transaction.records
     assert (told.topic, told.key, told.partition) == (TOPICS.status, one.job_id, -1)
-    assert onward == (retry.topic, one.value, b"b/k", 5, retry.headers)
+    assert onward == (retry.topic, 5, b"b/k", one.value, retry.headers)
     assert bench.stored.offset == 1
 
 

@@ -23,7 +23,7 @@ from tests.support.commit_bench import (
 from tests.support.messages import message
 from tests.support.waiting import eventually
 from workers import transactions as transactions_module
-from workers.offsets import PartitionState
+from workers.commit import Place
 from workers.outcome import Outcome
 
 pytestmark = pytest.mark.worker_coordination
@@ -409,9 +409,9 @@ def test_an_ambiguous_one_is_settled_by_the_next_producer_and_not_before() -> No
     def look(_: object) -> None:
         seen.append(bench.committer.settled(of(bench)).is_set())
 
-    def read_back(parts: Iterable[PartitionState]) -> dict[PartitionState, OffsetMap]:
-        look(parts)
-        return bench.kafka.read_back(parts)
+    def read_back(places: Iterable[Place]) -> dict[Place, OffsetMap]:
+        look(places)
+        return bench.kafka.read_back(places)
 
     bench.kafka.fault("commit", kafka_error(KafkaError._TIMED_OUT, retriable=True))
     bench.kafka.fault("init", look)

@@ -30,6 +30,7 @@ def commits_for(scheduler: Scheduler, key: bytes | None) -> int:
         make_producer=kafka.producer,
         membership=kafka,
         read_back=kafka.read_back,
+        read_visible=kafka.read_visible,
         codec=CODEC,
         router=Router(TOPICS),
         worker_name="w.0",

@@ -242,6 +242,30 @@ class MemoryKafka:
                     author.epoch += 1
                     self._end(author, commit=False)
 
+    def tear(
+        self, transactional_id: str, producer_id: int, epoch: int, is_committed: Callable[[Place | str], bool]
+    ) -> None:
+        """Commit a part of the open transaction, now: of each partition and each group's offsets ``is_committed`` says.
+
+        So does a broker that was killed while it ended the transaction, and is back before the others have missed it: it
+        has the end in its log alone, and takes itself for the coordinator. Its successor aborts the rest.
+
+        Raises:
+            KafkaException: the epoch is not the newest one.
+        """
+        with self.lock:
+            whole = self._author(transactional_id, producer_id, epoch).open
+            if whole is None:
+                return
+            part = Transaction(transactional_id, producer_id, epoch, whole.started_ms, whole.timeout_ms)
+            for place in [place for place in whole.first if is_committed(place)]:
+                self.log(place).give_up(whole, part)
+            for name in [name for name in whole.offsets if is_committed(name)]:
+                offsets = part.offsets[name] = whole.offsets.pop(name)
+                for place in offsets:
+                    self.group(name).pending[place].discard(whole)
+            self._mark(part, commit=True)
+
     def _author(self, transactional_id: str, producer_id: int, epoch: int) -> _Author:
         author = self._authors.get(transactional_id)
         if author is None or author.producer_id != producer_id or author.epoch != epoch:
@@ -255,13 +279,16 @@ class MemoryKafka:
     def _end(self, author: _Author, *, commit: bool) -> None:
         transaction, author.open = author.open, None
         assert transaction is not None  # noqa: S101 - whoever calls has looked
+        self._mark(transaction, commit=commit)
+
+    def _mark(self, transaction: Transaction, *, commit: bool) -> None:
         transaction.committed = commit
         for place in transaction.first:
             self.log(place).mark_end(transaction, self.now_ms())
         for name, offsets in transaction.offsets.items():
             group = self.group(name)
             for place in offsets:
-                group.pending[place].discard(transaction)
+                group.pending.get(place, set()).discard(transaction)
             if commit:
                 group.committed.update(offsets)
         self.news.notify_all()

@@ -9,7 +9,7 @@ still open (the last stable offset). Its end leaves a marker in each partition, 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from schemas.headers import RawHeaders
@@ -107,6 +107,14 @@ class PartitionLog:
                 topic, partition, self.end, None, None, None, now_ms, transaction=transaction, is_marker=True
             )
         )
+
+    def give_up(self, transaction: Transaction, heir: Transaction) -> None:
+        """What ``transaction`` has written here so far is part of ``heir`` instead."""
+        first = heir.first[self.place] = transaction.first.pop(self.place)
+        self._open[self._open.index(transaction)] = heir
+        for offset in range(first, self.end):
+            if self.records[offset].transaction is transaction:
+                self.records[offset] = replace(self.records[offset], transaction=heir)
 
     def read(self, offset: int) -> tuple[StoredRecord | None, int]:
         """The first record from there on that a committed read returns, and where to go on."""
