@@ -33,6 +33,7 @@ from streams.reader import JobNotFound, JobReader
 from streams.registry import build_codec
 from streams.schemas_topic import publish_schemas
 from streams.settings import Settings
+from streams.visible import Written, visible_records
 
 log = structlog.get_logger("rustfs_workers.redrive")
 
@@ -43,6 +44,8 @@ _MOST_BYTES: Final = MAX_FORWARDED_BYTES - 4096
 #: How long reading both topics to their end may take; nothing is redriven on half a picture.
 _READ_S: Final = 60.0
 _KAFKA_S: Final = 15.0
+#: Our clock stamps what we look for, and may have been set meanwhile.
+_CLOCK_STEPS_MS: Final = 10_000
 #: How often a run starts over after an answer that cannot be trusted.
 _STARTS: Final = 5
 
@@ -87,14 +90,14 @@ class NewLife:
 @dataclass(slots=True)
 class _Progress:
     done: list[str] = field(default_factory=list)
-    #: Job id to life, of the transaction whose fate is not known.
-    doubtful: dict[str, int] = field(default_factory=dict)
+    #: Of the transaction whose fate is not known.
+    doubtful: Sequence[NewLife] = ()
     began: float = field(default_factory=time.monotonic)
 
     def clear_doubt(self, life_of: Callable[[str], int]) -> None:
         """Nobody else can have written since: what has the new life now got it from that transaction."""
-        self.done += [job_id for job_id, life in self.doubtful.items() if life_of(job_id) >= life]
-        self.doubtful.clear()
+        self.done += [life.job_id for life in self.doubtful if life_of(life.job_id) >= life.status.redrives]
+        self.doubtful = ()
 
 
 def redrive(
@@ -321,6 +324,7 @@ class _Session:
     """One producer that holds the deployment's redrive id, from taking it to the first doubt."""
 
     def __init__(self, settings: Settings, codec: Codec, progress: _Progress) -> None:
+        self._settings = settings
         self._progress = progress
         self._connection = ConnectionWatch()
         self._statuses = StatusWriter(codec)
@@ -345,14 +349,48 @@ class _Session:
             _Doubt: perhaps they were written.
             RedriveTakenOver: another process took the id; they were not written.
         """
+        self._progress.doubtful = lives
+        self._write([record for life in lives for record in self._records_of(life)])
+        self._progress.done += [life.job_id for life in lives]
+        self._progress.doubtful = ()
+
+    def complete(self) -> None:
+        """Write the other half of each life of which Kafka has kept one.
+
+        A transaction is all or nothing, but for one whose coordinator is killed and back within seconds: see
+        ``workers.torn``.
+
+        Raises:
+            _Doubt: perhaps they were written. RedriveTakenOver: they were not.
+            ReadIncomplete, KafkaUnreachable: what stands cannot be read.
+        """
+        lives = [self._records_of(life) for life in self._progress.doubtful]
+        if not lives:
+            return
+        since_ms = min(life.status.at for life in self._progress.doubtful) - _CLOCK_STEPS_MS
+        seen = visible_records(
+            self._settings, {record for life in lives for record in life}, since_ms, timeout_s=_READ_S
+        )
+        torn = [life for life in lives if not seen.isdisjoint(life) and not seen.issuperset(life)]
+        if torn:
+            log.warning("Kafka has kept a part of a transaction; the rest is written now", jobs=len(torn))
+            self._write([record for life in torn for record in life if record not in seen])
+
+    def _records_of(self, life: NewLife) -> tuple[Written, Written]:
+        return (
+            Written.of(life.topic, life.partition, life.key, life.value, life.headers),
+            Written.of(
+                self._topics.status, -1, life.job_id.encode(), self._statuses.encode(life.status), None
+            ),
+        )
+
+    def _write(self, records: Sequence[Written]) -> None:
         self._producer.poll(0)  # news of connections that were lost while nothing was open
         self._connection.lost = False
-        self._progress.doubtful = {life.job_id: life.status.redrives for life in lives}
         try:
             self._producer.begin_transaction()
-            for life in lives:
-                self._produce(life.topic, life.value, life.key, life.partition, life.headers)
-                self._produce(self._topics.status, self._statuses.encode(life.status), life.job_id.encode())
+            for record in records:
+                self._produce(record)
             self._producer.commit_transaction(TRANSACTION_TIMEOUT_MS / 1000)
         except KafkaException as error:
             if error.args[0].code() in FENCED:
@@ -363,20 +401,12 @@ class _Session:
         self._producer.poll(0)
         if self._connection.lost:
             raise _Doubt("the connection broke during a commit")
-        self._progress.done += self._progress.doubtful
-        self._progress.doubtful.clear()
 
-    def _produce(
-        self,
-        topic: str,
-        value: bytes,
-        key: bytes | None,
-        partition: int = -1,
-        headers: RawHeaders | None = None,
-    ) -> None:
+    def _produce(self, record: Written) -> None:
+        topic, partition, key, value, headers = record
         while True:
             try:
-                self._producer.produce(topic, value, key, partition, headers=headers or [])  # type: ignore[arg-type]
+                self._producer.produce(topic, value, key, partition, headers=list(headers))
             except BufferError:
                 self._producer.poll(0.05)
             else:
@@ -390,6 +420,7 @@ def _in_sessions(
     for _ in range(_STARTS):
         session = _Session(settings, codec, progress)
         try:
+            session.complete()
             run(session)
         except _Doubt as error:
             log.warning("redrive starts over", reason=str(error), done=len(progress.done))

@@ -21,7 +21,7 @@ from streams.jobinfo import JobEvent, JobState, StatusSeen
 from streams.reader import JobNotFound
 from streams.redrive import RedriveReport, RedriveTakenOver, redrive, retry_job
 from streams.settings import load_settings
-from tests.support.commit_bench import CODEC, FakeKafka, FakeProducer, kafka_error
+from tests.support.commit_bench import CODEC, FakeKafka, FakeProducer, Transaction, kafka_error
 from tests.support.letters import letter
 from tests.support.messages import TOPICS
 from tests.support.statuses import JOB_ID, status
@@ -55,6 +55,11 @@ class Cemetery:
         monkeypatch.setattr(redrive_module, "publish_schemas", lambda *_, **__: None)
         monkeypatch.setattr(redrive_module, "read_dead_letters", self._read)
         monkeypatch.setattr(redrive_module, "JobReader", lambda *_: self)
+        monkeypatch.setattr(
+            redrive_module,
+            "visible_records",
+            lambda _, records, _s, **__: self.kafka.read_visible(records, 0),
+        )
 
     @property
     def known(self) -> dict[str, StatusChange]:
@@ -184,6 +189,34 @@ def test_a_connection_lost_during_a_commit_makes_its_success_doubtful(cemetery: 
     assert cemetery.kafka.producers == 2
     assert cemetery.lives == cemetery.each_once
     assert len(report.redriven) == 3
+
+
+@pytest.mark.parametrize("kept", [TOPICS.status, TOPICS.jobs[JobPriority.HIGH]])
+def test_the_other_half_of_a_torn_life_is_written(cemetery: Cemetery, kept: str) -> None:
+    """With its status alone it would be pending for ever; with its record alone it would be redriven a second time."""
+
+    def tear(producer: FakeProducer) -> Exception:
+        records = [
+            sent for sent in producer.open.records if sent.topic == kept and sent.key != job_id(2).encode()
+        ]
+        producer.kafka.land(Transaction(records[:2]))
+        return TIMED_OUT
+
+    cemetery.letters = [letter_of(number, value=job_id(number).encode()) for number in range(3)]
+    cemetery.kafka.fault("commit", tear)
+    report = run()
+    assert cemetery.lives == cemetery.each_once
+    written = Counter(sent.topic for one in cemetery.kafka.committed for sent in one.records)
+    assert written == {TOPICS.status: 3, TOPICS.jobs[JobPriority.HIGH]: 3}
+    assert sorted(report.redriven) == [job_id(0), job_id(1), job_id(2)]
+
+
+def test_what_cannot_be_read_is_not_guessed(cemetery: Cemetery) -> None:
+    cemetery.kafka.fault("commit", TIMED_OUT)
+    cemetery.kafka.hidden = [ReadIncomplete(60)]
+    with pytest.raises(ReadIncomplete):
+        run()
+    assert cemetery.kafka.committed == []
 
 
 def test_a_connection_lost_before_the_transaction_does_not_matter(
