@@ -225,7 +225,8 @@ class Settings(BaseSettings):
     )
     drain_timeout_s: Seconds = Field(default=30.0, description="seconds that running jobs get after SIGTERM")
     revoke_timeout_s: Seconds = Field(
-        default=3.0, description="seconds that running jobs get when their partition moves"
+        default=3.0,
+        description="seconds that running jobs get when their partition moves, if they may end in that time",
     )
     buffer_high: int = Field(
         default=2000, ge=1, description="waiting jobs of one priority at which fetching pauses"

@@ -28,7 +28,8 @@ class WorkerConfig:
         process_pool_size: processes for handlers with ``execution = "process"``.
         tick_ms: milliseconds between two transactions.
         drain_timeout: what running jobs get when the worker is asked to stop.
-        revoke_timeout: what they get when their partition moves to another worker.
+        revoke_timeout: what they get when their partition moves to another worker, if by what is known of their type they may
+            end in that time; others are cancelled at once, and run again there.
         snooze_limit: since a job's first snooze in its life; after it a snooze counts as a failure.
         buffer_high: waiting jobs of one priority at which fetching pauses.
         buffer_low: waiting jobs of one priority at which fetching goes on.

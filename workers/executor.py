@@ -26,6 +26,7 @@ from schemas.errors import HandlerNotFound, PermanentError, UnknownSchema, WireE
 from workers.active import RELEASED, TIMEOUT, Active
 from workers.context import WorkerContext
 from workers.decoder import Decoded, Decoder
+from workers.durations import Durations
 from workers.message import Message
 from workers.outcome import Outcome
 from workers.results import Failed, JobResult, Snooze, failed_by
@@ -106,6 +107,7 @@ class Executor:
             on_failure=self._fail,
         )
         self._finished = asyncio.Event()
+        self._durations = Durations()
         self._stopping = False
         self._failure: Callable[[BaseException], None] = lambda _: None
 
@@ -130,15 +132,19 @@ class Executor:
             self._add_slot()
             self._waking = True
 
-    async def release(self, parts: set[Any], timeout_s: float) -> None:
+    async def release(self, parts: set[Any], timeout_s: float, *, only_who_may_end: bool = False) -> None:
         """Let the running jobs of these partitions finish until the deadline, then cancel what is left.
 
         The partitions are marked ``releasing`` already, so nothing new starts on them. A thread cannot be cancelled: it goes on,
-        and its outcome is dropped.
+        and its outcome is dropped. ``only_who_may_end``: do not wait for those that will hardly end in time.
         """
-        await self._until_done(parts, timeout_s)
-        left = [active for active in self.active if active.message.part in parts]
-        for active in left:
+        left = {active for active in self.active if active.message.part in parts}
+        if only_who_may_end:
+            now, within_ms = self._steady_ms(), timeout_s * 1000
+            left = {a for a in left if self._durations.may_end(a.decoded.job_type, now - a.since, within_ms)}
+        await self._until_done(left, timeout_s)
+        cancelled = [active for active in self.active if active.message.part in parts]
+        for active in cancelled:
             log.info(
                 "job cancelled",
                 job_id=active.context.job_id,
@@ -146,8 +152,7 @@ class Executor:
                 at=active.message.where,
             )
             active.cancel(RELEASED)
-        if any(active.handler.execution != "thread" for active in left):
-            await self._until_done(parts, _CANCEL_S, cancellable_only=True)
+        await self._until_done({a for a in cancelled if a.handler.execution != "thread"}, _CANCEL_S)
 
     def cancel_all(self, reason: str) -> None:
         """Cancel everything that runs; what remains ours starts again later."""
@@ -174,12 +179,9 @@ class Executor:
         """After ``stop``: handlers that go on all the same."""
         return sum(not slot.done() for slot in self._slots) + self._threads.going_on
 
-    async def _until_done(self, parts: set[Any], timeout_s: float, *, cancellable_only: bool = False) -> None:
+    async def _until_done(self, some: set[Active], timeout_s: float) -> None:
         deadline = time.monotonic() + timeout_s
-        while any(
-            active.message.part in parts and not (cancellable_only and active.handler.execution == "thread")
-            for active in self.active
-        ):
+        while not some.isdisjoint(self.active):
             self._finished.clear()
             remaining = deadline - time.monotonic()
             if remaining <= 0:
@@ -341,7 +343,9 @@ class Executor:
             active.done = True
             del self.active[active]
             self._finished.set()
-        if active.cancel_reason is not None:
+        if active.cancel_reason is None:
+            self._durations.note(decoded.job_type, self._steady_ms() - active.since)
+        else:
             if slot is not None:
                 while slot.cancelling():
                     slot.uncancel()

@@ -191,7 +191,7 @@ class WorkerProcess:
             log_starts=functools.partial(self._ask_for_offsets, EARLIEST),
             log_ends=functools.partial(self._ask_for_offsets, LATEST),
             revoke_timeout_s=config.revoke_timeout / timedelta(seconds=1),
-            release=self._executor.release,
+            release=functools.partial(self._executor.release, only_who_may_end=True),
             purge=self._purge,
             deliver=self._deliver,
             on_failure=self._fail,

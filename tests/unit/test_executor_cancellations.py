@@ -342,6 +342,57 @@ async def test_a_release_waits_for_those_that_end_in_time(bench: Bench) -> None:
     assert [state_of(outcome) for outcome in bench.ends] == [JobStatus.SUCCEEDED]
 
 
+async def test_a_partition_that_moves_does_not_wait_for_those_who_will_hardly_end_in_time(
+    bench: Bench,
+) -> None:
+    old, young = Gate(), Gate()
+    bench.add(old)
+    bench.executor.wake()
+    await old.started.wait()
+    bench.now_ms += 3_001
+    bench.add(young)
+    bench.executor.wake()
+    await young.started.wait()
+    bench.part.releasing = True
+    releasing = asyncio.create_task(bench.executor.release({bench.part}, 3, only_who_may_end=True))
+    await asyncio.sleep(0)
+    assert not releasing.done(), "the young one may end"
+    young.opened.set()
+    await asyncio.wait_for(releasing, 2.5)
+    assert [state_of(outcome) for outcome in bench.ends] == [JobStatus.SUCCEEDED]
+
+
+async def test_a_drain_waits_for_all_of_them(bench: Bench) -> None:
+    old = Gate()
+    bench.add(old)
+    bench.executor.wake()
+    await old.started.wait()
+    bench.now_ms += 3_001
+    bench.part.releasing = True
+    releasing = asyncio.create_task(bench.executor.release({bench.part}, 3))
+    await asyncio.sleep(0)
+    old.opened.set()
+    await releasing
+    assert [state_of(outcome) for outcome in bench.ends] == [JobStatus.SUCCEEDED]
+
+
+async def test_only_runs_that_ended_by_themselves_tell_how_long_they_take(bench: Bench) -> None:
+    one, other = Gate(), Gate()
+    bench.add(one)
+    bench.executor.wake()
+    await one.started.wait()
+    bench.now_ms += 30_000
+    one.opened.set()
+    await bench.ended()
+    bench.add(other)
+    bench.executor.wake()
+    await other.started.wait()
+    bench.part.releasing = True
+    await asyncio.wait_for(bench.executor.release({bench.part}, 3, only_who_may_end=True), 2.5)
+    (kind,) = bench.executor._durations._last.values()
+    assert list(kind) == [30_000]
+
+
 async def test_a_release_leaves_other_partitions_alone(bench: Bench) -> None:
     gate = Gate()
     bench.add(gate)
