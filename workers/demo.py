@@ -25,7 +25,7 @@ from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
 
 from schemas import JobPriority, JobStatus
-from schemas.errors import PipelineError
+from schemas.errors import PipelineError, SettingsError
 from streams.clients import admin_config, check_reachable
 from streams.embedded import BrokerConfig, EmbeddedBroker, running_broker
 from streams.provision import provision
@@ -62,6 +62,10 @@ class Objects:
         # A name that is no UTF-8, or has a line break, cannot be printed as it is.
         shown = "".join(char if char.isprintable() else repr(char)[1:-1] for char in str(path))
         self.left_out.setdefault(reason, []).append(shown)
+
+
+class WrongFolder(SettingsError):
+    """A folder that was named cannot be used for this."""
 
 
 @dataclass(frozen=True)
@@ -117,12 +121,12 @@ def prepare_directory(directory: Path) -> None:
     """Make the demo's directory, or empty one that an earlier demo made.
 
     Raises:
-        PipelineError: it holds something else, which the demo will not touch, or a demo runs there now.
+        WrongFolder: it holds something else, which the demo will not touch. PipelineError: a demo runs there now.
     """
     if directory.exists() and not directory.is_dir():
-        raise PipelineError(f"--dir {directory} is no directory")
+        raise WrongFolder(f"--dir {directory} is no directory")
     if directory.is_dir() and any(directory.iterdir()) and not (directory / _MARKER).exists():
-        raise PipelineError(f"--dir {directory} is not empty and not the demo's own; choose another")
+        raise WrongFolder(f"--dir {directory} is not empty and not the demo's own; choose another")
     if running_broker(directory / "kafka") is not None:
         raise PipelineError(f"a demo runs in --dir {directory} now; choose another")
     directory.mkdir(parents=True, exist_ok=True)
@@ -185,16 +189,16 @@ def run_demo(source: Path, directory: Path, progress: Progress) -> DemoReport:
     """The whole demo. Blocks; starts and stops a Kafka of its own unless the settings name one.
 
     Raises:
-        PipelineError: why it cannot be run.
+        WrongFolder: one of the two cannot be used. PipelineError: why it cannot be run.
     """
     if not source.is_dir():
-        raise PipelineError(f"--source {source} is no directory; name a folder of files")
+        raise WrongFolder(f"--source {source} is no directory; name a folder of files")
     if directory.resolve().is_relative_to(source.resolve()):
-        raise PipelineError(
+        raise WrongFolder(
             f"--dir {directory} lies inside of --source {source}, which must not change; choose another"
         )
     if source.resolve().is_relative_to(directory.resolve()):
-        raise PipelineError(
+        raise WrongFolder(
             f"--source {source} lies inside of --dir {directory}, which is emptied first; choose another --dir"
         )
     where: dict[str, Any] = {
@@ -209,7 +213,7 @@ def run_demo(source: Path, directory: Path, progress: Progress) -> DemoReport:
     prepare_directory(directory)
     objects = gather(source, directory / "node-1", progress)
     if not objects.keys:
-        raise PipelineError(f"--source {source} has no file that could become an object; choose another")
+        raise WrongFolder(f"--source {source} has no file that could become an object; choose another")
     if given:
         with deleted_afterwards(settings):
             return _on(settings, directory, objects, progress)

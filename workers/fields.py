@@ -47,7 +47,7 @@ def parse_fields(cls: type[Job], assignments: list[str]) -> dict[str, Any]:
     """Values for the fields of a job class.
 
     Raises:
-        InvalidJob: an unknown field, or a value that its type does not take.
+        InvalidJob: an unknown field, one that is given twice, or a value that its type does not take.
     """
     hints = typing.get_type_hints(cls)
     known = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
@@ -58,6 +58,8 @@ def parse_fields(cls: type[Job], assignments: list[str]) -> dict[str, Any]:
             raise InvalidJob(f"{assignment!r}: write FIELD=VALUE")
         if name not in known:
             raise no_such_field(cls, name)
+        if name in values:
+            raise InvalidJob(f"{cls.job_type}.{name} is given twice; a list is written {name}=A,B")
         try:
             values[name] = _value(hints[name], text)
         except (ValueError, InvalidJob) as error:

@@ -19,6 +19,7 @@ from typer.testing import CliRunner, Result
 
 from streams.redrive import RedriveReport
 from workers.cli import app
+from workers.demo import DemoReport
 
 pytestmark = pytest.mark.job_processing
 
@@ -437,6 +438,20 @@ def test_kafka_status_and_stop_without_a_kafka() -> None:
     assert stop.exit_code == 0
 
 
+def test_a_demo_that_fails_says_why_and_that_it_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    report = DemoReport(
+        objects=3, replicated=2, dead_letters=1, bytes=6, seconds=0.5, jobs_per_s=6.0, verified=False, left_out={},
+        dead_letter=None, directory="/demo",
+    )  # fmt: skip
+    monkeypatch.setattr("workers.demo.run_demo", lambda *_: report)
+
+    result = run("demo", "--json")
+
+    assert result.exit_code == 1
+    assert result.stderr == "error: 1 of 3 objects are not on all nodes as they should be\n"
+    assert json.loads(result.stdout)["verified"] is False
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -463,7 +478,7 @@ def test_the_demo_refuses_directories_that_are_not_its_own(
 
     result = run("demo", *arguments)
 
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert said in result.stderr
     assert result.stdout == ""
     assert (tmp_path / "files" / "one").read_text() == "1"

@@ -44,6 +44,14 @@ class Everything(Job):
             raise ValueError("count must not be negative")
 
 
+def test_a_field_is_given_once() -> None:
+    """The last one would win, and the first be gone without a word."""
+    with pytest.raises(
+        InvalidJob, match=r"test_everything_typed\.nodes is given twice; a list is written nodes=A,B"
+    ):
+        parse_fields(Everything, ["path=a", "nodes=n1", "nodes=n2"])
+
+
 @pytest.mark.parametrize(
     ("text", "value"),
     [
