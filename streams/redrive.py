@@ -10,20 +10,21 @@ left alone. A run that breaks off leaves each job either as it was or redriven.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
 import structlog
-from confluent_kafka import KafkaException, Producer
+from confluent_kafka import KafkaException, Message, Producer
 
 from schemas import headers as h
 from schemas.codec import Codec
-from schemas.errors import DeliveryFailed, PipelineError, ReadIncomplete
+from schemas.errors import DeliveryFailed, PipelineError, ReadIncomplete, WireError
 from schemas.headers import MAX_HISTORY, Attempt, Delivery, RawHeaders, clip
 from schemas.lifecycle import JobStatus, actor_of
-from schemas.records import STATUS, StatusChange, StatusWriter
+from schemas.records import STATUS, StatusChange, StatusWriter, decode_status
 from schemas.topics import JobPriority, Topics
 from streams.client_log import ConnectionWatch
 from streams.clients import FENCED, MAX_FORWARDED_BYTES, TRANSACTION_TIMEOUT_MS, kafka_failed, producer_config
@@ -33,7 +34,7 @@ from streams.reader import JobNotFound, JobReader
 from streams.registry import build_codec
 from streams.schemas_topic import publish_schemas
 from streams.settings import Settings
-from streams.visible import Written, visible_records
+from streams.visible import Written, is_forbidden, visible_records
 
 log = structlog.get_logger("rustfs_workers.redrive")
 
@@ -325,6 +326,7 @@ class _Session:
 
     def __init__(self, settings: Settings, codec: Codec, progress: _Progress) -> None:
         self._settings = settings
+        self._codec = codec
         self._progress = progress
         self._connection = ConnectionWatch()
         self._statuses = StatusWriter(codec)
@@ -361,20 +363,47 @@ class _Session:
         ``workers.torn``.
 
         Raises:
-            _Doubt: perhaps they were written. RedriveTakenOver: they were not.
-            ReadIncomplete, KafkaUnreachable: what stands cannot be read.
+            _Doubt: perhaps they were written, or what stands cannot be read. RedriveTakenOver: they were not written.
         """
-        lives = [self._records_of(life) for life in self._progress.doubtful]
+        lives = [(life, *self._records_of(life)) for life in self._progress.doubtful]
         if not lives:
             return
-        since_ms = min(life.status.at for life in self._progress.doubtful) - _CLOCK_STEPS_MS
-        seen = visible_records(
-            self._settings, {record for life in lives for record in life}, since_ms, timeout_s=_READ_S
-        )
-        torn = [life for life in lives if not seen.isdisjoint(life) and not seen.issuperset(life)]
+        since_ms = min(life.status.at for life, _, _ in lives) - _CLOCK_STEPS_MS
+        told: dict[str, StatusChange] = {}
+
+        def note(message: Message) -> None:
+            if message.topic() == self._topics.status and (value := message.value()) is not None:
+                with contextlib.suppress(WireError):  # not one of ours
+                    change = decode_status(self._codec, value)
+                    told[change.job_id] = change
+
+        try:
+            seen = visible_records(
+                self._settings,
+                {record for _, *pair in lives for record in pair},
+                since_ms,
+                timeout_s=_READ_S,
+                each=note,
+            )
+        except PipelineError as error:
+            if is_forbidden(error):
+                log.warning(
+                    "what was redriven cannot be looked at: its statuses have to speak", error=str(error)
+                )
+                return
+            raise _Doubt(str(error)) from error
+        torn: list[Written] = []
+        for life, job, status in lives:
+            if (job in seen) is (status in seen):
+                continue
+            if job not in seen:
+                torn.append(job)
+            # Its worker may have told more of it by now, and "pending" must not be the last word.
+            elif (last := told.get(life.job_id)) is None or last.redrives < life.status.redrives:
+                torn.append(status)
         if torn:
-            log.warning("Kafka has kept a part of a transaction; the rest is written now", jobs=len(torn))
-            self._write([record for life in torn for record in life if record not in seen])
+            log.warning("Kafka has kept a part of a transaction; the rest is written now", records=len(torn))
+            self._write(torn)
 
     def _records_of(self, life: NewLife) -> tuple[Written, Written]:
         return (

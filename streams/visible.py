@@ -6,22 +6,31 @@ In:  records, as they were to be written, and since when they may stand there. O
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Final, NamedTuple
 
-from confluent_kafka import KafkaException, Message
+from confluent_kafka import KafkaError, KafkaException, Message
 from confluent_kafka.admin import AdminClient
 
-from schemas.errors import KafkaUnreachable, ReadIncomplete
+from schemas.errors import KafkaUnreachable, PipelineError, ReadIncomplete
 from schemas.headers import RawHeaders
 from schemas.partitions import partition_of
 from streams.clients import admin_config, kafka_failed
 from streams.committed import passes
+from streams.raw_headers import raw_headers
 from streams.scan import Partition, partitions_of, scan_partitions, since
 from streams.settings import Settings
 
-#: Finding the partitions, where to begin, and where they end each may take as long as the reading.
-_STEPS: Final = 4
+#: Finding the partitions may take a quarter of the time. The rest: where they begin and end, and reading them, half of it each at most.
+_TO_FIND: Final = 1 / 4
+_TO_READ: Final = 1 / 2
+_FORBIDDEN: Final = frozenset(
+    {
+        KafkaError.TOPIC_AUTHORIZATION_FAILED,
+        KafkaError.GROUP_AUTHORIZATION_FAILED,
+        KafkaError.CLUSTER_AUTHORIZATION_FAILED,
+    }
+)
 
 
 class Written(NamedTuple):
@@ -42,11 +51,17 @@ class Written(NamedTuple):
 
 
 def visible_records(
-    settings: Settings, records: Collection[Written], since_ms: int, *, timeout_s: float
+    settings: Settings,
+    records: Collection[Written],
+    since_ms: int,
+    *,
+    timeout_s: float,
+    each: Callable[[Message], None] = lambda _: None,
 ) -> set[Written]:
     """Those of ``records`` that a committed read returns. Blocks; any thread.
 
     Reads the partitions where they would stand, from ``since_ms`` (by the clock that stamps them) on, to their ends of now.
+    ``each`` is called for whatever stands there with the topic and key of one of them.
 
     Raises:
         ReadIncomplete: more than could be read in ``timeout_s``, or somebody's open transaction hides it.
@@ -55,19 +70,29 @@ def visible_records(
     if not records:
         return set()
     try:
-        return _visible(settings, records, since_ms, timeout_s)
+        return _visible(settings, records, since_ms, timeout_s, each)
     except KafkaException as error:
         if passes(error):
             raise KafkaUnreachable(settings.bootstrap_servers(), timeout_s) from error
         raise kafka_failed(settings, error, timeout_s) from error
 
 
+def is_forbidden(error: PipelineError) -> bool:
+    """Whether Kafka has said that this user may not do it: to ask again changes nothing."""
+    cause = error.__cause__
+    return isinstance(cause, KafkaException) and cause.args[0].code() in _FORBIDDEN
+
+
 def _visible(
-    settings: Settings, records: Collection[Written], since_ms: int, timeout_s: float
+    settings: Settings,
+    records: Collection[Written],
+    since_ms: int,
+    timeout_s: float,
+    each: Callable[[Message], None],
 ) -> set[Written]:
     admin = AdminClient(admin_config(settings))
-    step_s = timeout_s / _STEPS
-    every = partitions_of(settings, admin, sorted({record.topic for record in records}), step_s)
+    topics = sorted({record.topic for record in records})
+    every = partitions_of(settings, admin, topics, timeout_s * _TO_FIND)
     wanted: dict[tuple[str, bytes | None], list[Written]] = defaultdict(list)
     for record in records:
         wanted[record.topic, record.key].append(record)
@@ -76,13 +101,18 @@ def _visible(
     def look(message: Message) -> None:
         candidates = wanted.get((message.topic() or "", message.key()))
         if candidates:
-            rest = (message.value(), tuple(message.headers() or ()))
-            found.update(one for one in candidates if (one.value, one.headers) == rest)
+            each(message)
+            value = message.value()
+            if candidates := [one for one in candidates if one.value == value]:
+                # Not of anybody's record: confluent-kafka fails at names that are no UTF-8.
+                headers = tuple(raw_headers(message) or ())
+                found.update(one for one in candidates if one.headers == headers)
 
     places = places_of(records, every)
-    result = scan_partitions(settings, admin, places, look, timeout_s=step_s, start=since(since_ms))
+    limit_s = timeout_s * _TO_READ
+    result = scan_partitions(settings, admin, places, look, timeout_s=limit_s, start=since(since_ms))
     if not result.complete:
-        raise ReadIncomplete(step_s)
+        raise ReadIncomplete(limit_s)
     return found
 
 

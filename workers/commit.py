@@ -33,12 +33,11 @@ from schemas.errors import (
     GroupNotInitialised,
     KafkaUnreachable,
     PipelineError,
-    ReadIncomplete,
 )
 from schemas.lifecycle import JobStatus
 from schemas.offsetmap import MAX_CHARACTERS, OffsetMap
 from schemas.records import StatusChange
-from streams.visible import Written
+from streams.visible import Written, is_forbidden
 from workers.counters import Counters
 from workers.lease import Lease
 from workers.message import Message
@@ -90,8 +89,8 @@ class ReadBack(Protocol):
 class ReadVisible(Protocol):
     """Reads which of some records were committed, waiting for pending transactions."""
 
-    def __call__(self, records: Collection[Written], age_s: float) -> set[Written]:
-        """Those that stand in Kafka, if they were written ``age_s`` ago at the most."""
+    def __call__(self, records: Collection[Written], since_ms: int) -> set[Written]:
+        """Those that stand in Kafka, if they were not written before then."""
         ...
 
 
@@ -116,12 +115,14 @@ class Committer:
         on_fenced: Callable[[], None] = lambda: None,
         upcoming: Callable[[int], Iterable[Message]],
         lease: Lease,
+        now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
         job_types: Iterable[str] = (),
         least_ahead: int = _LEAST_AHEAD,
     ) -> None:
         self._membership = membership
         self._read_back = read_back
         self._read_visible = read_visible
+        self._now_ms = now_ms
         self._router = router
         self._worker = worker_name
         self._lock = lock
@@ -285,7 +286,8 @@ class Committer:
     def _commit(self, metadata: Any, outcomes: list[Outcome], released: set[PartitionState]) -> None:
         """Bring these outcomes into Kafka, whatever it takes; drop those whose partition is lost."""
         failures = refusals = 0
-        began = time.monotonic()
+        # By the clock that stamps records, and now: a machine that sleeps in between counts no time.
+        began_ms = self._now_ms()
         while True:
             with self._lock:
                 outcomes, plans = self._plan(outcomes, released)
@@ -313,7 +315,10 @@ class Committer:
                     if error.fenced:
                         self.counters.event("fenced")
                         self._on_fenced()
-                    outcomes = self._recover(outcomes, began)
+                    recovering_ms = self._now_ms()
+                    outcomes, is_known = self._recover(outcomes, began_ms)
+                    if is_known:
+                        began_ms = recovering_ms
                 case Stale():
                     log.info("group metadata was stale", error=str(error))
                     self.counters.event("stale_metadata")
@@ -380,14 +385,17 @@ class Committer:
             done.set()
         self._until_settled.clear()
 
-    def _recover(self, outcomes: list[Outcome], began: float) -> list[Outcome]:
-        """After an ambiguous commit: a new producer, then only what Kafka does not show. Since ``began`` it was tried."""
+    def _recover(self, outcomes: list[Outcome], began_ms: int) -> tuple[list[Outcome], bool]:
+        """After an ambiguous commit: a new producer, then only what Kafka does not show.
+
+        ``began_ms``: since when it was tried. The flag: whether what is visible of that is known.
+        """
         self._transactions.renew()
         with self._lock:
             self._settle()
         owned, read = self._read_what_stands(outcomes)
         written = [self._transactions.records_of(outcome) for outcome in outcomes]
-        visible = self._read_what_is_visible(written, began)
+        visible = self._read_what_is_visible(written, began_ms)
         with self._lock:
             for part in owned:
                 committed = read[part.place]
@@ -407,7 +415,7 @@ class Committer:
             self.counters.event("torn_transactions")
             log.warning("Kafka has kept a part of a transaction; the rest is written now", outcomes=left.torn)
         self._on_committed()
-        return left.missing
+        return left.missing, visible is not None
 
     def _read_what_stands(
         self, outcomes: list[Outcome]
@@ -416,15 +424,15 @@ class Committer:
         while True:
             with self._lock:
                 owned = [part for part in self.parts if part.owned]
-                # Those that are lost as well: what we have finished there, nobody else will write.
-                places = {part.place for part in owned}
-                places |= {o.message.part.place for o in outcomes if o.message is not None}
+                lost = {o.message.part.place for o in outcomes if o.message and not o.message.part.owned}
             try:
-                return owned, self._read_back(places)
+                read = self._read_back({part.place for part in owned})
             except KafkaUnreachable as error:
                 if self._stop:
                     raise
                 log.warning("what is committed cannot be read yet", error=str(error))
+            else:
+                return owned, self._read_what_is_lost(lost - read.keys()) | read
             # Either Kafka is away again, and this waits for it; or our own transaction is the one that stays open.
             try:
                 self._end_forgotten()
@@ -432,7 +440,17 @@ class Committer:
                 log.warning("a forgotten transaction cannot be ended now", error=str(error))
             self._transactions.renew()
 
-    def _read_what_is_visible(self, written: list[WrittenOutcome], began: float) -> set[Written] | None:
+    def _read_what_is_lost(self, places: set[Place]) -> dict[Place, OffsetMap]:
+        """Of partitions that others have: what we have finished there, and nobody after us, nobody else will write."""
+        try:
+            return self._read_back(places) if places else {}
+        except (
+            PipelineError
+        ) as error:  # an heir's map may be of a newer version, or its transaction stay open
+            log.info("what is committed of lost partitions cannot be read", error=str(error))
+            return {}
+
+    def _read_what_is_visible(self, written: list[WrittenOutcome], began_ms: int) -> set[Written] | None:
         """Which of these records stand; None if that cannot be known, or not for too long."""
         wanted = {
             record for status, records in written for record in (status, *records) if record is not None
@@ -440,10 +458,9 @@ class Committer:
         deadline = time.monotonic() + _PATIENCE_TO_SEE_S
         while True:
             try:
-                return self._read_visible(wanted, time.monotonic() - began)
+                return self._read_visible(wanted, began_ms)
             except PipelineError as error:
-                passes = isinstance(error, (KafkaUnreachable, ReadIncomplete))
-                if not passes or self._stop or time.monotonic() > deadline:
+                if is_forbidden(error) or self._stop or time.monotonic() > deadline:
                     self.counters.event("unverified_commits")
                     log.warning(
                         "what is visible of a transaction cannot be read: its offsets have to speak for its records",
@@ -466,7 +483,8 @@ class Committer:
         (outcome,) = outcomes
         if outcome.message is None:
             what = "the rest of an outcome" if outcome.late else "news"
-            log.error("dropped, since Kafka refuses it", what=what, error=error)
+            where = outcome.owner.where if outcome.owner is not None else ""
+            log.error("dropped, since Kafka refuses it", what=what, at=where, error=error)
             self._commit(metadata, [], released)
             return
         if outcome.event == "not_kept":

@@ -29,7 +29,7 @@ class WorkerConfig:
         tick_ms: milliseconds between two transactions.
         drain_timeout: what running jobs get when the worker is asked to stop.
         revoke_timeout: what they get when their partition moves to another worker, if by what is known of their type they may
-            end in that time; others are cancelled at once, and run again there.
+            end in that time; others are not waited for: they are cancelled, and run again there.
         snooze_limit: since a job's first snooze in its life; after it a snooze counts as a failure.
         buffer_high: waiting jobs of one priority at which fetching pauses.
         buffer_low: waiting jobs of one priority at which fetching goes on.

@@ -135,8 +135,8 @@ class Executor:
     async def release(self, parts: set[Any], timeout_s: float, *, only_who_may_end: bool = False) -> None:
         """Let the running jobs of these partitions finish until the deadline, then cancel what is left.
 
-        The partitions are marked ``releasing`` already, so nothing new starts on them. A thread cannot be cancelled: it goes on,
-        and its outcome is dropped. ``only_who_may_end``: do not wait for those that will hardly end in time.
+        The partitions are marked ``releasing`` already, so nothing new starts on them. A thread that does not listen to
+        ``context.cancelled`` goes on, and its outcome is dropped. ``only_who_may_end``: do not wait for those that will hardly end in time.
         """
         left = {active for active in self.active if active.message.part in parts}
         if only_who_may_end:
@@ -152,7 +152,7 @@ class Executor:
                 at=active.message.where,
             )
             active.cancel(RELEASED)
-        await self._until_done({a for a in cancelled if a.handler.execution != "thread"}, _CANCEL_S)
+        await self._until_done(set(cancelled), _CANCEL_S)
 
     def cancel_all(self, reason: str) -> None:
         """Cancel everything that runs; what remains ours starts again later."""

@@ -501,7 +501,8 @@ class Poller:
         leaving = self._mark_releasing(places)
         if leaving:
             self._take_metadata(consumer, started)
-            self._in_loop(self._release(leaving, self._revoke_timeout_s), self._revoke_timeout_s + 1)
+            # And a second for what was cancelled to end.
+            self._in_loop(self._release(leaving, self._revoke_timeout_s), self._revoke_timeout_s + 1.5)
             remaining = self._revoke_timeout_s + 1 - (time.monotonic() - started)
             if self.leaves_unclean or not self._committer.release(leaving).wait(max(remaining, 0.5)):
                 log.warning("partitions released without a last commit", partitions=_numbers(places))

@@ -73,8 +73,8 @@ _ANSWER_S: Final = 10.0
 _OFFSETS_S: Final = 2.0
 #: For what an ambiguous commit left, one try of several; a busy topic has hundreds of thousands of records since its begin.
 _VISIBLE_S: Final = 20.0
-#: The broker's clock stamps some topics, ours the others.
-_CLOCKS_DIFFER_S: Final = 10.0
+#: So far the clocks of brokers may be apart.
+_CLOCKS_DIFFER_MS: Final = 30_000
 #: Our own jobs come to their topic less than a second before their time; clocks may differ a little.
 _LONGEST_HOLD_MS: Final = 2_000
 
@@ -145,6 +145,7 @@ class WorkerProcess:
             on_fenced=self._fenced,
             upcoming=self._scheduler.upcoming,
             lease=self._lease,
+            now_ms=self._stamped_ms,
             job_types=handlers.types,
         )
         self._executor = Executor(
@@ -511,10 +512,12 @@ class WorkerProcess:
             }
         )
 
-    def _read_visible(self, records: Collection[Written], age_s: float) -> set[Written]:
-        now_ms = min(self._clock.now_ms(), time.time_ns() // 1_000_000)
-        since_ms = now_ms - round((age_s + _CLOCKS_DIFFER_S) * 1000)
-        return visible_records(self._settings, records, since_ms, timeout_s=_VISIBLE_S)
+    def _read_visible(self, records: Collection[Written], since_ms: int) -> set[Written]:
+        return visible_records(self._settings, records, since_ms - _CLOCKS_DIFFER_MS, timeout_s=_VISIBLE_S)
+
+    def _stamped_ms(self) -> int:
+        """What stands on a record that is written now, or less: the broker's clock stamps some topics, ours the others."""
+        return min(self._clock.now_ms(), time.time_ns() // 1_000_000)
 
     def _ask_for_offsets(self, spec: OffsetSpec, places: Iterable[Place]) -> dict[Place, int]:
         admin = informed_admin(self._settings, _OFFSETS_S)

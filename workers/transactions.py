@@ -127,10 +127,11 @@ class Transactions:
         self._worker = worker_name
         self._lease = lease
         self._given_up = given_up
-        #: Fingerprints of schemas that a committed transaction of ours carried; and those in the open one, or in one that may
-        #: have been committed.
+        #: Fingerprints of schemas that a committed transaction of ours carried; those in the open one; and those of one that
+        #: may have been committed without them.
         self._introduced: set[bytes] = set()
         self._introducing: dict[bytes, WireSchema] = {}
+        self._doubtful: dict[bytes, WireSchema] = {}
         self._watch = ConnectionWatch()
         self._offsets = OffsetSender()
         self._producer: Producer | None = None
@@ -190,6 +191,8 @@ class Transactions:
         producer.poll(0)
         proof = self._lease.begin()
         self._watch.lost = False
+        self._doubtful |= self._introducing
+        self._introducing.clear()
         try:
             producer.begin_transaction()
             self._produce(producer, outcomes)
@@ -212,6 +215,7 @@ class Transactions:
             self._lease.committed(proof)
         self._introduced |= self._introducing.keys()
         self._introducing.clear()
+        self._doubtful.clear()
 
     def records_of(self, outcome: Outcome) -> WrittenOutcome:
         """What ``outcome`` writes, as readers would find it; nothing if it cannot be written, or only repeats itself."""
@@ -232,7 +236,7 @@ class Transactions:
     def _produce(self, producer: Producer, outcomes: list[Outcome]) -> None:
         produce, status_topic = producer.produce, self._status_topic
         # The transaction that carried them was not committed for sure, and its other records may be seen all the same.
-        for schema in list(self._introducing.values()):
+        for schema in self._doubtful.values():
             self._introduce(producer, schema)
         for outcome in outcomes:
             status = outcome.status
@@ -309,8 +313,9 @@ class Transactions:
             raise Ambiguous(str(kafka_error), fenced=_says_fenced(error)) from error
         if kafka_error.retriable() or kafka_error.code() in _AWAY:
             raise Ambiguous(str(kafka_error)) from error
-        # Surely not there; and if it is a schema that Kafka refuses, it must not spoil what others write next.
+        # If it is a schema that Kafka refuses, it must not spoil what others write next.
         self._introducing.clear()
+        self._doubtful.clear()
         raise Refused(str(kafka_error)) from error
 
 

@@ -171,13 +171,13 @@ def _reads_what_is_open() -> Any:
     def unstable(self: MemoryKafka, group: str, places: Any, *, require_stable: bool = True) -> Any:
         return committed(self, group, places, require_stable=False)
 
-    def too_early(self: Committer, outcomes: list[Outcome], began: float) -> list[Outcome]:
+    def too_early(self: Committer, outcomes: list[Outcome], began_ms: int) -> tuple[list[Outcome], bool]:
         renew = self._transactions.renew
         with (
             patch.object(self._transactions, "renew", lambda: None),
             patch.object(MemoryKafka, "committed", unstable),
         ):
-            left = recover(self, outcomes, began)
+            left = recover(self, outcomes, began_ms)
         renew()
         return left
 
@@ -241,16 +241,16 @@ def _wrong_watermark() -> Any:
 def _blind_replay() -> Any:
     """After an ambiguous commit everything is written again, without a look at what stands."""
 
-    def recover(self: Committer, outcomes: list[Outcome], _began: float) -> list[Outcome]:
+    def recover(self: Committer, outcomes: list[Outcome], _began_ms: int) -> tuple[list[Outcome], bool]:
         self._transactions.renew()
-        return outcomes
+        return outcomes, True
 
     return patch.object(Committer, "_recover", recover)
 
 
 def _trusts_offsets() -> Any:
     """After an ambiguous commit the offsets speak for the records: a part that Kafka has kept is not looked for."""
-    return patch.object(Committer, "_read_what_is_visible", lambda _self, _written, _began: None)
+    return patch.object(Committer, "_read_what_is_visible", lambda _self, _written, _began_ms: None)
 
 
 def _trusts_success() -> Any:

@@ -379,6 +379,7 @@ class SimWorker(WorkerProcess):
             on_failure=self._fail,
             upcoming=self._scheduler.upcoming,
             lease=self._lease,
+            now_ms=self.now_ms,
             least_ahead=2,  # maps that open a wide window would hide what happens at its end
         )
         committer.worker = self
@@ -527,8 +528,8 @@ class SimWorker(WorkerProcess):
                 self.pause()
         raise KafkaUnreachable("nowhere", 10)
 
-    def _read_visible(self, records: Collection[Written], age_s: float) -> set[Written]:
-        kafka, since_ms = self.world.kafka, self.now_ms() - round(age_s * 1000)
+    def _read_visible(self, records: Collection[Written], since_ms: int) -> set[Written]:
+        kafka = self.world.kafka
         every = [
             (topic, number) for topic, count in kafka.partition_counts.items() for number in range(count)
         ]

@@ -43,5 +43,6 @@ def test_the_faults_that_matter_happen() -> None:
         "answer lost",
         "straggler",
         "straggler refused",
+        "torn",
     }
     assert wanted <= set(faults)

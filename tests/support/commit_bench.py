@@ -65,8 +65,9 @@ class FakeKafka:
         self.refuse: Callable[[Transaction], Exception | None] = lambda _: None
         #: What reading back raises, one after another.
         self.unreadable: list[Exception] = []
-        #: The same of looking for records.
+        #: The same of looking for records; and since when that was done.
         self.hidden: list[Exception] = []
+        self.looked_since: list[int] = []
         self.generation = 1
         self.producers = 0
         #: The threads in which producers came to their ends.
@@ -92,8 +93,9 @@ class FakeKafka:
             raise self.unreadable.pop(0)
         return {place: self.stored.get(place, committed()) for place in places}
 
-    def read_visible(self, records: Collection[Written], age_s: float) -> set[Written]:
+    def read_visible(self, records: Collection[Written], since_ms: int) -> set[Written]:
         self.steps.append("look")
+        self.looked_since.append(since_ms)
         if self.hidden:
             raise self.hidden.pop(0)
         return {Written.of(*sent) for one in self.committed for sent in one.records}.intersection(records)
@@ -186,6 +188,8 @@ class Bench:
         self.waiting: list[Message] = []
         #: By a clock that stands still, unless a test moves it.
         self.now_s = 0.0
+        #: By the one that stamps records.
+        self.stamped_ms = 1_000
         self.lease = Lease(5.0, lambda: self.now_s)
         self.committer = Committer(
             make_producer=self.kafka.producer,
@@ -203,6 +207,7 @@ class Bench:
             on_fenced=lambda: self.kafka.steps.append("fenced"),
             upcoming=self._upcoming,
             lease=self.lease,
+            now_ms=lambda: self.stamped_ms,
         )
         self.committer._transactions.renew()
         self.part = self.assign(records)

@@ -94,7 +94,8 @@ def test_a_schema_goes_again_unless_its_transaction_was_committed_for_sure(
     assert written(bench) == [[SCHEMA, sent], [sent]]
 
 
-def test_a_schema_goes_again_if_only_the_child_was_kept() -> None:
+@pytest.mark.parametrize("then", ["nothing", "stale"])
+def test_a_schema_goes_again_if_only_the_child_was_kept(then: str) -> None:
     """Of a torn transaction: nobody could read the child otherwise."""
     bench = Bench()
     child = child_of()
@@ -105,6 +106,9 @@ def test_a_schema_goes_again_if_only_the_child_was_kept() -> None:
         return kafka_error(KafkaError._TIMED_OUT, retriable=True)
 
     bench.kafka.fault("commit", tear)
+    if then == "stale":
+        bench.kafka.fault("offsets", lambda _: None)
+        bench.kafka.fault("offsets", kafka_error(KafkaError.ILLEGAL_GENERATION, abort=True))
     end(bench, 0, child)
     end(bench, 1)
     sent = (child.topic, child.value)

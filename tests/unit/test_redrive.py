@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,14 +14,16 @@ from confluent_kafka import KafkaError
 from schemas.errors import DeliveryFailed, IllegalTransition, KafkaUnreachable, ReadIncomplete
 from schemas.headers import Delivery, parse
 from schemas.lifecycle import JobStatus
-from schemas.records import StatusChange
+from schemas.records import StatusChange, StatusWriter
 from schemas.topics import PRIORITIES, JobPriority
 from streams import redrive as redrive_module
+from streams.clients import KafkaRefused
 from streams.dead_letters import DeadLetter, DeadLetterFilter, DeadLetters, mark_redriven
 from streams.jobinfo import JobEvent, JobState, StatusSeen
 from streams.reader import JobNotFound
 from streams.redrive import RedriveReport, RedriveTakenOver, redrive, retry_job
 from streams.settings import load_settings
+from streams.visible import Written
 from tests.support.commit_bench import CODEC, FakeKafka, FakeProducer, Transaction, kafka_error
 from tests.support.letters import letter
 from tests.support.messages import TOPICS
@@ -30,6 +33,7 @@ pytestmark = pytest.mark.job_processing
 
 SETTINGS = load_settings(kafka_bootstrap_servers="127.0.0.1:1", topic_prefix=TOPICS.prefix)
 TIMED_OUT = kafka_error(KafkaError._TIMED_OUT, retriable=True)
+STATUSES = StatusWriter(CODEC)
 
 
 def job_id(number: int) -> str:
@@ -50,6 +54,8 @@ class Cemetery:
             JOB_ID, Delivery("test"), JobPriority.LOW, False, "b/k", b"bytes", 5, (TOPICS.jobs[PRIORITIES[3]], 1, 5)
         )  # fmt: skip
         self.before: list[StatusChange] = []
+        #: By workers that have a new life already.
+        self.told_since: list[StatusChange] = []
         self.complete = True
         monkeypatch.setattr(redrive_module, "Producer", lambda config: self.kafka.producer(config["logger"]))
         monkeypatch.setattr(redrive_module, "publish_schemas", lambda *_, **__: None)
@@ -58,8 +64,15 @@ class Cemetery:
         monkeypatch.setattr(
             redrive_module,
             "visible_records",
-            lambda _, records, _s, **__: self.kafka.read_visible(records, 0),
+            self._visible,
         )
+
+    def _visible(
+        self, _: Any, records: set[Written], _since_ms: int, *, timeout_s: float, each: Callable[[Any], None]
+    ) -> set[Written]:
+        for change in self.told_since:
+            each(SimpleNamespace(topic=lambda: TOPICS.status, value=lambda c=change: STATUSES.encode(c)))
+        return self.kafka.read_visible(records, 0)
 
     @property
     def known(self) -> dict[str, StatusChange]:
@@ -211,12 +224,48 @@ def test_the_other_half_of_a_torn_life_is_written(cemetery: Cemetery, kept: str)
     assert sorted(report.redriven) == [job_id(0), job_id(1), job_id(2)]
 
 
-def test_what_cannot_be_read_is_not_guessed(cemetery: Cemetery) -> None:
+def test_a_torn_life_that_has_ended_by_now_is_not_said_to_wait(cemetery: Cemetery) -> None:
+    """Compaction would keep that as the last word."""
+
+    def tear(producer: FakeProducer) -> Exception:
+        producer.kafka.land(
+            Transaction([sent for sent in producer.open.records if sent.topic != TOPICS.status])
+        )
+        return TIMED_OUT
+
+    cemetery.letters = [letter_of(number, value=job_id(number).encode()) for number in range(2)]
+    ended = status(JobStatus.SUCCEEDED, job_id=job_id(0), redrives=1)
+    cemetery.told_since = [ended]
+    cemetery.kafka.fault("commit", tear)
+    cemetery.kafka.fault("commit", lambda _: cemetery.before.append(ended))
+    report = run()
+    assert [change.job_id for change in cemetery.kafka.statuses] == [job_id(1)]
+    assert sorted(report.redriven) == [job_id(0), job_id(1)]
+
+
+def test_what_cannot_be_read_is_looked_at_again_and_not_guessed(cemetery: Cemetery) -> None:
     cemetery.kafka.fault("commit", TIMED_OUT)
-    cemetery.kafka.hidden = [ReadIncomplete(60)]
-    with pytest.raises(ReadIncomplete):
+    cemetery.kafka.hidden = [ReadIncomplete(60), KafkaUnreachable("nowhere", 5)]
+    assert len(run().redriven) == 3
+    assert cemetery.lives == cemetery.each_once
+    assert cemetery.kafka.steps.count("look") == 3
+
+
+def test_it_is_not_looked_at_for_ever(cemetery: Cemetery) -> None:
+    cemetery.kafka.fault("commit", TIMED_OUT)
+    cemetery.kafka.hidden = [ReadIncomplete(60)] * 9
+    with pytest.raises(DeliveryFailed, match="could not be read to their end"):
         run()
     assert cemetery.kafka.committed == []
+
+
+def test_who_may_not_look_goes_by_the_statuses(cemetery: Cemetery) -> None:
+    cemetery.kafka.fault("commit", TIMED_OUT)
+    refused = KafkaRefused("no")
+    refused.__cause__ = kafka_error(KafkaError.TOPIC_AUTHORIZATION_FAILED)
+    cemetery.kafka.hidden = [refused]
+    assert len(run().redriven) == 3
+    assert cemetery.lives == cemetery.each_once
 
 
 def test_a_connection_lost_before_the_transaction_does_not_matter(

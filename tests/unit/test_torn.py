@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 
 import pytest
 from confluent_kafka import KafkaError
 
-from schemas.errors import KafkaUnreachable, ReadIncomplete
+from schemas.errors import GroupNotInitialised, KafkaUnreachable, ReadIncomplete
 from schemas.lifecycle import JobStatus
 from schemas.offsetmap import OffsetMap
 from schemas.partitions import partition_of
@@ -157,6 +157,17 @@ def test_where_nobody_can_look_the_offsets_speak(part: PartitionState) -> None:
 TIMED_OUT = kafka_error(KafkaError._TIMED_OUT, retriable=True)
 
 
+@pytest.fixture
+def bench() -> Bench:
+    return Bench()
+
+
+def forbidden() -> KafkaRefused:
+    error = KafkaRefused("no")
+    error.__cause__ = kafka_error(KafkaError.TOPIC_AUTHORIZATION_FAILED)
+    return error
+
+
 def tear(bench: Bench, *, offsets: bool, statuses: bool, records: bool) -> None:
     """The next commit lands in part, and is not answered."""
 
@@ -221,7 +232,7 @@ def test_what_hides_the_records_is_waited_for() -> None:
 def test_but_not_for_ever(monkeypatch: pytest.MonkeyPatch, why: str) -> None:
     """A user who may not read statuses, for one: then it is as it was, and a count says so."""
     bench = Bench()
-    bench.kafka.hidden = [KafkaRefused("no")] if why == "refused" else [ReadIncomplete(5)] * 9
+    bench.kafka.hidden = [forbidden()] if why == "refused" else [ReadIncomplete(5)] * 9
     if why == "for too long":
         monkeypatch.setattr(commit_module, "_PATIENCE_TO_SEE_S", -1.0)
     bench.committer._stop = why == "stopped"
@@ -231,6 +242,60 @@ def test_but_not_for_ever(monkeypatch: pytest.MonkeyPatch, why: str) -> None:
     assert bench.kafka.steps.count("look") == 1
     assert len(bench.kafka.statuses) == 1
     assert bench.events["unverified_commits"] == 1
+
+
+def test_it_is_looked_for_since_it_was_tried_first(bench: Bench) -> None:
+    """And after a look that came to something, since that: what was there by then is not written again."""
+
+    def late(_: FakeProducer) -> Exception:
+        bench.stamped_ms += 1_000
+        return TIMED_OUT
+
+    for _ in range(3):
+        bench.kafka.fault("commit", late)
+    bench.success(0)
+    bench.tick()
+    assert bench.kafka.looked_since == [1_000, 2_000, 3_000]
+
+
+def test_after_a_look_that_came_to_nothing_it_is_still_looked_for_since_the_first_try(bench: Bench) -> None:
+    def late(_: FakeProducer) -> Exception:
+        bench.stamped_ms += 1_000
+        return TIMED_OUT
+
+    bench.kafka.fault("commit", late)
+    bench.kafka.fault("commit", late)
+    bench.kafka.hidden = [forbidden()]
+    bench.success(0)
+    bench.tick()
+    assert bench.kafka.looked_since == [1_000, 1_000]
+
+
+@pytest.mark.parametrize("readable", [True, False])
+def test_a_partition_that_is_lost_meanwhile_holds_up_nobody(bench: Bench, *, readable: bool) -> None:
+    """Its heir's map may be of a newer version; what we have finished there is written if it can be known."""
+    lost = bench.assign(5, number=1)
+    read_back = bench.kafka.read_back
+
+    def careful(places: Iterable[tuple[str, int]]) -> dict[tuple[str, int], OffsetMap]:
+        wanted = list(places)
+        if lost.place in wanted and not readable:
+            assert wanted == [lost.place]
+            raise GroupNotInitialised("it begins with '9'")
+        return read_back(wanted)
+
+    def lands(producer: FakeProducer) -> Exception:
+        bench.kafka.land(Transaction([], producer.open.offsets))
+        lost.owned = False
+        return TIMED_OUT
+
+    bench.committer._read_back = careful
+    bench.kafka.committed.clear()
+    bench.kafka.fault("commit", lands)
+    bench.success(0)
+    bench.success(0, lost)
+    bench.tick()
+    assert len(bench.kafka.statuses) == 1 + readable
 
 
 # --- where to look ----------------------------------------------------------------------------------------------------
