@@ -221,8 +221,9 @@ class PartitionState:
     def join(self, offset: int, *, joined: bool = True) -> None:
         """The next commit is to say that this one, which has to run alone, runs beside others; or does so no longer."""
         with self.lock:
-            if offset in self.suspects:
-                self.suspects[offset] = replace(self.suspects[offset], joined=joined)
+            suspect = self.suspects.get(offset)
+            if suspect is not None and suspect.joined is not joined:
+                self.suspects[offset] = replace(suspect, joined=joined)
                 self.dirty = True
 
     def want(self, offset: int) -> None:

@@ -23,7 +23,7 @@ from schemas.topics import PRIORITIES, JobPriority
 from workers.message import Message
 from workers.offsets import ALONE_AFTER, PartitionState
 from workers.pool_places import PoolPlaces
-from workers.time_share import OTHERS_FIRST_MS, TimeShare
+from workers.time_share import FEW, OTHERS_FIRST_MS, TimeShare, alone_ms
 from workers.turns import Turns
 
 #: So many behind a key may start, one after the other, without a commit that says so first. A successor suspects each of them.
@@ -89,6 +89,8 @@ class Scheduler:
         self.condemned: dict[Message, None] = {}
         #: The message that runs beside nothing else, until it ends or has survived long enough.
         self.isolated: Message | None = None
+        #: Those before it that go on: beside them the next one may run where many wait, see ``workers.time_share``.
+        self._survivors: set[Message] = set()
         #: The one before, until a commit says that it runs alone no longer.
         self._was_isolated: Message | None = None
         #: A message waits for a commit that nobody has been asked for; who asks sets it back.
@@ -198,13 +200,13 @@ class Scheduler:
                 assert admitted.priority is not None  # noqa: S101
                 self._buffers[admitted.priority].appendleft(admitted)
         if self._alone and self._is_turn_of_alone(now_ms):
-            message = self._take_alone()
+            message = self._take_alone(now_ms)
             if message is not None or self._alone:
                 return message
             # None of them is left: their partitions are lost, or they wait behind a condemned one.
         message = self._take_in_turn(now_ms)
         if message is None and self._alone:
-            return self._take_alone()  # it is the turn of others, and none of them can start
+            return self._take_alone(now_ms)  # it is the turn of others, and none of them can start
         return message
 
     def _take_in_turn(self, now_ms: int) -> Message | None:
@@ -235,6 +237,7 @@ class Scheduler:
     def done(self, message: Message) -> None:
         """A taken message is finished or was cancelled: its key is free for the next one in line."""
         self.running -= 1
+        self._survivors.discard(message)
         self._leave_pool(message)
         self._no_longer_alone(message)
         self._unlock(message)
@@ -245,6 +248,7 @@ class Scheduler:
         One that ran alone and has given up its turn goes behind all that wait for theirs.
         """
         self.running -= 1
+        self._survivors.discard(message)
         self._leave_pool(message)
         assert message.priority is not None  # noqa: S101
         self._departed[message.priority] -= 1
@@ -267,7 +271,16 @@ class Scheduler:
         """The isolated message has run long enough without killing the process, or cannot run now: others may start again."""
         if self.isolated is not None:
             self.isolated.part.join(self.isolated.offset)
+            self._survivors.add(self.isolated)
             self._no_longer_alone(self.isolated)
+
+    def has_survived(self, age_ms: int) -> bool:
+        """Whether the isolated message has run long enough. Any of them that is not isolated any more has."""
+        message = self.isolated
+        if message is None:
+            return False
+        further = message.part.further_deaths(message.offset)
+        return age_ms > alone_ms(further, hurried=self._is_hurried)
 
     def leave(self, message: Message) -> None:
         """A message that arrived and will not be added: its partition was lost while it waited elsewhere."""
@@ -314,7 +327,7 @@ class Scheduler:
         """Whether ``take`` might give a message."""
         return not self._isolating() and (
             any(self._in_order)
-            or (bool(self._alone) and not self.running)
+            or (bool(self._alone) and not self._in_the_way())
             or (self._pool is not None and self._pool.can_admit)
         )
 
@@ -331,18 +344,29 @@ class Scheduler:
         # Once a commit may say that it runs alone, a death of anybody else would condemn it.
         if self._first_is_named():
             return True
-        return self._share.holds_back(now_ms, running=self.running, others=any(self._in_order))
+        return self._share.holds_back(now_ms, running=self._in_the_way(), others=any(self._in_order))
 
-    def _take_alone(self) -> Message | None:
+    @property
+    def _is_hurried(self) -> bool:
+        return len(self._alone) > FEW
+
+    def _in_the_way(self) -> int:
+        """How many have to end before the first of those that must run alone may start."""
+        message = self._alone[0] if self._alone else None
+        if message is None or not self._is_hurried or message.part.further_deaths(message.offset):
+            return self.running
+        return self.running - len(self._survivors)
+
+    def _take_alone(self, now_ms: int) -> Message | None:
         """One of those that were unfinished at two deaths, when nothing else runs and a commit has said so.
 
-        Beside a stray thread no commit says it: at its worker's death it would be condemned for what the thread did.
+        Beside a survivor or a stray thread no commit says it: at its worker's death it would be condemned for what those did.
         """
-        message = None if self.running else self._next_alone()
-        if message is None:
+        message = self._next_alone()
+        if message is None or self._in_the_way():
             return None
         part = message.part
-        if self.strays:
+        if self.running or self.strays:
             part.join(message.offset)
         else:
             if part.alone != message.offset:
@@ -355,7 +379,7 @@ class Scheduler:
         if self._pool is not None:
             self._pool.seize(message)
         self._start(message)
-        self._share.started()
+        self._share.started(now_ms)
         self.isolated = message
         return message
 

@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("rustfs_workers.executor")
 
-#: How long a job must survive alone before others may run beside it; doubled with each further death.
-ALONE_MS: Final = 30_000
 #: A thread handler that ignores its timeout is left to itself after this; its thread cannot be ended. A coroutine that
 #: swallows its cancellation is cancelled again, each time.
 ABANDON_AFTER_MS: Final = 10_000
@@ -118,9 +116,7 @@ class Sweep:
             heapq.heapify(self._deadlines)
         isolated = self._scheduler.isolated
         if isolated is not None and any(
-            a.message is isolated
-            and now - a.since > ALONE_MS << isolated.part.further_deaths(isolated.offset)
-            for a in self._active
+            a.message is isolated and self._scheduler.has_survived(now - a.since) for a in self._active
         ):
             self._scheduler.survived()
             self._emit(Outcome(None, None))  # its commit says that it runs alone no longer

@@ -5,7 +5,9 @@ In:  whether a job that must run alone waits, whether others do, and how many ru
 A job that was unfinished at two deaths runs beside nothing else, for half a minute at the most, and after each further
 death for twice as long. With ten of them a worker would do nothing else for five minutes; and while one that has survived
 goes on for an hour, the next could not start, nor anybody else. So whoever was held back is owed three times as much time as
-it lasted. And others have the first turn: where workers die every minute, each would spend its life on what the one before
+it lasted. Where more wait than a few, as after many deaths under load, nearly all are innocent: two seconds must do, and
+who has survived them keeps the next one from nothing. What kills all the same is found one death later: it has been beside
+others then, and runs alone after that, whatever waits. And others have the first turn: where workers die every minute, each would spend its life on what the one before
 has left behind, and nobody else would ever start.
 """
 
@@ -13,7 +15,12 @@ from __future__ import annotations
 
 from typing import Final
 
-#: So long they may go on one after another before others have their turn.
+#: How long a job must survive alone before others may run beside it; doubled with each further death.
+ALONE_MS: Final = 30_000
+#: The same where more than a few wait, for those without a further death.
+HURRIED_MS: Final = 2_000
+FEW: Final = 8
+#: So long they may go on one after another before others have their turn; or as long as it took until the first could start.
 TURN_MS: Final = 1_000
 #: So long others are held back, at first, until what runs has come to an end; doubled each time that it was not enough.
 FIRST_PATIENCE_MS: Final = 5_000
@@ -21,6 +28,11 @@ FIRST_PATIENCE_MS: Final = 5_000
 OWED: Final = 3
 #: The first turn, in a worker's life: as long as one that runs alone may take.
 OTHERS_FIRST_MS: Final = 30_000
+
+
+def alone_ms(further_deaths: int, *, hurried: bool) -> int:
+    """How long one has to survive: so many deaths it has lived through beside others since it had to run alone."""
+    return HURRIED_MS if hurried and not further_deaths else ALONE_MS << further_deaths
 
 
 class TimeShare:
@@ -33,6 +45,7 @@ class TimeShare:
     def __init__(self, others_first_ms: int = OTHERS_FIRST_MS) -> None:
         self._held_since: int | None = None
         self._had_turn = False
+        self._waited_ms = 0
         self._patience_ms = FIRST_PATIENCE_MS
         #: None: nobody has had to run alone yet.
         self._opened: int | None = None
@@ -46,14 +59,14 @@ class TimeShare:
             # While one of them runs, the next may be waiting for it: behind its key, or for its commit.
             if (others or running) and self._opened <= now_ms < self._opened + self._owed_ms:
                 return False
-            self._held_since, self._had_turn = now_ms, False
+            self._held_since, self._had_turn, self._waited_ms = now_ms, False, 0
         held_ms = now_ms - self._held_since
         if held_ms < 0:
             self._held_since, held_ms = now_ms, 0
         if not others:
             return True
         if self._had_turn:
-            enough = held_ms >= TURN_MS
+            enough = held_ms >= self._turn_ms
         else:
             # Nothing runs: its turn comes with the next commit, and nobody else may start before.
             enough = running > 0 and held_ms >= self._patience_ms
@@ -67,9 +80,15 @@ class TimeShare:
         """Whether the turn may end now, so that it is worth while to ask."""
         if self._held_since is None:
             return self._opened is None or now_ms >= self._opened + self._owed_ms
-        return now_ms >= self._held_since + (TURN_MS if self._had_turn else self._patience_ms)
+        return now_ms >= self._held_since + (self._turn_ms if self._had_turn else self._patience_ms)
 
-    def started(self) -> None:
+    @property
+    def _turn_ms(self) -> int:
+        return max(TURN_MS, 2 * self._waited_ms)
+
+    def started(self, now_ms: int) -> None:
         """One that must run alone has started."""
+        if not self._had_turn and self._held_since is not None:
+            self._waited_ms = max(now_ms - self._held_since, 0)
         self._had_turn = True
         self._patience_ms = FIRST_PATIENCE_MS

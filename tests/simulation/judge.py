@@ -72,8 +72,8 @@ class Judge:
         before.append((worker, execution))
         if execution.job.kills:
             self._deaths[job_id] += 1
-            if self._deaths[job_id] > DEATHS:
-                self.broken.append(f"kills on: {name} has ended {DEATHS} processes before")
+            if self._deaths[job_id] > DEATHS + world.is_hurried:
+                self.broken.append(f"kills on: {name} has ended {self._deaths[job_id] - 1} processes before")
         if execution.job.order_key:
             self._check_key(worker, execution, name)
 

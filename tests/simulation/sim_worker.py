@@ -39,7 +39,6 @@ from workers.process import WorkerProcess
 from workers.router import Router, Run, status_of
 from workers.scheduler import Scheduler
 from workers.survivors import Signs
-from workers.sweep import ALONE_MS
 from workers.takeover import Place
 from workers.verdicts import Verdicts
 
@@ -194,11 +193,9 @@ class SimExecutor:
                 one.announced = True
                 change = status_of(self._run(one), JobStatus.RUNNING)
                 self._worker._committer.emit(Outcome(None, change, owner=one.message))
-            if one.message is isolated:
-                deaths = isolated.part.further_deaths(isolated.offset)
-                if now - one.started_ms > ALONE_MS << deaths:
-                    self._worker._scheduler.survived()
-                    self._worker._committer.emit(Outcome(None, None))
+            if one.message is isolated and self._worker._scheduler.has_survived(now - one.started_ms):
+                self._worker._scheduler.survived()
+                self._worker._committer.emit(Outcome(None, None))
 
     def _end(self, one: Execution, *, cut_short: bool = False) -> None:
         one.ended_ms, one.cut_short = self._worker.now_ms(), cut_short
