@@ -1,18 +1,33 @@
 """Recognise a record that is there twice: a second line of defence behind Kafka's transactions.
 
 A straggling request of an old transaction can bring a record into the log a second time (KIP-890; see
-``commit``), and so can a producer whose answers were lost when all brokers were started again. Such a copy has the same job id and the same delivery number as the first, at another
-offset. A successor (retry, snooze, redrive) has a higher delivery number, so it is never mistaken.
+``commit``), and so can a producer whose answers were lost when all brokers were started again. Such a copy has the same
+job id and the same delivery number as the first, at another offset. A successor (retry, snooze, redrive) has a higher
+delivery number, so it is never mistaken.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Final
 
 from workers.message import Message
 
-#: Remembered per partition number; a straggler comes within seconds.
+#: Remembered of each topic and partition; a straggler comes within seconds. Of each topic its own: a new owner reads thousands
+#: of finished jobs again behind one that is not, and they must not push out what came to a retry topic meanwhile.
 WINDOW: Final = 4_096
+
+
+class _Seen:
+    """Of one partition number."""
+
+    __slots__ = ("orders", "places")
+
+    def __init__(self) -> None:
+        #: Job and delivery to topic and offset.
+        self.places: dict[bytes, tuple[str, int]] = {}
+        #: The same of each topic, the oldest first.
+        self.orders: dict[str, deque[bytes]] = {}
 
 
 class DuplicateWindow:
@@ -20,7 +35,7 @@ class DuplicateWindow:
 
     def __init__(self, window: int = WINDOW) -> None:
         self._window = window
-        self._seen: dict[int, dict[bytes, tuple[str, int]]] = {}
+        self._seen: dict[int, _Seen] = {}
 
     def is_copy(self, message: Message) -> bool:
         """Whether the same delivery of the same job was seen at another place; remembers it if not."""
@@ -28,16 +43,21 @@ class DuplicateWindow:
             return False
         seen = self._seen.get(message.part.partition)
         if seen is None:
-            seen = self._seen[message.part.partition] = {}
+            seen = self._seen[message.part.partition] = _Seen()
         delivery = message.delivery.delivery
         name = message.job_id if delivery == 0 else b"%s/%d" % (message.job_id, delivery)
-        first = seen.get(name)
-        if first is None:
-            if len(seen) >= self._window:
-                del seen[next(iter(seen))]
-            seen[name] = (message.part.topic, message.offset)
-            return False
-        return first != (message.part.topic, message.offset)
+        topic = message.part.topic
+        first = seen.places.get(name)
+        if first is not None:
+            return first != (topic, message.offset)
+        order = seen.orders.get(topic)
+        if order is None:
+            order = seen.orders[topic] = deque()
+        elif len(order) >= self._window:
+            del seen.places[order.popleft()]
+        order.append(name)
+        seen.places[name] = (topic, message.offset)
+        return False
 
     def forget(self, partitions: set[int]) -> None:
         """These partition numbers are ours no longer: another owner sees what comes next."""

@@ -67,4 +67,14 @@ def test_the_window_is_bounded_and_forgets_the_oldest_first() -> None:
         assert not window.is_copy(message(part, offset, job_id=job))
     assert window.is_copy(message(part, 10, job_id=jobs[1]))
     assert not window.is_copy(message(part, 10, job_id=jobs[0]))
-    assert len(window._seen[0]) == 3
+    assert len(window._seen[0].places) == 3
+
+
+def test_what_is_read_of_one_topic_pushes_out_nothing_of_another() -> None:
+    """Found by a storm: a new owner read 9,000 finished jobs again, while copies came to a retry topic."""
+    window, part, retry = DuplicateWindow(3), partition(), partition(TOPICS.retry[TIERS[0]])
+    assert not window.is_copy(message(retry, 0, job_id=JOB))
+    for offset in range(9):
+        assert not window.is_copy(message(part, offset, job_id=str(uuid.UUID(int=100 + offset))))
+    assert window.is_copy(message(retry, 16, job_id=JOB))
+    assert len(window._seen[0].places) == 3 + 1
