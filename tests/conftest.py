@@ -51,7 +51,7 @@ def pytest_configure(config: pytest.Config) -> None:
 _LONG_FILES = (
     "test_worker_deaths", "test_worker_outages", "test_forgotten_transactions", "test_seeds", "test_three_brokers",
     "test_planted_bugs", "test_lost_commits", "test_commands", "test_worker_results", "test_embedded_kafka",
-    "test_last_words", "test_broker_outages", "test_dead_letters", "test_killers", "test_benches",
+    "test_last_words", "test_broker_outages", "test_torn_transactions", "test_dead_letters", "test_killers", "test_benches",
 )  # fmt: skip
 
 

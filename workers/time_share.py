@@ -2,9 +2,10 @@
 
 In:  whether a job that must run alone waits, whether others do, and how many run. Out: whose turn it is.
 
-A job that was unfinished at two deaths runs beside nothing else, for half a minute at the most, and after each further
-death for twice as long. With ten of them a worker would do nothing else for five minutes; and while one that has survived
-goes on for an hour, the next could not start, nor anybody else. So whoever was held back is owed three times as much time as
+A job that was unfinished at two deaths runs beside nothing else, for five seconds at the most, and after each further death
+for four times as long: nobody else works meanwhile, and nearly all of them are innocent. With sixty of them a worker would
+do nothing else for five minutes; and while one that has survived goes on for an hour, the next could not start, nor anybody
+else. So whoever was held back is owed three times as much time as
 it lasted. Where more wait than a few, as after many deaths under load, nearly all are innocent: two seconds must do, and
 who has survived them keeps the next one from nothing. What kills all the same is found one death later: it has been beside
 others then, and runs alone after that, whatever waits. And others have the first turn: where workers die every minute, each would spend its life on what the one before
@@ -15,8 +16,10 @@ from __future__ import annotations
 
 from typing import Final
 
-#: How long a job must survive alone before others may run beside it; doubled with each further death.
-ALONE_MS: Final = 30_000
+#: How long a job must survive alone before others may run beside it, and by how much longer after each further death: one that
+#: kills within the first of these times is found at its third death, and one that needs twenty minutes for it at its seventh.
+ALONE_MS: Final = 5_000
+LONGER: Final = 4
 #: The same where more than a few wait, for those without a further death.
 HURRIED_MS: Final = 2_000
 FEW: Final = 8
@@ -26,13 +29,13 @@ TURN_MS: Final = 1_000
 FIRST_PATIENCE_MS: Final = 5_000
 #: So many times as long as others were held back they have their turn.
 OWED: Final = 3
-#: The first turn, in a worker's life: as long as one that runs alone may take.
+#: The first turn, in a worker's life: long enough for half-minute jobs to come to their end.
 OTHERS_FIRST_MS: Final = 30_000
 
 
 def alone_ms(further_deaths: int, *, hurried: bool) -> int:
     """How long one has to survive: so many deaths it has lived through beside others since it had to run alone."""
-    return HURRIED_MS if hurried and not further_deaths else ALONE_MS << further_deaths
+    return HURRIED_MS if hurried and not further_deaths else ALONE_MS * LONGER**further_deaths
 
 
 class TimeShare:

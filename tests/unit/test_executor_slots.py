@@ -201,7 +201,7 @@ def may_join(bench: Bench) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("deaths_before", "alone_ms"), [(1, ALONE_MS), (2, 2 * ALONE_MS), (3, 4 * ALONE_MS), (9, 16 * ALONE_MS)]
+    ("deaths_before", "alone_ms"), [(1, ALONE_MS), (2, 4 * ALONE_MS), (3, 16 * ALONE_MS), (9, 256 * ALONE_MS)]
 )
 async def test_who_survives_alone_for_long_enough_is_joined_by_others(
     bench: Bench, deaths_before: int, alone_ms: int
