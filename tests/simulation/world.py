@@ -363,9 +363,7 @@ class World:
                 self.trouble(worker, "offsets")
                 worker.lose_connection()
                 raise _error(KafkaError._TIMED_OUT, retriable=True, abort=True)
-            case "commit" if (
-                not worker.is_cut_off and worker._leave_thread is None and self.rng.random() < 0.4
-            ):
+            case "commit" if self._can_be_torn(worker) and self.rng.random() < 0.4:
                 self.trouble(worker, "torn")
                 worker.lose_connection()
                 worker.is_torn = True
@@ -393,6 +391,13 @@ class World:
                 self.trouble(worker, "abort lost")
                 worker.lose_connection()
                 raise _error(KafkaError._TIMED_OUT, retriable=True)
+
+    def _can_be_torn(self, worker: SimWorker) -> bool:
+        """Whether it will be there to write the rest: whoever has its partitions next cannot know of it."""
+        member = self.kafka.group(self.topics.group).members.get(self.judge.members[worker.incarnation])
+        keeps_all = member is not None and not member.fenced and not worker.is_cut_off
+        owned = all(part.owned for part in worker._committer._unsettled)
+        return keeps_all and owned and worker._leave_thread is None
 
     def _straggle(self, client: Any, *, commit: bool) -> None:
         self._stragglers.append((client.transactional_id, client.producer_id, client.epoch, commit))
