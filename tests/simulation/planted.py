@@ -26,7 +26,6 @@ from workers.poller import Poller
 from workers.results import Success
 from workers.router import Router
 from workers.scheduler import Scheduler
-from workers.testing import MemoryKafka
 from workers.transactions import Transactions
 
 Plant = Callable[[], Any]
@@ -162,26 +161,6 @@ def _holds_nothing() -> Any:
     """What waits for less than a second starts at once."""
     hold_until = Delays.hold_until
     return patch.object(Delays, "hold_until", lambda self, message, _due_ms: hold_until(self, message, 0))
-
-
-def _reads_what_is_open() -> Any:
-    """After an ambiguous commit, what stands is read without waiting for the transaction that may change it."""
-    recover, committed = Committer._recover, MemoryKafka.committed
-
-    def unstable(self: MemoryKafka, group: str, places: Any, *, require_stable: bool = True) -> Any:
-        return committed(self, group, places, require_stable=False)
-
-    def too_early(self: Committer, outcomes: list[Outcome], began_ms: int) -> tuple[list[Outcome], bool]:
-        renew = self._transactions.renew
-        with (
-            patch.object(self._transactions, "renew", lambda: None),
-            patch.object(MemoryKafka, "committed", unstable),
-        ):
-            left = recover(self, outcomes, began_ms)
-        renew()
-        return left
-
-    return patch.object(Committer, "_recover", too_early)
 
 
 def _suspects_everybody() -> Any:

@@ -8,6 +8,7 @@ import pytest
 
 from tests.simulation.planted import PLANTED
 from tests.simulation.world import World
+from workers.testing import MemoryKafka
 
 # Pure computation: a limit that a busy machine does not reach.
 pytestmark = [pytest.mark.worker_coordination, pytest.mark.distributed, pytest.mark.timeout(600)]
@@ -17,9 +18,11 @@ _SEEDS: Final = 600
 
 @pytest.mark.parametrize("name", PLANTED)
 def test_it_is_found(name: str) -> None:
+    committed = MemoryKafka.committed
     for seed in range(_SEEDS):
         with PLANTED[name]():
             found = World(seed).run()
+        assert MemoryKafka.committed is committed, "a plant is left behind for the tests after this one"
         if found:
             assert not World(seed).run(), f"{name} at seed {seed}: something else was found"
             return
