@@ -6,10 +6,7 @@ router, the decoder, the verdicts and the way of a message between them (``Worke
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import threading
-from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -24,6 +21,7 @@ from schemas.offsetmap import OffsetMap, parse
 from streams.visible import Written, places_of
 from tests.simulation.hub import Actor, CheckedLock
 from tests.simulation.sim_jobs import SimJob
+from tests.simulation.sim_loop import SimLoop
 from workers.children import ChildJobs
 from workers.commit import Committer
 from workers.config import WorkerConfig
@@ -73,43 +71,6 @@ class Execution:
     @property
     def delivery(self) -> Delivery:
         return self.message.delivery
-
-
-class SimLoop:
-    """What the worker asks of its event loop: callbacks, soon or later."""
-
-    def __init__(self, now_ms: Callable[[], int]) -> None:
-        self._now_ms = now_ms
-        self._soon: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
-        self._later: list[tuple[int, int, SimTimer]] = []
-        self._order = itertools.count()
-
-    def call_soon_threadsafe(self, callback: Callable[..., None], *arguments: Any) -> None:
-        self._soon.append((callback, arguments))
-
-    def call_later(self, delay_s: float, callback: Callable[[], None]) -> SimTimer:
-        timer = SimTimer(callback)
-        heapq.heappush(self._later, (self._now_ms() + int(delay_s * 1000), next(self._order), timer))
-        return timer
-
-    def run(self) -> None:
-        """Everything that is due."""
-        while self._soon:
-            callback, arguments = self._soon.popleft()
-            callback(*arguments)
-        while self._later and self._later[0][0] <= self._now_ms():
-            _, _, timer = heapq.heappop(self._later)
-            if not timer.cancelled:
-                timer.callback()
-
-
-class SimTimer:
-    def __init__(self, callback: Callable[[], None]) -> None:
-        self.callback = callback
-        self.cancelled = False
-
-    def cancel(self) -> None:
-        self.cancelled = True
 
 
 class SimExecutor:

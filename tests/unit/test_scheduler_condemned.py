@@ -15,9 +15,22 @@ from tests.support.schedule_bench import (
     take,
     take_alone,
 )
+from workers.message import Message
+from workers.offsets import PartitionState
 from workers.scheduler import Scheduler
 
 pytestmark = pytest.mark.worker_coordination
+
+
+def arrive_and_wait(scheduler: Scheduler, part: PartitionState) -> tuple[Message, Message]:
+    """A condemned one and the next of its key: neither starts, whatever is committed."""
+    condemned, following = (message(part, offset, key=b"k") for offset in range(2))
+    condemned.lost_worker = True
+    arrive(scheduler, condemned, following)
+    for _ in range(3):
+        commit(part)
+        assert scheduler.take(NOW_MS) is None
+    return condemned, following
 
 
 def test_who_must_run_alone_waits_behind_a_condemned_one_of_its_key_in_order_and_holds_nobody_back() -> None:
@@ -76,12 +89,7 @@ def test_one_that_waited_for_a_verdict_keeps_its_place_before_a_later_one_of_its
 def test_a_condemned_one_and_one_of_its_key_that_arrive_together_keep_their_order() -> None:
     scheduler = Scheduler(others_first_ms=0)
     part = dangerous(range(2))
-    condemned, following = (message(part, offset, key=b"k") for offset in range(2))
-    condemned.lost_worker = True
-    arrive(scheduler, condemned, following)
-    for _ in range(3):
-        commit(part)
-        assert scheduler.take(NOW_MS) is None
+    condemned, following = arrive_and_wait(scheduler, part)
     assert part.alone is None, "a death of anybody would condemn the second one"
     assert list(scheduler.condemned) == [condemned]
     scheduler.acquit(condemned)
@@ -100,12 +108,7 @@ def test_one_that_waited_behind_its_key_waits_for_its_verdict_before_a_later_one
     holder = message(before, 0, key=b"k")
     arrive(scheduler, holder)
     assert scheduler.take(NOW_MS) is (holder if has_started else None), "at least it has its key"
-    condemned, following = (message(part, offset, key=b"k") for offset in range(2))
-    condemned.lost_worker = True
-    arrive(scheduler, condemned, following)
-    for _ in range(3):
-        commit(part)
-        assert scheduler.take(NOW_MS) is None
+    condemned, following = arrive_and_wait(scheduler, part)
     if not has_started:
         commit(before)
         scheduler.unpark()
