@@ -41,15 +41,13 @@ from streams.visible import Written, is_forbidden
 from workers.counters import Counters
 from workers.lease import Lease
 from workers.message import Message
-from workers.offsets import PartitionState
+from workers.offsets import PartitionState, Place
 from workers.outcome import Outcome
 from workers.router import Router
 from workers.torn import WrittenOutcome, what_is_left
 from workers.transactions import Ambiguous, NotCommitted, Refused, Stale, Transactions, forget_frames
 
 log = structlog.get_logger("rustfs_workers.commit")
-
-Place = tuple[str, int]
 
 #: A transaction carries at most this many outcomes: bounded memory, and a short wait for whoever comes next.
 MAX_BATCH: Final = 2_000

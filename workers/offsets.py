@@ -15,6 +15,8 @@ from threading import Lock
 
 from schemas.offsetmap import MAX_OWNERS, TAKE_LIMIT, UNKNOWN, OffsetMap, Suspect, named_losses
 
+Place = tuple[str, int]
+
 #: A partition with this many finished or held records behind its lowest unfinished one stops.
 MAX_SPREAD = 10_000
 #: Losses of an owner after which a record runs alone.
@@ -122,7 +124,7 @@ class PartitionState:
         self.dirty = True
 
     @property
-    def place(self) -> tuple[str, int]:
+    def place(self) -> Place:
         """Topic and partition."""
         return self.topic, self.partition
 

@@ -30,14 +30,14 @@ from workers.delay import MAX_TOTAL_BYTES
 from workers.duplicates import DuplicateWindow
 from workers.membership_watch import Held
 from workers.message import Message
-from workers.offsets import PartitionState
+from workers.offsets import PartitionState, Place
 
 if TYPE_CHECKING:
     from workers.commit import Committer
     from workers.delay import Delays
     from workers.scheduler import Scheduler
     from workers.survivors import Signs
-    from workers.takeover import CommittedOffsets, Place
+    from workers.takeover import CommittedOffsets
 
 log = structlog.get_logger("rustfs_workers.poller")
 

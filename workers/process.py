@@ -49,7 +49,7 @@ from workers.key_places import KeyPlaces
 from workers.lease import Lease
 from workers.membership_watch import MembershipWatch, lost_heartbeats
 from workers.message import Message
-from workers.offsets import PartitionState
+from workers.offsets import PartitionState, Place
 from workers.outcome import Outcome
 from workers.own_schemas import introduce, own_schemas
 from workers.partition_watch import PartitionWatch
@@ -61,7 +61,7 @@ from workers.rival import FenceCount, find_rival, worker_id_taken
 from workers.router import Router
 from workers.scheduler import Scheduler
 from workers.survivors import LEFT, signs_of_life
-from workers.takeover import CommittedOffsets, Place
+from workers.takeover import CommittedOffsets
 from workers.verdicts import Verdicts
 from workers.worker import Handlers
 

@@ -27,6 +27,7 @@ from schemas.offsetmap import OffsetMap, parse
 from streams.committed import committed_offsets, passes
 from streams.settings import Settings
 from workers.forgotten import PATIENCE_S, SPREAD_S, ForgottenTransactions
+from workers.offsets import Place
 
 log = structlog.get_logger("rustfs_workers.takeover")
 
@@ -37,8 +38,6 @@ _LIMIT_S = 60.0
 _PAUSE_S = 0.05
 #: What a read gets while a transaction is about to commit offsets of its partitions.
 _HELD_BACK = frozenset({KafkaError._TIMED_OUT, KafkaError.UNSTABLE_OFFSET_COMMIT})
-
-Place = tuple[str, int]
 
 
 class CommittedOffsets:

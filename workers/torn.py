@@ -20,10 +20,8 @@ from dataclasses import dataclass, field, replace
 from schemas.offsetmap import OffsetMap
 from streams.visible import Written
 from workers.message import Message
-from workers.offsets import PartitionState
+from workers.offsets import PartitionState, Place
 from workers.outcome import Outcome
-
-Place = tuple[str, int]
 
 #: What an outcome writes: its status, if it has one, and the rest.
 WrittenOutcome = tuple[Written | None, tuple[Written, ...]]

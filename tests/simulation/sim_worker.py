@@ -30,14 +30,13 @@ from workers.delay import Delays
 from workers.key_places import KeyPlaces
 from workers.lease import Lease
 from workers.message import Message
-from workers.offsets import PartitionState
+from workers.offsets import PartitionState, Place
 from workers.outcome import Outcome
 from workers.poller import Poller
 from workers.process import WorkerProcess
 from workers.router import Router, Run, status_of
 from workers.scheduler import Scheduler
 from workers.survivors import Signs
-from workers.takeover import Place
 from workers.verdicts import Verdicts
 
 if TYPE_CHECKING:

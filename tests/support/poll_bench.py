@@ -18,11 +18,10 @@ from tests.support.messages import TOPICS, committed, job_value
 from workers.counters import Counters
 from workers.delay import Delays
 from workers.message import Message
-from workers.offsets import PartitionState
+from workers.offsets import PartitionState, Place
 from workers.poller import Poller
 from workers.scheduler import Scheduler
 from workers.survivors import Signs
-from workers.takeover import Place
 
 #: Broker time of every assignment.
 ASSIGNED_MS = 1_000

@@ -23,7 +23,7 @@ from tests.support.commit_bench import (
 from tests.support.messages import message
 from tests.support.waiting import eventually
 from workers import transactions as transactions_module
-from workers.commit import Place
+from workers.offsets import Place
 from workers.outcome import Outcome
 
 pytestmark = pytest.mark.worker_coordination

@@ -15,8 +15,7 @@ from tests.support.poll_bench import ASSIGNED_MS, LATER_MS, Bench, FakeRecord, j
 from tests.support.waiting import eventually
 from workers import poller as poller_module
 from workers.delay import MAX_HELD_RECORDS
-from workers.offsets import MAX_SPREAD
-from workers.takeover import Place
+from workers.offsets import MAX_SPREAD, Place
 
 pytestmark = pytest.mark.worker_coordination
 

@@ -10,9 +10,8 @@ from tests.support.messages import TOPICS, job_value, message
 from tests.support.poll_bench import Bench, job_of
 from workers.delay import MAX_TOTAL_BYTES
 from workers.message import Message
-from workers.offsets import MAX_SPREAD
+from workers.offsets import MAX_SPREAD, Place
 from workers.poller import MAX_BYTES_BEHIND_KEYS
-from workers.takeover import Place
 
 pytestmark = pytest.mark.worker_coordination
 

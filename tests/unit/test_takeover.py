@@ -14,7 +14,8 @@ from schemas.offsetmap import EMPTY_MAP, OffsetMap
 from streams.settings import Settings, load_settings
 from workers import takeover
 from workers.forgotten import ForgottenTransactions
-from workers.takeover import CommittedOffsets, Place
+from workers.offsets import Place
+from workers.takeover import CommittedOffsets
 
 pytestmark = pytest.mark.worker_coordination
 
