@@ -59,7 +59,9 @@ def parse_fields(cls: type[Job], assignments: list[str]) -> dict[str, Any]:
         if name not in known:
             raise no_such_field(cls, name)
         if name in values:
-            raise InvalidJob(f"{cls.job_type}.{name} is given twice; a list is written {name}=A,B")
+            is_list = typing.get_origin(hints[name]) in (list, tuple)
+            hint = f"; a list is written {name}=A,B" if is_list else ""
+            raise InvalidJob(f"{cls.job_type}.{name} is given twice{hint}")
         try:
             values[name] = _value(hints[name], text)
         except (ValueError, InvalidJob) as error:

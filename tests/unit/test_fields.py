@@ -50,6 +50,8 @@ def test_a_field_is_given_once() -> None:
         InvalidJob, match=r"test_everything_typed\.nodes is given twice; a list is written nodes=A,B"
     ):
         parse_fields(Everything, ["path=a", "nodes=n1", "nodes=n2"])
+    with pytest.raises(InvalidJob, match=r"test_everything_typed\.path is given twice$"):
+        parse_fields(Everything, ["path=a", "path=b"])
 
 
 @pytest.mark.parametrize(
