@@ -160,6 +160,11 @@ class PartitionState:
                 del self.suspects[offset]
         self._name_losses()
 
+    def doubt(self, offset: int) -> None:
+        """Nobody knows whether this one ran when its owner died beside nothing else: one death more, no proof. Under the lock."""
+        self.suspects[offset] = replace(self.suspects[offset], alone="")
+        self.dirty = True
+
     def acquit_from(self, end: int) -> None:
         """Nothing at or past ``end`` was written when the partition became ours: nobody has died of it. Under the lock.
 

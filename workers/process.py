@@ -14,7 +14,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from datetime import timedelta
 from typing import Any, Final
 
@@ -60,7 +60,7 @@ from workers.reporter import Reporter
 from workers.rival import FenceCount, find_rival, worker_id_taken
 from workers.router import Router
 from workers.scheduler import Scheduler
-from workers.survivors import LEFT, signs_of_life
+from workers.survivors import CUT_OFF, LEFT, Signs, signs_of_life
 from workers.takeover import CommittedOffsets
 from workers.verdicts import Verdicts
 from workers.worker import Handlers
@@ -167,11 +167,13 @@ class WorkerProcess:
         self._verdicts = Verdicts(
             scheduler=self._scheduler,
             lock=self._lock,
-            signs=lambda losses: signs_of_life(settings, codec, losses),
+            signs=self._signs_of_life,
             now_ms=self._clock.now_ms,
             patience_ms=config.lost_worker_wait // timedelta(milliseconds=1),
+            noticed_ms=self._noticed_ms,
             acquitted=self._acquitted,
             buried=self._buried,
+            doubted=self._doubted,
             on_failure=self._fail,
         )
         self.poller = Poller(
@@ -188,7 +190,7 @@ class WorkerProcess:
             buffer_high=config.buffer_high,
             buffer_low=config.buffer_low,
             now_ms=self._clock.now_ms,
-            signs=lambda losses: signs_of_life(settings, codec, losses),
+            signs=self._signs_of_life,
             log_starts=functools.partial(self._ask_for_offsets, EARLIEST),
             log_ends=functools.partial(self._ask_for_offsets, LATEST),
             revoke_timeout_s=config.revoke_timeout / timedelta(seconds=1),
@@ -384,8 +386,9 @@ class WorkerProcess:
             self._committer.counters.event("misplaced_keys", misplaced)
         for message in messages:
             if message.delivery.delay_ms:
-                # Less than a second: no broker has stamped it, so it counts from when it came.
-                message.delivery = message.delivery.counted_from(now)
+                # Less than a second: no broker has stamped it, so it counts from when it came. Who was to run has waited.
+                waited_ms = message.delivery.delay_ms if message.lost_worker else 0
+                message.delivery = message.delivery.counted_from(now - waited_ms)
             if message.tier is not None:
                 self._delays.hold((message,))
                 held = True
@@ -414,6 +417,22 @@ class WorkerProcess:
         self._committer.counters.event("acquitted")
         self._committer.nudge()
         self._executor.wake()
+
+    def _doubted(self, message: Message) -> None:
+        log.warning(
+            "job runs alone once more: Kafka may have been away when its worker died", at=message.where
+        )
+        self._committer.counters.event("doubted")
+        self._committer.nudge()
+        self._executor.wake()
+
+    def _noticed_ms(self) -> int:
+        """A worker that dies is missed after a session. One that gave up before it died was silent for a lease before that."""
+        session_s = self._lease.seconds + 1
+        return int((session_s + self._lease.seconds) * 1000)
+
+    def _signs_of_life(self, losses: Mapping[str, int]) -> Signs:
+        return signs_of_life(self._settings, self._codec, losses, int(self._lease.seconds * 1000))
 
     def _buried(self, message: Message) -> None:
         self._committer.emit(self._router.worker_lost(message, self.config.name, self._clock.now_ms()))
@@ -562,6 +581,8 @@ class WorkerProcess:
             and not (self.poller.leaves_unclean or self._executor.left_behind)
         ):
             return LEFT
+        if self._cut_off:
+            return CUT_OFF
         if self._stopping or self.failure.done():
             return "stopped"
         return "draining" if self._draining and state == "running" else state

@@ -10,7 +10,7 @@ before it has a consequence: before one of them runs alone, or is dead-lettered 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import structlog
@@ -21,6 +21,7 @@ from schemas.errors import PipelineError, WireError
 from schemas.records import WorkerReport, decode_report
 from streams.scan import scan, since
 from streams.settings import Settings
+from workers.report_times import ReportTimes
 
 log = structlog.get_logger("rustfs_workers.survivors")
 
@@ -30,8 +31,12 @@ _ENDED: Final = "stopped"
 #: The last word of one that has drained. Nothing ran any more, so it did not die of a job, though its last commit, which would
 #: have said the same, did not reach a Kafka that was away just then.
 LEFT: Final = "left"
+#: Kafka had not answered for so long that everything was cancelled, and nothing has started since.
+CUT_OFF: Final = "cut_off"
 #: Its last words are so much older than its loss at the most: the session that had to run out, and a slow takeover.
 _LAST_WORDS_MS: Final = 120_000
+#: What others report so long before and after a loss tells whether Kafka was there.
+_RECENT_MS: Final = 30_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,17 +49,23 @@ class Signs:
     replaced: frozenset[str] = frozenset()
     #: False: some reports were not to be had in time, or cannot be read, so that nothing was heard of somebody means nothing.
     complete: bool = True
+    #: Incarnation to when it made its last report before its loss, if something may have run then.
+    last: Mapping[str, int] = field(default_factory=dict)
+    #: From when to when Kafka did not take somebody's reports.
+    outages: tuple[tuple[int, int], ...] = ()
 
 
-def signs_of_life(settings: Settings, codec: Codec, losses: Mapping[str, int]) -> Signs:
+def signs_of_life(settings: Settings, codec: Codec, losses: Mapping[str, int], lease_ms: int) -> Signs:
     """What became of these incarnations. Blocks, ten seconds at most.
 
     Args:
         settings: where the reports are.
         codec: reads them.
         losses: incarnation to the time of its loss. All times are milliseconds of broker time; 0: nobody knows any more.
+        lease_ms: a worker without an answer for so long cancels everything.
     """
     heard: dict[str, int] = {}
+    last: dict[str, int] = {}
     replaced: set[str] = set()
     lost = {incarnation: at for incarnation, at in losses.items() if at}
     if not lost:
@@ -63,18 +74,23 @@ def signs_of_life(settings: Settings, codec: Codec, losses: Mapping[str, int]) -
     #: Lost ones that a later report names which we cannot read, being of another release, say: they may be alive.
     unreadable: set[str] = set()
     passed_over = 0
+    times = ReportTimes()
+    recent_ms, latest_ms = min(lost.values()) - _RECENT_MS, max(lost.values()) + _RECENT_MS
 
     def look(message: Message) -> None:
         nonlocal passed_over
-        value, worker = message.value() or b"", message.key()
+        value, worker, written_ms = message.value() or b"", message.key(), message.timestamp()[1]
         named = next((name for name in lost if name.encode() in value), None)
-        if named is None and worker not in places:
+        if named is None and worker not in places and not recent_ms < written_ms < latest_ms:
             return
-        report, written_ms = _report(codec, value), message.timestamp()[1]
+        report = _report(codec, value)
         if report is None:
             passed_over += 1
             if named is not None and written_ms > lost[named]:
                 unreadable.add(named)
+            return
+        times.note(report.incarnation, report.at, written_ms)
+        if named is None and worker not in places:
             return
         here = places.setdefault(worker, set())
         replaced.update(here - {report.incarnation})
@@ -82,6 +98,10 @@ def signs_of_life(settings: Settings, codec: Codec, losses: Mapping[str, int]) -
             here.add(report.incarnation)
             replaced.discard(report.incarnation)
             lost_ms = lost[report.incarnation]
+            if report.state == CUT_OFF:
+                last.pop(report.incarnation, None)
+            elif written_ms <= lost_ms:
+                last[report.incarnation] = report.at
             if report.state == LEFT:
                 heard[report.incarnation] = max(written_ms, lost_ms + 1)
             elif written_ms > lost_ms and report.state != _ENDED:
@@ -102,7 +122,13 @@ def signs_of_life(settings: Settings, codec: Codec, losses: Mapping[str, int]) -
         passed_over=passed_over or None,
         complete=found.complete,
     )
-    return Signs(heard, frozenset(replaced), found.complete and not unreadable - heard.keys())
+    return Signs(
+        heard,
+        frozenset(replaced),
+        found.complete and not unreadable - heard.keys(),
+        {incarnation: times.made_ms(incarnation, made_ms) for incarnation, made_ms in last.items()},
+        times.outages(lease_ms),
+    )
 
 
 def _report(codec: Codec, value: bytes) -> WorkerReport | None:

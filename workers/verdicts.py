@@ -5,6 +5,11 @@ In:  condemned messages, and what the reports say. Out: each is buried as ``work
 Who dies alone was killed by what it ran; but a frozen worker looks dead as well, and wakes up a moment later. So the job
 waits, with its key, until its worker is heard of, or another one has taken its name, or nothing was heard for so long
 that it must be dead. While nobody can read the reports, nobody is judged.
+
+And a worker from which Kafka was away has cancelled the job, and could not say so: whatever ended it then, it may not have been
+the job. A Kafka that has been started gives everybody a new session, so the loss is noticed late, compared with the last
+report; one that was only frozen has taken others' reports late. Such a job runs alone once more, and only its sixth death
+counts whatever Kafka was doing.
 """
 
 from __future__ import annotations
@@ -16,6 +21,7 @@ from typing import Any, Final
 
 import structlog
 
+from schemas.offsetmap import MAX_OWNERS
 from workers.message import Message
 from workers.offsets import PartitionState
 from workers.scheduler import Scheduler
@@ -35,8 +41,10 @@ class Verdicts:
         signs: reads the reports; blocks.
         now_ms: broker time.
         patience_ms: since the loss; a worker that is silent for so long is dead.
+        noticed_ms: so long before the loss was the last report at the most if Kafka was there all the time.
         acquitted: the message may start; it is with the scheduler again.
         buried: the message is to be dead-lettered; the scheduler has forgotten it.
+        doubted: the message has to run alone once more; it is with the scheduler again.
         on_failure: called with an error of our own.
         look_every_s: between two looks at the reports.
     """
@@ -49,8 +57,10 @@ class Verdicts:
         signs: Callable[[Mapping[str, int]], Signs],
         now_ms: Callable[[], int],
         patience_ms: int,
+        noticed_ms: Callable[[], int],
         acquitted: Callable[[Message], None],
         buried: Callable[[Message], None],
+        doubted: Callable[[Message], None],
         on_failure: Callable[[BaseException], None],
         look_every_s: float = _LOOK_EVERY_S,
     ) -> None:
@@ -59,8 +69,10 @@ class Verdicts:
         self._signs = signs
         self._now_ms = now_ms
         self._patience_ms = patience_ms
+        self._noticed_ms = noticed_ms
         self._acquitted = acquitted
         self._buried = buried
+        self._doubted = doubted
         self._on_failure = on_failure
         self._look_every_s = look_every_s
         self._open: set[Message] = set()
@@ -127,8 +139,23 @@ class Verdicts:
             self._acquitted(message)
         elif owner in signs.replaced or (signs.complete and silent_ms >= self._patience_ms):
             self._open.discard(message)
-            self._scheduler.bury(message)
-            self._buried(message)
+            if self._is_proven(message, owner, lost_ms, signs):
+                self._scheduler.bury(message)
+                self._buried(message)
+            else:
+                with self._lock:
+                    part.doubt(message.offset)
+                self._scheduler.acquit(message)
+                self._doubted(message)
+
+    def _is_proven(self, message: Message, owner: str, lost_ms: int, signs: Signs) -> bool:
+        """Whether it was running when its worker died: not if Kafka was away, unless that has happened too often."""
+        if message.part.suspects[message.offset].deaths >= MAX_OWNERS:
+            return True
+        last_ms = signs.last.get(owner)
+        if last_ms is None or lost_ms - last_ms > self._noticed_ms():
+            return False
+        return not any(begin < lost_ms and end > last_ms for begin, end in signs.outages)
 
     def _ended(self, watch: asyncio.Task[Any]) -> None:
         if self._watch is watch:

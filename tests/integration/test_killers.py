@@ -36,8 +36,8 @@ CUT_OFF = "no answer from Kafka: everything is cancelled"
 def broker(tmp_path: Path) -> Iterator[EmbeddedBroker]:
     """It is frozen, and gives a silent worker up sooner than others do."""
     impatient = {
-        "group.consumer.min.session.timeout.ms": "3000",
-        "group.consumer.session.timeout.ms": "3000",
+        "group.consumer.min.session.timeout.ms": "5000",
+        "group.consumer.session.timeout.ms": "5000",
         "group.consumer.min.heartbeat.interval.ms": "500",
         "group.consumer.heartbeat.interval.ms": "500",
     }
@@ -142,3 +142,52 @@ def test_the_one_that_kills_is_found_and_neither_outages_nor_lost_sessions_count
         assert starts(tmp_path)[killer] == 3
         assert worker.terminate() == 0
     assert_exactly_once(settings, [killer, *innocent, *long])
+
+
+def kill_while_frozen(broker: EmbeddedBroker, worker: WorkerUnderTest, process: int) -> None:
+    """The process has given up what it ran, and ends before it can say so."""
+    before = said(worker, CUT_OFF)
+    os.kill(broker.pid, signal.SIGSTOP)
+    try:
+        eventually(lambda: said(worker, CUT_OFF) >= before + 2, 30, "both have cancelled what ran")
+        psutil.Process(process).kill()
+    finally:
+        os.kill(broker.pid, signal.SIGCONT)
+
+
+def kill_while_dead(broker: EmbeddedBroker, worker: WorkerUnderTest, process: int) -> None:
+    """The same; and Kafka has to be started anew."""
+    before = said(worker, CUT_OFF)
+    os.kill(broker.pid, signal.SIGKILL)
+    try:
+        eventually(lambda: said(worker, CUT_OFF) >= before + 2, 30, "both have cancelled what ran")
+        psutil.Process(process).kill()
+    finally:
+        eventually(lambda: not broker.alive, 10, "the broker is gone")
+        broker.start()
+
+
+def test_one_that_was_cancelled_before_its_worker_died_is_not_taken_for_one_that_kills(
+    broker: EmbeddedBroker, settings: Settings, tmp_path: Path
+) -> None:
+    """It ran alone, Kafka went away, its worker cancelled it and was killed: nobody could say that it did not run any more."""
+    go = tmp_path / "go"
+    with workers(settings, tmp_path) as start, JobProducer(settings) as producer:
+        worker = start("w", "--processes", "2")
+        eventually(lambda: said(worker, "partitions assigned") == 2, 60, "both processes have partitions")
+        (long,) = producer.schedule_jobs([Waits(until=str(go), limit_s=200)])
+
+        def runs_for_the(time: int) -> int:
+            eventually(lambda: starts(tmp_path)[long] == time, 60, f"it runs for the {time}. time")
+            return int(runs(tmp_path)[-1]["pid"])
+
+        for time in (1, 2):
+            psutil.Process(runs_for_the(time)).kill()
+        kill_while_frozen(broker, worker, runs_for_the(3))
+        kill_while_dead(broker, worker, runs_for_the(4))
+        runs_for_the(5)
+        go.touch()
+        assert all_final(settings, [long], 100) == {long: JobStatus.SUCCEEDED}
+        assert said(worker, "job runs alone once more: Kafka may have been away when its worker died") == 2
+        assert worker.terminate() == 0
+    assert_exactly_once(settings, [long])

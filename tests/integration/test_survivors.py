@@ -17,6 +17,9 @@ from workers.survivors import Signs, signs_of_life
 pytestmark = [pytest.mark.worker_coordination, pytest.mark.integration]
 
 
+LEASE_MS = 5_000
+
+
 def report(settings: Settings, incarnation: str, state: str = "running", worker: str = "w") -> int:
     """One more report; when the broker wrote it."""
     value = encode_report(
@@ -48,9 +51,9 @@ def test_a_sign_of_life_is_a_report_of_that_incarnation_written_after_its_loss(p
     report(provisioned, "failed", "stopped", "c")
     report(provisioned, "somebody-else", worker="d")
     losses = {"dead": before, "awake": before, "failed": before, "unknown": 0}
-    assert signs_of_life(provisioned, Codec(), losses) == Signs({"awake": last})
-    assert signs_of_life(provisioned, Codec(), {"awake": last}) == Signs({})
-    assert signs_of_life(provisioned, Codec(), {"unknown": 0}) == Signs({})
+    assert signs_of_life(provisioned, Codec(), losses, LEASE_MS).heard == {"awake": last}
+    assert signs_of_life(provisioned, Codec(), {"awake": last}, LEASE_MS).heard == {}
+    assert signs_of_life(provisioned, Codec(), {"unknown": 0}, LEASE_MS) == Signs({})
 
 
 def test_who_reports_under_the_name_of_a_lost_one_has_taken_its_place(provisioned: Settings) -> None:
@@ -61,14 +64,16 @@ def test_who_reports_under_the_name_of_a_lost_one_has_taken_its_place(provisione
     report(provisioned, "intruder", worker="elsewhere")
     awake = report(provisioned, "frozen", worker="elsewhere")
     write(provisioned, b"garbage", "w")
-    assert signs_of_life(provisioned, Codec(), {"killed": lost}).replaced == frozenset()
+    assert signs_of_life(provisioned, Codec(), {"killed": lost}, LEASE_MS).replaced == frozenset()
     report(provisioned, "restarted")
-    signs = signs_of_life(provisioned, Codec(), {"killed": lost, "frozen": lost})
-    assert signs == Signs({"frozen": awake}, frozenset({"killed"}))
+    signs = signs_of_life(provisioned, Codec(), {"killed": lost, "frozen": lost}, LEASE_MS)
+    assert dict(signs.heard) == {"frozen": awake}
+    assert signs.replaced == {"killed"}
+    assert signs.complete
 
 
 def test_without_reports_to_read_nobody_is_heard_and_that_says_nothing(
     provisioned: Settings, tmp_path: Path
 ) -> None:
     elsewhere = settings_for(provisioned.bootstrap_servers(), "nowhere.", tmp_path)
-    assert signs_of_life(elsewhere, Codec(), {"frozen": 1}) == Signs({}, complete=False)
+    assert signs_of_life(elsewhere, Codec(), {"frozen": 1}, LEASE_MS) == Signs({}, complete=False)

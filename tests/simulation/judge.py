@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from schemas.codec import peek_id
 from schemas.errors import WireError
 from schemas.headers import parse as parse_headers
-from schemas.offsetmap import parse
+from schemas.offsetmap import MAX_OWNERS, Suspect, parse
 from schemas.records import StatusChange, decode_status
 from tests.simulation.sim_jobs import SimJob
 
@@ -39,6 +39,10 @@ class Judge:
         self._may_be_condemned: set[bytes] = set()
         self._first_starts: dict[tuple[str, int, bytes], int] = {}
         self._deaths: Counter[bytes] = Counter()
+        #: How often it began beside one that had survived: nothing says then which of them killed.
+        self._beside: Counter[bytes] = Counter()
+        #: How often a lone death of it was taken for no proof.
+        self.doubted: Counter[bytes] = Counter()
         #: Runs of what had run before, explained ones as well.
         self.reexecuted = 0
 
@@ -72,8 +76,10 @@ class Judge:
         before.append((worker, execution))
         if execution.job.kills:
             self._deaths[job_id] += 1
-            if self._deaths[job_id] > DEATHS + world.is_hurried:
+            if self._deaths[job_id] > DEATHS + self._beside[job_id] + self.doubted[job_id]:
                 self.broken.append(f"kills on: {name} has ended {self._deaths[job_id] - 1} processes before")
+            is_isolated = worker._scheduler.isolated is message
+            self._beside[job_id] += is_isolated and len(worker._executor.running) > 1
         if execution.job.order_key:
             self._check_key(worker, execution, name)
 
@@ -120,14 +126,21 @@ class Judge:
                 self.broken.append(f"order: {name} after offset {record.offset} was finished")
 
     def ends(self, worker: SimWorker) -> None:
-        """Whatever Kafka says it runs alone, or is about to say, may be taken for the one that kills."""
+        """Whatever Kafka says it runs alone, or is about to say, may be taken for the one that kills.
+
+        Not if nothing of it runs, and it has said so, or will be missed so late that Kafka must have been away.
+        """
         world = self._world
+        is_known_idle = not worker._executor.running and world.says_nothing_runs(worker)
         for (topic, number), committed in world.kafka.group(world.topics.group).committed.items():
             part = worker.poller.parts.get((topic, number))
             alone = {part.alone, part.committed_alone} - {None} if part is not None else set()
-            alone |= {o for o, one in parse(*committed).suspects.items() if one.alone == worker.incarnation}
+            suspects = parse(*committed).suspects
+            alone |= {o for o, one in suspects.items() if one.alone == worker.incarnation}
             for offset in alone:
                 assert offset is not None
+                if is_known_idle and suspects.get(offset, Suspect()).deaths < MAX_OWNERS - 1:
+                    continue
                 self._may_be_condemned.add(peek_id(world.kafka.log((topic, number)).records[offset].value))
 
     def failed(self, worker: SimWorker, error: BaseException) -> None:

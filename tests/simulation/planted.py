@@ -23,10 +23,13 @@ from workers.message import Message
 from workers.offsets import PartitionState
 from workers.outcome import Outcome
 from workers.poller import Poller
+from workers.process import WorkerProcess
 from workers.results import Success
 from workers.router import Router
 from workers.scheduler import Scheduler
+from workers.survivors import CUT_OFF
 from workers.transactions import Transactions
+from workers.verdicts import Verdicts
 
 Plant = Callable[[], Any]
 
@@ -310,6 +313,22 @@ def _no_copies() -> Any:
 def _wakes_up_unaware() -> Any:
     """A process that was frozen goes on as if nothing had been."""
     return patch.object(Lease, "holds", property(lambda _self: True))
+
+
+def _every_lone_death_is_a_proof() -> Any:
+    """Whoever ran alone is taken for the one that kills, though Kafka was away when its worker ended."""
+    return patch.object(Verdicts, "_is_proven", lambda *_: True)
+
+
+def _cut_off_without_a_word() -> Any:
+    """A worker that has cancelled everything does not say so in its reports."""
+    state = WorkerProcess._state
+
+    def silent(self: WorkerProcess, said: str) -> str:
+        found = state(self, said)
+        return said if found == CUT_OFF else found
+
+    return patch.object(WorkerProcess, "_state", silent)
 
 
 def _maps_only_beside_ends() -> Any:

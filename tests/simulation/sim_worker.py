@@ -156,6 +156,7 @@ class SimExecutor:
             if one.message is isolated and self._worker._scheduler.has_survived(now - one.started_ms):
                 self._worker._scheduler.survived()
                 self._worker._committer.emit(Outcome(None, None))
+        self._worker._scheduler.turn_is_due(now)
 
     def _end(self, one: Execution, *, cut_short: bool = False) -> None:
         one.ended_ms, one.cut_short = self._worker.now_ms(), cut_short
@@ -303,6 +304,8 @@ class SimWorker(WorkerProcess):
         #: Kafka has committed a part of its transaction. It alone knows the rest, so nothing else happens to it until that is
         #: written: see docs/guarantees.md.
         self.is_torn = False
+        #: Kafka has had a report of it since it cancelled everything.
+        self.has_said_so = False
         #: When something happened to it that makes jobs run again.
         self.troubles: list[int] = []
         self.failure: Any = _Failure()
@@ -353,8 +356,10 @@ class SimWorker(WorkerProcess):
             signs=self._signs,
             now_ms=self.now_ms,
             patience_ms=30_000,
+            noticed_ms=self._noticed_ms,
             acquitted=self._acquitted,
             buried=self._buried,
+            doubted=self._doubted,
             on_failure=self._fail,
         )
         poller = SimPoller(
@@ -521,9 +526,14 @@ class SimWorker(WorkerProcess):
     def _signs(self, losses: Mapping[str, int]) -> Signs:
         return self.world.signs(losses)
 
-    def reported(self) -> None:
-        """Kafka has acknowledged a report, as it does each second."""
+    def reported(self) -> str:
+        """Kafka has acknowledged a report, as it does each second; the state that it tells of."""
         self._lease.answered()
+        return self._state("running")
+
+    def _doubted(self, message: Message) -> None:
+        super()._doubted(message)
+        self.world.judge.doubted[message.job_id] += 1
 
     # --- inside -------------------------------------------------------------------------------------------
 

@@ -25,7 +25,7 @@ from tests.simulation.hub import Hub, Killed
 from tests.simulation.judge import Judge
 from tests.simulation.sim_jobs import SimJob
 from tests.simulation.sim_worker import Execution, SimWorker
-from workers.survivors import Signs
+from workers.survivors import CUT_OFF, Signs
 from workers.testing import MemoryKafka
 from workers.testing.memory_log import CommittedOffset
 from workers.time_share import FEW
@@ -39,6 +39,8 @@ _LOOK_EVERY: Final = 50
 _JOBS: Final = 32
 #: Where a late request to end a transaction would do the most harm.
 _HURT_BY_STRAGGLERS: Final = frozenset({"produce", "offsets", "commit", "read", "init"})
+#: Of all of Kafka, each while one runs that must run alone: those are few in a storm, so they come after it as well.
+_OUTAGES: Final = 3
 _NAMES: Final = ("w0", "w1", "w2")
 
 
@@ -90,6 +92,12 @@ class World:
         self._incarnations = 0
         self._frozen_ms: dict[str, int] = {}
         self._last_sign: dict[str, int] = {}
+        #: Of reports that Kafka has acknowledged; without those of who may run nothing.
+        self._last_report: dict[str, int] = {}
+        self._away_until = 0
+        self._outages_left = _OUTAGES
+        self._outages: list[tuple[int, int]] = []
+        self._doomed: tuple[SimWorker, int] | None = None
         self._names: dict[str, str] = {}
         self._stragglers: list[tuple[str, int, int, bool]] = []
         self._snoozed: Counter[bytes] = Counter()
@@ -137,6 +145,8 @@ class World:
 
     def _calm(self) -> list[str]:
         self.is_storm = False
+        self._doomed = None
+        self._return()
         for worker in self.workers.values():
             self._recover(worker)
         for step in range(PATIENCE):
@@ -153,8 +163,14 @@ class World:
         self.now_ms += self.rng.choice((0, 1, 5, 20, 60))
         if not self.is_storm and self.rng.random() < 0.01:
             self.now_ms += 1_000  # what waits for a time shall not take for ever
-        self.kafka.expire_transactions()
-        self._expire_sessions()
+        if self.is_away and self.now_ms >= self._away_until:
+            self._return()
+        if self._doomed is not None and self.now_ms >= self._doomed[1]:
+            self.kill(self._doomed[0])
+            self._doomed = None
+        if not self.is_away:
+            self.kafka.expire_transactions()
+            self._expire_sessions()
         self._restart_the_dead()
         ready = [step for worker in self.workers.values() for step in worker.ready]
         if ready:
@@ -167,12 +183,24 @@ class World:
             if worker.is_alive and not worker.is_frozen:
                 self._last_sign[worker.incarnation] = self.now_ms
                 if not worker.is_cut_off:
-                    worker.reported()
+                    self._report_of(worker)
             if worker.failure.error is not None:
                 self.judge.failed(worker, worker.failure.error)
                 self.kill(worker)
             elif worker.has_left:
                 self._gone(worker)
+
+    def _report_of(self, worker: SimWorker) -> None:
+        said = worker.reported()
+        worker.has_said_so = worker._cut_off
+        if said == CUT_OFF:
+            self._last_report.pop(worker.incarnation, None)
+        else:
+            self._last_report[worker.incarnation] = self.now_ms
+
+    def says_nothing_runs(self, worker: SimWorker) -> bool:
+        """Whether it has cancelled everything, and has been able to say so, or Kafka is away."""
+        return worker._cut_off and (self.is_away or worker.has_said_so)
 
     def _something_happens(self) -> None:
         worker = self.rng.choice([*self.workers.values()] or [None])
@@ -208,6 +236,39 @@ class World:
                 if worker.is_cut_off:
                     self.judge.ends(worker)  # it cannot say that it leaves in order
                 worker.leave()
+
+    @property
+    def is_away(self) -> bool:
+        """Whether Kafka answers nobody."""
+        return self._away_until > 0
+
+    def _outage(self, doomed: SimWorker) -> None:
+        """Kafka is away, and this worker ends meanwhile, or soon after."""
+        if self._outages_left == 0 or self.is_away or any(worker.is_torn for worker in self.workers.values()):
+            return
+        self._outages_left -= 1
+        rng, now_ms = self.rng, self.now_ms
+        self._away_since = now_ms
+        self._away_until = now_ms + rng.choice((2_000, 7_000, 20_000))
+        for worker in self.workers.values():
+            self.trouble(worker, "outage")
+            worker.is_cut_off = True
+        # Anywhere, or just when it is told that Kafka is back.
+        self._doomed = (
+            doomed,
+            rng.choice((now_ms + rng.randrange(25_000), self._away_until + rng.randrange(200))),
+        )
+
+    def _return(self) -> None:
+        """If it was started it has nobody's last heartbeat: whoever it knows as a member has a session from now on."""
+        if self.is_away and self.rng.random() < 0.5:
+            self._frozen_ms = dict.fromkeys(self._frozen_ms, self.now_ms)
+        elif self.is_away:  # it was only frozen; others' reports show it
+            self._outages.append((self._away_since, self.now_ms))
+        self._away_until = 0
+        for worker in self.workers.values():
+            if not worker.is_frozen:
+                self._recover(worker)
 
     def _schedule(self) -> None:
         rng, number = self.rng, self.judge.accepted_count
@@ -253,6 +314,7 @@ class World:
         self._names[incarnation] = name
         self._last_sign[incarnation] = self.now_ms
         self.workers[name] = SimWorker(self, name, incarnation)
+        self.workers[name].is_cut_off = self.is_away
 
     def _start_missing(self) -> None:
         missing = [name for name in _NAMES if name not in self.workers]
@@ -281,7 +343,7 @@ class World:
         self._frozen_ms[worker.incarnation] = self.now_ms - self.session_ms  # it has said so
 
     def _recover(self, worker: SimWorker) -> None:
-        worker.is_frozen = worker.is_cut_off = False
+        worker.is_frozen, worker.is_cut_off = False, self.is_away
         self._frozen_ms.pop(worker.incarnation, None)
 
     def trouble(self, worker: SimWorker, kind: str) -> None:
@@ -301,6 +363,8 @@ class World:
         self.judge.started(worker, execution)
         if execution.job.kills:
             self.kill(worker)
+        elif worker._scheduler.isolated is execution.message and self.rng.random() < 0.2:
+            self._outage(worker)
 
     def finish(self, worker: SimWorker, execution: Execution) -> None:
         """A handler returns."""
@@ -317,6 +381,8 @@ class World:
             frozenset(
                 one for one in losses if one in self._names and alive.get(self._names[one], one) != one
             ),
+            last={one: self._last_report[one] for one in losses if one in self._last_report},
+            outages=tuple(self._outages),
         )
 
     # --- clients and their faults -------------------------------------------------------------------------------

@@ -234,7 +234,7 @@ def test_who_looks_for_lost_owners_and_rivals_reads_past_it(
 
     monkeypatch.setattr(workers.survivors, "scan", scan)
     settings: Any = SimpleNamespace(topics=TOPICS)
-    signs_of_life(settings, forge.codec, {"nobody": 1, "w": 2})
+    signs_of_life(settings, forge.codec, {"nobody": 1, "w": 2}, 5_000)
     for passed in made:
         report = workers.survivors._report(forge.codec, passed.value or b"")
         if report is not None:

@@ -15,11 +15,11 @@ from workers.survivors import Signs, signs_of_life
 
 pytestmark = pytest.mark.worker_coordination
 
-LOST_MS = 1_000
+LOST_MS, LEASE_MS = 100_000, 5_000
 _LIKE_A_NEWER_RELEASE = b"\0"
 
 
-def report(incarnation: str, state: str = "running") -> bytes:
+def report(incarnation: str, state: str = "running", made_ms: int = 1) -> bytes:
     return encode_report(
         Codec(),
         WorkerReport(
@@ -27,7 +27,7 @@ def report(incarnation: str, state: str = "running") -> bytes:
             incarnation=incarnation,
             sequence=1,
             started_at=1,
-            at=1,
+            at=made_ms,
             host="h",
             state=state,
             job_types=(),
@@ -54,7 +54,7 @@ def signs(monkeypatch: pytest.MonkeyPatch, *reports: tuple[int, bytes]) -> Signs
 
     monkeypatch.setattr(workers.survivors, "scan", scan)
     settings: Any = SimpleNamespace(topics=SimpleNamespace(reports="reports"))
-    return signs_of_life(settings, Codec(), {"frozen": LOST_MS})
+    return signs_of_life(settings, Codec(), {"frozen": LOST_MS}, LEASE_MS)
 
 
 @pytest.mark.parametrize(
@@ -86,4 +86,31 @@ def test_who_has_said_that_it_left_did_not_die_whoever_has_its_name_by_now(
 ) -> None:
     """Its last commit, which would have said so, did not reach a Kafka that was away."""
     found = signs(monkeypatch, (LOST_MS - 10, report("frozen", state)), (LOST_MS + 5, report("another")))
-    assert found == Signs(heard, frozenset({"frozen"}))
+    assert (dict(found.heard), found.replaced) == (heard, frozenset({"frozen"}))
+
+
+def test_its_last_report_is_the_last_in_which_something_may_have_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own clock is behind by 40 s."""
+
+    def said(before_ms: int, state: str = "running") -> tuple[int, bytes]:
+        return LOST_MS - before_ms, report("frozen", state, LOST_MS - before_ms - 40_000)
+
+    assert signs(monkeypatch, said(30), said(20)).last == {"frozen": LOST_MS - 20}
+    assert signs(monkeypatch, said(30), said(20), said(10, "cut_off")).last == {}
+    assert signs(monkeypatch, said(30), said(20, "cut_off"), said(0)).last == {"frozen": LOST_MS}
+    assert signs(monkeypatch, said(-1)).last == {}
+
+
+@pytest.mark.parametrize("late_ms", [3_500, 3_499])
+def test_a_report_that_kafka_takes_late_tells_of_an_outage(
+    monkeypatch: pytest.MonkeyPatch, late_ms: int
+) -> None:
+    made_ms = LOST_MS - 2_000
+    found = signs(
+        monkeypatch,
+        (LOST_MS - 9_000, report("frozen", made_ms=LOST_MS - 9_000)),
+        (LOST_MS - 3_000, report("another", made_ms=made_ms - 1_000 + 77)),
+        (made_ms + late_ms, report("another", made_ms=made_ms + 77)),
+    )
+    assert found.outages == (((made_ms, made_ms + late_ms),) if late_ms == 3_500 else ())
+    assert found.last == {"frozen": LOST_MS - 9_000}

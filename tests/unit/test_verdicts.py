@@ -19,7 +19,9 @@ from workers.verdicts import Verdicts
 
 pytestmark = pytest.mark.worker_coordination
 
-LOST_MS, PATIENCE_MS = 1_000, 30_000
+LOST_MS, PATIENCE_MS, NOTICED_MS = 20_000, 30_000, 10_500
+#: Kafka was there until it was lost, and a session later it was missed.
+SEEN = {"frozen": LOST_MS - NOTICED_MS}
 
 
 class Bench:
@@ -27,11 +29,12 @@ class Bench:
 
     def __init__(self) -> None:
         self.scheduler = Scheduler()
-        self.signs = Signs({})
+        self.signs = Signs({}, last=SEEN)
         self.now_ms = LOST_MS
         self.asked: list[Mapping[str, int]] = []
         self.acquitted: list[Message] = []
         self.buried: list[Message] = []
+        self.doubted: list[Message] = []
         self.failures: list[BaseException] = []
         self.looked = asyncio.Event()
         self._loop = asyncio.get_running_loop()
@@ -41,8 +44,10 @@ class Bench:
             signs=self._ask,
             now_ms=lambda: self.now_ms,
             patience_ms=PATIENCE_MS,
+            noticed_ms=lambda: NOTICED_MS,
             acquitted=self.acquitted.append,
             buried=self.buried.append,
+            doubted=self.doubted.append,
             on_failure=self.failures.append,
             look_every_s=0.001,
         )
@@ -132,7 +137,33 @@ async def test_nobody_is_judged_while_the_reports_cannot_be_read() -> None:
 async def test_a_worker_whose_name_another_one_has_is_dead_at_once() -> None:
     bench = Bench()
     one = bench.condemned()
-    bench.signs = Signs({}, frozenset({"frozen"}), complete=False)
+    bench.signs = Signs({}, frozenset({"frozen"}), complete=False, last=SEEN)
+    await bench.judges()
+    assert bench.buried == [one]
+
+
+@pytest.mark.parametrize("last", [{}, {"frozen": LOST_MS - NOTICED_MS - 1}])
+async def test_who_may_have_been_cancelled_before_its_worker_died_runs_alone_once_more(
+    last: dict[str, int],
+) -> None:
+    """A Kafka that was away gives everybody a new session when it is back."""
+    bench = Bench()
+    one = bench.condemned(deaths=("dead", "dead-too", "frozen"))
+    bench.signs = Signs({}, frozenset({"frozen"}), last=last)
+    await bench.judges()
+    assert (bench.doubted, bench.buried) == ([one], [])
+    assert one.part.suspects == {0: Suspect(("dead", "dead-too", "frozen"))}
+    assert one.part.dirty
+    assert bench.scheduler.take(NOW_MS) is None
+    commit(one.part)
+    assert take(bench.scheduler) is one
+    assert bench.scheduler.isolated is one
+
+
+async def test_a_sixth_death_counts_whoever_may_have_seen_it() -> None:
+    bench = Bench()
+    one = bench.condemned(deaths=("a", "b", "c", "d", "e", "frozen"))
+    bench.signs = Signs({}, frozenset({"frozen"}))
     await bench.judges()
     assert bench.buried == [one]
 
@@ -145,7 +176,7 @@ async def test_those_behind_its_key_wait_for_the_verdict_and_others_do_not() -> 
     arrive(bench.scheduler, behind, beside)
     assert take(bench.scheduler) is beside
     assert bench.scheduler.take(NOW_MS) is None
-    bench.signs = Signs({}, frozenset({"frozen"}))
+    bench.signs = Signs({}, frozenset({"frozen"}), last=SEEN)
     await bench.judges()
     assert bench.buried == [one]
     assert take(bench.scheduler) is behind
@@ -157,7 +188,7 @@ async def test_what_a_partition_loses_is_left_to_its_next_owner() -> None:
     parts: set[PartitionState] = {one.part}
     assert bench.scheduler.purge(parts) == 1
     bench.verdicts.purge(parts)
-    bench.signs = Signs({}, frozenset({"frozen"}))
+    bench.signs = Signs({}, frozenset({"frozen"}), last=SEEN)
     watch = bench.verdicts._watch
     assert watch is not None
     await asyncio.wait_for(asyncio.shield(watch), 10)  # with nobody to wait for, it ends
@@ -179,7 +210,7 @@ async def test_one_that_comes_at_the_very_moment_when_the_last_one_is_judged_is_
     watch = bench.verdicts._watch
     assert watch is not None
     bench.verdicts._buried = lambda _: asyncio.get_running_loop().call_soon(bench.condemned)  # type: ignore[assignment]
-    bench.signs = Signs({}, frozenset({"frozen"}))
+    bench.signs = Signs({}, frozenset({"frozen"}), last=SEEN)
     await asyncio.wait_for(asyncio.shield(watch), 10)
     bench.verdicts._buried = bench.buried.append
     assert bench.scheduler.condemned, "it came before the watch was told of as ended"

@@ -65,7 +65,8 @@ def look(
     if seen.unreadable_count < least:
         verdict.breaks("unreadable records are not counted", f"{seen.unreadable_count} of at least {least}")
     try:
-        signs = signs_of_life(settings, build_codec(settings), {"nobody": int(time.time() * 1000) - 60_000})
+        lost = {"nobody": int(time.time() * 1000) - 60_000}
+        signs = signs_of_life(settings, build_codec(settings), lost, 5_000)
         if not signs.complete:
             verdict.breaks("the reports are not read to their end", signs)
         find_rival(settings, build_codec(settings), "w.0", "me", patience_s=1.5)
