@@ -172,6 +172,8 @@ class Outbox:
         self._made_at = math.inf
         #: A producer made before has let a record time out, or found no broker: perhaps it is only this one.
         self._deaf_before = -math.inf
+        #: The producer has met an error after which it sends nothing any more.
+        self._broken = False
         self._turn = 0
         self._give_up_at = math.inf
         #: Producers that met a fatal error and still have reports to give.
@@ -239,6 +241,8 @@ class Outbox:
         with self._lock:
             if self._closed:
                 raise DeliveryFailed("nothing was sent: this producer is closed")
+            if self._broken:
+                self._replace()
             if self._producer is None:
                 self._made_at = time.monotonic()
                 self._producer = Producer(
@@ -288,7 +292,7 @@ class Outbox:
         timestamp_ms: int = 0,
     ) -> bool:
         """As ``send``, for any record; partition -1 places the key."""
-        producer = None if self._closed else self._producer
+        producer = None if self._closed or self._broken else self._producer
         producer = producer or self.producer()
         try:
             producer.produce(
@@ -437,7 +441,8 @@ class Outbox:
         if not error.fatal():
             return
         log.error("producer failed", error=error.str())
-        self._replace()
+        # Whoever publishes a schema holds the lock, and waits for a report that only this thread can serve.
+        self._broken = True
 
     def _replace(self) -> None:
         """Records in flight still get their reports from the old producer; new records need a new one."""
@@ -446,6 +451,7 @@ class Outbox:
                 self._failed.append(self._producer)
             self._producer = None
             self._made_at = math.inf
+            self._broken = False
 
     def _count_partitions(self, producer: Producer) -> None:
         names = (*self._topics.jobs.values(), *self._topics.retry.values())

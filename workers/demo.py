@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import fcntl
 import hashlib
 import os
 import shutil
@@ -24,7 +25,7 @@ import structlog
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
 
-from schemas import JobPriority, JobStatus
+from schemas import Backoff, JobPriority, JobStatus
 from schemas.errors import PipelineError, SettingsError
 from streams.clients import admin_config, check_reachable
 from streams.embedded import BrokerConfig, EmbeddedBroker, running_broker
@@ -46,6 +47,11 @@ TARGETS: Final = ("node-2", "node-3")
 MISSING: Final = "there-is-no-such-object"
 _MARKER: Final = ".rustfs-workers-demo"
 _URGENT: Final = 5
+#: Nobody wants to watch a job wait.
+_BACKOFF: Final = Backoff(base=timedelta(milliseconds=300), cap=timedelta(seconds=1))
+_RETRIES: Final = 2
+#: Of Python's library: what others have installed, and what Python makes by itself.
+_NOT_PYTHONS: Final = frozenset({"site-packages", "__pycache__"})
 _FILES_NAMED: Final = 10
 
 
@@ -81,7 +87,9 @@ class DemoReport:
     verified: bool
     left_out: dict[str, list[str]]
     dead_letter: dict[str, Any] | None
-    directory: str
+    topic_prefix: str
+    #: Whether its topics are in the demo's own Kafka, which can be started again.
+    is_kept: bool
 
     @property
     def succeeded(self) -> bool:
@@ -117,8 +125,9 @@ def default_source() -> Path:
     return Path(sysconfig.get_path("stdlib"))
 
 
-def prepare_directory(directory: Path) -> None:
-    """Make the demo's directory, or empty one that an earlier demo made.
+@contextmanager
+def prepared_directory(directory: Path) -> Iterator[None]:
+    """The demo's directory, made anew, or emptied if an earlier demo made it; nobody else's for so long.
 
     Raises:
         WrongFolder: it holds something else, which the demo will not touch. PipelineError: a demo runs there now.
@@ -127,26 +136,40 @@ def prepare_directory(directory: Path) -> None:
         raise WrongFolder(f"--dir {directory} is no directory")
     if directory.is_dir() and any(directory.iterdir()) and not (directory / _MARKER).exists():
         raise WrongFolder(f"--dir {directory} is not empty and not the demo's own; choose another")
-    if running_broker(directory / "kafka") is not None:
-        raise PipelineError(f"a demo runs in --dir {directory} now; choose another")
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / _MARKER).write_text(
-        "made by rustfs-workers demo; removed and filled anew by each one\n", "utf-8"
-    )
-    for name in ("node-1", *TARGETS, "kafka"):
-        shutil.rmtree(directory / name, ignore_errors=True)
-    for name in ("node-1", *TARGETS):
-        (directory / name).mkdir()
+    with (directory / _MARKER).open("a", encoding="utf-8") as marker:
+        try:
+            fcntl.flock(marker, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise PipelineError(f"a demo runs in --dir {directory} now; choose another") from None
+        if running_broker(directory / "kafka") is not None:
+            raise PipelineError(
+                f"a Kafka runs in --dir {directory} now: `rustfs-workers kafka stop --data-dir {directory / 'kafka'}` ends it"
+            )
+        if not marker.tell():
+            marker.write("made by rustfs-workers demo; removed and filled anew by each one\n")
+            marker.flush()
+        for name in ("node-1", *TARGETS, "kafka"):
+            shutil.rmtree(directory / name, ignore_errors=True)
+        for name in ("node-1", *TARGETS):
+            (directory / name).mkdir()
+        yield
 
 
-def gather(source: Path, node: Path, progress: Progress) -> Objects:
+def gather(source: Path, node: Path, progress: Progress, *, without: Collection[str] = ()) -> Objects:
     """Copy the files under ``source`` into the node, as objects of the bucket. Never changes ``source``.
+
+    Args:
+        source: the folder.
+        node: the node's directory.
+        progress: told how far it is.
+        without: folders of these names are not looked into.
 
     Raises:
         PipelineError: the disk of the node is full.
     """
     found = Objects()
-    files = list(_walk(source, found))
+    files = list(_walk(source, found, without))
     for number, path in enumerate(files):
         name = path.relative_to(source).as_posix()
         try:
@@ -210,18 +233,19 @@ def run_demo(source: Path, directory: Path, progress: Progress) -> DemoReport:
     given = settings.kafka_bootstrap_servers is not None
     if given:
         check_reachable(settings)
-    prepare_directory(directory)
-    objects = gather(source, directory / "node-1", progress)
-    if not objects.keys:
-        raise WrongFolder(f"--source {source} has no file that could become an object; choose another")
-    if given:
-        with deleted_afterwards(settings):
-            return _on(settings, directory, objects, progress)
-    with temporary_kafka(directory / "kafka", progress) as broker:
-        settings = load_settings(
-            **where, kafka_bootstrap_servers=broker.bootstrap_servers, data_dir=directory
-        )
-        return _on(settings, directory, objects, progress, broker.check)
+    without = _NOT_PYTHONS if source == default_source() else frozenset[str]()
+    with prepared_directory(directory):
+        objects = gather(source, directory / "node-1", progress, without=without)
+        if not objects.keys:
+            raise WrongFolder(f"--source {source} has no file that could become an object; choose another")
+        if given:
+            with deleted_afterwards(settings):
+                return _on(settings, directory, objects, progress)
+        with temporary_kafka(directory / "kafka", progress) as broker:
+            settings = load_settings(
+                **where, kafka_bootstrap_servers=broker.bootstrap_servers, data_dir=directory
+            )
+            return _on(settings, directory, objects, progress, broker.check)
 
 
 @contextmanager
@@ -262,7 +286,8 @@ def _on(
         verified=right == len(objects.keys),
         left_out=objects.left_out,
         dead_letter=dead[0] if dead else None,
-        directory=str(directory),
+        topic_prefix=settings.topic_prefix,
+        is_kept=settings.data_dir.resolve() == directory.resolve(),
     )
 
 
@@ -272,14 +297,16 @@ async def _replicate(
     """Schedule one job per object, run them, and wait until every one is final, or ``check`` raises."""
     async with JobQueue.connect(settings) as queue:
         manager = WorkerManager(WorkerConfig.from_settings(settings), settings)
-        manager.register(*builtin_workers(settings))
+        for worker in builtin_workers(settings):
+            worker.backoff = _BACKOFF
+            manager.register(worker)
         jobs = [
             (_job(key), JobPriority.HIGH if number < _URGENT else JobPriority.NORMAL)
             for number, key in enumerate(objects.keys)
         ]
         began = time.monotonic()
         await queue.schedule_jobs(jobs)
-        await queue.schedule_job(_job(missing_object(objects.keys)), max_retries=2)
+        await queue.schedule_job(_job(missing_object(objects.keys)), max_retries=_RETRIES)
         seconds = 0.0
         async with manager:
             while True:
@@ -378,7 +405,7 @@ def delete_deployment(settings: Settings) -> None:
             log.warning("group not deleted: it still counts a worker that was killed", group=group)
 
 
-def _walk(source: Path, found: Objects) -> Iterator[Path]:
+def _walk(source: Path, found: Objects, without: Collection[str]) -> Iterator[Path]:
     for root, directories, files in os.walk(
         source, onerror=lambda error: found.leave_out("not readable", Path(str(error.filename)))
     ):
@@ -386,9 +413,7 @@ def _walk(source: Path, found: Objects) -> Iterator[Path]:
         for name in [name for name in directories if (here / name).is_symlink()]:
             found.leave_out("symbolic link", here / name)
         directories[:] = sorted(
-            name
-            for name in directories
-            if name not in ("site-packages", "__pycache__") and not (here / name).is_symlink()
+            name for name in directories if name not in without and not (here / name).is_symlink()
         )
         for name in sorted(files):
             path = here / name

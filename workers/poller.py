@@ -517,7 +517,7 @@ class Poller:
         places = [(tp.topic, tp.partition) for tp in lost]
         leaving = self._mark_releasing(places)
         self._forget(places)
-        self._in_loop(self._release(leaving, 0.0), 1.0)
+        self._in_loop(self._release(leaving, 0.0), 1.5)
         consumer.incremental_unassign(lost)
         self._committer.counters.event("sessions_lost")
         log.warning("partitions lost", partitions=_numbers(places))

@@ -190,7 +190,7 @@ class WorkerProcess:
             buffer_high=config.buffer_high,
             buffer_low=config.buffer_low,
             now_ms=self._clock.now_ms,
-            signs=self._signs_of_life,
+            signs=functools.partial(signs_of_life, settings, codec),
             log_starts=functools.partial(self._ask_for_offsets, EARLIEST),
             log_ends=functools.partial(self._ask_for_offsets, LATEST),
             revoke_timeout_s=config.revoke_timeout / timedelta(seconds=1),

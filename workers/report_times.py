@@ -32,6 +32,6 @@ class ReportTimes:
 
         One made just after the last answer is late by as much; there may have been none for an interval, and a slow one before.
         """
-        shortest = lease_ms - 1.5 * INTERVAL_S * 1000
+        shortest = max(lease_ms - 1.5 * INTERVAL_S * 1000, INTERVAL_S * 1000)
         made = ((self.made_ms(incarnation, made), written) for incarnation, made, written in self._reports)
         return tuple((begin, end) for begin, end in made if end - begin >= shortest)

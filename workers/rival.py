@@ -31,6 +31,8 @@ WINDOW_S: Final = 60.0
 #: Everybody reports once a second; a busy machine may be late.
 PATIENCE_S: Final = 4.0
 _ANSWER_S: Final = 5.0
+#: The last words of one that is gone.
+_ENDED: Final = frozenset({"stopped", "left"})
 
 
 class FenceCount:
@@ -69,7 +71,7 @@ def find_rival(
             except WireError as error:
                 log.info("unreadable report", error=str(error))
                 continue
-            if report.incarnation != incarnation and report.state != "stopped":
+            if report.incarnation != incarnation and report.state not in _ENDED:
                 return report
         return None
     finally:

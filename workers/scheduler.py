@@ -208,6 +208,8 @@ class Scheduler:
             if message is not None or self._alone:
                 return message
             # None of them is left: their partitions are lost, or they wait behind a condemned one.
+        elif self._share.is_open and not self._alone:
+            self._share.close(now_ms)  # else the hours until the next one would count as its turn
         message = self._take_in_turn(now_ms)
         if message is None and self._alone:
             return self._take_alone(now_ms)  # it is the turn of others, and none of them can start
@@ -364,11 +366,26 @@ class Scheduler:
     def _is_hurried(self) -> bool:
         return len(self._alone) > FEW
 
+    @property
+    def _is_beside_survivors(self) -> bool:
+        """Whether one of them may start beside those that have survived and go on."""
+        return bool(self._survivors) and (self._is_hurried or self._outstayed)
+
+    def _next_alone(self) -> Message | None:
+        """The next of them. One with further deaths waits for survivors to end, and does not keep the others behind it."""
+        first = None
+        for message in self._alone:
+            if not message.part.owned or message.part.releasing:
+                continue
+            if not self._is_beside_survivors or not message.part.further_deaths(message.offset):
+                return message
+            first = first or message
+        return first
+
     def _in_the_way(self) -> int:
-        """How many have to end before the first of those that must run alone may start."""
-        message = self._alone[0] if self._alone else None
-        waits_for_all = not (self._is_hurried or self._outstayed)
-        if message is None or waits_for_all or message.part.further_deaths(message.offset):
+        """How many have to end before the next of those that must run alone may start."""
+        message = self._next_alone()
+        if message is None or not self._is_beside_survivors or message.part.further_deaths(message.offset):
             return self.running
         return self.running - len(self._survivors)
 
@@ -377,6 +394,7 @@ class Scheduler:
 
         Beside a survivor or a stray thread no commit says it: at its worker's death it would be condemned for what those did.
         """
+        self._forget_the_lost()
         message = self._next_alone()
         if message is None or self._in_the_way():
             return None
@@ -390,7 +408,7 @@ class Scheduler:
                 return None
         if not part.start(message.offset):
             return None
-        self._alone.popleft()
+        self._alone.remove(message)
         if self._pool is not None:
             self._pool.seize(message)
         self._start(message)
@@ -405,15 +423,11 @@ class Scheduler:
             if message is not None and message.part.alone != message.offset:
                 message.part.name_alone(message.offset)
 
-    def _next_alone(self) -> Message | None:
-        """The first of them; those before it whose partition is lost are forgotten."""
-        while self._alone:
-            message = self._alone[0]
-            if message.part.owned and not message.part.releasing:
-                return message
-            self._alone.popleft()
+    def _forget_the_lost(self) -> None:
+        """Those of them whose partition is lost."""
+        for message in [one for one in self._alone if not one.part.owned or one.part.releasing]:
+            self._alone.remove(message)
             self._forget(message)
-        return None
 
     def _condemn(self, message: Message) -> None:
         """It waits for its verdict with its key, so that those after it wait as well; or behind its key until then."""

@@ -26,7 +26,7 @@ from workers.report_times import ReportTimes
 log = structlog.get_logger("rustfs_workers.survivors")
 
 _ANSWER_S: Final = 5.0
-#: A process that ends without a drain says so until it is gone: that it still speaks is no sign of life.
+#: A process that ends without a drain says so until it is gone: that it still speaks is no sign of life. Nor has a job ended it.
 _ENDED: Final = "stopped"
 #: The last word of one that has drained. Nothing ran any more, so it did not die of a job, though its last commit, which would
 #: have said the same, did not reach a Kafka that was away just then.
@@ -36,7 +36,7 @@ CUT_OFF: Final = "cut_off"
 #: Its last words are so much older than its loss at the most: the session that had to run out, and a slow takeover.
 _LAST_WORDS_MS: Final = 120_000
 #: What others report so long before and after a loss tells whether Kafka was there.
-_RECENT_MS: Final = 30_000
+_RECENT_MS: Final = 15_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +55,14 @@ class Signs:
     outages: tuple[tuple[int, int], ...] = ()
 
 
-def signs_of_life(settings: Settings, codec: Codec, losses: Mapping[str, int], lease_ms: int) -> Signs:
-    """What became of these incarnations. Blocks, ten seconds at most.
+def signs_of_life(settings: Settings, codec: Codec, losses: Mapping[str, int], lease_ms: int = 0) -> Signs:
+    """What became of these incarnations. Blocks, twenty seconds at most.
 
     Args:
         settings: where the reports are.
         codec: reads them.
         losses: incarnation to the time of its loss. All times are milliseconds of broker time; 0: nobody knows any more.
-        lease_ms: a worker without an answer for so long cancels everything.
+        lease_ms: a worker without an answer for so long cancels everything; 0: outages do not matter.
     """
     heard: dict[str, int] = {}
     last: dict[str, int] = {}
@@ -75,13 +75,15 @@ def signs_of_life(settings: Settings, codec: Codec, losses: Mapping[str, int], l
     unreadable: set[str] = set()
     passed_over = 0
     times = ReportTimes()
-    recent_ms, latest_ms = min(lost.values()) - _RECENT_MS, max(lost.values()) + _RECENT_MS
+    # Hundreds of workers send hundreds of reports a second: those that tell nothing are not decoded.
+    around = frozenset(lost.values()) if lease_ms else frozenset[int]()
 
     def look(message: Message) -> None:
         nonlocal passed_over
         value, worker, written_ms = message.value() or b"", message.key(), message.timestamp()[1]
         named = next((name for name in lost if name.encode() in value), None)
-        if named is None and worker not in places and not recent_ms < written_ms < latest_ms:
+        is_near = any(abs(written_ms - at) < _RECENT_MS for at in around)
+        if named is None and worker not in places and not is_near:
             return
         report = _report(codec, value)
         if report is None:
@@ -98,7 +100,7 @@ def signs_of_life(settings: Settings, codec: Codec, losses: Mapping[str, int], l
             here.add(report.incarnation)
             replaced.discard(report.incarnation)
             lost_ms = lost[report.incarnation]
-            if report.state == CUT_OFF:
+            if report.state in (CUT_OFF, _ENDED):
                 last.pop(report.incarnation, None)
             elif written_ms <= lost_ms:
                 last[report.incarnation] = report.at
@@ -127,7 +129,7 @@ def signs_of_life(settings: Settings, codec: Codec, losses: Mapping[str, int], l
         frozenset(replaced),
         found.complete and not unreadable - heard.keys(),
         {incarnation: times.made_ms(incarnation, made_ms) for incarnation, made_ms in last.items()},
-        times.outages(lease_ms),
+        times.outages(lease_ms) if lease_ms else (),
     )
 
 

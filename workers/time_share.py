@@ -32,6 +32,8 @@ TURN_MS: Final = 1_000
 FIRST_PATIENCE_MS: Final = 5_000
 #: So many times as long as others were held back they have their turn.
 OWED: Final = 3
+#: No turn counts for more, whatever a clock says that was set, or a machine that has slept.
+_MOST_HELD_MS: Final = 60_000
 #: The first turn, in a worker's life: long enough for half-minute jobs to come to their end.
 OTHERS_FIRST_MS: Final = 30_000
 
@@ -42,59 +44,77 @@ def alone_ms(further_deaths: int, *, hurried: bool) -> int:
 
 
 class TimeShare:
-    """For the event loop. Times are wall clock in ms; a clock that is set back ends a turn, no more.
+    """For the event loop. Times are wall clock in ms; a clock that is set moves the end of a turn, within bounds.
 
     Args:
         others_first_ms: how long others may go on when the first one waits that must run alone.
     """
 
     def __init__(self, others_first_ms: int = OTHERS_FIRST_MS) -> None:
-        self._held_since: int | None = None
+        #: Whether it is the turn of those that must run alone. Somebody has to close it when none of them is left.
+        self.is_open = False
         self._had_turn = False
         self._waited_ms = 0
         self._patience_ms = FIRST_PATIENCE_MS
-        #: None: nobody has had to run alone yet.
-        self._opened: int | None = None
+        #: How long others were held back in this turn: only while there were any.
+        self._held_ms = 0
+        self._counted_at = 0
+        self._others = False
+        #: When the others' turn began. None: nobody has had to run alone yet.
+        self._closed_at: int | None = None
         self._owed_ms = others_first_ms
 
     def holds_back(self, now_ms: int, *, running: int, others: bool) -> bool:
         """Whether everybody else waits for one that must run alone. Asked only while there is one."""
-        if self._held_since is None:
-            if self._opened is None:
-                self._opened = now_ms
+        if not self.is_open:
+            if self._closed_at is None:
+                self._closed_at = now_ms
             # While one of them runs, the next may be waiting for it: behind its key, or for its commit.
-            if (others or running) and self._opened <= now_ms < self._opened + self._owed_ms:
+            if (others or running) and self._closed_at <= now_ms < self._closed_at + self._owed_ms:
                 return False
-            self._held_since, self._had_turn, self._waited_ms = now_ms, False, 0
-        held_ms = now_ms - self._held_since
-        if held_ms < 0:
-            self._held_since, held_ms = now_ms, 0
+            self.is_open, self._had_turn, self._waited_ms = True, False, 0
+            self._held_ms, self._others = 0, False
+        self._count(now_ms, others=others)
         if not others:
             return True
         if self._had_turn:
-            enough = held_ms >= self._turn_ms
+            enough = self._held_ms >= self._turn_ms
         else:
             # Nothing runs: its turn comes with the next commit, and nobody else may start before.
-            enough = running > 0 and held_ms >= self._patience_ms
+            enough = running > 0 and self._held_ms >= self._patience_ms
             if enough:
                 self._patience_ms *= 2
         if enough:
-            self._held_since, self._opened, self._owed_ms = None, now_ms, OWED * held_ms
+            self.close(now_ms)
         return not enough
+
+    def close(self, now_ms: int) -> None:
+        """The turn is over, or none is left of those that must run alone: others are owed what they have waited for."""
+        self._count(now_ms, others=False)
+        self.is_open, self._closed_at = False, now_ms
+        self._owed_ms = OWED * min(self._held_ms, _MOST_HELD_MS)
 
     def is_due(self, now_ms: int) -> bool:
         """Whether the turn may end now, so that it is worth while to ask."""
-        if self._held_since is None:
-            return self._opened is None or now_ms >= self._opened + self._owed_ms
-        return now_ms >= self._held_since + (self._turn_ms if self._had_turn else self._patience_ms)
+        if not self.is_open:
+            closed_at = self._closed_at
+            return closed_at is None or not closed_at <= now_ms < closed_at + self._owed_ms
+        since_ms = max(now_ms - self._counted_at, 0) if self._others else 0
+        return self._held_ms + since_ms >= (self._turn_ms if self._had_turn else self._patience_ms)
+
+    def started(self, now_ms: int) -> None:
+        """One that must run alone has started."""
+        self._count(now_ms, others=self._others)
+        if not self._had_turn:
+            self._waited_ms = self._held_ms
+        self._had_turn = True
+        self._patience_ms = FIRST_PATIENCE_MS
 
     @property
     def _turn_ms(self) -> int:
         return max(TURN_MS, 2 * self._waited_ms)
 
-    def started(self, now_ms: int) -> None:
-        """One that must run alone has started."""
-        if not self._had_turn and self._held_since is not None:
-            self._waited_ms = max(now_ms - self._held_since, 0)
-        self._had_turn = True
-        self._patience_ms = FIRST_PATIENCE_MS
+    def _count(self, now_ms: int, *, others: bool) -> None:
+        if self._others:
+            self._held_ms += max(now_ms - self._counted_at, 0)
+        self._counted_at, self._others = now_ms, others

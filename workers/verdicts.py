@@ -112,10 +112,13 @@ class Verdicts:
 
     async def _look(self) -> None:
         while self._open:
-            signs = await asyncio.to_thread(self._signs, self._losses())
+            losses = self._losses()
+            signs = await asyncio.to_thread(self._signs, losses)
             # Those that still wait for their turn, or behind their key, are judged when they have it: in their order.
             for message in [one for one in self._scheduler.condemned if one in self._open]:
-                self._judge(message, signs)
+                # Who has come in the meantime: nobody has looked for its worker yet.
+                if message.part.charge(message.offset)[0] in losses:
+                    self._judge(message, signs)
             if self._open:
                 await asyncio.sleep(self._look_every_s)
 
@@ -137,7 +140,7 @@ class Verdicts:
             self._open.discard(message)
             self._scheduler.acquit(message)
             self._acquitted(message)
-        elif owner in signs.replaced or (signs.complete and silent_ms >= self._patience_ms):
+        elif signs.complete and (owner in signs.replaced or silent_ms >= self._patience_ms):
             self._open.discard(message)
             if self._is_proven(message, owner, lost_ms, signs):
                 self._scheduler.bury(message)

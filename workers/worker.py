@@ -24,10 +24,12 @@ class Worker:
     Attributes:
         worker_type: the job type it handles.
         execution: where ``process_job`` runs; None means "async" for a coroutine function, else "thread".
+        backoff: how long its failed jobs wait, whatever their type says; None: as that says.
     """
 
     worker_type: ClassVar[str] = ""
     execution: ClassVar[Execution | None] = None
+    backoff: Backoff | None = None
 
     #: Whether it was made with arguments: a handler process, which makes it anew, does not have them.
     _made_with_arguments: bool = False
@@ -146,7 +148,7 @@ class Handlers:
             execution,
             cls.max_retries,
             cls.timeout,
-            cls.backoff,
+            worker.backoff or cls.backoff,
             worker,
             factory,
         )

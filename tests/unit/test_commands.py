@@ -441,7 +441,7 @@ def test_kafka_status_and_stop_without_a_kafka() -> None:
 def test_a_demo_that_fails_says_why_and_that_it_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
     report = DemoReport(
         objects=3, replicated=2, dead_letters=1, bytes=6, seconds=0.5, jobs_per_s=6.0, verified=False, left_out={},
-        dead_letter=None, directory="/demo",
+        dead_letter=None, topic_prefix="demo.", is_kept=False,
     )  # fmt: skip
     monkeypatch.setattr("workers.demo.run_demo", lambda *_: report)
 

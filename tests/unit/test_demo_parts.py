@@ -17,7 +17,7 @@ from streams.embedded import BrokerConfig
 from streams.settings import Settings
 from workers import demo
 from workers.commands.bench import _deployment
-from workers.demo import MISSING, DemoReport, gather, missing_object, prepare_directory, verify
+from workers.demo import MISSING, DemoReport, gather, missing_object, prepared_directory, verify
 
 pytestmark = pytest.mark.job_processing
 
@@ -57,7 +57,7 @@ def test_what_cannot_become_an_object_is_counted_and_named(
 
     monkeypatch.setattr(shutil, "copyfile", copyfile)
 
-    found = gather(source, node, ignore)
+    found = gather(source, node, ignore, without={"site-packages", "__pycache__"})
 
     assert found.keys == {"a.txt": 5, "sub/b.txt": 9}
     assert {reason: sorted(map(os.path.basename, paths)) for reason, paths in found.left_out.items()} == {
@@ -67,6 +67,8 @@ def test_what_cannot_become_an_object_is_counted_and_named(
         "a node refuses the name": ["bad\\udcff", "line\\nbreak"],
     }
     assert sorted(path.name for path in node.rglob("*") if path.is_file()) == ["a.txt", "b.txt"]
+    everything = gather(source, node, ignore)
+    assert everything.keys.keys() - found.keys.keys() == {"sub/__pycache__/c.pyc", "site-packages/d.py"}
 
 
 def test_verify_counts_the_objects_that_are_the_same_everywhere(tmp_path: Path) -> None:
@@ -81,17 +83,25 @@ def test_verify_counts_the_objects_that_are_the_same_everywhere(tmp_path: Path) 
 
 
 def test_the_demo_empties_only_directories_that_it_made(tmp_path: Path) -> None:
-    prepare_directory(tmp_path / "new")
-    (tmp_path / "new" / "node-1" / "demo").mkdir()
-    (tmp_path / "new" / "notes.txt").write_text("somebody's")
+    with prepared_directory(tmp_path / "new"):
+        (tmp_path / "new" / "node-1" / "demo").mkdir()
+        (tmp_path / "new" / "notes.txt").write_text("somebody's")
+        with (
+            pytest.raises(PipelineError, match=r"a demo runs in --dir .* now; choose another"),
+            prepared_directory(tmp_path / "new"),
+        ):
+            pass
+        assert (tmp_path / "new" / "node-1" / "demo").exists()
 
-    prepare_directory(tmp_path / "new")
-
-    assert list((tmp_path / "new" / "node-1").iterdir()) == []
+    with prepared_directory(tmp_path / "new"):
+        assert list((tmp_path / "new" / "node-1").iterdir()) == []
     assert (tmp_path / "new" / "notes.txt").exists()
     (tmp_path / "taken" / "node-1").mkdir(parents=True)
-    with pytest.raises(PipelineError, match="not the demo's own; choose another"):
-        prepare_directory(tmp_path / "taken")
+    with (
+        pytest.raises(PipelineError, match="not the demo's own; choose another"),
+        prepared_directory(tmp_path / "taken"),
+    ):
+        pass
     assert (tmp_path / "taken" / "node-1").exists()
 
 
@@ -106,7 +116,8 @@ def report(*, replicated: int = 3, dead_letters: int = 1) -> DemoReport:
         verified=replicated == 3,
         left_out={"symbolic link": [f"/source/{number}" for number in range(12)]},
         dead_letter=None,
-        directory="/demo",
+        topic_prefix="demo.",
+        is_kept=False,
     )
 
 

@@ -347,6 +347,21 @@ def test_a_fatal_error_costs_the_producer_and_no_report(outbox: Outbox, broker: 
     assert (before.ticket.failed, after.ticket.failed) == (1, 0)
 
 
+def test_a_fatal_error_while_a_schema_is_published_stops_nobody(outbox: Outbox, broker: Broker) -> None:
+    """Who publishes holds the lock until the report is there, and both come through the same thread."""
+    outbox.producer()
+    broken = broker.producers[0]
+    with outbox._lock:
+        serving = threading.Thread(
+            target=lambda: broken.on_error(KafkaError(KafkaError._FATAL, "made up", fatal=True))
+        )
+        serving.start()
+        serving.join(5)
+        assert not serving.is_alive()
+    outbox.producer()
+    assert len(broker.producers) == 2
+
+
 def time_out(outbox: Outbox, producer: FakeProducer, ticket: Waited) -> None:
     ticket.seal(1)
     outbox.serve()

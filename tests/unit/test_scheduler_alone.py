@@ -268,17 +268,51 @@ def test_who_must_run_alone_does_not_overtake_an_earlier_one_of_its_key_that_nee
 
 
 def test_while_one_waits_for_its_turn_to_run_alone_only_its_key_waits_not_its_partition() -> None:
-    scheduler = Scheduler(others_first_ms=0)
-    part = dangerous(range(2))
-    arrive(scheduler, message(part, 0), message(part, 1, key=b"k"))
-    now_ms = run_alone(scheduler, part, NOW_MS, 20_000)
-    for offset in range(2, 12):
+    scheduler = Scheduler()
+    part = dangerous()
+    for offset in range(1, 12):
         part.note_delivered(offset)
-    later, *others = (message(part, offset, key=b"k" if offset == 2 else None) for offset in range(2, 12))
-    arrive(scheduler, later, *others)
+    waiting = message(part, 0, key=b"k")
+    later, *others = (message(part, offset, key=b"k" if offset == 1 else None) for offset in range(1, 12))
+    arrive(scheduler, waiting, later, *others)
     commit(part)
-    assert [scheduler.take(now_ms) for _ in others] == others
-    assert scheduler.take(now_ms) is None
+    assert [take(scheduler) for _ in others] == others
+    assert scheduler.take(NOW_MS) is None
+
+
+def test_who_has_worked_for_an_hour_between_two_that_must_run_alone_was_not_held_back_for_an_hour() -> None:
+    """The second one would have waited for three hours, with its key."""
+    scheduler = Scheduler(others_first_ms=0)
+    part, others = dangerous(range(2)), open_partition(number=1)
+    first, second, *work = message(part, 0), message(part, 1), *(message(others, n) for n in range(100))
+    arrive(scheduler, first)
+    now_ms = run_alone(scheduler, part, NOW_MS, 1_000)
+    arrive(scheduler, *work)
+    for one in work:
+        assert scheduler.take(now_ms) is one
+        scheduler.done(one)
+        now_ms += 36_000
+    arrive(scheduler, second, message(others, 100))
+    assert run_alone(scheduler, part, now_ms, 1)
+
+
+def test_no_others_are_owed_what_they_have_not_waited_for() -> None:
+    share = TimeShare(others_first_ms=0)
+    assert share.holds_back(0, running=0, others=False)
+    share.started(3_600_000)
+    assert share.holds_back(3_600_000, running=0, others=True)
+    assert share.holds_back(3_600_999, running=0, others=True)
+    assert not share.holds_back(3_601_000, running=0, others=True), "they have waited for a turn's second"
+    assert not share.holds_back(3_601_000 + OWED * 1_000 - 1, running=0, others=True)
+    assert share.holds_back(3_601_000 + OWED * 1_000, running=0, others=True)
+
+
+def test_a_night_that_a_machine_sleeps_counts_for_a_minute() -> None:
+    share = TimeShare(others_first_ms=0)
+    assert share.holds_back(0, running=1, others=True)
+    assert not share.holds_back(30_000_000, running=1, others=True)
+    assert not share.holds_back(30_000_000 + OWED * 60_000 - 1, running=1, others=True)
+    assert share.holds_back(30_000_000 + OWED * 60_000, running=1, others=True)
 
 
 def test_a_dangerous_one_of_a_lost_partition_holds_nobody_back() -> None:
@@ -561,16 +595,17 @@ def test_one_that_has_survived_and_goes_on_keeps_the_next_one_for_two_seconds() 
 
 
 def test_who_has_died_beside_others_since_runs_beside_nothing_whatever_waits() -> None:
-    scheduler, part, (first, second, *_) = many_of_them()
+    scheduler, part, (first, second, third, *_) = many_of_them()
     part.suspects[second.offset] = Suspect(("first", "second", "third"))
     part.losses |= {"second": 2, "third": 3}
     assert take_alone(scheduler, part) is first
     survive(scheduler, part)
     assert scheduler.take(NOW_MS) is None
     commit(part)
-    assert scheduler.take(NOW_MS) is None
+    assert take(scheduler) is third, "it keeps nobody behind it from running beside the first"
+    scheduler.done(third)
     scheduler.done(first)
-    commit(part, 0)
+    commit(part, 0, 2)
     assert take_alone(scheduler, part) is second
     assert part.committed_alone == second.offset
 

@@ -37,6 +37,10 @@ class Bench:
         self.doubted: list[Message] = []
         self.failures: list[BaseException] = []
         self.looked = asyncio.Event()
+        #: Set: each look is answered at once.
+        self.may_answer = threading.Event()
+        self.may_answer.set()
+        self._one_answer = threading.Semaphore(0)
         self._loop = asyncio.get_running_loop()
         self.verdicts = Verdicts(
             scheduler=self.scheduler,
@@ -55,7 +59,18 @@ class Bench:
     def _ask(self, losses: Mapping[str, int]) -> Signs:
         self.asked.append(losses)
         self._loop.call_soon_threadsafe(self.looked.set)
+        if not self.may_answer.is_set():
+            self._one_answer.acquire(timeout=10)
         return self.signs
+
+    def answer_once(self) -> None:
+        """The look that is under way."""
+        self.looked.clear()
+        self._one_answer.release()
+
+    async def looks_again(self) -> None:
+        """A look has begun after the one that was answered."""
+        await asyncio.wait_for(self.looked.wait(), 10)
 
     async def looks(self) -> None:
         """Two more looks: the second one begins after the first has been judged by."""
@@ -69,11 +84,13 @@ class Bench:
             while self.scheduler.condemned:
                 await asyncio.sleep(0.001)
 
-    def condemned(self, *, deaths: tuple[str, ...] = ("frozen",), key: bytes | None = None) -> Message:
-        """One that waits for its verdict."""
-        suspects = {0: Suspect(deaths, "frozen")}
-        prior = OffsetMap(0, suspects=suspects, losses=dict.fromkeys((*deaths, "frozen"), LOST_MS))
-        part = partition(TOPICS.jobs[NORMAL], 0, prior=prior)
+    def condemned(
+        self, *, deaths: tuple[str, ...] = ("frozen",), key: bytes | None = None, number: int = 0
+    ) -> Message:
+        """One that waits for its verdict; it ran alone at its last death."""
+        suspects = {0: Suspect(deaths, deaths[-1])}
+        prior = OffsetMap(0, suspects=suspects, losses=dict.fromkeys(deaths, LOST_MS))
+        part = partition(TOPICS.jobs[NORMAL], number, prior=prior)
         part.note_delivered(0)
         commit(part)
         one = message(part, 0, key=key)
@@ -138,8 +155,33 @@ async def test_a_worker_whose_name_another_one_has_is_dead_at_once() -> None:
     bench = Bench()
     one = bench.condemned()
     bench.signs = Signs({}, frozenset({"frozen"}), complete=False, last=SEEN)
+    await bench.looks()
+    assert bench.buried == [], "those that could not be read may tell of an outage"
+    bench.signs = Signs({}, frozenset({"frozen"}), last=SEEN)
     await bench.judges()
     assert bench.buried == [one]
+
+
+async def test_who_comes_while_somebody_looks_is_not_judged_by_what_is_found() -> None:
+    """Nobody has looked for its worker: that nothing was heard of it means nothing."""
+    bench = Bench()
+    bench.now_ms = LOST_MS + PATIENCE_MS
+    bench.may_answer.clear()
+    first = bench.condemned()
+    await asyncio.wait_for(bench.looked.wait(), 10)
+    late = bench.condemned(deaths=("late",), number=1)
+    bench.signs = Signs({}, last=SEEN)
+    bench.answer_once()
+    async with asyncio.timeout(10):
+        while not bench.buried:
+            await asyncio.sleep(0.001)
+    await bench.looks_again()
+    assert (bench.buried, bench.doubted) == ([first], [])
+    bench.signs = Signs({"late": LOST_MS + 1})
+    bench.may_answer.set()
+    bench.answer_once()
+    await bench.judges()
+    assert bench.acquitted == [late]
 
 
 @pytest.mark.parametrize("last", [{}, {"frozen": LOST_MS - NOTICED_MS - 1}])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
@@ -83,9 +84,24 @@ def _print(report: DemoReport, directory: Path | None) -> None:
     letter = report.dead_letter
     if letter is not None:
         echo("")
-        echo("One job named an object that does not exist. It was retried, and is now a dead letter:")
+        echo(
+            f"One job named an object that does not exist. It ran {letter['attempt']} times, and is a dead letter now:"
+        )
         echo(f"  {letter['id']}  {letter['error_type']}: {letter['error_message']}")
-        echo("In a deployment of yours look at such jobs with `rustfs-workers dlq list` and `dlq show ID`,")
-        echo("and give them a new life with `rustfs-workers dlq redrive ID`.")
+        if directory is not None and report.is_kept:
+            echo("Look at it, and give it a new life, with these commands:")
+            echo(f"  export RUSTFS_WORKERS_DATA_DIR={quote(str(directory.expanduser().resolve()))}")
+            echo(f"  export RUSTFS_WORKERS_TOPIC_PREFIX={report.topic_prefix}")
+            echo("  rustfs-workers kafka start")
+            echo(f"  rustfs-workers dlq show {letter['id']}")
+            echo(f"  rustfs-workers dlq redrive {letter['id']}")
+            echo("  rustfs-workers kafka stop")
+        else:
+            echo(
+                "It is gone with the demo's topics; `--dir DIR` keeps them. In a deployment of yours such jobs are shown by"
+            )
+            echo(
+                "`rustfs-workers dlq list` and `dlq show ID`, and `rustfs-workers dlq redrive ID` gives them a new life."
+            )
     if directory is not None:
         echo(f"The nodes' files are in {directory}")
