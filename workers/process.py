@@ -160,7 +160,8 @@ class WorkerProcess:
             ),
             now_ms=self._clock.now_ms,
             worker_name=config.name,
-            may_start=lambda: self._lease.holds,
+            # Nor while reports still say that nothing runs: a death would be taken for nobody's.
+            may_start=lambda: self._lease.holds and not self._cut_off,
             processes=self._processes,
         )
         self._executor.on_failure(self._fail_at_work)
@@ -505,6 +506,8 @@ class WorkerProcess:
         elif self._cut_off:
             log.info("Kafka answers again")
             self._cut_off = False
+            # Whatever runs alone next may kill this process: before that it has to be known that something runs again.
+            self._reporter.now()
             self._executor.wake()
 
     # --- called from other threads ---------------------------------------------------------------

@@ -44,6 +44,8 @@ class Reporter:
         self._on_answer = on_answer
         self._on_failure = on_failure
         self._stop = threading.Event()
+        #: The next report is not to wait for its time.
+        self._wanted = threading.Event()
         self._warned = False
         self._thread = threading.Thread(target=self._run, name="report", daemon=True)
 
@@ -60,24 +62,33 @@ class Reporter:
         """Begin."""
         self._thread.start()
 
+    def now(self) -> None:
+        """One that says something new: it is sent at once. Any thread."""
+        self._wanted.set()
+
     def stop(self, timeout_s: float = 3.0) -> None:
         """Send a last report, and end."""
         self._stop.set()
+        self._wanted.set()
         if self._thread.is_alive():
             self._thread.join(timeout_s)
 
     def _run(self) -> None:
         try:
             due = time.monotonic()
-            while not self._stop.is_set():
+            while True:
+                self._wanted.clear()
+                if self._stop.is_set():
+                    break
                 self._send("running")
-                due = max(due + INTERVAL_S, time.monotonic())
+                if time.monotonic() >= due:
+                    due = max(due + INTERVAL_S, time.monotonic())
                 # Served until the next report is due, so an answer is timed when it comes.
-                while (left := due - time.monotonic()) > 0 and not self._stop.is_set():
+                while (left := due - time.monotonic()) > 0 and not self._wanted.is_set():
                     if len(self._producer):
                         self._producer.poll(min(left, 0.2))
                     else:
-                        self._stop.wait(left)
+                        self._wanted.wait(left)
             self._send("stopped")
             self._producer.flush(2.0)
         except BaseException as error:  # noqa: BLE001 - handed to whoever supervises the worker

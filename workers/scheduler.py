@@ -23,7 +23,7 @@ from schemas.topics import PRIORITIES, JobPriority
 from workers.message import Message
 from workers.offsets import ALONE_AFTER, PartitionState
 from workers.pool_places import PoolPlaces
-from workers.time_share import FEW, OTHERS_FIRST_MS, OUTSTAYED_MS, TimeShare, alone_ms
+from workers.time_share import FEW, OTHERS_FIRST_MS, TimeShare, alone_ms
 from workers.turns import Turns
 
 #: So many behind a key may start, one after the other, without a commit that says so first. A successor suspects each of them.
@@ -89,12 +89,8 @@ class Scheduler:
         self.condemned: dict[Message, None] = {}
         #: The message that runs beside nothing else, until it ends or has survived long enough.
         self.isolated: Message | None = None
-        #: Those before it that go on: beside them the next one may run where many wait, or when they go on for too long, see
-        #: ``workers.time_share``.
+        #: Those before it that go on: beside them the next one may run where many wait, see ``workers.time_share``.
         self._survivors: set[Message] = set()
-        #: Since when the last of them goes on, about.
-        self._survivor_since: int | None = None
-        self._outstayed = False
         #: The one before, until a commit says that it runs alone no longer.
         self._was_isolated: Message | None = None
         #: A message waits for a commit that nobody has been asked for; who asks sets it back.
@@ -278,7 +274,6 @@ class Scheduler:
         if self.isolated is not None:
             self.isolated.part.join(self.isolated.offset)
             self._survivors.add(self.isolated)
-            self._survivor_since, self._outstayed = None, False
             self._no_longer_alone(self.isolated)
 
     def has_survived(self, age_ms: int) -> bool:
@@ -344,17 +339,8 @@ class Scheduler:
         return bool(self._parked) or bool(self._alone)
 
     def turn_is_due(self, now_ms: int) -> bool:
-        """Whether, with time, somebody may start who was held back by those that run alone, or they themselves.
-
-        Asked every tick: it notes how long those that have survived go on.
-        """
-        if not self._alone:
-            return False
-        if self._survivors and not self._outstayed:
-            if self._survivor_since is None:
-                self._survivor_since = now_ms
-            self._outstayed = now_ms - self._survivor_since >= OUTSTAYED_MS
-        return self._outstayed or self._share.is_due(now_ms)
+        """Whether, with time, somebody may start who was held back by those that run alone, or they themselves."""
+        return bool(self._alone) and self._share.is_due(now_ms)
 
     def _is_turn_of_alone(self, now_ms: int) -> bool:
         # Once a commit may say that it runs alone, a death of anybody else would condemn it.
@@ -369,7 +355,7 @@ class Scheduler:
     @property
     def _is_beside_survivors(self) -> bool:
         """Whether one of them may start beside those that have survived and go on."""
-        return bool(self._survivors) and (self._is_hurried or self._outstayed)
+        return bool(self._survivors) and self._is_hurried
 
     def _next_alone(self) -> Message | None:
         """The next of them. One with further deaths waits for survivors to end, and does not keep the others behind it."""

@@ -7,8 +7,7 @@ for four times as long: nobody else works meanwhile, and nearly all of them are 
 do nothing else for five minutes; and while one that has survived goes on for an hour, the next could not start, nor anybody
 else. So whoever was held back is owed three times as much time as
 it lasted. Where more wait than a few, as after many deaths under load, nearly all are innocent: two seconds must do, and
-who has survived them keeps the next one from nothing. Where few wait, one that has survived and goes on for two seconds more
-does so no longer either. What kills all the same is found one death later: it has been beside others then, and runs alone
+who has survived them keeps the next one from nothing. What kills all the same is found one death later: it has been beside others then, and runs alone
 after that, whatever waits. And others have the first turn: where workers die every minute, each would spend its life on what
 the one before has left behind, and nobody else would ever start.
 """
@@ -24,8 +23,6 @@ LONGER: Final = 4
 #: The same where more than a few wait, for those without a further death.
 HURRIED_MS: Final = 2_000
 FEW: Final = 8
-#: So long the next one waits for those to end that have survived.
-OUTSTAYED_MS: Final = 2_000
 #: So long they may go on one after another before others have their turn; or as long as it took until the first could start.
 TURN_MS: Final = 1_000
 #: So long others are held back, at first, until what runs has come to an end; doubled each time that it was not enough.

@@ -156,9 +156,18 @@ class Verdicts:
         if message.part.suspects[message.offset].deaths >= MAX_OWNERS:
             return True
         last_ms = signs.last.get(owner)
-        if last_ms is None or lost_ms - last_ms > self._noticed_ms():
-            return False
-        return not any(begin < lost_ms and end > last_ms for begin, end in signs.outages)
+        away = [(begin, end) for begin, end in signs.outages if begin < lost_ms and end > (last_ms or 0)]
+        if last_ms is not None and lost_ms - last_ms <= self._noticed_ms() and not away:
+            return True
+        log.warning(
+            "a death that is no proof: Kafka may have been away when the job's worker died",
+            job_id=message.job_id.decode("ascii", "replace"),
+            at=message.where,
+            owner=owner,
+            last_report_s_before=None if last_ms is None else (lost_ms - last_ms) / 1000,
+            reports_late_by_s=[(end - begin) / 1000 for begin, end in away],
+        )
+        return False
 
     def _ended(self, watch: asyncio.Task[Any]) -> None:
         if self._watch is watch:

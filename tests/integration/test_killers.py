@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,9 @@ import psutil
 import pytest
 
 from schemas import JobStatus
+from schemas.codec import Codec
+from schemas.offsetmap import parse
+from streams.committed import committed_offsets
 from streams.embedded import BrokerConfig, EmbeddedBroker
 from streams.producer import JobProducer
 from streams.provision import provision
@@ -26,6 +30,7 @@ from tests.support.jobs import Kills, Note, Waits
 from tests.support.memory_directory import memory_directory
 from tests.support.waiting import eventually
 from tests.support.workers import WorkerUnderTest, all_final, runs, workers
+from workers.survivors import signs_of_life
 
 pytestmark = [pytest.mark.distributed, pytest.mark.integration, pytest.mark.timeout(240)]
 
@@ -58,6 +63,22 @@ def settings(broker: EmbeddedBroker, tmp_path: Path) -> Settings:
 def starts(directory: Path) -> Counter[str]:
     """How often each job was started."""
     return Counter(run["id"] for run in runs(directory) if run["what"] in {"started", "run"})
+
+
+def are_open(settings: Settings) -> bool:
+    """Whether every partition of the job topics has an owner that has committed so."""
+    places = [
+        (topic, number) for topic in settings.topics.jobs.values() for number in range(settings.partitions)
+    ]
+    found = committed_offsets(settings, settings.topics.group, places, timeout_s=20, stable=True)
+    return not any(parse(*found[place]).clean for place in places)
+
+
+def have_reported_since(settings: Settings, worker: WorkerUnderTest, at: float) -> bool:
+    """Whether two of its processes have made a report after this time."""
+    started = [line["incarnation"] for line in worker.events() if line["event"] == "worker started"]
+    heard = signs_of_life(settings, Codec(), dict.fromkeys(started, int(at * 1000))).heard
+    return len(heard) == 2
 
 
 def said(worker: WorkerUnderTest, event: str) -> int:
@@ -94,7 +115,7 @@ def test_a_death_before_a_job_existed_is_not_the_jobs(settings: Settings, tmp_pa
     """An idle worker may start what comes next without a commit, so its map reaches beyond the end of the log."""
     with workers(settings, tmp_path) as start, JobProducer(settings) as producer:
         worker = start("w", "--processes", "2")
-        eventually(lambda: said(worker, "partitions assigned") == 2, 60, "both processes have partitions")
+        eventually(lambda: are_open(settings), 60, "both processes have partitions, and may start what comes")
         assert worker.process is not None
         idle = psutil.Process(worker.process.pid).children()
         assert len(idle) == 2
@@ -134,6 +155,9 @@ def test_the_one_that_kills_is_found_and_neither_outages_nor_lost_sessions_count
         before = sum(starts(tmp_path)[job_id] for job_id in long)
         eventually(lambda: sum(starts(tmp_path)[job_id] for job_id in long) > before, 60, "one runs alone")
         outage(broker, worker, 1)
+        # Else nobody could tell whether its third worker had given it up when it died.
+        over = time.time() + 1.5  # those of the outage are written when it ends
+        eventually(lambda: have_reported_since(settings, worker, over), 30, "Kafka hears of both again")
         go.touch()
         final = all_final(settings, [killer, *innocent, *long], 100)
         assert final.pop(killer) is JobStatus.FAILED

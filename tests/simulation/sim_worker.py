@@ -156,7 +156,6 @@ class SimExecutor:
             if one.message is isolated and self._worker._scheduler.has_survived(now - one.started_ms):
                 self._worker._scheduler.survived()
                 self._worker._committer.emit(Outcome(None, None))
-        self._worker._scheduler.turn_is_due(now)
 
     def _end(self, one: Execution, *, cut_short: bool = False) -> None:
         one.ended_ms, one.cut_short = self._worker.now_ms(), cut_short
@@ -276,6 +275,13 @@ class _Clock:
         self.now_ms = now_ms
 
 
+class _Reporter:
+    """Reports all the time."""
+
+    def now(self) -> None:
+        """It has done so already."""
+
+
 class _Failure:
     """The future that tells of a worker's failure."""
 
@@ -318,6 +324,7 @@ class SimWorker(WorkerProcess):
         self._transactional_id = self._producer_id = f"{self._topics.prefix}worker.{name}"
         self._lease = Lease(world.session_ms / 1000 - 1, lambda: world.now_ms / 1000)
         self._cut_off = False
+        self._reporter: Any = _Reporter()
         self._delay_timer = self._lease_timer = None
         self._draining = self._stopping = self.can_drain = False
         self._router = Router(self._topics)

@@ -26,7 +26,6 @@ from workers.time_share import (
     FIRST_PATIENCE_MS,
     HURRIED_MS,
     OTHERS_FIRST_MS,
-    OUTSTAYED_MS,
     OWED,
     TURN_MS,
     TimeShare,
@@ -569,29 +568,6 @@ def test_where_few_wait_each_runs_beside_nothing_at_all() -> None:
     scheduler.done(first)
     commit(part, 0)
     assert take_alone(scheduler, part) is second
-
-
-def test_one_that_has_survived_and_goes_on_keeps_the_next_one_for_two_seconds() -> None:
-    """Of eight that take half a minute the last one would have to wait for all of the others."""
-    scheduler, part, (first, second, third) = many_of_them(3)
-    assert take_alone(scheduler, part) is first
-    survive(scheduler, part)
-    scheduler.turn_is_due(NOW_MS)
-    scheduler.turn_is_due(NOW_MS + OUTSTAYED_MS - 1)
-    assert not scheduler.has_ready
-    assert scheduler.turn_is_due(NOW_MS + OUTSTAYED_MS)
-    assert scheduler.take(NOW_MS) is None, "a commit has to say first that it may be running"
-    assert part.alone is None, "at its worker's death it would be condemned for what the first one did"
-    assert commit(part).suspects[second.offset].joined
-    assert take(scheduler) is second
-    assert not scheduler.has_survived(ALONE_MS)
-    survive(scheduler, part)
-    assert not scheduler.has_ready, "the third waits for the second as long as that did for the first"
-    scheduler.turn_is_due(NOW_MS)
-    assert scheduler.turn_is_due(NOW_MS + OUTSTAYED_MS)
-    assert scheduler.take(NOW_MS) is None
-    commit(part)
-    assert take(scheduler) is third
 
 
 def test_who_has_died_beside_others_since_runs_beside_nothing_whatever_waits() -> None:
