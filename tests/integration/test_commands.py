@@ -25,7 +25,7 @@ from schemas.errors import PipelineError
 from streams.embedded import running_broker
 from streams.embedded.state import write_state
 from streams.provision import provision
-from streams.settings import Settings
+from streams.settings import Settings, default_worker_id
 from tests.support.commands import CommandLine, Finished
 from tests.support.waiting import eventually
 from workers.demo import Objects, _replicate
@@ -263,6 +263,14 @@ def test_up_serves_other_processes_until_ctrl_c_and_takes_its_kafka_along(shop: 
         assert broker is not None
         assert f"Kafka ready at {broker.address}" in up.err.read_text()
         assert (data / "kafka" / "address").read_text().strip() == broker.address
+        with CommandLine(tmp_path, command.environment).running("up") as another:
+            another.wait_for("worker ready", 60)
+            another.interrupt()
+            beside = another.end(60)
+        assert beside.code == 130, beside.err
+        assert f"Kafka ready at {broker.address}" in beside.err
+        assert f"{default_worker_id()}-{another.process.pid}.0" in beside.err, "a name of its own"
+        assert listening(broker.address), "it was not the second one's"
 
         job_id = submitted(command("submit", "test_cli_stays", "--import", "shop_jobs"))
         eventually((shop / "begun").exists, 60, "the job runs")
@@ -419,7 +427,7 @@ def test_an_interrupted_demo_drains_stops_its_kafka_and_leaves_nothing_in_its_de
     source, temporary = tmp_path / "source", tmp_path / "tmp"
     source.mkdir()
     temporary.mkdir()
-    for number in range(1500):  # enough to be at it when Ctrl-C comes
+    for number in range(5_000):  # enough to be at it when Ctrl-C comes
         (source / str(number)).write_text(str(number))
     command = CommandLine(tmp_path, {"RUSTFS_WORKERS_PARTITIONS": "2", "TMPDIR": str(temporary)})
 

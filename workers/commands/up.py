@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import os
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from workers.console import errors_in_one_line, read_settings, say
+
+if TYPE_CHECKING:
+    from streams.settings import Settings
 
 
 def up(
@@ -19,11 +23,17 @@ def up(
             "--import", metavar="MODULE", help="Module with job types and workers of your own; repeatable."
         ),
     ] = None,
+    worker_id: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ID", help="Name of the worker; default: the host's, beside another `up` one of its own."
+        ),
+    ] = None,
 ) -> None:
     """Run Kafka, topics and one worker until Ctrl-C.
 
     With KAFKA_BOOTSTRAP_SERVERS set, that Kafka is used and none is started. While it runs, the other commands
-    find its Kafka by themselves.
+    find its Kafka by themselves; another `up` uses it as well, and adds its worker.
 
     \b
     Examples:
@@ -49,7 +59,7 @@ def up(
         from workers.manager import WorkerManager
         from workers.running import run_until_signal
 
-        settings = read_settings()
+        settings = read_settings(worker_id=worker_id)
         # Before Kafka is started: a node's URL, say, may be wrong.
         handlers = [*builtin_workers(settings), *import_modules(imports or [])]
         with ExitStack() as stack:
@@ -59,6 +69,7 @@ def up(
                 running = running_broker(directory)
                 if running is not None:
                     refuse_other_port(directory, running, port)
+                    settings = with_a_name_of_its_own(settings)
                 else:
                     # It writes its address, for the other commands, and takes it back.
                     broker = stack.enter_context(EmbeddedBroker(BrokerConfig(directory, port)))
@@ -79,3 +90,13 @@ def up(
 
             code = asyncio.run(main())
         raise SystemExit(code)
+
+
+def with_a_name_of_its_own(settings: Settings) -> Settings:
+    """For one that joins a Kafka which is there already: who has started it may run a worker with the host's name.
+
+    Two of the same name would take each other for a process that has been replaced. A name that was given is kept.
+    """
+    if "worker_id" in settings._sources:
+        return settings
+    return settings.model_copy(update={"worker_id": f"{settings.worker_id}-{os.getpid()}"})
