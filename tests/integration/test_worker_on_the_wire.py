@@ -176,8 +176,15 @@ async def test_records_that_others_wrote_wrongly_are_failed_or_counted_and_hold_
     letters = read_all(provisioned, provisioned.topics.dlq)
     assert {parse(raw_headers(letter)).error_type for letter in letters} == {"BadRecord", "BadHeaders"}
     reports = read_all(provisioned, provisioned.topics.reports)
-    last = decode_report(Codec(), reports[-1].value() or b"")
+    said = [decode_report(Codec(), report.value() or b"") for report in reports]
+    assert [one.sequence for one in said] == list(range(1, len(said) + 1))
+    assert len({one.incarnation for one in said}) == 1
+    last = said[-1]
     assert (last.state, last.events["misplaced_keys"]) == ("left", 1)
+    counts = {(count.type, count.state): count.count for count in last.counters}
+    assert counts == {("wire_job", "succeeded"): 8, ("wire_job", "failed"): 2}
+    totals = [sum(count.count for count in one.counters) for one in said]
+    assert totals == sorted(totals), "cumulative"
 
 
 async def test_who_waits_for_a_job_is_told_past_a_header_whose_name_is_no_text(provisioned: Settings) -> None:
