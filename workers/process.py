@@ -73,6 +73,7 @@ _ANSWER_S: Final = 10.0
 _OFFSETS_S: Final = 2.0
 #: For what an ambiguous commit left, one try of several; a busy topic has hundreds of thousands of records since its begin.
 _VISIBLE_S: Final = 20.0
+_PAUSE_S: Final = 0.5
 #: So far the clocks of brokers may be apart.
 _CLOCKS_DIFFER_MS: Final = 30_000
 #: Our own jobs come to their topic less than a second before their time; clocks may differ a little.
@@ -535,7 +536,15 @@ class WorkerProcess:
         )
 
     def _read_visible(self, records: Collection[Written], since_ms: int) -> set[Written]:
-        return visible_records(self._settings, records, since_ms - _CLOCKS_DIFFER_MS, timeout_s=_VISIBLE_S)
+        try:
+            return visible_records(
+                self._settings, records, since_ms - _CLOCKS_DIFFER_MS, timeout_s=_VISIBLE_S
+            )
+        except PipelineError:
+            time.sleep(
+                _PAUSE_S
+            )  # it is asked for again, and what fails at once would cost a client each time
+            raise
 
     def _stamped_ms(self) -> int:
         """What stands on a record that is written now, or less: the broker's clock stamps some topics, ours the others."""
