@@ -198,6 +198,12 @@ class Settings(BaseSettings):
     process_pool_size: int = Field(
         default_factory=lambda: os.cpu_count() or 1, ge=1, le=1000, description="processes for CPU-bound jobs"
     )
+    sandbox_size: int = Field(
+        default=4,
+        ge=0,
+        le=1000,
+        description="processes for jobs that may kill, unfinished at two deaths of their worker; 0: they run alone in the worker",
+    )
     job_timeout_s: Seconds = Field(
         default=300.0, description="seconds that one run may take, unless its type says otherwise"
     )

@@ -27,6 +27,7 @@ class Active:
         "context",
         "decoded",
         "done",
+        "execution",
         "handler",
         "message",
         "progress_at",
@@ -49,6 +50,8 @@ class Active:
         self.message = message
         self.decoded = decoded
         self.handler = handler
+        #: Where it runs: what its handler says, or in the sandbox's processes.
+        self.execution = "process" if message.sandboxed else handler.execution
         self.context = context
         #: By broker time, for people.
         self.started_ms = started_ms
@@ -68,7 +71,5 @@ class Active:
         if not again:
             self.cancel_reason = reason
             self.context.cancelled = True
-        if self.task is not None and self.handler.execution in (
-            ("async",) if again else ("async", "process")
-        ):
+        if self.task is not None and self.execution in (("async",) if again else ("async", "process")):
             self.task.cancel()

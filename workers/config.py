@@ -26,6 +26,7 @@ class WorkerConfig:
         cleanup_interval: between two rounds of housekeeping; there is none yet.
         process: number of this process among those of one worker.
         process_pool_size: processes for handlers with ``execution = "process"``.
+        sandbox_size: processes for jobs that may kill, unfinished at two deaths of their worker; 0: they run alone in the worker.
         tick_ms: milliseconds between two transactions.
         drain_timeout: what running jobs get when the worker is asked to stop.
         revoke_timeout: what they get when their partition moves to another worker, if by what is known of their type they may
@@ -47,6 +48,7 @@ class WorkerConfig:
     cleanup_interval: timedelta = timedelta(seconds=60)
     process: int = 0
     process_pool_size: int = field(default_factory=lambda: os.cpu_count() or 1)
+    sandbox_size: int = 4
     tick_ms: int = 20
     drain_timeout: timedelta = timedelta(seconds=30)
     revoke_timeout: timedelta = timedelta(seconds=3)
@@ -66,7 +68,7 @@ class WorkerConfig:
         for name in ("max_concurrent_jobs", "process_pool_size", "tick_ms", "buffer_high"):
             if getattr(self, name) < 1:
                 raise SettingsError(f"{name} must be at least 1, it is {getattr(self, name)}")
-        for name in ("retry_limit", "process", "buffer_low"):
+        for name in ("retry_limit", "process", "buffer_low", "sandbox_size"):
             if getattr(self, name) < 0:
                 raise SettingsError(f"{name} must not be negative, it is {getattr(self, name)}")
         for name in (
@@ -104,6 +106,7 @@ class WorkerConfig:
             cleanup_interval=timedelta(seconds=settings.cleanup_interval_s),
             process=process,
             process_pool_size=settings.process_pool_size,
+            sandbox_size=settings.sandbox_size,
             tick_ms=settings.tick_ms,
             drain_timeout=timedelta(seconds=settings.drain_timeout_s),
             revoke_timeout=timedelta(seconds=settings.revoke_timeout_s),

@@ -6,7 +6,7 @@ In:  a message. Out: a ``Decoded``, or a ``WireError`` that says why not.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import timedelta
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
@@ -92,13 +92,11 @@ class Decoder:
                 SINGLE_OBJECT + handler.job_type.wire.fingerprint,
             )
         }
-        self._in_processes = tuple(
-            prefix for prefix, handler in self._own.items() if handler.execution == "process"
-        )
 
-    def runs_in_process(self, message: Message) -> bool:
-        """Whether its job needs a process, as far as the frame alone can tell: of a writer with another schema it cannot."""
-        return message.value is not None and message.value.startswith(self._in_processes)
+    def is_one_of(self, types: Collection[str]) -> Callable[[Message], bool]:
+        """Whether a message's job is of one of these types, as far as its frame can tell: with another writer's schema it cannot."""
+        prefixes = tuple(prefix for prefix, handler in self._own.items() if handler.job_type.name in types)
+        return lambda message: message.value is not None and message.value.startswith(prefixes)
 
     def decode(self, message: Message) -> Decoded:
         """Decode with what is known now.

@@ -29,6 +29,7 @@ from workers.decoder import Decoded, Decoder
 from workers.durations import Durations
 from workers.message import Message
 from workers.outcome import Outcome
+from workers.processes import NotStarted, ProcessDied, ProcessPool
 from workers.results import Failed, JobResult, Snooze, failed_by
 from workers.router import Router, Run, as_result
 from workers.sweep import Sweep
@@ -37,7 +38,7 @@ from workers.threads import HandlerThreads
 if TYPE_CHECKING:
     from workers.config import WorkerConfig
     from workers.context import ChildPlanner
-    from workers.processes import ProcessPool
+    from workers.sandbox import Sandbox
     from workers.scheduler import Scheduler
     from workers.worker import Handlers
 
@@ -73,6 +74,7 @@ class Executor:
         worker_name: str,
         may_start: Callable[[], bool] = lambda: True,
         processes: ProcessPool | None = None,
+        sandbox: Sandbox | None = None,
         steady_ms: Callable[[], int] = _steady_ms,
     ) -> None:
         self._config = config
@@ -87,6 +89,7 @@ class Executor:
         self._worker = worker_name
         self._may_start = may_start
         self._processes = processes
+        self._sandbox = sandbox
         self._threads = HandlerThreads(config.max_concurrent_jobs, self._count_stray)
         self._slots: set[asyncio.Task[None]] = set()
         #: Does nothing; it is cancelled only when the event loop ends, with all tasks, and nobody has asked us to stop.
@@ -258,7 +261,7 @@ class Executor:
         self._scheduler.needs_commit = False
         self._emit(Outcome(None, None))
 
-    async def _run(self, message: Message, slot: asyncio.Task[Any] | None) -> None:
+    async def _run(self, message: Message, slot: asyncio.Task[Any] | None) -> None:  # noqa: PLR0911 - each way ends where it is seen
         started_ms = self._now_ms()
         try:
             decoded = self._decoder.decode(message)
@@ -310,17 +313,20 @@ class Executor:
         active = Active(message, decoded, handler, context, started_ms, self._steady_ms(), timeout_ms)
         active.task = slot
         self.active[active] = None
-        if handler.execution == "process":
+        if active.execution == "process":
             self._sweep.arm()
         else:
             self._sweep.add(active)
+        apart: NotStarted | ProcessDied | None = None
         try:
-            if handler.execution == "async":
+            if active.execution == "async":
                 result = as_result(await handler.call(decoded.job, context))
-            elif handler.execution == "thread":
+            elif active.execution == "thread":
                 result = as_result(await self._in_thread(active))
             else:
                 result = await self._in_process(active)
+        except (NotStarted, ProcessDied) as error:  # of the sandbox
+            apart, result = error, failed_by(error, retryable=True)
         except asyncio.CancelledError as error:
             if active.cancel_reason is not None:
                 result = _timed_out(active)
@@ -343,6 +349,9 @@ class Executor:
             active.done = True
             del self.active[active]
             self._finished.set()
+        if apart is not None:
+            self._came_to_nothing(message, apart)
+            return
         if active.cancel_reason is None:
             self._durations.note(decoded.job_type, self._steady_ms() - active.since)
         else:
@@ -354,6 +363,17 @@ class Executor:
                 self._give_back(message)
                 return
         self._finish(message, decoded, context, active.started_ms, result)
+
+    def _came_to_nothing(self, message: Message, why: NotStarted | ProcessDied) -> None:
+        """In the sandbox. Two workers have died with it, and now a process in which nothing else ran: it is the one that kills."""
+        if isinstance(why, ProcessDied):
+            last = f"its own: {why}"
+            self._emit(self._router.worker_lost(message, self._worker, self._now_ms(), last))
+            self._scheduler.done(message)
+        else:
+            message.kept_out = True
+            self._give_back(message)
+            self.wake()
 
     def _finish(
         self,
@@ -421,7 +441,8 @@ class Executor:
         self._scheduler.strays += by
 
     async def _in_process(self, active: Active) -> JobResult:
-        if self._processes is None:
+        pool: ProcessPool | Sandbox | None = self._sandbox if active.message.sandboxed else self._processes
+        if pool is None:
             raise PermanentError("this worker has no process pool; set process_pool_size")
         kind = active.handler.job_type
         # Not the record as it was read: an older writer's may lack fields that the child needs.
@@ -432,7 +453,7 @@ class Executor:
             active.started_ms, active.since = self._now_ms(), self._steady_ms()
             self._sweep.add(active)
 
-        return await self._processes.run(active.handler, body, active.context, on_start=on_start)
+        return await pool.run(active.handler, body, active.context, on_start=on_start)
 
 
 def _is_ours(message: Message) -> bool:

@@ -22,6 +22,7 @@ class Message:
         "copy",
         "delivery",
         "job_id",
+        "kept_out",
         "key",
         "lost_worker",
         "offset",
@@ -29,6 +30,7 @@ class Message:
         "priority",
         "problem",
         "raw_headers",
+        "sandboxed",
         "size",
         "tier",
         "timestamp_ms",
@@ -67,6 +69,8 @@ class Message:
         self.copy = False
         #: It was running alone when its owner died: it is the one that kills.
         self.lost_worker = False
+        #: It runs in the sandbox; or it would, and cannot.
+        self.sandboxed = self.kept_out = False
         #: Why it cannot be read, if so; such a record is dead-lettered unchanged.
         self.problem: WireError | None = None
         try:

@@ -19,8 +19,10 @@ Place = tuple[str, int]
 
 #: A partition with this many finished or held records behind its lowest unfinished one stops.
 MAX_SPREAD = 10_000
-#: Losses of an owner after which a record runs alone.
+#: Losses of an owner after which a record runs alone, in a process of its own if it can be made there.
 ALONE_AFTER = 2
+#: One that has seen so many of them, the last ones from a process of its own, may reach beyond that: it runs alone in the worker.
+SANDBOX_UNTIL = 5
 #: Room for starts on a partition where nothing waits: a job that comes alone starts without waiting for a commit.
 MIN_START_WINDOW = 4
 _SMALL_SPREAD = 1_000
@@ -140,11 +142,6 @@ class PartitionState:
         suspect = self.suspects.get(offset)
         owner = suspect.alone if suspect is not None else ""
         return owner, self.losses.get(owner, 0)
-
-    def further_deaths(self, offset: int) -> int:
-        """At how many deaths this record was unfinished beyond those because of which it runs alone; four at the most."""
-        suspect = self.suspects.get(offset)
-        return 0 if suspect is None else max(suspect.deaths - ALONE_AFTER, 0)
 
     def absolve(self, alive: Collection[str]) -> None:
         """These owners were frozen or cut off: no record killed them. Under the lock, once the partition is ours."""

@@ -37,7 +37,7 @@ class PoolPlaces:
         max_wait_ms: Mapping[JobPriority, int] | None = None,
     ) -> None:
         self._size = size
-        self._needs = needs
+        self.needs = needs
         self._taken: set[Message] = set()
         self._waiting: dict[JobPriority, deque[Message]] = {priority: deque() for priority in PRIORITIES}
         self._turns = Turns(self._waiting, weights=weights, strict=strict, max_wait_ms=max_wait_ms)
@@ -49,7 +49,7 @@ class PoolPlaces:
 
     def refuses(self, message: Message) -> bool:
         """Whether it has to wait; if so, it does, and ``admit`` gives it back. Else it has its place, if it needs one."""
-        if message in self._taken or not self._needs(message):
+        if message in self._taken or not self.needs(message):
             return False
         if len(self._taken) < self._size:
             self._taken.add(message)
@@ -60,7 +60,7 @@ class PoolPlaces:
 
     def seize(self, message: Message) -> None:
         """It starts beside nothing else, so whoever has a place does not run."""
-        if self._needs(message):
+        if self.needs(message):
             self._taken.add(message)
 
     def admit(self, now_ms: int) -> list[Message]:

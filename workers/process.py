@@ -59,6 +59,7 @@ from workers.processes import ProcessPool
 from workers.reporter import Reporter
 from workers.rival import FenceCount, find_rival, worker_id_taken
 from workers.router import Router
+from workers.sandbox import Sandbox
 from workers.scheduler import Scheduler
 from workers.survivors import CUT_OFF, LEFT, Signs, signs_of_life
 from workers.takeover import CommittedOffsets
@@ -116,11 +117,21 @@ class WorkerProcess:
         self._key_places = KeyPlaces(settings.partitions)
         self._delays = Delays()
         decoder = Decoder(codec, handlers, config, self._learn_schema)
-        uses_processes = any(handler.execution == "process" for handler in handlers)
         weights, strict = config.priority_weights, config.strict_priorities
-        pool = PoolPlaces(config.process_pool_size, decoder.runs_in_process, weights=weights, strict=strict)
-        self._scheduler = Scheduler(weights=weights, strict=strict, pool=pool if uses_processes else None)
-        self._processes = ProcessPool(config.process_pool_size, handlers)
+        in_processes = [handler for handler in handlers if handler.execution == "process"]
+        self._processes = ProcessPool(config.process_pool_size, in_processes)
+        self._sandbox = Sandbox(config.sandbox_size, handlers)
+
+        def places(size: int, types: Collection[str]) -> PoolPlaces | None:
+            needs = decoder.is_one_of(types)
+            return PoolPlaces(size, needs, weights=weights, strict=strict) if types else None
+
+        self._scheduler = Scheduler(
+            weights=weights,
+            strict=strict,
+            pool=places(config.process_pool_size, [handler.job_type.name for handler in in_processes]),
+            sandbox=places(config.sandbox_size, self._sandbox.types),
+        )
         forgotten = self._forgotten = ForgottenTransactions(
             settings, lambda: self.poller.partition_count or 0
         )
@@ -164,6 +175,7 @@ class WorkerProcess:
             # Nor while reports still say that nothing runs: a death would be taken for nobody's.
             may_start=lambda: self._lease.holds and not self._cut_off,
             processes=self._processes,
+            sandbox=self._sandbox,
         )
         self._executor.on_failure(self._fail_at_work)
         self._verdicts = Verdicts(
@@ -250,6 +262,7 @@ class WorkerProcess:
         except BaseException:
             await asyncio.to_thread(self._committer.stop, _ANSWER_S)
             await self._processes.close()
+            await self._sandbox.close()
             raise
         self._reporter.start()
         self.poller.start()
@@ -314,6 +327,7 @@ class WorkerProcess:
             log.error("commit thread did not end", worker=self.config.name)
         await self._executor.stop()
         await self._processes.close()
+        await self._sandbox.close()
         await asyncio.to_thread(self._reporter.stop)
         await asyncio.to_thread(self._schemas.close)
         self.left_behind = self._executor.left_behind

@@ -16,7 +16,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import Any, Final
 
@@ -29,7 +29,7 @@ from workers import frames, process_wire
 from workers.context import WorkerContext
 from workers.process_names import announce, search_path
 from workers.results import Failed, JobResult, Snooze
-from workers.worker import Handler, Handlers
+from workers.worker import Handler
 
 log = structlog.get_logger("rustfs_workers.processes")
 
@@ -47,6 +47,22 @@ _BOOT: Final = (
 )
 
 
+class NotStarted(PipelineError):
+    """A child could not be started: that is nobody's failure but ours."""
+
+
+class ProcessDied(Exception):
+    """A child ended under the job that it ran.
+
+    Attributes:
+        code: its exit code, or minus its signal.
+    """
+
+    def __init__(self, code: int) -> None:
+        super().__init__(f"the handler's process died with {_how(code)}")
+        self.code = code
+
+
 class ProcessPool:
     """At most ``size`` child processes, started when they are first needed. For one event loop.
 
@@ -57,8 +73,8 @@ class ProcessPool:
         JobTypeError: a handler for processes cannot be imported by a child.
     """
 
-    def __init__(self, size: int, handlers: Handlers) -> None:
-        self._announced = [announce(handler) for handler in handlers if handler.execution == "process"]
+    def __init__(self, size: int, handlers: Iterable[Handler]) -> None:
+        self._announced = [announce(handler) for handler in handlers]
         self._path = search_path()
         self._free = asyncio.Semaphore(size)
         self._idle: list[_Child] = []
@@ -97,12 +113,32 @@ class ProcessPool:
         Raises:
             asyncio.CancelledError: also if the pool is closed; the job has not failed then.
         """
+        try:
+            return await self.run_or_raise(handler, body, context, on_start=on_start)
+        except NotStarted as error:
+            log.error("handler process did not start", job_id=context.job_id, error=str(error))  # noqa: TRY400
+            return Snooze(_SNOOZE, str(error))
+        except ProcessDied as error:
+            return died(error.code)
+
+    async def run_or_raise(
+        self,
+        handler: Handler,
+        body: bytes,
+        context: WorkerContext,
+        *,
+        on_start: Callable[[], None] = lambda: None,
+    ) -> JobResult:
+        """The same, for who does something else about a child that does not start, or dies.
+
+        Raises:
+            NotStarted, ProcessDied, asyncio.CancelledError.
+        """
         async with self._free:
             try:
                 child = self._take_idle() or await self._start()
             except PipelineError as error:
-                log.error("handler process did not start", job_id=context.job_id, error=str(error))  # noqa: TRY400
-                return Snooze(_SNOOZE, str(error))
+                raise NotStarted(str(error)) from error
             on_start()
             try:
                 result = await child.run(handler, body, context)
@@ -110,7 +146,7 @@ class ProcessPool:
                 code = await self._end(child)
                 if self._closed:
                     raise asyncio.CancelledError("the process pool was closed") from error
-                return died(code)
+                raise ProcessDied(code) from error
             except BaseException:
                 # Cancelled: what runs there has to end, and a process is the one thing that can be ended.
                 await self._end(child)

@@ -124,9 +124,13 @@ class Router:
             message, delivery, worker, now_ms, event="undecodable", original=message.raw_headers
         )
 
-    def worker_lost(self, message: Message, worker: str, now_ms: int) -> Outcome:
-        """A job whose owner died while nothing else was running: it kills its process, and is dead-lettered."""
-        reason = "the worker process died each time this job ran, the last time with nothing beside it"
+    def worker_lost(self, message: Message, worker: str, now_ms: int, last: str = "") -> Outcome:
+        """A job whose owner died while nothing else was running: it kills its process, and is dead-lettered.
+
+        ``last``: how it was found, if its last process was not the worker's.
+        """
+        how = last or "with nothing beside it"
+        reason = f"the worker process died each time this job ran, the last time {how}"
         delivery = replace(message.delivery, error_type="worker_lost", error_message=reason)
         return self._dead_unread(message, delivery, worker, now_ms, event="worker_lost")
 

@@ -7,8 +7,8 @@ before it hands messages over: what is on its way to the event loop must count a
 
 A message waits here in one of six places: in its priority's buffer; ``parked`` until its partition has
 committed that it may start; behind its key, while another job with that key runs; for a place in the process
-pool (``workers.pool_places``); in ``alone``, with its key, because it was unfinished at two deaths of an owner
-and must run beside nothing else (those and all others take turns, ``workers.time_share``); or, with its key, in
+pool, or in the sandbox if it was unfinished at two deaths of an owner (``workers.pool_places``); in ``alone``, with its key, if it
+cannot be run there and must run beside nothing else (those and all others take turns, ``workers.time_share``); or, with its key, in
 ``condemned``, because an owner was lost while it ran alone (``workers.verdicts``).
 """
 
@@ -21,7 +21,7 @@ from typing import Final
 
 from schemas.topics import PRIORITIES, JobPriority
 from workers.message import Message
-from workers.offsets import ALONE_AFTER, PartitionState
+from workers.offsets import ALONE_AFTER, SANDBOX_UNTIL, PartitionState
 from workers.pool_places import PoolPlaces
 from workers.time_share import FEW, OTHERS_FIRST_MS, TimeShare, alone_ms
 from workers.turns import Turns
@@ -56,11 +56,9 @@ class _KeyLock:
         return next((queue.popleft() for p in PRIORITIES if (queue := self.waiting.get(p))), None)
 
 
-def _must_run_alone(message: Message) -> bool:
-    suspects = message.part.suspects
-    if not suspects or message.offset not in suspects:
-        return False
-    return suspects[message.offset].deaths >= ALONE_AFTER and not message.lost_worker
+def _deaths(message: Message) -> int:
+    suspect = message.part.suspects.get(message.offset)
+    return 0 if suspect is None else suspect.deaths
 
 
 class Scheduler:
@@ -73,6 +71,7 @@ class Scheduler:
         strict: bool = False,
         max_wait_ms: Mapping[JobPriority, int] | None = None,
         pool: PoolPlaces | None = None,
+        sandbox: PoolPlaces | None = None,
         others_first_ms: int = OTHERS_FIRST_MS,
     ) -> None:
         self._buffers: dict[JobPriority, deque[Message]] = {p: deque() for p in PRIORITIES}
@@ -83,6 +82,9 @@ class Scheduler:
         self._keys: dict[bytes, Message | _KeyLock] = {}
         #: None: no job needs a process.
         self._pool = pool
+        #: None: who was unfinished at two deaths runs alone.
+        self._sandbox = sandbox
+        self._pools = tuple(places for places in (pool, sandbox) if places is not None)
         self._alone: deque[Message] = deque()
         self._share = TimeShare(others_first_ms)
         #: Those that wait for their verdict; in the order of their turns.
@@ -153,8 +155,8 @@ class Scheduler:
         locks = [lock for one in found if isinstance(lock := self._keys.get(one.key or b""), _KeyLock)]
         for lock in dict.fromkeys(locks):
             found += lock.first(-(-count // len(locks)))
-        if self._pool is not None:
-            found += self._pool.ahead(1 + count // 4)
+        for pool in self._pools:
+            found += pool.ahead(1 + count // 4)
         return found + self._turns.ahead(count - len(found)) if len(found) < count else found
 
     def add(self, messages: Iterable[Message]) -> None:
@@ -167,7 +169,9 @@ class Scheduler:
                 # would start before it.
                 self._condemn(message)
             elif (
-                _must_run_alone(message) and not self._buffers[priority] and message.part not in self._parked
+                self._must_run_alone(message)
+                and not self._buffers[priority]
+                and message.part not in self._parked
             ):
                 if self._lock(message):
                     self._alone.append(message)
@@ -179,7 +183,7 @@ class Scheduler:
         del self.condemned[message]
         message.lost_worker = False
         assert message.priority is not None  # noqa: S101
-        if _must_run_alone(message):
+        if self._must_run_alone(message):
             self._first_alone(message)
         else:
             self._buffers[message.priority].appendleft(message)
@@ -195,10 +199,11 @@ class Scheduler:
             if self.isolated is None:
                 self._name_ahead(now_ms)
             return None
-        if self._pool is not None and self._pool.can_admit:
-            for admitted in reversed(self._pool.admit(now_ms)):
-                assert admitted.priority is not None  # noqa: S101
-                self._buffers[admitted.priority].appendleft(admitted)
+        for pool in self._pools:
+            if pool.can_admit:
+                for admitted in reversed(pool.admit(now_ms)):
+                    assert admitted.priority is not None  # noqa: S101
+                    self._buffers[admitted.priority].appendleft(admitted)
         if self._alone and self._is_turn_of_alone(now_ms):
             message = self._take_alone(now_ms)
             if message is not None or self._alone:
@@ -224,17 +229,48 @@ class Scheduler:
                 self._park(message)  # order within the partition
             elif not self._lock(message):
                 pass  # it waits behind its key
-            elif _must_run_alone(message):
+            elif self._must_run_alone(message):
                 # Not before: one of its key that came earlier may still have been in the buffer. With its key: those after it
                 # wait for that, and keep nobody else of their partition.
                 self._alone.append(message)
-            elif self._pool is not None and self._pool.refuses(message):
+            elif self._has_no_place(message):
                 part.hold(message.offset)  # it waits for a process, and keeps its key
             elif part.start(message.offset):
                 self._start(message)
                 return message
             else:
                 self._park(message)  # it keeps its key: no later one of the same key may overtake it
+
+    def _has_no_place(self, message: Message) -> bool:
+        """Whether it has to wait for a process; one that may kill, for one in which nothing else runs."""
+        if not (message.part.suspects and self._runs_apart(message)):
+            return self._pool is not None and self._pool.refuses(message)
+        places = next(pool for pool in self._pools if pool.needs(message))
+        if places.refuses(message):
+            return True
+        message.sandboxed = places is self._sandbox
+        # A death of its worker counts all the same: it may reach beyond its process.
+        message.part.join(message.offset)
+        return False
+
+    def _runs_apart(self, message: Message) -> bool:
+        """Whether it was unfinished at two deaths, and runs in a process of its own because of that, or anyway."""
+        return (
+            ALONE_AFTER <= _deaths(message) < SANDBOX_UNTIL
+            and not message.kept_out
+            and any(pool.needs(message) for pool in self._pools)
+        )
+
+    def _must_run_alone(self, message: Message) -> bool:
+        suspects = message.part.suspects
+        if not suspects or message.offset not in suspects or message.lost_worker:
+            return False
+        return suspects[message.offset].deaths >= ALONE_AFTER and not self._runs_apart(message)
+
+    def _further_deaths(self, message: Message) -> int:
+        """At how many deaths it was unfinished beyond those because of which it runs alone."""
+        apart = not message.kept_out and any(pool.needs(message) for pool in self._pools)
+        return max(_deaths(message) - (SANDBOX_UNTIL if apart else ALONE_AFTER), 0)
 
     def done(self, message: Message) -> None:
         """A taken message is finished or was cancelled: its key is free for the next one in line."""
@@ -255,8 +291,10 @@ class Scheduler:
         assert message.priority is not None  # noqa: S101
         self._departed[message.priority] -= 1
         self._departed_bytes[message.priority] -= message.size
-        if _must_run_alone(message):
+        message.sandboxed = False
+        if _deaths(message) >= ALONE_AFTER:
             message.part.join(message.offset, joined=False)
+        if self._must_run_alone(message):
             if self.isolated is message:
                 self.isolated = None
                 # Until it starts again, a commit must not say any longer that it runs alone: if Kafka does not answer and
@@ -281,7 +319,7 @@ class Scheduler:
         message = self.isolated
         if message is None:
             return False
-        further = message.part.further_deaths(message.offset)
+        further = self._further_deaths(message)
         return age_ms > alone_ms(further, hurried=self._is_hurried)
 
     def leave(self, message: Message) -> None:
@@ -309,8 +347,8 @@ class Scheduler:
             buffer.extend(kept)
         for part in parts:
             dropped += self._parked.pop(part, ())
-        if self._pool is not None:
-            dropped += self._pool.purge(parts)
+        for pool in self._pools:
+            dropped += pool.purge(parts)
         for lock in list(self._keys.values()):
             if isinstance(lock, _KeyLock):
                 for priority, queue in lock.waiting.items():
@@ -330,7 +368,7 @@ class Scheduler:
         return not self._isolating() and (
             any(self._in_order)
             or (bool(self._alone) and not self._in_the_way())
-            or (self._pool is not None and self._pool.can_admit)
+            or any(pool.can_admit for pool in self._pools)
         )
 
     @property
@@ -363,7 +401,7 @@ class Scheduler:
         for message in self._alone:
             if not message.part.owned or message.part.releasing:
                 continue
-            if not self._is_beside_survivors or not message.part.further_deaths(message.offset):
+            if not self._is_beside_survivors or not self._further_deaths(message):
                 return message
             first = first or message
         return first
@@ -371,7 +409,7 @@ class Scheduler:
     def _in_the_way(self) -> int:
         """How many have to end before the next of those that must run alone may start."""
         message = self._next_alone()
-        if message is None or not self._is_beside_survivors or message.part.further_deaths(message.offset):
+        if message is None or not self._is_beside_survivors or self._further_deaths(message):
             return self.running
         return self.running - len(self._survivors)
 
@@ -526,7 +564,7 @@ class Scheduler:
                     one.part.let_go(one.offset)
             if following.lost_worker:
                 self.condemned[following] = None
-            elif _must_run_alone(following):
+            elif self._must_run_alone(following):
                 self._first_alone(following)  # it waited behind a condemned one
             else:
                 self._buffers[following.priority].appendleft(following)
@@ -545,5 +583,5 @@ class Scheduler:
         self._departed_bytes[message.priority] += message.size
 
     def _leave_pool(self, message: Message) -> None:
-        if self._pool is not None:
-            self._pool.leave(message)
+        for pool in self._pools:
+            pool.leave(message)

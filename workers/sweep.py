@@ -139,9 +139,9 @@ class Sweep:
                 timeout_ms=active.timeout_ms,
             )
             active.cancel(TIMEOUT)
-            if active.handler.execution != "process":
+            if active.execution != "process":
                 heapq.heappush(self._deadlines, (now + ABANDON_AFTER_MS, next(self._order), active))
-        elif active.handler.execution == "async":
+        elif active.execution == "async":
             log.error(
                 "handler ignores its cancellation", job_id=active.context.job_id, type=active.context.job_type
             )

@@ -20,6 +20,7 @@ from typing import ClassVar, Final
 
 from schemas import Backoff, Job
 from workers.context import WorkerContext
+from workers.process_child import ChannelContext
 from workers.results import Failed, Snooze, Success
 
 QUICK: Final = Backoff(base=timedelta(milliseconds=300), cap=timedelta(seconds=3))
@@ -53,7 +54,8 @@ def written_down(context: WorkerContext) -> Iterator[dict[str, object]]:
         run=run,
         ns=time.monotonic_ns(),
         wall_ms=time.time_ns() // 1_000_000,
-        pid=os.getpid(),
+        # The worker's: what happens to that is what happens to a run in a process of its own.
+        pid=os.getppid() if isinstance(context, ChannelContext) else os.getpid(),
         worker=context.worker_id,
         id=context.job_id,
         type=context.job_type,

@@ -134,12 +134,14 @@ def test_a_death_before_a_job_existed_is_not_the_jobs(settings: Settings, tmp_pa
     assert_exactly_once(settings, [killer])
 
 
+@pytest.mark.parametrize("sandbox", ["0", "4"])
 def test_the_one_that_kills_is_found_and_neither_outages_nor_lost_sessions_count(
-    broker: EmbeddedBroker, settings: Settings, tmp_path: Path
+    broker: EmbeddedBroker, settings: Settings, tmp_path: Path, sandbox: str
 ) -> None:
+    """Without a sandbox it runs alone in its third worker; with one it ends a process of its own, and no third worker."""
     go = tmp_path / "go"
     with workers(settings, tmp_path) as start, JobProducer(settings) as producer:
-        worker = start("w", "--processes", "2")
+        worker = start("w", "--processes", "2", RUSTFS_WORKERS_SANDBOX_SIZE=sandbox)
         eventually(lambda: said(worker, "partitions assigned") == 2, 60, "both processes have partitions")
         long = producer.schedule_jobs(Waits(until=str(go), limit_s=200) for _ in range(6))
 
@@ -164,6 +166,7 @@ def test_the_one_that_kills_is_found_and_neither_outages_nor_lost_sessions_count
         assert set(final.values()) == {JobStatus.SUCCEEDED}
         assert statuses(settings)[killer][-1].error_type == "worker_lost"
         assert starts(tmp_path)[killer] == 3
+        assert said(worker, "worker process ended") == (3 if sandbox == "0" else 2)
         assert worker.terminate() == 0
     assert_exactly_once(settings, [killer, *innocent, *long])
 
@@ -197,7 +200,7 @@ def test_one_that_was_cancelled_before_its_worker_died_is_not_taken_for_one_that
     """It ran alone, Kafka went away, its worker cancelled it and was killed: nobody could say that it did not run any more."""
     go = tmp_path / "go"
     with workers(settings, tmp_path) as start, JobProducer(settings) as producer:
-        worker = start("w", "--processes", "2")
+        worker = start("w", "--processes", "2", RUSTFS_WORKERS_SANDBOX_SIZE="0")
         eventually(lambda: said(worker, "partitions assigned") == 2, 60, "both processes have partitions")
         (long,) = producer.schedule_jobs([Waits(until=str(go), limit_s=200)])
 

@@ -76,7 +76,9 @@ class Judge:
         before.append((worker, execution))
         if execution.job.kills:
             self._deaths[job_id] += 1
-            if self._deaths[job_id] > DEATHS + self._beside[job_id] + self.doubted[job_id]:
+            # What its own process died of was not committed: its worker died as well.
+            unsaid = sum(earlier.was_sandboxed and _in_trouble(other, earlier) for other, earlier in before)
+            if self._deaths[job_id] > DEATHS + self._beside[job_id] + self.doubted[job_id] + unsaid:
                 self.broken.append(f"kills on: {name} has ended {self._deaths[job_id] - 1} processes before")
             is_isolated = worker._scheduler.isolated is message
             self._beside[job_id] += is_isolated and len(worker._executor.running) > 1

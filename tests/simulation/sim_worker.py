@@ -33,6 +33,7 @@ from workers.message import Message
 from workers.offsets import PartitionState, Place
 from workers.outcome import Outcome
 from workers.poller import Poller
+from workers.pool_places import PoolPlaces
 from workers.process import WorkerProcess
 from workers.router import Router, Run, status_of
 from workers.scheduler import Scheduler
@@ -56,6 +57,7 @@ class Execution:
     decoded: Decoded
     incarnation: str
     started_ms: int
+    was_sandboxed: bool
     began_in_trouble: bool
     announced: bool = False
     ended_ms: int | None = None
@@ -129,6 +131,7 @@ class SimExecutor:
             self._worker.incarnation,
             self._worker.now_ms(),
             began_in_trouble=self._worker.is_cut_off,
+            was_sandboxed=message.sandboxed,
         )
         self.running.append(execution)
         return execution
@@ -143,6 +146,15 @@ class SimExecutor:
         run = self._run(one, children)
         self._worker._committer.emit(self._worker._router.settle(run, result, one.decoded.rules))
         self._worker._scheduler.done(one.message)
+
+    def dies_in_sandbox(self, one: Execution) -> None:
+        """Its own process ends, and nobody else's."""
+        worker = self._worker
+        self._end(one, cut_short=True)
+        worker._committer.emit(
+            worker._router.worker_lost(one.message, worker.config.name, worker.now_ms(), "its own")
+        )
+        worker._scheduler.done(one.message)
 
     def sweep(self) -> None:
         """What the tick's look around does: announce what is still running, and let who has survived rejoin the others."""
@@ -330,7 +342,7 @@ class SimWorker(WorkerProcess):
         self._router = Router(self._topics)
         self._key_places = KeyPlaces(world.partitions)
         self._delays = Delays()
-        self._scheduler = Scheduler()
+        self._scheduler = Scheduler(sandbox=PoolPlaces(1, lambda _: True) if world.has_sandbox else None)
         self.logger: Any = None
         committer = SimCommitter(
             make_producer=self._make_producer,

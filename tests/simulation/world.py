@@ -71,6 +71,8 @@ class World:
         self._weather = _WEATHERS[seed % len(_WEATHERS)]
         #: In every other world two that must run alone are many: one that kills is found one death later.
         self.is_hurried = seed % 2 == 1
+        #: In a third of them who was unfinished at two deaths has a process of its own, in the others it runs alone.
+        self.has_sandbox = seed // 2 % 3 == 0
         self.rng = random.Random(seed)
         self.now_ms = BEGIN_MS
         self.hub = Hub()
@@ -361,7 +363,9 @@ class World:
     def started(self, worker: SimWorker, execution: Execution) -> None:
         """A handler begins. Some end their process."""
         self.judge.started(worker, execution)
-        if execution.job.kills:
+        if execution.job.kills and execution.message.sandboxed:
+            worker._executor.dies_in_sandbox(execution)
+        elif execution.job.kills:
             self.kill(worker)
         elif worker._scheduler.isolated is execution.message and self.rng.random() < 0.2:
             self._outage(worker)

@@ -22,8 +22,9 @@ from tests.support import process_jobs as jobs
 from tests.support.process_pool import pool_of
 from workers.context import WorkerContext
 from workers.process_names import search_path
-from workers.processes import ProcessPool
+from workers.processes import NotStarted, ProcessPool
 from workers.results import Snooze, Success
+from workers.sandbox import Sandbox
 from workers.worker import Handlers, Worker
 
 pytestmark = pytest.mark.job_processing
@@ -131,10 +132,13 @@ async def test_handlers_of_other_kinds_need_no_importing() -> None:
         async def process_job(self, job: Any, context: WorkerContext) -> None:
             return None
 
-    pool = make_pool(Local("g"))
-    await pool.start()
-    assert not pool._all
-    await pool.close()
+    handlers = Handlers()
+    handlers.register(Local("g"))
+    sandbox = Sandbox(2, handlers)
+    assert sandbox.types == frozenset()
+    with pytest.raises(NotStarted):
+        await sandbox.run(next(iter(handlers)), b"", None, on_start=lambda: None)  # type: ignore[arg-type]
+    await sandbox.close()
 
 
 MODULE = """

@@ -1,0 +1,68 @@
+"""Handlers that the tests of the sandbox run in its processes."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from schemas import Job
+from workers.context import WorkerContext
+from workers.results import Success
+from workers.worker import Worker
+
+
+@dataclass
+class Says(Job):
+    """A coroutine; says in which process it ran."""
+
+    job_type = "sandbox_says"
+
+    async def execute(self, context: WorkerContext) -> Success:
+        context.update_metrics("said", 1)
+        return Success({"pid": os.getpid()})
+
+
+@dataclass
+class Ends(Job):
+    """A plain function that ends the process in which it runs."""
+
+    job_type = "sandbox_ends"
+
+    def execute(self, context: WorkerContext) -> None:
+        os._exit(7)
+
+
+@dataclass
+class Counts(Job):
+    """Has a CPU-bound handler, which has processes of its own."""
+
+    job_type = "sandbox_counts"
+    execution = "process"
+
+    def execute(self, context: WorkerContext) -> None:
+        """Nothing."""
+
+
+@dataclass
+class Weighed(Job):
+    """For a worker."""
+
+    job_type = "sandbox_weighed"
+
+
+class Weighs(Worker):
+    """Made with an argument."""
+
+    worker_type = "sandbox_weighed"
+
+    def __init__(self, unit: str = "") -> None:
+        self.unit = unit
+
+    def process_job(self, job: Any, context: WorkerContext) -> Success:
+        return Success({"unit": self.unit})
+
+
+def weighs_in_grams() -> Weighs:
+    """What another process can call."""
+    return Weighs("g")

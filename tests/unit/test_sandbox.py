@@ -1,0 +1,117 @@
+"""Jobs that may kill, each in a process in which nothing else runs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from schemas.errors import PipelineError
+from schemas.job import Job
+from tests.support.executor_bench import Bench, error_of, returns_nothing
+from tests.support.process_pool import Told
+from tests.support.sandbox_jobs import Counts, Ends, Says, Weighed, Weighs, weighs_in_grams
+from workers.processes import NotStarted, ProcessDied
+from workers.results import JobResult, Success
+from workers.sandbox import Sandbox
+from workers.worker import Handlers
+
+pytestmark = pytest.mark.job_processing
+
+
+class Running:
+    """A sandbox and its handlers."""
+
+    def __init__(self, *what: Any, size: int = 1) -> None:
+        self.handlers = Handlers()
+        for one in what:
+            self.handlers.register(one)
+        self.sandbox = Sandbox(size, self.handlers)
+
+    async def run(self, job: Job) -> tuple[JobResult, Told]:
+        handler = self.handlers.get(job.job_type)
+        assert handler is not None
+        envelope = {"id": "j", "type": job.job_type, "priority": "normal", "created_at": 0, "source": ""}
+        body = handler.job_type.wire.encode(handler.job_type.to_record(job, envelope))
+        told = Told(job)
+        return await self.sandbox.run(handler, body, told, on_start=lambda: None), told
+
+
+@pytest.fixture
+async def running() -> AsyncIterator[Running]:
+    running = Running(Says, Ends, weighs_in_grams)
+    yield running
+    await running.sandbox.close()
+
+
+async def test_coroutines_and_plain_functions_run_in_another_process(running: Running) -> None:
+    result, told = await running.run(Says())
+    assert isinstance(result, Success)
+    assert result.output is not None
+    assert result.output["pid"] != os.getpid()
+    assert told._metrics == {"said": 1}
+    weighed, _ = await running.run(Weighed())
+    assert weighed == Success({"unit": "g"})
+
+
+async def test_one_that_ends_its_process_is_known_by_that_and_the_next_one_runs(running: Running) -> None:
+    with pytest.raises(ProcessDied, match="exit code 7"):
+        await running.run(Ends())
+    result, _ = await running.run(Says())
+    assert isinstance(result, Success)
+
+
+def test_only_what_another_process_can_make_is_run_there() -> None:
+    assert Running(Says, Ends, weighs_in_grams, Counts).sandbox.types == {
+        "sandbox_says",
+        "sandbox_ends",
+        "sandbox_weighed",
+    }
+    assert Running(Weighs).sandbox.types == {"sandbox_weighed"}
+    assert Running(Weighs("kg")).sandbox.types == frozenset()
+    assert Running(Says, size=0).sandbox.types == frozenset()
+
+
+async def test_where_no_process_can_be_started_none_is_tried_again(running: Running) -> None:
+    async def refuse() -> Any:
+        raise PipelineError("no more processes")
+
+    running.sandbox._pool._start = refuse  # type: ignore[method-assign]
+    with pytest.raises(NotStarted, match="no more processes"):
+        await running.run(Says())
+    assert running.sandbox.types == frozenset()
+    with pytest.raises(NotStarted, match="cannot be run in a process of its own"):
+        await running.run(Says())
+
+
+def ending_with(bench: Bench, error: Exception) -> None:
+    async def end(active: object) -> Any:
+        raise error
+
+    bench.executor._in_process = end  # type: ignore[method-assign]
+
+
+async def test_one_whose_own_process_dies_is_dead_lettered_as_the_one_that_kills() -> None:
+    async with Bench() as bench:
+        ending_with(bench, ProcessDied(7))
+        one = bench.add(returns_nothing)
+        one.sandboxed = True
+        (outcome,) = await bench.ended()
+        name, reason = error_of(outcome)
+        assert name == "worker_lost"
+        assert str(reason).endswith("the last time its own: the handler's process died with exit code 7")
+        assert bench.scheduler.running == 0
+
+
+async def test_one_for_which_there_is_no_process_is_kept_out_and_given_back() -> None:
+    async with Bench() as bench:
+        ending_with(bench, NotStarted("no more processes"))
+        one = bench.add(returns_nothing)
+        one.sandboxed = True
+        (outcome,) = await bench.ended()
+        assert outcome.message is one
+        assert one.kept_out
+        assert not one.sandboxed
+        assert bench.scheduler.running == 0

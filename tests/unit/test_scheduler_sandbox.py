@@ -1,0 +1,115 @@
+"""Who was unfinished at two deaths, and can be run in a process of its own."""
+
+from __future__ import annotations
+
+import pytest
+
+from schemas.offsetmap import Suspect
+from tests.support.messages import commit, message, partition
+from tests.support.schedule_bench import NOW_MS, arrive, dangerous, open_partition, take, take_alone
+from workers.message import Message
+from workers.offsets import SANDBOX_UNTIL
+from workers.pool_places import PoolPlaces
+from workers.scheduler import Scheduler
+
+pytestmark = pytest.mark.worker_coordination
+
+
+def with_sandbox(size: int = 2) -> Scheduler:
+    return Scheduler(sandbox=PoolPlaces(size, lambda _: True))
+
+
+def take_joined(scheduler: Scheduler, one: Message) -> None:
+    """It starts when a commit has said that it may die with the others."""
+    assert scheduler.take(NOW_MS) is None
+    assert commit(one.part).suspects[one.offset].joined
+    scheduler.unpark()
+    assert take(scheduler) is one
+    assert one.sandboxed
+
+
+def test_it_runs_there_beside_others_and_holds_nobody_back() -> None:
+    scheduler = with_sandbox()
+    part, others = dangerous(), open_partition(number=1)
+    before, behind = message(others, 0), message(others, 1)
+    arrive(scheduler, before)
+    assert take(scheduler) is before
+    suspect = message(part, 0)
+    arrive(scheduler, suspect, behind)
+    commit(part)
+    assert take(scheduler) is behind, "the suspect waits for its commit, nobody for the suspect"
+    take_joined(scheduler, suspect)
+    assert not behind.sandboxed
+    assert scheduler.isolated is None
+    assert scheduler.running == 3
+
+
+def test_it_is_charged_with_a_death_of_its_worker_and_with_none_while_it_waits() -> None:
+    scheduler = with_sandbox(1)
+    part = dangerous(range(2))
+    first, second = message(part, 0), message(part, 1)
+    arrive(scheduler, first, second)
+    commit(part)
+    take_joined(scheduler, first)
+    assert scheduler.take(NOW_MS) is None, "there is one place"
+    plan = commit(part)
+    heir = partition(part.topic, prior=plan, incarnation="heir")
+    assert [heir.suspects[offset].deaths for offset in (0, 1)] == [3, 2]
+    assert heir.charge(0) == ("", 0), "it ran beside others: nobody is condemned"
+    scheduler.done(first)
+    take_joined(scheduler, second)
+
+
+def test_one_that_is_put_back_may_start_again_when_a_commit_says_so() -> None:
+    scheduler = with_sandbox()
+    part = dangerous()
+    suspect = message(part, 0)
+    arrive(scheduler, suspect)
+    commit(part)
+    take_joined(scheduler, suspect)
+    scheduler.put_back(suspect)
+    assert not suspect.sandboxed
+    assert not commit(part).suspects[0].joined, "it does not run: a death now is not its"
+    take_joined(scheduler, suspect)
+
+
+@pytest.mark.parametrize("kept_out", [True, False])
+def test_who_cannot_be_run_there_or_has_seen_too_many_deaths_runs_alone(*, kept_out: bool) -> None:
+    scheduler = Scheduler(sandbox=PoolPlaces(2, lambda _: True), others_first_ms=0)
+    part = dangerous()
+    if not kept_out:
+        part.suspects[0] = Suspect(tuple(f"dead-{number}" for number in range(SANDBOX_UNTIL)))
+    one = message(part, 0)
+    one.kept_out = kept_out
+    arrive(scheduler, one)
+    assert take_alone(scheduler, part) is one
+    assert scheduler.isolated is one
+    assert not one.sandboxed
+    assert scheduler.has_survived(5_001), "the time alone is counted from here on"
+
+
+def test_a_job_that_has_a_process_anyway_runs_in_that() -> None:
+    scheduler = Scheduler(pool=PoolPlaces(1, lambda _: True), sandbox=PoolPlaces(1, lambda _: True))
+    part = dangerous()
+    one = message(part, 0)
+    arrive(scheduler, one)
+    commit(part)
+    assert scheduler.take(NOW_MS) is None
+    commit(part)
+    scheduler.unpark()
+    assert take(scheduler) is one
+    assert not one.sandboxed
+
+
+def test_those_of_a_lost_partition_wait_for_no_place() -> None:
+    scheduler = with_sandbox(1)
+    part, kept = dangerous(range(2)), dangerous(range(1), number=1)
+    first, second, other = message(part, 0), message(part, 1), message(kept, 0)
+    arrive(scheduler, first, second, other)
+    commit(part)
+    commit(kept)
+    take_joined(scheduler, first)
+    part.releasing = True
+    scheduler.purge({part})
+    scheduler.done(first)
+    take_joined(scheduler, other)

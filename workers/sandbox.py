@@ -1,0 +1,75 @@
+"""Processes for jobs that may kill: such a job ends its own process then, and neither the worker nor anybody beside it.
+
+In:  a job that was unfinished at two deaths of its worker. Out: its result, or that its process has died under it.
+
+Only handlers that another process can make as well: defined in a module, and not made with arguments. What cannot be run
+here has to run alone in the worker itself, see ``workers.time_share``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import structlog
+
+from schemas.errors import JobTypeError
+from workers.context import WorkerContext
+from workers.process_names import announce
+from workers.processes import NotStarted, ProcessPool
+from workers.results import JobResult
+from workers.worker import Handler
+
+log = structlog.get_logger("rustfs_workers.sandbox")
+
+
+class Sandbox:
+    """For one event loop.
+
+    Args:
+        size: processes, started when they are first needed; 0: no job can be run here.
+        handlers: all that the worker has.
+    """
+
+    def __init__(self, size: int, handlers: Iterable[Handler]) -> None:
+        able = [handler for handler in handlers if size and _can_be_made_again(handler)]
+        #: Types of jobs that can be run here.
+        self.types = frozenset(handler.job_type.name for handler in able)
+        self._pool = ProcessPool(max(size, 1), able)
+
+    async def run(
+        self, handler: Handler, body: bytes, context: WorkerContext, *, on_start: Callable[[], None]
+    ) -> JobResult:
+        """As ``ProcessPool.run_or_raise``.
+
+        Raises:
+            NotStarted: also from now on for every other job.
+            ProcessDied, asyncio.CancelledError.
+        """
+        if handler.job_type.name not in self.types:
+            raise NotStarted(f"{handler.job_type.name} cannot be run in a process of its own")
+        try:
+            return await self._pool.run_or_raise(handler, body, context, on_start=on_start)
+        except NotStarted as error:
+            if self.types:
+                log.warning(
+                    "no processes for jobs that may kill: they run alone in the worker", error=str(error)
+                )
+            self.types = frozenset()
+            raise
+
+    async def close(self) -> None:
+        """End all processes, running jobs included."""
+        await self._pool.close()
+
+
+def _can_be_made_again(handler: Handler) -> bool:
+    if handler.execution == "process":
+        return False  # it runs in one already
+    worker = handler.worker
+    if worker is not None and worker._made_with_arguments and isinstance(handler.factory, type):
+        return False
+    try:
+        announce(handler)
+    except JobTypeError:
+        return False
+    return True
