@@ -154,6 +154,11 @@ class ProcessPool:
             self._idle.append(child)
             return result
 
+    def end_idle(self) -> None:
+        """End those that run nothing; the next job starts another."""
+        while self._idle:
+            self._end(self._idle.pop())
+
     async def close(self) -> None:
         """End all children, running jobs included. Nothing runs after it."""
         self._closed = True

@@ -8,7 +8,9 @@ here has to run alone in the worker itself, see ``workers.time_share``.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable
+from typing import Final
 
 import structlog
 
@@ -21,6 +23,8 @@ from workers.worker import Handler
 
 log = structlog.get_logger("rustfs_workers.sandbox")
 
+_IDLE_S: Final = 60.0
+
 
 class Sandbox:
     """For one event loop.
@@ -28,13 +32,17 @@ class Sandbox:
     Args:
         size: processes, started when they are first needed; 0: no job can be run here.
         handlers: all that the worker has.
+        idle_s: so long after the last job its processes end.
     """
 
-    def __init__(self, size: int, handlers: Iterable[Handler]) -> None:
+    def __init__(self, size: int, handlers: Iterable[Handler], *, idle_s: float = _IDLE_S) -> None:
         able = [handler for handler in handlers if size and _can_be_made_again(handler)]
         #: Types of jobs that can be run here.
         self.types = frozenset(handler.job_type.name for handler in able)
         self._pool = ProcessPool(max(size, 1), able)
+        self._idle_s = idle_s
+        self._running = 0
+        self._ending: asyncio.TimerHandle | None = None
 
     async def run(
         self, handler: Handler, body: bytes, context: WorkerContext, *, on_start: Callable[[], None]
@@ -42,23 +50,32 @@ class Sandbox:
         """As ``ProcessPool.run_or_raise``.
 
         Raises:
-            NotStarted: also from now on for every other job.
+            NotStarted: from now on for every job, if a process cannot import what there is to run.
             ProcessDied, asyncio.CancelledError.
         """
         if handler.job_type.name not in self.types:
             raise NotStarted(f"{handler.job_type.name} cannot be run in a process of its own")
+        self._running += 1
+        if self._ending is not None:
+            self._ending.cancel()
         try:
             return await self._pool.run_or_raise(handler, body, context, on_start=on_start)
         except NotStarted as error:
-            if self.types:
-                log.warning(
-                    "no processes for jobs that may kill: they run alone in the worker", error=str(error)
-                )
-            self.types = frozenset()
+            log.warning("no process for a job that may kill: it runs alone in the worker", error=str(error))
+            if isinstance(error.__cause__, JobTypeError):
+                self.types = frozenset()
             raise
+        finally:
+            self._running -= 1
+            if not self._running:
+                # Weeks may pass until the next worker dies.
+                loop = asyncio.get_running_loop()
+                self._ending = loop.call_later(self._idle_s, self._pool.end_idle)
 
     async def close(self) -> None:
         """End all processes, running jobs included."""
+        if self._ending is not None:
+            self._ending.cancel()
         await self._pool.close()
 
 

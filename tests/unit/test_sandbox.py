@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import AsyncIterator
 from typing import Any
 
+import psutil
 import pytest
 
-from schemas.errors import PipelineError
+from schemas.errors import JobTypeError, PipelineError
 from schemas.job import Job
 from tests.support.executor_bench import Bench, error_of, returns_nothing
 from tests.support.process_pool import Told
@@ -74,16 +76,32 @@ def test_only_what_another_process_can_make_is_run_there() -> None:
     assert Running(Says, size=0).sandbox.types == frozenset()
 
 
-async def test_where_no_process_can_be_started_none_is_tried_again(running: Running) -> None:
+@pytest.mark.parametrize("error", [PipelineError("no memory"), JobTypeError("no such module")])
+async def test_where_no_process_can_be_started_only_what_cannot_be_imported_is_never_tried_again(
+    running: Running, error: PipelineError
+) -> None:
     async def refuse() -> Any:
-        raise PipelineError("no more processes")
+        raise error
 
     running.sandbox._pool._start = refuse  # type: ignore[method-assign]
-    with pytest.raises(NotStarted, match="no more processes"):
+    with pytest.raises(NotStarted, match=str(error)):
         await running.run(Says())
-    assert running.sandbox.types == frozenset()
-    with pytest.raises(NotStarted, match="cannot be run in a process of its own"):
-        await running.run(Says())
+    assert bool(running.sandbox.types) is not isinstance(error, JobTypeError)
+
+
+async def test_its_processes_end_when_nothing_has_run_in_them_for_a_while() -> None:
+    running = Running(Says, size=2)
+    running.sandbox._idle_s = 0.05
+    results = await asyncio.gather(running.run(Says()), running.run(Says()))
+    children = [child.pid for child in running.sandbox._pool._all]
+    assert len(children) == 2
+    async with asyncio.timeout(10):
+        while any(psutil.pid_exists(pid) for pid in children):
+            await asyncio.sleep(0.01)
+    again, _ = await running.run(Says())
+    assert isinstance(again, Success)
+    assert all(isinstance(result, Success) for result, _ in results)
+    await running.sandbox.close()
 
 
 def ending_with(bench: Bench, error: Exception) -> None:
