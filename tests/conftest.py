@@ -50,17 +50,30 @@ def pytest_configure(config: pytest.Config) -> None:
 #: Files that take more than half a minute each, the longest first.
 _LONG_FILES = (
     "test_worker_deaths", "test_worker_outages", "test_forgotten_transactions", "test_seeds", "test_three_brokers",
-    "test_planted_bugs", "test_lost_commits", "test_commands", "test_worker_results", "test_embedded_kafka",
+    "test_lost_commits", "test_commands", "test_worker_results", "test_embedded_kafka",
     "test_last_words", "test_broker_outages", "test_torn_transactions", "test_dead_letters", "test_killers", "test_benches",
 )  # fmt: skip
 
 
+#: Tests with these marks run only if ``-m`` names them: minutes of it, whatever other mark was asked for.
+_ONLY_IF_ASKED_FOR = ("campaign", "thorough")
+
+
 @pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Files of long tests come first, and short ones fill up what is left: no process works on alone in the end.
 
     But what is to run alone comes last: it would wait for the others all the time.
     """
+    asked = str(config.getoption("markexpr") or "")
+    unasked = [
+        item
+        for item in items
+        if any(item.get_closest_marker(name) and name not in asked for name in _ONLY_IF_ASKED_FOR)
+    ]
+    if unasked:
+        config.hook.pytest_deselected(items=unasked)
+        items[:] = [item for item in items if item not in unasked]
     alone = {item.path for item in items if item.get_closest_marker("alone") is not None}
 
     def place(item: pytest.Item) -> tuple[bool, int]:

@@ -11,7 +11,12 @@ from tests.simulation.world import World
 from workers.testing import MemoryKafka
 
 # Pure computation: a limit that a busy machine does not reach.
-pytestmark = [pytest.mark.worker_coordination, pytest.mark.distributed, pytest.mark.timeout(600)]
+pytestmark = [
+    pytest.mark.worker_coordination,
+    pytest.mark.distributed,
+    pytest.mark.thorough,
+    pytest.mark.timeout(900),
+]
 
 _SEEDS: Final = 600
 
