@@ -53,6 +53,8 @@ MAX_BYTES_BEHIND_KEYS: Final = 4 * 1024 * 1024
 _IDLE_POLL_S: Final = 0.1
 _BUSY_POLL_S: Final = 0.005
 _METADATA_EVERY_S: Final = 1.0
+#: An assignment that takes longer to be looked at is older than the session of a member that Kafka does not hear.
+_TOO_LATE_S: Final = 5.0
 _POSITIONS_EVERY_S: Final = 2.0
 #: What the last transaction for partitions that come back to us may take until it has ended, one way or the other.
 _SETTLED_WITHIN_S: Final = 60.0
@@ -134,6 +136,8 @@ class Poller:
         self._positions_at = 0.0
         self._consumer: Consumer | None = None
         self._rejoin = False
+        #: The last assignment was: the next one is taken however long it takes, or nobody would ever begin.
+        self._was_late = False
         #: Inside a callback of the group: partitions are on their way.
         self._changing = False
         self._member_id = ""
@@ -406,6 +410,10 @@ class Poller:
         ]
         self._acquit_the_unwritten([state for state in states if state.unclean and state.suspects])
         self._absolve(states)
+        if time.monotonic() - started > _TOO_LATE_S and not self._was_late:
+            self._take_nothing(consumer, {state.place: state.base for state in states}, started)
+            return
+        self._was_late = False
         with self._lock:
             for state in states:
                 self.parts[state.topic, state.partition] = state
@@ -424,6 +432,21 @@ class Poller:
         self._on_answer()
         # The first commit opens the partitions: before it nothing of them may start.
         self._committer.nudge()
+
+    def _take_nothing(self, consumer: Consumer, bases: Mapping[Place, int], started: float) -> None:
+        """Join the group again: Kafka was away while these partitions were looked at, and somebody else may have them by now.
+
+        A coordinator that was killed and is back within seconds can have forgotten that it gave them to us. Its next answer
+        raises our epoch, and with metadata of that epoch it takes our commits, on top of the new owner's.
+        """
+        log.warning(
+            "partitions taken too late: joining the group again",
+            partitions=_numbers(bases),
+            seconds=round(time.monotonic() - started, 3),
+        )
+        # For librdkafka they have to be assigned to be given back; what comes of them until then is nobody's.
+        consumer.incremental_assign([TopicPartition(*place, base) for place, base in bases.items()])
+        self._rejoin = self._was_late = True
 
     def _starts(self, bases: Mapping[Place, int]) -> list[TopicPartition]:
         """Where reading begins: a little before the committed offset, as far as there is something.

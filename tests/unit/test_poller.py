@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
@@ -518,3 +520,30 @@ async def test_while_partitions_come_and_go_the_thread_is_busy(
             await bench.lose(NORMAL)
     assert seen == [True]
     assert not bench.poller.held.busy
+
+
+@pytest.mark.parametrize("took_s", [5.0, 5.1])
+async def test_partitions_at_which_was_looked_for_too_long_are_given_back_at_once(
+    monkeypatch: pytest.MonkeyPatch, took_s: float
+) -> None:
+    """Kafka was away meanwhile, and has given them to another one: both would commit, each on top of the other."""
+    bench = Bench()
+    clock = SimpleNamespace(now_s=100.0)
+    clock.monotonic = lambda: clock.now_s
+    monkeypatch.setattr("workers.poller.time", clock)
+    read = bench.for_assignment
+
+    def slowly(*arguments: Any) -> Any:
+        clock.now_s += took_s
+        return read(*arguments)
+
+    monkeypatch.setattr(bench, "for_assignment", slowly)
+    bench.poller._on_assign(bench.consumer, [TopicPartition(*NORMAL)])  # type: ignore[arg-type]
+    assert NORMAL in bench.consumer.assigned, "else librdkafka could not give it back"
+    assert (NORMAL in bench.poller.parts) is (took_s <= 5.0)
+    assert bool(bench.round(*records(NORMAL, 0))) is (took_s <= 5.0)
+    assert bench.steps.count("unsubscribe") == (took_s > 5.0)
+    bench.consumer.assigned.clear()
+    assert len(bench.assign(NORMAL)) == 1, "not again and again: who is slow has to begin some time"
+    bench.round()
+    assert "unsubscribe" not in bench.steps
