@@ -243,34 +243,33 @@ class Scheduler:
 
     def _has_no_place(self, message: Message) -> bool:
         """Whether it has to wait for a process; one that may kill, for one in which nothing else runs."""
-        if not (message.part.suspects and self._runs_apart(message)):
+        if not (message.part.suspects and self._is_for_sandbox(message)):
             return self._pool is not None and self._pool.refuses(message)
-        places = next(pool for pool in self._pools if pool.needs(message))
-        if places.refuses(message):
+        assert self._sandbox is not None  # noqa: S101
+        if self._sandbox.refuses(message):
             return True
-        message.sandboxed = places is self._sandbox
+        message.sandboxed = True
         # A death of its worker counts all the same: it may reach beyond its process.
         message.part.join(message.offset)
         return False
 
-    def _runs_apart(self, message: Message) -> bool:
-        """Whether it was unfinished at two deaths, and runs in a process of its own because of that, or anyway."""
-        return (
-            ALONE_AFTER <= _deaths(message) < SANDBOX_UNTIL
-            and not message.kept_out
-            and any(pool.needs(message) for pool in self._pools)
-        )
+    def _is_for_sandbox(self, message: Message) -> bool:
+        """Whether it was unfinished at two deaths, and is to run in a process of its own because of that."""
+        return ALONE_AFTER <= _deaths(message) < SANDBOX_UNTIL and self._fits_into_sandbox(message)
+
+    def _fits_into_sandbox(self, message: Message) -> bool:
+        return self._sandbox is not None and not message.kept_out and self._sandbox.needs(message)
 
     def _must_run_alone(self, message: Message) -> bool:
         suspects = message.part.suspects
         if not suspects or message.offset not in suspects or message.lost_worker:
             return False
-        return suspects[message.offset].deaths >= ALONE_AFTER and not self._runs_apart(message)
+        return suspects[message.offset].deaths >= ALONE_AFTER and not self._is_for_sandbox(message)
 
     def _further_deaths(self, message: Message) -> int:
         """At how many deaths it was unfinished beyond those because of which it runs alone."""
-        apart = not message.kept_out and any(pool.needs(message) for pool in self._pools)
-        return max(_deaths(message) - (SANDBOX_UNTIL if apart else ALONE_AFTER), 0)
+        first = SANDBOX_UNTIL if self._fits_into_sandbox(message) else ALONE_AFTER
+        return max(_deaths(message) - first, 0)
 
     def done(self, message: Message) -> None:
         """A taken message is finished or was cancelled: its key is free for the next one in line."""
@@ -291,10 +290,11 @@ class Scheduler:
         assert message.priority is not None  # noqa: S101
         self._departed[message.priority] -= 1
         self._departed_bytes[message.priority] -= message.size
-        message.sandboxed = False
-        if _deaths(message) >= ALONE_AFTER:
+        if message.sandboxed:
+            message.sandboxed = False
             message.part.join(message.offset, joined=False)
         if self._must_run_alone(message):
+            message.part.join(message.offset, joined=False)
             if self.isolated is message:
                 self.isolated = None
                 # Until it starts again, a commit must not say any longer that it runs alone: if Kafka does not answer and

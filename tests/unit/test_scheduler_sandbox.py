@@ -88,19 +88,6 @@ def test_who_cannot_be_run_there_or_has_seen_too_many_deaths_runs_alone(*, kept_
     assert scheduler.has_survived(5_001), "the time alone is counted from here on"
 
 
-def test_a_job_that_has_a_process_anyway_runs_in_that() -> None:
-    scheduler = Scheduler(pool=PoolPlaces(1, lambda _: True), sandbox=PoolPlaces(1, lambda _: True))
-    part = dangerous()
-    one = message(part, 0)
-    arrive(scheduler, one)
-    commit(part)
-    assert scheduler.take(NOW_MS) is None
-    commit(part)
-    scheduler.unpark()
-    assert take(scheduler) is one
-    assert not one.sandboxed
-
-
 def test_those_of_a_lost_partition_wait_for_no_place() -> None:
     scheduler = with_sandbox(1)
     part, kept = dangerous(range(2)), dangerous(range(1), number=1)
