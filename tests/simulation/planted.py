@@ -178,7 +178,7 @@ def _suspects_everybody() -> Any:
 
 def _suspects_among_others() -> Any:
     """Suspects run beside others, so that nobody knows which of them kills."""
-    return patch("workers.scheduler._must_run_alone", lambda _message: False)
+    return patch.object(Scheduler, "_must_run_alone", lambda _self, _message: False)
 
 
 def _says_it_twice() -> Any:
