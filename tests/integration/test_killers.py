@@ -29,7 +29,7 @@ from tests.support.exactly_once import assert_exactly_once
 from tests.support.jobs import Kills, Note, Waits
 from tests.support.memory_directory import memory_directory
 from tests.support.waiting import eventually
-from tests.support.workers import WorkerUnderTest, all_final, runs, workers
+from tests.support.workers import NO_SANDBOX, WorkerUnderTest, all_final, runs, workers
 from workers.survivors import signs_of_life
 
 pytestmark = [pytest.mark.distributed, pytest.mark.integration, pytest.mark.timeout(240)]
@@ -200,7 +200,7 @@ def test_one_that_was_cancelled_before_its_worker_died_is_not_taken_for_one_that
     """It ran alone, Kafka went away, its worker cancelled it and was killed: nobody could say that it did not run any more."""
     go = tmp_path / "go"
     with workers(settings, tmp_path) as start, JobProducer(settings) as producer:
-        worker = start("w", "--processes", "2", RUSTFS_WORKERS_SANDBOX_SIZE="0")
+        worker = start("w", "--processes", "2", **NO_SANDBOX)
         eventually(lambda: said(worker, "partitions assigned") == 2, 60, "both processes have partitions")
         (long,) = producer.schedule_jobs([Waits(until=str(go), limit_s=200)])
 

@@ -16,7 +16,7 @@ from tests.support.jobs import Waits
 from tests.support.kafka_proxy import END_TXN, Action, KafkaProxy, Request
 from tests.support.proxied import proxied_broker
 from tests.support.waiting import eventually
-from tests.support.workers import all_final, runs, workers
+from tests.support.workers import NO_SANDBOX, all_final, runs, workers
 
 pytestmark = [pytest.mark.distributed, pytest.mark.integration]
 
@@ -45,15 +45,15 @@ def test_a_job_that_ran_alone_in_a_worker_that_left_without_a_last_commit_is_no_
             return sum((run["what"], run["worker"]) == ("started", worker) for run in runs(tmp_path))
 
         for name in ("first", "second"):
-            victim = start(name)
+            victim = start(name, **NO_SANDBOX)
             eventually(lambda: runs_of(f"{name}.0"), 60, "the job runs")  # noqa: B023 - called in its round
             victim.kill()
-        leaver = start("leaver", RUSTFS_WORKERS_DRAIN_TIMEOUT_S="1")
+        leaver = start("leaver", RUSTFS_WORKERS_DRAIN_TIMEOUT_S="1", **NO_SANDBOX)
         eventually(lambda: runs_of("leaver.0"), 60, "the job runs alone")
         proxy.on_request = no_commits
         leaver.terminate()
         proxy.pass_everything()
-        again = start("leaver")
+        again = start("leaver", **NO_SANDBOX)
         eventually(lambda: runs_of("leaver.0") == 2, 90, "the job runs again")
         (assigned,) = [e for e in again.events() if e["event"] == "partitions assigned"][-1:]
         assert assigned["left_unclean_by"], "its last commit was not written"

@@ -14,7 +14,7 @@ from streams.settings import Settings
 from tests.support.audit import audit, statuses
 from tests.support.jobs import Fails, Note, Waits
 from tests.support.waiting import eventually
-from tests.support.workers import Start, all_final, runs
+from tests.support.workers import NO_SANDBOX, Start, all_final, runs
 
 pytestmark = [pytest.mark.distributed, pytest.mark.integration]
 
@@ -109,13 +109,13 @@ def test_a_job_that_ran_alone_in_a_worker_that_froze_waits_until_it_is_heard_of(
         return any((run["what"], run["worker"]) == ("started", worker) for run in runs(tmp_path))
 
     for name in ("first", "second"):
-        victim = start(name)
+        victim = start(name, **NO_SANDBOX)
         eventually(lambda: runs_at(f"{name}.0"), 60, "the job runs")  # noqa: B023 - called in its round
         victim.kill()
-    sleeper = start("sleeper")
+    sleeper = start("sleeper", **NO_SANDBOX)
     eventually(lambda: runs_at("sleeper.0"), 60, "the job runs alone")
     sleeper.send(signal.SIGSTOP)
-    heir = start("heir")
+    heir = start("heir", **NO_SANDBOX)
     eventually(lambda: heir.said("lost owners looked for"), 60, "the heir looks for the sleeper")
     eventually(lambda: any("job waits" in event["event"] for event in heir.events()), 20, "the job waits")
     sleeper.send(signal.SIGCONT)

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from schemas import JobStatus
 from streams.reader import JobFilter, JobReader
@@ -18,6 +18,9 @@ from streams.settings import Settings
 from tests.support.waiting import eventually
 
 ROOT = Path(__file__).resolve().parents[2]
+
+#: For ``start``: who was unfinished at two deaths runs alone in the worker, as jobs do that no other process can make.
+NO_SANDBOX: Final = {"RUSTFS_WORKERS_SANDBOX_SIZE": "0"}
 
 
 class WorkerUnderTest:
