@@ -244,6 +244,10 @@ class Scheduler:
     def _has_no_place(self, message: Message) -> bool:
         """Whether it has to wait for a process; one that may kill, for one in which nothing else runs."""
         if not (message.part.suspects and self._is_for_sandbox(message)):
+            if message.sandboxed:
+                # While it waited for its commit an owner was heard of that it was suspected of: it is as any other.
+                message.sandboxed = False
+                self._leave_pool(message)
             return self._pool is not None and self._pool.refuses(message)
         assert self._sandbox is not None  # noqa: S101
         if self._sandbox.refuses(message):

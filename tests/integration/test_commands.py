@@ -341,7 +341,8 @@ def follow_what_it_says(said: str, directory: Path) -> None:
         line.split("export ")[1].split("=", 1) for line in said.splitlines() if "  export " in line
     )
     command = CommandLine(directory, environment)
-    lines = [line.split()[1:] for line in said.splitlines() if line.startswith("  rustfs-workers ")]
+    typed = [line.removeprefix("  ").removeprefix("uv run ") for line in said.splitlines()]
+    lines = [line.split()[1:] for line in typed if line.startswith("rustfs-workers ")]
     assert [line[:2] for line in lines] == [
         ["kafka", "start"],
         ["dlq", "show"],

@@ -171,27 +171,21 @@ def test_the_one_that_kills_is_found_and_neither_outages_nor_lost_sessions_count
     assert_exactly_once(settings, [killer, *innocent, *long])
 
 
-def kill_while_frozen(broker: EmbeddedBroker, worker: WorkerUnderTest, process: int) -> None:
-    """The process has given up what it ran, and ends before it can say so."""
+def kill_while_away(
+    broker: EmbeddedBroker, worker: WorkerUnderTest, process: int, how: signal.Signals
+) -> None:
+    """The process has given up what it ran, and ends before it can say so. Kafka goes on, or has to be started anew."""
     before = said(worker, CUT_OFF)
-    os.kill(broker.pid, signal.SIGSTOP)
+    os.kill(broker.pid, how)
     try:
         eventually(lambda: said(worker, CUT_OFF) >= before + 2, 30, "both have cancelled what ran")
         psutil.Process(process).kill()
     finally:
-        os.kill(broker.pid, signal.SIGCONT)
-
-
-def kill_while_dead(broker: EmbeddedBroker, worker: WorkerUnderTest, process: int) -> None:
-    """The same; and Kafka has to be started anew."""
-    before = said(worker, CUT_OFF)
-    os.kill(broker.pid, signal.SIGKILL)
-    try:
-        eventually(lambda: said(worker, CUT_OFF) >= before + 2, 30, "both have cancelled what ran")
-        psutil.Process(process).kill()
-    finally:
-        eventually(lambda: not broker.alive, 10, "the broker is gone")
-        broker.start()
+        if how is signal.SIGSTOP:
+            os.kill(broker.pid, signal.SIGCONT)
+        else:
+            eventually(lambda: not broker.alive, 10, "the broker is gone")
+            broker.start()
 
 
 def test_one_that_was_cancelled_before_its_worker_died_is_not_taken_for_one_that_kills(
@@ -210,8 +204,8 @@ def test_one_that_was_cancelled_before_its_worker_died_is_not_taken_for_one_that
 
         for time in (1, 2):
             psutil.Process(runs_for_the(time)).kill()
-        kill_while_frozen(broker, worker, runs_for_the(3))
-        kill_while_dead(broker, worker, runs_for_the(4))
+        kill_while_away(broker, worker, runs_for_the(3), signal.SIGSTOP)
+        kill_while_away(broker, worker, runs_for_the(4), signal.SIGKILL)
         runs_for_the(5)
         go.touch()
         assert all_final(settings, [long], 100) == {long: JobStatus.SUCCEEDED}

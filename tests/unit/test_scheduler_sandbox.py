@@ -88,6 +88,22 @@ def test_who_cannot_be_run_there_or_has_seen_too_many_deaths_runs_alone(*, kept_
     assert scheduler.has_survived(5_001), "the time alone is counted from here on"
 
 
+def test_who_is_absolved_while_it_waits_for_its_commit_runs_as_any_other() -> None:
+    """The end of its process would be taken for its third death."""
+    scheduler = with_sandbox(1)
+    part = dangerous(range(2))
+    first, second = message(part, 0), message(part, 1)
+    arrive(scheduler, first, second)
+    commit(part)
+    assert scheduler.take(NOW_MS) is None
+    part.absolve(("first",))
+    commit(part)
+    scheduler.unpark()
+    assert take(scheduler) is first
+    assert take(scheduler) is second, "no place is taken"
+    assert (first.sandboxed, second.sandboxed) == (False, False)
+
+
 def test_those_of_a_lost_partition_wait_for_no_place() -> None:
     scheduler = with_sandbox(1)
     part, kept = dangerous(range(2)), dangerous(range(1), number=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Final
@@ -92,10 +93,15 @@ def _print(report: DemoReport, directory: Path | None) -> None:
             echo("Look at it, and give it a new life, with these commands:")
             echo(f"  export RUSTFS_WORKERS_DATA_DIR={quote(str(directory.expanduser().resolve()))}")
             echo(f"  export RUSTFS_WORKERS_TOPIC_PREFIX={report.topic_prefix}")
-            echo("  rustfs-workers kafka start")
-            echo(f"  rustfs-workers dlq show {letter['id']}")
-            echo(f"  rustfs-workers dlq redrive {letter['id']}")
-            echo("  rustfs-workers kafka stop")
+            # As the README's first command starts it, or from a virtual environment that is activated.
+            program = "uv run rustfs-workers" if "UV_RUN_RECURSION_DEPTH" in os.environ else "rustfs-workers"
+            for command in (
+                "kafka start",
+                f"dlq show {letter['id']}",
+                f"dlq redrive {letter['id']}",
+                "kafka stop",
+            ):
+                echo(f"  {program} {command}")
         else:
             echo(
                 "It is gone with the demo's topics; `--dir DIR` keeps them. In a deployment of yours such jobs are shown by"
