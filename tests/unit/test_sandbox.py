@@ -15,6 +15,7 @@ from schemas.job import Job
 from tests.support.executor_bench import Bench, error_of, returns_nothing
 from tests.support.process_pool import Told
 from tests.support.sandbox_jobs import Counts, Ends, Says, Weighed, Weighs, weighs_in_grams
+from workers.message import Message
 from workers.processes import NotStarted, ProcessDied
 from workers.results import JobResult, Success
 from workers.sandbox import Sandbox
@@ -108,14 +109,18 @@ def ending_with(bench: Bench, error: Exception) -> None:
     async def end(active: object) -> Any:
         raise error
 
+    def place(message: Message) -> bool:
+        message.sandboxed = not message.kept_out
+        return False
+
     bench.executor._in_process = end  # type: ignore[method-assign]
+    bench.scheduler._has_no_place = place  # type: ignore[method-assign]
 
 
 async def test_one_whose_own_process_dies_is_dead_lettered_as_the_one_that_kills() -> None:
     async with Bench() as bench:
         ending_with(bench, ProcessDied(7))
-        one = bench.add(returns_nothing)
-        one.sandboxed = True
+        bench.add(returns_nothing)
         (outcome,) = await bench.ended()
         name, reason = error_of(outcome)
         assert name == "worker_lost"
@@ -127,7 +132,6 @@ async def test_one_for_which_there_is_no_process_is_kept_out_and_given_back() ->
     async with Bench() as bench:
         ending_with(bench, NotStarted("no more processes"))
         one = bench.add(returns_nothing)
-        one.sandboxed = True
         (outcome,) = await bench.ended()
         assert outcome.message is one
         assert one.kept_out
