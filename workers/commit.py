@@ -2,11 +2,13 @@
 
 In:  outcomes. Out: status changes, retries, dead letters, child jobs and offsets, all or nothing.
 
-The order of steps is the fence. Kafka checks the member's epoch in the group metadata, not who owns a
-partition: so the metadata is taken first, then outcomes of partitions that are no longer ours are
-dropped, then exactly that metadata is sent. If a partition is given away in between, the metadata is
-too old, and Kafka refuses. What is lost and comes straight back to us was never given away in Kafka's
-eyes, and the old metadata still counts: so whoever begins anew with it first waits (``settled``).
+The order of steps is the fence. With the newest group metadata Kafka looks at the member's epoch alone,
+not at who owns a partition: so metadata of the last assignment are taken first, then outcomes of
+partitions that are no longer ours are dropped, then exactly these metadata are sent. If a partition is
+given away in between, they are too old for it, and Kafka refuses; then they are not renewed before the
+coordinator has had the time to tell us what it took. What is lost and comes straight back to
+us was never given away in Kafka's eyes, and the old metadata still count: so whoever begins anew with
+it first waits (``settled``).
 
 A commit whose answer we cannot trust is never repeated blindly. It may have succeeded, and then the
 same outcomes would be written twice. A new producer ends whatever is open, the committed offsets and
@@ -58,6 +60,11 @@ MAX_BATCH_BYTES: Final = 8 * 1024 * 1024
 _AHEAD: Final = 3
 _LEAST_AHEAD: Final = 64
 _PATIENCE_AT_STOP: Final = 5
+#: Pause before metadata that were refused are sent again.
+_LOOK_AGAIN_S: Final = 1.0
+#: Of the lease, and at most: within it a heartbeat or two have been answered.
+_TOLD_WITHIN: Final = 0.5
+_TOLD_WITHIN_S: Final = 10.0
 #: Longer than Kafka takes to end a dead worker's transaction, which may hide our records; and than we take to find one that
 #: it has forgotten.
 _PATIENCE_TO_SEE_S: Final = 40.0
@@ -68,11 +75,15 @@ class Membership(Protocol):
 
     @property
     def metadata(self) -> Any:
-        """The newest group metadata; None before the first assignment."""
+        """The group metadata that count for what is ours; None before the first assignment."""
         ...
 
-    def refresh(self, timeout_s: float) -> None:
-        """Wait until the poll thread has taken new metadata."""
+    def wait_for_change(self, timeout_s: float) -> bool:
+        """Whether partitions have come or gone since the last call, or do so in time."""
+        ...
+
+    def renew_metadata(self, timeout_s: float) -> None:
+        """Wait until the newest metadata have been taken, though no partitions came."""
         ...
 
 
@@ -130,6 +141,7 @@ class Committer:
         self._end_forgotten = end_forgotten
         self._on_fenced = on_fenced
         self._upcoming = upcoming
+        self._lease = lease
         self._transactions = Transactions(
             make_producer=make_producer,
             codec=codec,
@@ -274,7 +286,7 @@ class Committer:
             elif outcomes:
                 self._outbox.extendleft(reversed(outcomes))
                 size = 0
-                self._membership.refresh(1.0)
+                self._membership.wait_for_change(_LOOK_AGAIN_S)
         finally:
             self._bytes_out += size
             for _, done in releases:
@@ -284,6 +296,7 @@ class Committer:
     def _commit(self, metadata: Any, outcomes: list[Outcome], released: set[PartitionState]) -> None:
         """Bring these outcomes into Kafka, whatever it takes; drop those whose partition is lost."""
         failures = refusals = 0
+        refused_s = 0.0
         # By the clock that stamps records, and now: a machine that sleeps in between counts no time.
         began_ms = self._now_ms()
         while True:
@@ -320,7 +333,7 @@ class Committer:
                 case Stale():
                     log.info("group metadata was stale", error=str(error))
                     self.counters.event("stale_metadata")
-                    self._membership.refresh(1.0)
+                    refused_s = self._await_the_group(refused_s)
                     if self._stop and failures > _PATIENCE_AT_STOP:
                         return  # the group is gone, and so are our partitions
                 case Refused():
@@ -330,6 +343,21 @@ class Committer:
                         self._divide(self._membership.metadata, outcomes, released, str(error))
                         return
             metadata = self._membership.metadata
+
+    def _await_the_group(self, refused_s: float) -> float:
+        """Kafka has refused our metadata for so long without a change of partitions. Returns how long it is now.
+
+        If what was refused is not ours any more, the coordinator's next answers to a heartbeat say so. Newer metadata before
+        that would pass for the partitions of others. If nothing is taken from us they are safe, and a Kafka older than 4.3
+        wants them: it refuses those of any earlier epoch.
+        """
+        if self._membership.wait_for_change(_LOOK_AGAIN_S):
+            return 0.0
+        refused_s += _LOOK_AGAIN_S
+        if refused_s >= min(_TOLD_WITHIN * self._lease.seconds, _TOLD_WITHIN_S):
+            self._membership.renew_metadata(_LOOK_AGAIN_S)
+            return 0.0
+        return refused_s
 
     def _plan(
         self, outcomes: list[Outcome], released: set[PartitionState]

@@ -35,6 +35,7 @@ from workers.offsets import PartitionState, Place
 if TYPE_CHECKING:
     from workers.commit import Committer
     from workers.delay import Delays
+    from workers.lease import Lease
     from workers.scheduler import Scheduler
     from workers.survivors import Signs
     from workers.takeover import CommittedOffsets
@@ -52,16 +53,14 @@ _MAX_BUFFERED_BYTES: Final = 8 * 1024 * 1024
 MAX_BYTES_BEHIND_KEYS: Final = 4 * 1024 * 1024
 _IDLE_POLL_S: Final = 0.1
 _BUSY_POLL_S: Final = 0.005
-_METADATA_EVERY_S: Final = 1.0
-#: An assignment that takes longer to be looked at is older than the session of a member that Kafka does not hear.
-_TOO_LATE_S: Final = 5.0
+_MEMBER_ID_EVERY_S: Final = 1.0
 _POSITIONS_EVERY_S: Final = 2.0
 #: What the last transaction for partitions that come back to us may take until it has ended, one way or the other.
 _SETTLED_WITHIN_S: Final = 60.0
 
 
 class Poller:
-    """The group member. ``metadata`` and ``refresh`` may be used from any thread."""
+    """The group member. ``metadata``, ``wait_for_change`` and ``renew_metadata`` may be used from any thread."""
 
     def __init__(
         self,
@@ -73,6 +72,7 @@ class Poller:
         scheduler: Scheduler,
         delays: Delays,
         lock: threading.Lock,
+        lease: Lease,
         loop: asyncio.AbstractEventLoop,
         incarnation: str,
         transactional_id: str,
@@ -97,6 +97,7 @@ class Poller:
         self._scheduler = scheduler
         self._delays = delays
         self._lock = lock
+        self._lease = lease
         self._loop = loop
         self._incarnation = incarnation
         self._transactional_id = transactional_id
@@ -115,10 +116,13 @@ class Poller:
         self._on_answer = on_answer
         #: Partitions that each topic had when the worker started; set before ``start``.
         self.partition_count: int | None = None
+        #: Of the last assignment. Kafka takes newer ones for any partition, whoever has it by now; it takes these for what the
+        #: member has kept since (KIP-1251), and for nothing else. So they stand until partitions come, whatever goes.
         self.metadata: Any = None
-        self._metadata_at = 0.0
-        self._wanted = threading.Event()
-        self._refreshed = threading.Event()
+        self._member_id_at = 0.0
+        self._changed = threading.Event()
+        self._renew = threading.Event()
+        self._renewed = threading.Event()
         self._stop = False
         self._drain = False
         self._left = threading.Event()
@@ -157,11 +161,17 @@ class Poller:
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
-    def refresh(self, timeout_s: float) -> None:
-        """Wait until new group metadata has been taken, or for ``timeout_s``."""
-        self._refreshed.clear()
-        self._wanted.set()
-        self._refreshed.wait(timeout_s)
+    def wait_for_change(self, timeout_s: float) -> bool:
+        """Whether partitions have come or gone since the last call, or do so within ``timeout_s``. For one thread."""
+        has_changed = self._changed.wait(timeout_s)
+        self._changed.clear()
+        return has_changed
+
+    def renew_metadata(self, timeout_s: float) -> None:
+        """Wait until newer group metadata have been taken though no partitions came, or for ``timeout_s``. Any thread."""
+        self._renewed.clear()
+        self._renew.set()
+        self._renewed.wait(timeout_s)
 
     def rejoin(self) -> None:
         """Leave the group in order, and join it again. Any thread; it happens at the next round."""
@@ -207,11 +217,14 @@ class Poller:
             self._rejoin = False
             self._committer.counters.event("rejoined")
         first = consumer.poll(
-            _BUSY_POLL_S if self._paused_priorities or self._wanted.is_set() else _IDLE_POLL_S
+            _BUSY_POLL_S if self._paused_priorities or self._renew.is_set() else _IDLE_POLL_S
         )
         now = time.monotonic()
-        if self._wanted.is_set() or now - self._metadata_at > _METADATA_EVERY_S:
-            self._take_metadata(consumer, now)
+        if now - self._member_id_at > _MEMBER_ID_EVERY_S:
+            self._member_id_at = now
+            self._member_id = consumer.memberid() or ""
+        if self._renew.is_set():
+            self._take_metadata(consumer)
         if first is not None:
             # poll() waits, consume() with no time does not: together they return what there is, at once
             more = consumer.consume(_TIER_ROUND if first.topic() in self._topics.tier_of else _ROUND, 0)
@@ -221,12 +234,11 @@ class Poller:
             self._positions_at = now
             self._note_positions(consumer)
 
-    def _take_metadata(self, consumer: Consumer, now: float) -> None:
-        self._wanted.clear()
+    def _take_metadata(self, consumer: Consumer) -> None:
         self.metadata = consumer.consumer_group_metadata()
         self._member_id = consumer.memberid() or ""
-        self._metadata_at = now
-        self._refreshed.set()
+        self._renew.clear()
+        self._renewed.set()
 
     def _receive(self, received: list[KafkaMessage]) -> None:
         parts, priority_of, tier_of = self.parts, self._topics.priority_of, self._topics.tier_of
@@ -386,7 +398,7 @@ class Poller:
 
     def _assign(self, consumer: Consumer, assigned: list[TopicPartition]) -> None:
         started = time.monotonic()
-        self._take_metadata(consumer, started)
+        self._take_metadata(consumer)
         places = self._known(assigned)
         if not places:
             consumer.incremental_assign([])
@@ -410,7 +422,7 @@ class Poller:
         ]
         self._acquit_the_unwritten([state for state in states if state.unclean and state.suspects])
         self._absolve(states)
-        if time.monotonic() - started > _TOO_LATE_S and not self._was_late:
+        if time.monotonic() - started > self._lease.seconds and not self._was_late:
             self._take_nothing(consumer, {state.place: state.base for state in states}, started)
             return
         self._was_late = False
@@ -418,6 +430,7 @@ class Poller:
             for state in states:
                 self.parts[state.topic, state.partition] = state
             self._committer.parts = set(self.parts.values())
+        self._changed.set()
         starts = self._starts({state.place: state.base for state in states})
         consumer.incremental_assign(starts)
         # One that was paused when it was taken from us is still paused for librdkafka, and would be for ever.
@@ -436,8 +449,7 @@ class Poller:
     def _take_nothing(self, consumer: Consumer, bases: Mapping[Place, int], started: float) -> None:
         """Join the group again: Kafka was away while these partitions were looked at, and somebody else may have them by now.
 
-        A coordinator that was killed and is back within seconds can have forgotten that it gave them to us. Its next answer
-        raises our epoch, and with metadata of that epoch it takes our commits, on top of the new owner's.
+        A coordinator that was killed and is back within seconds can have forgotten that it gave them to us.
         """
         log.warning(
             "partitions taken too late: joining the group again",
@@ -518,12 +530,11 @@ class Poller:
             self._changing = False
 
     def _revoke(self, consumer: Consumer, revoked: list[TopicPartition]) -> None:
-        """Let running jobs end, commit them with the metadata that still counts, then let go; bounded by the deadline."""
+        """Let running jobs end, commit them, then let go; bounded by the deadline."""
         started = time.monotonic()
         places = [(tp.topic, tp.partition) for tp in revoked]
         leaving = self._mark_releasing(places)
         if leaving:
-            self._take_metadata(consumer, started)
             # And a second for what was cancelled to end.
             self._in_loop(self._release(leaving, self._revoke_timeout_s), self._revoke_timeout_s + 1.5)
             remaining = self._revoke_timeout_s + 1 - (time.monotonic() - started)
@@ -563,6 +574,7 @@ class Poller:
         self._paused -= set(places)
         self._looking_back -= set(places)
         self._copies.forget({partition for _, partition in places})
+        self._changed.set()
 
     def _in_loop(self, work: Coroutine[Any, Any, None], timeout_s: float) -> None:
         """Run it in the event loop and wait, but not for ever: a handler may block the loop."""

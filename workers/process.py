@@ -198,6 +198,7 @@ class WorkerProcess:
             scheduler=self._scheduler,
             delays=self._delays,
             lock=self._lock,
+            lease=self._lease,
             loop=self._loop,
             incarnation=self.incarnation,
             transactional_id=self._transactional_id,
@@ -629,5 +630,8 @@ class _LateMembership:
     def metadata(self) -> Any:
         return self._process.poller.metadata
 
-    def refresh(self, timeout_s: float) -> None:
-        self._process.poller.refresh(timeout_s)
+    def wait_for_change(self, timeout_s: float) -> bool:
+        return self._process.poller.wait_for_change(timeout_s)
+
+    def renew_metadata(self, timeout_s: float) -> None:
+        self._process.poller.renew_metadata(timeout_s)

@@ -250,10 +250,14 @@ class SimPoller(Poller):
         self.worker.pause_until(lambda: not self.worker._executor.runs_on(parts), timeout_s)
         self.worker._executor.cancel(parts)
 
-    def refresh(self, timeout_s: float) -> None:
-        self._refreshed.clear()
-        self._wanted.set()
-        self.worker.pause_until(self._refreshed.is_set, timeout_s)
+    def wait_for_change(self, timeout_s: float) -> bool:
+        self.worker.pause_until(self._changed.is_set, timeout_s)
+        return super().wait_for_change(0)
+
+    def renew_metadata(self, timeout_s: float) -> None:
+        self._renewed.clear()
+        self._renew.set()
+        self.worker.pause_until(self._renewed.is_set, timeout_s)
 
 
 class SimVerdicts(Verdicts):
@@ -389,6 +393,7 @@ class SimWorker(WorkerProcess):
             scheduler=self._scheduler,
             delays=self._delays,
             lock=lock,
+            lease=self._lease,
             loop=loop,
             incarnation=incarnation,
             transactional_id=self._transactional_id,
@@ -589,5 +594,8 @@ class _Membership:
     def metadata(self) -> Any:
         return self._worker.poller.metadata
 
-    def refresh(self, timeout_s: float) -> None:
-        self._worker.poller.refresh(timeout_s)
+    def wait_for_change(self, timeout_s: float) -> bool:
+        return self._worker.poller.wait_for_change(timeout_s)
+
+    def renew_metadata(self, timeout_s: float) -> None:
+        self._worker.poller.renew_metadata(timeout_s)

@@ -69,6 +69,8 @@ class FakeKafka:
         self.hidden: list[Exception] = []
         self.looked_since: list[int] = []
         self.generation = 1
+        #: Whether partitions are soon seen to have come or gone.
+        self.changes = True
         self.producers = 0
         #: The threads in which producers came to their ends.
         self.ended_in: list[str] = []
@@ -83,8 +85,12 @@ class FakeKafka:
         self.steps.append("metadata")
         return self.generation
 
-    def refresh(self, timeout_s: float) -> None:
-        self.steps.append("refresh")
+    def wait_for_change(self, timeout_s: float) -> bool:
+        self.steps.append("wait")
+        return self.changes
+
+    def renew_metadata(self, timeout_s: float) -> None:
+        self.steps.append("renew")
         self.generation += 1
 
     def read_back(self, places: Iterable[Place]) -> dict[Place, OffsetMap]:

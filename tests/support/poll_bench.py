@@ -17,6 +17,7 @@ from schemas.offsetmap import OffsetMap
 from tests.support.messages import TOPICS, committed, job_value
 from workers.counters import Counters
 from workers.delay import Delays
+from workers.lease import Lease
 from workers.message import Message
 from workers.offsets import PartitionState, Place
 from workers.poller import Poller
@@ -190,6 +191,7 @@ class Bench:
             scheduler=self.scheduler,
             delays=self.delays,
             lock=threading.Lock(),
+            lease=Lease(5.0),
             loop=asyncio.get_running_loop(),
             incarnation="me",
             transactional_id="t.worker.me",

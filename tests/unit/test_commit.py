@@ -194,7 +194,7 @@ def test_before_the_first_assignment_outcomes_wait_in_their_order() -> None:
     bench = Bench()
     outcomes = [bench.success(offset) for offset in range(3)]
     bench.kafka.generation = None  # type: ignore[assignment]
-    bench.kafka.refresh = lambda timeout_s: None  # type: ignore[method-assign]
+    bench.kafka.wait_for_change = lambda timeout_s: False  # type: ignore[method-assign]
     bench.tick()
     assert list(bench.committer._outbox) == outcomes
 

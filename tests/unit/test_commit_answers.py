@@ -41,7 +41,7 @@ pytestmark = pytest.mark.worker_coordination
         KafkaError.FENCED_INSTANCE_ID,
     ],
 )
-def test_stale_metadata_is_fetched_anew_before_the_filter_looks_again(code: int) -> None:
+def test_after_refused_metadata_the_filter_looks_again_before_they_are_sent_again(code: int) -> None:
     bench = Bench()
     lost = bench.assign(5, number=1)
     bench.kafka.steps.clear()
@@ -56,11 +56,28 @@ def test_stale_metadata_is_fetched_anew_before_the_filter_looks_again(code: int)
     bench.success(0, lost)
     bench.tick()
     assert bench.kafka.steps[:6] == ["metadata", "begin", "produce", "produce", "offsets", "abort"]
-    assert bench.kafka.steps[6:8] == ["refresh", "metadata"]
+    assert bench.kafka.steps[6:8] == ["wait", "metadata"]
     (transaction,) = bench.kafka.committed
-    assert (transaction.metadata, list(transaction.offsets)) == (2, [(bench.part.topic, 0)])
+    assert (transaction.metadata, list(transaction.offsets)) == (1, [(bench.part.topic, 0)])
     assert (bench.events["stale_metadata"], bench.events["fenced_outcomes"]) == (1, 1)
     assert bench.kafka.producers == 1, "stale metadata is ordinary"
+
+
+@pytest.mark.parametrize(("lease_s", "waits"), [(5.0, 3), (44.0, 10)])
+def test_refused_metadata_are_renewed_only_when_nobody_took_anything_for_long(
+    lease_s: float, waits: int
+) -> None:
+    """Newer ones pass for partitions of others; a Kafka older than 4.3 wants them after every change of the group."""
+    bench = Bench()
+    bench.lease.seconds = lease_s
+    bench.kafka.changes = False
+    for _ in range(waits):
+        bench.kafka.fault("offsets", kafka_error(KafkaError.ILLEGAL_GENERATION, abort=True))
+    bench.success(0)
+    bench.tick()
+    waited = [step for step in bench.kafka.steps if step in ("wait", "renew")]
+    assert waited == ["wait"] * waits + ["renew"]
+    assert [transaction.metadata for transaction in bench.kafka.committed] == [2]
 
 
 def test_what_changed_meanwhile_is_in_the_next_plan() -> None:
@@ -383,18 +400,18 @@ def test_it_is_not_settled_before(step: str) -> None:
     assert seen == [(False, True)]
 
 
-def test_an_aborted_transaction_is_settled_before_newer_metadata_is_waited_for() -> None:
+def test_an_aborted_transaction_is_settled_before_news_of_the_group_is_waited_for() -> None:
     """The thread that has it is the one that waits here."""
     bench = Bench()
     seen: list[bool] = []
-    refresh = bench.kafka.refresh
+    wait = bench.kafka.wait_for_change
 
-    def look(timeout_s: float) -> None:
+    def look(timeout_s: float) -> bool:
         bench.part.owned = False
         seen.append(bench.committer.settled(of(bench)).is_set())
-        refresh(timeout_s)
+        return wait(timeout_s)
 
-    bench.kafka.refresh = look  # type: ignore[method-assign]
+    bench.kafka.wait_for_change = look  # type: ignore[method-assign]
     bench.kafka.fault("offsets", kafka_error(KafkaError.ILLEGAL_GENERATION, abort=True))
     bench.success(0)
     bench.tick()
