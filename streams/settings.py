@@ -231,7 +231,7 @@ class Settings(BaseSettings):
     )
     drain_timeout_s: Seconds = Field(default=30.0, description="seconds that running jobs get after SIGTERM")
     revoke_timeout_s: Seconds = Field(
-        default=3.0,
+        default=1.0,
         description="seconds that running jobs get when their partition moves, if they may end in that time",
     )
     buffer_high: int = Field(

@@ -2,13 +2,14 @@
 
 In:  outcomes. Out: status changes, retries, dead letters, child jobs and offsets, all or nothing.
 
-The order of steps is the fence. With the newest group metadata Kafka looks at the member's epoch alone,
-not at who owns a partition: so metadata of the last assignment are taken first, then outcomes of
-partitions that are no longer ours are dropped, then exactly these metadata are sent. If a partition is
-given away in between, they are too old for it, and Kafka refuses; then they are not renewed before the
-coordinator has had the time to tell us what it took. What is lost and comes straight back to
-us was never given away in Kafka's eyes, and the old metadata still count: so whoever begins anew with
-it first waits (``settled``).
+The fence is the group metadata. With the newest ones Kafka looks at the member's epoch alone, not at who
+owns a partition; with older ones it takes the offsets of what the member has kept since then (KIP-1251,
+Kafka 4.3). So each partition's offsets are sent with metadata from its own assignment: if it was given
+away in between they are refused, even if it has come back, and even if the coordinator had forgotten
+that it was ours and nobody has told us. What was accepted was ours up to then, and goes on with newer
+ones. Refused ones are not renewed before the coordinator has had the time to tell us what it took. What
+is lost and comes straight back was never given away in Kafka's eyes, and the old metadata still count:
+so whoever begins anew with it first waits (``settled``).
 
 A commit whose answer we cannot trust is never repeated blindly. It may have succeeded, and then the
 same outcomes would be written twice. A new producer ends whatever is open, the committed offsets and
@@ -22,7 +23,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Final, Protocol
 
 import structlog
@@ -62,9 +63,6 @@ _LEAST_AHEAD: Final = 64
 _PATIENCE_AT_STOP: Final = 5
 #: Pause before metadata that were refused are sent again.
 _LOOK_AGAIN_S: Final = 1.0
-#: Of the lease, and at most: within it a heartbeat or two have been answered.
-_TOLD_WITHIN: Final = 0.5
-_TOLD_WITHIN_S: Final = 10.0
 #: Longer than Kafka takes to end a dead worker's transaction, which may hide our records; and than we take to find one that
 #: it has forgotten.
 _PATIENCE_TO_SEE_S: Final = 40.0
@@ -75,15 +73,15 @@ class Membership(Protocol):
 
     @property
     def metadata(self) -> Any:
-        """The group metadata that count for what is ours; None before the first assignment."""
+        """Of the last assignment; None before the first."""
         ...
 
-    def wait_for_change(self, timeout_s: float) -> bool:
-        """Whether partitions have come or gone since the last call, or do so in time."""
+    def refused(self, timeout_s: float) -> None:
+        """Kafka refuses metadata of ours: wait until partitions or their metadata have changed."""
         ...
 
-    def renew_metadata(self, timeout_s: float) -> None:
-        """Wait until the newest metadata have been taken, though no partitions came."""
+    def rejoin(self) -> None:
+        """Let the poll thread leave the group, and join it again."""
         ...
 
 
@@ -141,7 +139,6 @@ class Committer:
         self._end_forgotten = end_forgotten
         self._on_fenced = on_fenced
         self._upcoming = upcoming
-        self._lease = lease
         self._transactions = Transactions(
             make_producer=make_producer,
             codec=codec,
@@ -262,8 +259,6 @@ class Committer:
 
     def _tick(self) -> bool:
         """One transaction, if there is anything to write. True if there was."""
-        # First the metadata, then the filter, then exactly this metadata: the order is the fence.
-        metadata = self._membership.metadata
         outcomes: list[Outcome] = []
         releases: list[tuple[frozenset[PartitionState], threading.Event]] = []
         with self._lock:
@@ -281,32 +276,26 @@ class Committer:
         self._pace = max(len(outcomes), self._pace * 7 // 8)
         released = {part for parts, _ in releases for part in parts}
         try:
-            if metadata is not None:
-                self._commit(metadata, outcomes, released)
-            elif outcomes:
-                self._outbox.extendleft(reversed(outcomes))
-                size = 0
-                self._membership.wait_for_change(_LOOK_AGAIN_S)
+            self._commit(outcomes, released)
         finally:
             self._bytes_out += size
             for _, done in releases:
                 done.set()
         return bool(outcomes)
 
-    def _commit(self, metadata: Any, outcomes: list[Outcome], released: set[PartitionState]) -> None:
+    def _commit(self, outcomes: list[Outcome], released: set[PartitionState]) -> None:
         """Bring these outcomes into Kafka, whatever it takes; drop those whose partition is lost."""
         failures = refusals = 0
-        refused_s = 0.0
         # By the clock that stamps records, and now: a machine that sleeps in between counts no time.
         began_ms = self._now_ms()
         while True:
+            newest = self._membership.metadata
             with self._lock:
                 outcomes, plans = self._plan(outcomes, released)
             if not outcomes and not plans:
                 return
             try:
-                offsets = [_to_commit(part, plan) for part, plan in plans.items()]
-                self._transactions.write(metadata, outcomes, offsets)
+                self._transactions.write(outcomes, _to_commit(plans))
             except NotCommitted as reason:
                 with self._lock:
                     for part in plans:
@@ -316,7 +305,7 @@ class Committer:
                 forget_frames(reason)
                 error = reason
             else:
-                self._committed(outcomes, plans)
+                self._committed(outcomes, plans, newest)
                 return
             failures += 1
             match error:
@@ -333,31 +322,15 @@ class Committer:
                 case Stale():
                     log.info("group metadata was stale", error=str(error))
                     self.counters.event("stale_metadata")
-                    refused_s = self._await_the_group(refused_s)
+                    self._membership.refused(_LOOK_AGAIN_S)
                     if self._stop and failures > _PATIENCE_AT_STOP:
                         return  # the group is gone, and so are our partitions
                 case Refused():
                     refusals += 1
                     log.warning("transaction refused", error=str(error), outcomes=len(outcomes))
                     if refusals > 1:
-                        self._divide(self._membership.metadata, outcomes, released, str(error))
+                        self._divide(outcomes, released, str(error))
                         return
-            metadata = self._membership.metadata
-
-    def _await_the_group(self, refused_s: float) -> float:
-        """Kafka has refused our metadata for so long without a change of partitions. Returns how long it is now.
-
-        If what was refused is not ours any more, the coordinator's next answers to a heartbeat say so. Newer metadata before
-        that would pass for the partitions of others. If nothing is taken from us they are safe, and a Kafka older than 4.3
-        wants them: it refuses those of any earlier epoch.
-        """
-        if self._membership.wait_for_change(_LOOK_AGAIN_S):
-            return 0.0
-        refused_s += _LOOK_AGAIN_S
-        if refused_s >= min(_TOLD_WITHIN * self._lease.seconds, _TOLD_WITHIN_S):
-            self._membership.renew_metadata(_LOOK_AGAIN_S)
-            return 0.0
-        return refused_s
 
     def _plan(
         self, outcomes: list[Outcome], released: set[PartitionState]
@@ -423,6 +396,9 @@ class Committer:
         written = [self._transactions.records_of(outcome) for outcome in outcomes]
         visible = self._read_what_is_visible(written, began_ms)
         with self._lock:
+            taken = [part for part in owned if part.owned and part.is_taken_over(read[part.place])]
+            for part in taken:
+                part.owned = False
             for part in owned:
                 committed = read[part.place]
                 if part.owned and not part.agrees_with(committed):
@@ -434,6 +410,12 @@ class Committer:
             for part in owned:
                 if part.owned:
                     part.adopt(read[part.place])
+        if taken:
+            log.warning(
+                "others have committed for partitions of ours: joining the group again",
+                partitions=sorted({part.partition for part in taken}),
+            )
+            self._membership.rejoin()
         left = what_is_left(outcomes, written, read, visible)
         for outcome in left.standing:
             self._count(outcome)
@@ -495,14 +477,12 @@ class Committer:
                     return None
                 log.warning("what is visible of a transaction cannot be read yet", error=str(error))
 
-    def _divide(
-        self, metadata: Any, outcomes: list[Outcome], released: set[PartitionState], error: str
-    ) -> None:
+    def _divide(self, outcomes: list[Outcome], released: set[PartitionState], error: str) -> None:
         """The same refusal twice: find the outcome that cannot be written, so that it stops nobody else."""
         if len(outcomes) > 1:
             middle = len(outcomes) // 2
-            self._commit(metadata, outcomes[:middle], set())
-            self._commit(self._membership.metadata, outcomes[middle:], released)
+            self._commit(outcomes[:middle], set())
+            self._commit(outcomes[middle:], released)
             return
         if not outcomes:
             raise GroupNotInitialised(f"Kafka refuses the offsets of this group: {error}")
@@ -511,7 +491,7 @@ class Committer:
             what = "the rest of an outcome" if outcome.late else "news"
             where = outcome.owner.where if outcome.owner is not None else ""
             log.error("dropped, since Kafka refuses it", what=what, at=where, error=error)
-            self._commit(metadata, [], released)
+            self._commit([], released)
             return
         if outcome.event == "not_kept":
             raise DeliveryFailed(f"the dead letter of {outcome.message.where} was refused as well: {error}")
@@ -523,12 +503,16 @@ class Committer:
             time.time_ns() // 1_000_000,
             bare=outcome.event == "not_writable",
         )
-        self._commit(self._membership.metadata, [bounded], released)
+        self._commit([bounded], released)
 
-    def _committed(self, outcomes: list[Outcome], plans: dict[PartitionState, OffsetMap]) -> None:
+    def _committed(
+        self, outcomes: list[Outcome], plans: dict[PartitionState, OffsetMap], newest: Any
+    ) -> None:
+        """``newest``: metadata from before the transaction, through which all of these have been ours, as Kafka has shown now."""
         with self._lock:
             for part, plan in plans.items():
                 part.committed(plan)
+                part.metadata = newest
             self._settle()
         if outcomes:
             self.counters.event("transactions")
@@ -553,11 +537,17 @@ class Committer:
             )
 
 
-def _to_commit(part: PartitionState, plan: OffsetMap) -> TopicPartition:
-    metadata = plan.metadata()
-    if len(metadata) > MAX_CHARACTERS:
-        # `full()` stops a partition long before; a map that is cut would run finished jobs again.
-        raise GroupNotInitialised(
-            f"the map of {part.topic}/{part.partition} has {len(metadata)} characters, {MAX_CHARACTERS} fit"
-        )
-    return TopicPartition(part.topic, part.partition, plan.offset, metadata)
+def _to_commit(plans: Mapping[PartitionState, OffsetMap]) -> Collection[tuple[Any, list[TopicPartition]]]:
+    """Offsets with their maps, by the group metadata that they are sent with: one for each assignment that is not yet proven."""
+    by_metadata: dict[int, tuple[Any, list[TopicPartition]]] = {}
+    for part, plan in plans.items():
+        written = plan.metadata()
+        if len(written) > MAX_CHARACTERS:
+            # `full()` stops a partition long before; a map that is cut would run finished jobs again.
+            raise GroupNotInitialised(
+                f"the map of {part.topic}/{part.partition} has {len(written)} characters, {MAX_CHARACTERS} fit"
+            )
+        metadata = part.metadata
+        _, offsets = by_metadata.setdefault(id(metadata), (metadata, []))
+        offsets.append(TopicPartition(part.topic, part.partition, plan.offset, written))
+    return by_metadata.values()

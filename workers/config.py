@@ -51,7 +51,7 @@ class WorkerConfig:
     sandbox_size: int = 4
     tick_ms: int = 20
     drain_timeout: timedelta = timedelta(seconds=30)
-    revoke_timeout: timedelta = timedelta(seconds=3)
+    revoke_timeout: timedelta = timedelta(seconds=1)
     snooze_limit: timedelta = timedelta(days=7)
     buffer_high: int = 2000
     buffer_low: int = 1000

@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from threading import Lock
+from typing import Any
 
 from schemas.offsetmap import MAX_OWNERS, TAKE_LIMIT, UNKNOWN, OffsetMap, Suspect, named_losses
 
@@ -49,6 +50,7 @@ class PartitionState:
         "incarnation",
         "lock",
         "losses",
+        "metadata",
         "owned",
         "partition",
         "prior",
@@ -87,6 +89,8 @@ class PartitionState:
         self.unclean = not prior.clean and prior.incarnation != incarnation
         self.incarnation = incarnation
         self.transactional_id = transactional_id
+        #: Of the group, from when this was assigned, or from when it was certainly still ours: what Kafka fences its offsets by.
+        self.metadata: Any = None
         self.fence = prior.fence + 1
         self.base = prior.offset
         self.done = set(prior.finished)
@@ -335,6 +339,10 @@ class PartitionState:
     def agrees_with(self, read: OffsetMap) -> bool:
         """Whether Kafka still shows as finished what it has acknowledged to us."""
         return read.offset >= self.base and all(read.is_finished(offset) for offset in self.done)
+
+    def is_taken_over(self, read: OffsetMap) -> bool:
+        """Whether somebody has committed who has got it after us."""
+        return read.fence > self.fence or (read.fence == self.fence and read.incarnation != self.incarnation)
 
     def adopt(self, read: OffsetMap) -> None:
         """After an ambiguous commit: what Kafka says was committed is what was."""

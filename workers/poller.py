@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
@@ -54,13 +55,18 @@ MAX_BYTES_BEHIND_KEYS: Final = 4 * 1024 * 1024
 _IDLE_POLL_S: Final = 0.1
 _BUSY_POLL_S: Final = 0.005
 _MEMBER_ID_EVERY_S: Final = 1.0
+#: Of the lease, and at most: within it a heartbeat or two have been answered.
+_TOLD_WITHIN: Final = 0.5
+_TOLD_WITHIN_S: Final = 10.0
+#: Longer than a transaction takes to be tried again.
+_STILL_REFUSED_S: Final = 20.0
 _POSITIONS_EVERY_S: Final = 2.0
 #: What the last transaction for partitions that come back to us may take until it has ended, one way or the other.
 _SETTLED_WITHIN_S: Final = 60.0
 
 
 class Poller:
-    """The group member. ``metadata``, ``wait_for_change`` and ``renew_metadata`` may be used from any thread."""
+    """The group member. ``metadata`` and ``refused`` may be used from any thread."""
 
     def __init__(
         self,
@@ -116,13 +122,13 @@ class Poller:
         self._on_answer = on_answer
         #: Partitions that each topic had when the worker started; set before ``start``.
         self.partition_count: int | None = None
-        #: Of the last assignment. Kafka takes newer ones for any partition, whoever has it by now; it takes these for what the
-        #: member has kept since (KIP-1251), and for nothing else. So they stand until partitions come, whatever goes.
+        #: Of the group, from the last assignment.
         self.metadata: Any = None
         self._member_id_at = 0.0
         self._changed = threading.Event()
-        self._renew = threading.Event()
-        self._renewed = threading.Event()
+        #: When Kafka refused the metadata of a partition of ours; and newer ones, with the time from which they have to wait.
+        self._refused_at = -math.inf
+        self._newer: tuple[float, Any] | None = None
         self._stop = False
         self._drain = False
         self._left = threading.Event()
@@ -161,17 +167,14 @@ class Poller:
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
-    def wait_for_change(self, timeout_s: float) -> bool:
-        """Whether partitions have come or gone since the last call, or do so within ``timeout_s``. For one thread."""
-        has_changed = self._changed.wait(timeout_s)
-        self._changed.clear()
-        return has_changed
+    def refused(self, timeout_s: float) -> None:
+        """Kafka refuses metadata of ours. Wait until partitions or their metadata have changed, or for ``timeout_s``.
 
-    def renew_metadata(self, timeout_s: float) -> None:
-        """Wait until newer group metadata have been taken though no partitions came, or for ``timeout_s``. Any thread."""
-        self._renewed.clear()
-        self._renew.set()
-        self._renewed.wait(timeout_s)
+        For one thread. Returns at once if there was a change since the last call.
+        """
+        self._refused_at = time.monotonic()
+        self._changed.wait(timeout_s)
+        self._changed.clear()
 
     def rejoin(self) -> None:
         """Leave the group in order, and join it again. Any thread; it happens at the next round."""
@@ -216,15 +219,12 @@ class Poller:
             self._subscribe(consumer)
             self._rejoin = False
             self._committer.counters.event("rejoined")
-        first = consumer.poll(
-            _BUSY_POLL_S if self._paused_priorities or self._renew.is_set() else _IDLE_POLL_S
-        )
+        first = consumer.poll(_BUSY_POLL_S if self._paused_priorities else _IDLE_POLL_S)
         now = time.monotonic()
         if now - self._member_id_at > _MEMBER_ID_EVERY_S:
             self._member_id_at = now
             self._member_id = consumer.memberid() or ""
-        if self._renew.is_set():
-            self._take_metadata(consumer)
+        self._try_newer_metadata(consumer, now)
         if first is not None:
             # poll() waits, consume() with no time does not: together they return what there is, at once
             more = consumer.consume(_TIER_ROUND if first.topic() in self._topics.tier_of else _ROUND, 0)
@@ -237,8 +237,28 @@ class Poller:
     def _take_metadata(self, consumer: Consumer) -> None:
         self.metadata = consumer.consumer_group_metadata()
         self._member_id = consumer.memberid() or ""
-        self._renew.clear()
-        self._renewed.set()
+
+    def _try_newer_metadata(self, consumer: Consumer, now: float) -> None:
+        """After refusals: if nothing is taken from us for as long as that takes to be told, newer metadata are safe.
+
+        Those from before that time: with newer ones would come what has not been told yet. A Kafka older than 4.3 wants them
+        after every change of the group; a later one if it has forgotten a partition, and given it to us again.
+        """
+        if now - self._refused_at > _STILL_REFUSED_S:
+            self._newer = None
+        elif self._newer is None:
+            self._newer = now, consumer.consumer_group_metadata()
+        elif now - self._newer[0] > min(_TOLD_WITHIN * self._lease.seconds, _TOLD_WITHIN_S):
+            self.metadata = self._newer[1]
+            with self._lock:
+                for part in self.parts.values():
+                    part.metadata = self.metadata
+            self._has_changed()
+
+    def _has_changed(self) -> None:
+        """Partitions, or their metadata: what was refused is another question now."""
+        self._refused_at, self._newer = -math.inf, None
+        self._changed.set()
 
     def _receive(self, received: list[KafkaMessage]) -> None:
         parts, priority_of, tier_of = self.parts, self._topics.priority_of, self._topics.tier_of
@@ -428,9 +448,10 @@ class Poller:
         self._was_late = False
         with self._lock:
             for state in states:
+                state.metadata = self.metadata
                 self.parts[state.topic, state.partition] = state
             self._committer.parts = set(self.parts.values())
-        self._changed.set()
+        self._has_changed()
         starts = self._starts({state.place: state.base for state in states})
         consumer.incremental_assign(starts)
         # One that was paused when it was taken from us is still paused for librdkafka, and would be for ever.
@@ -574,7 +595,7 @@ class Poller:
         self._paused -= set(places)
         self._looking_back -= set(places)
         self._copies.forget({partition for _, partition in places})
-        self._changed.set()
+        self._has_changed()
 
     def _in_loop(self, work: Coroutine[Any, Any, None], timeout_s: float) -> None:
         """Run it in the event loop and wait, but not for ever: a handler may block the loop."""

@@ -630,8 +630,8 @@ class _LateMembership:
     def metadata(self) -> Any:
         return self._process.poller.metadata
 
-    def wait_for_change(self, timeout_s: float) -> bool:
-        return self._process.poller.wait_for_change(timeout_s)
+    def refused(self, timeout_s: float) -> None:
+        self._process.poller.refused(timeout_s)
 
-    def renew_metadata(self, timeout_s: float) -> None:
-        self._process.poller.renew_metadata(timeout_s)
+    def rejoin(self) -> None:
+        self._process.poller.rejoin()

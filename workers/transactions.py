@@ -1,6 +1,6 @@
 """One Kafka transaction: write, send the offsets, commit; or say in which of three ways it did not happen.
 
-In:  outcomes, the offsets to commit and the group metadata that fences them. Out: nothing, or ``Ambiguous``, ``Stale``
+In:  outcomes, the offsets to commit and the group metadata that fence them. Out: nothing, or ``Ambiguous``, ``Stale``
 or ``Refused``.
 
 What to do about each of them is the commit thread's decision (``workers.commit``). This is for its thread alone.
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Final, NoReturn
 
 import structlog
@@ -181,8 +181,8 @@ class Transactions:
         """End the thread that sends offsets. Nothing can be written any more."""
         self._offsets.close()
 
-    def write(self, metadata: Any, outcomes: list[Outcome], offsets: list[TopicPartition]) -> None:
-        """Everything of ``outcomes`` and the offsets, or nothing. Blocks.
+    def write(self, outcomes: list[Outcome], offsets: Collection[tuple[Any, list[TopicPartition]]]) -> None:
+        """Everything of ``outcomes`` and the offsets, each with their group metadata, or nothing. Blocks.
 
         Raises:
             Ambiguous, Stale, Refused: it is not surely committed.
@@ -196,8 +196,8 @@ class Transactions:
         try:
             producer.begin_transaction()
             self._produce(producer, outcomes)
-            if offsets:
-                self._offsets.send(producer, offsets, metadata, _OFFSETS_TIMEOUT_S)
+            for metadata, those in offsets:
+                self._offsets.send(producer, those, metadata, _OFFSETS_TIMEOUT_S)
         except (KafkaException, BufferError, *_NOT_WRITABLE) as error:
             self._abort(producer, error)
         try:

@@ -27,8 +27,8 @@ from tests.guarantees.jobs import (
 PRIORITIES: Final = tuple(JobPriority)
 #: Keys that are shared by jobs of every kind, hot enough that several of one key wait at any time.
 _KEYS: Final = 40
-#: Two long ones of one key meet now and then; more of them would wait for one another for ever.
-_LONG_KEYS: Final = 60
+#: Two long ones of one key meet now and then; with fewer keys some would wait for half a dozen others at the end.
+_LONG_KEYS: Final = 240
 
 
 class Order(NamedTuple):

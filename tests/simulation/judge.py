@@ -61,6 +61,10 @@ class Judge:
         world, message, delivery = self._world, execution.message, execution.delivery
         job_id = message.job_id
         name = f"job {execution.job.number} (delivery {delivery.delivery}) at {message.where} by {worker.incarnation}"
+        if execution.was_given_away:
+            # By a coordinator that has forgotten whose it is: others may be ahead. What comes of this run is refused.
+            self._runs[job_id, delivery.delivery].append((worker, execution))
+            return
         if world.is_finished(execution):
             self.broken.append(f"rerun: {name} was finished already")
         due_ms = max(delivery.not_before_ms, self._not_before.get(job_id, 0))
@@ -132,8 +136,14 @@ class Judge:
 
         Not if nothing of it runs, and it has said so, or will be missed so late that Kafka must have been away.
         """
+        self._suspect(worker, spared=not worker._executor.running and self._world.says_nothing_runs(worker))
+
+    def given_away(self, worker: SimWorker) -> None:
+        """A coordinator has forgotten what it has: to its heirs it is lost, and it reports. The last death counts all the same."""
+        self._suspect(worker, spared=True)
+
+    def _suspect(self, worker: SimWorker, *, spared: bool) -> None:
         world = self._world
-        is_known_idle = not worker._executor.running and world.says_nothing_runs(worker)
         for (topic, number), committed in world.kafka.group(world.topics.group).committed.items():
             part = worker.poller.parts.get((topic, number))
             alone = {part.alone, part.committed_alone} - {None} if part is not None else set()
@@ -141,7 +151,7 @@ class Judge:
             alone |= {o for o, one in suspects.items() if one.alone == worker.incarnation}
             for offset in alone:
                 assert offset is not None
-                if is_known_idle and suspects.get(offset, Suspect()).deaths < MAX_OWNERS - 1:
+                if spared and suspects.get(offset, Suspect()).deaths < MAX_OWNERS - 1:
                     continue
                 self._may_be_condemned.add(peek_id(world.kafka.log((topic, number)).records[offset].value))
 
@@ -267,4 +277,8 @@ class Judge:
 
 def _in_trouble(worker: SimWorker, execution: Execution) -> bool:
     """Whether something happened to its worker that lets others run the job."""
-    return execution.began_in_trouble or any(at >= execution.started_ms for at in worker.troubles)
+    return (
+        execution.began_in_trouble
+        or execution.was_given_away
+        or any(at >= execution.started_ms for at in worker.troubles)
+    )

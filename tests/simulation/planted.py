@@ -39,19 +39,19 @@ def _offsets_before_records() -> Iterator[None]:
     """Offsets are committed in a transaction of their own, then the records."""
     write = Transactions.write
 
-    def torn(self: Transactions, metadata: Any, outcomes: list[Outcome], offsets: list[Any]) -> None:
+    def torn(self: Transactions, outcomes: list[Outcome], offsets: Any) -> None:
         if offsets and outcomes:
-            write(self, metadata, [], offsets)
-            write(self, metadata, outcomes, [])
+            write(self, [], offsets)
+            write(self, outcomes, [])
         else:
-            write(self, metadata, outcomes, offsets)
+            write(self, outcomes, offsets)
 
     with patch.object(Transactions, "write", torn):
         yield
 
 
 def _no_fence() -> Any:
-    """The metadata is taken when it is sent, not before the filter: what has been given away meanwhile is committed."""
+    """The newest metadata are sent, not those of the assignment: what has been given away meanwhile is committed."""
 
     def send(self: OffsetsAtOnce, producer: Any, offsets: Any, _metadata: Any, _timeout_s: float) -> None:
         consumer = self.worker.poller._consumer
@@ -59,6 +59,28 @@ def _no_fence() -> Any:
         producer.send_offsets_to_transaction(offsets, consumer.consumer_group_metadata())
 
     return patch.object(OffsetsAtOnce, "send", send)
+
+
+def _last_assignment_proves_all() -> Any:
+    """With new partitions the old ones are taken for ours as well, though a coordinator may have forgotten them meanwhile."""
+    plan = Committer._plan
+
+    def trusts(self: Committer, *arguments: Any) -> Any:
+        for part in self.parts:
+            part.metadata = self._membership.metadata
+        return plan(self, *arguments)
+
+    return patch.object(Committer, "_plan", trusts)
+
+
+def _refused_is_tried_with_newer() -> Any:
+    """Refused metadata are renewed at once, before a partition that was taken from us has been given up."""
+
+    def renews(self: Poller, consumer: Any, _now: float) -> None:
+        for part in self.parts.values():
+            part.metadata = consumer.consumer_group_metadata()
+
+    return patch.object(Poller, "_try_newer_metadata", renews)
 
 
 def _comes_back_too_soon() -> Any:

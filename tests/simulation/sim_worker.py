@@ -6,6 +6,7 @@ router, the decoder, the verdicts and the way of a message between them (``Worke
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -59,6 +60,7 @@ class Execution:
     started_ms: int
     was_sandboxed: bool
     began_in_trouble: bool
+    was_given_away: bool
     announced: bool = False
     ended_ms: int | None = None
     #: Cancelled, or its process died: it has no outcome.
@@ -131,6 +133,7 @@ class SimExecutor:
             self._worker.incarnation,
             self._worker.now_ms(),
             began_in_trouble=self._worker.is_cut_off,
+            was_given_away=self._worker.has_been_forgotten([message.part.place]),
             was_sandboxed=message.sandboxed,
         )
         self.running.append(execution)
@@ -215,8 +218,8 @@ class SimCommitter(Committer):
     def settled(self, places: Collection[Place]) -> Any:
         return SimEvent(self.worker, super().settled(places))
 
-    def _commit(self, metadata: Any, outcomes: list[Outcome], released: set[PartitionState]) -> None:
-        super()._commit(metadata, outcomes, released)
+    def _commit(self, outcomes: list[Outcome], released: set[PartitionState]) -> None:
+        super()._commit(outcomes, released)
         self.worker.is_torn = False
 
     def main(self) -> None:
@@ -250,14 +253,10 @@ class SimPoller(Poller):
         self.worker.pause_until(lambda: not self.worker._executor.runs_on(parts), timeout_s)
         self.worker._executor.cancel(parts)
 
-    def wait_for_change(self, timeout_s: float) -> bool:
+    def refused(self, timeout_s: float) -> None:
+        super().refused(0)
         self.worker.pause_until(self._changed.is_set, timeout_s)
-        return super().wait_for_change(0)
-
-    def renew_metadata(self, timeout_s: float) -> None:
-        self._renewed.clear()
-        self._renew.set()
-        self.worker.pause_until(self._renewed.is_set, timeout_s)
+        self._changed.clear()
 
 
 class SimVerdicts(Verdicts):
@@ -483,6 +482,23 @@ class SimWorker(WorkerProcess):
         self.world.hub.pause()
         self.world.check(self)
 
+    def has_been_forgotten(self, places: Iterable[Place]) -> bool:
+        """Whether the coordinator has, or has had, others run something of this that we have, and we have not heard of it."""
+        group = self.world.kafka.group(self._topics.group)
+        member = group.members.get(self.world.judge.members[self.incarnation])
+        return member is not None and any(
+            part.owned
+            and part.metadata is not None
+            and member.owned.get(place, math.inf) > part.metadata.epoch
+            for place in places
+            if (part := self.poller.parts.get(place)) is not None
+        )
+
+    @property
+    def is_forgotten(self) -> bool:
+        """The same of anything."""
+        return self.has_been_forgotten(list(self.poller.parts))
+
     def pause_until(self, is_true: Callable[[], bool], timeout_s: float) -> None:
         """Wait, so long at the most."""
         deadline = self.now_ms() + int(timeout_s * 1000)
@@ -594,8 +610,8 @@ class _Membership:
     def metadata(self) -> Any:
         return self._worker.poller.metadata
 
-    def wait_for_change(self, timeout_s: float) -> bool:
-        return self._worker.poller.wait_for_change(timeout_s)
+    def refused(self, timeout_s: float) -> None:
+        self._worker.poller.refused(timeout_s)
 
-    def renew_metadata(self, timeout_s: float) -> None:
-        self._worker.poller.renew_metadata(timeout_s)
+    def rejoin(self) -> None:
+        self._worker.poller.rejoin()

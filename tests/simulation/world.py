@@ -94,6 +94,7 @@ class World:
         self._incarnations = 0
         self._frozen_ms: dict[str, int] = {}
         self._last_sign: dict[str, int] = {}
+        self._left: set[str] = set()
         #: Of reports that Kafka has acknowledged; without those of who may run nothing.
         self._last_report: dict[str, int] = {}
         self._away_until = 0
@@ -209,7 +210,7 @@ class World:
         what = self.rng.choice(
             (
                 *("kill", "kill", "freeze", "freeze", "cut", "cut", "recover", "recover", "leave"),
-                *("fence", "start", "wait"),
+                *("fence", "forget", "start", "wait"),
             )
         )
         match what:
@@ -233,6 +234,10 @@ class World:
                 self._recover(worker)
             case "fence" if worker.incarnation in self.judge.members:
                 self.kafka.fence(self.topics.group, self.judge.members[worker.incarnation])
+            case "forget" if worker.incarnation in self.judge.members:
+                self.trouble(worker, "forget")
+                self.judge.given_away(worker)
+                self.kafka.forget_assignment(self.topics.group, self.judge.members[worker.incarnation])
             case "leave" if worker._leave_thread is None and not worker.is_frozen:
                 self.trouble(worker, "leave")
                 if worker.is_cut_off:
@@ -343,6 +348,8 @@ class World:
         del self.workers[worker.slot]
         self.dead.append(worker)
         self._frozen_ms[worker.incarnation] = self.now_ms - self.session_ms  # it has said so
+        if not worker.is_cut_off:
+            self._left.add(worker.incarnation)  # in its last report
 
     def _recover(self, worker: SimWorker) -> None:
         worker.is_frozen, worker.is_cut_off = False, self.is_away
@@ -381,7 +388,8 @@ class World:
         """What the reports would say."""
         alive = {self._names[one.incarnation]: one.incarnation for one in self.workers.values()}
         return Signs(
-            {one: self._last_sign[one] for one, at in losses.items() if self._last_sign.get(one, 0) > at},
+            {one: self._last_sign[one] for one, at in losses.items() if self._last_sign.get(one, 0) > at}
+            | {one: at + 1 for one, at in losses.items() if one in self._left},
             frozenset(
                 one for one in losses if one in self._names and alive.get(self._names[one], one) != one
             ),
@@ -465,7 +473,7 @@ class World:
     def _can_be_torn(self, worker: SimWorker) -> bool:
         """Whether it will be there to write the rest: whoever has its partitions next cannot know of it."""
         member = self.kafka.group(self.topics.group).members.get(self.judge.members[worker.incarnation])
-        keeps_all = member is not None and not member.fenced and not worker.is_cut_off
+        keeps_all = member is not None and not (member.fenced or worker.is_cut_off or worker.is_forgotten)
         owned = all(part.owned for part in worker._committer._unsettled)
         return keeps_all and owned and worker._leave_thread is None
 

@@ -50,7 +50,9 @@ class Sent(NamedTuple):
 class Transaction:
     records: list[Sent] = field(default_factory=list)
     offsets: dict[tuple[str, int], OffsetMap] = field(default_factory=dict)
+    #: The last ones sent, and all of them with their partitions.
     metadata: Any = None
+    fences: dict[Any, set[int]] = field(default_factory=dict)
 
 
 class FakeKafka:
@@ -69,8 +71,6 @@ class FakeKafka:
         self.hidden: list[Exception] = []
         self.looked_since: list[int] = []
         self.generation = 1
-        #: Whether partitions are soon seen to have come or gone.
-        self.changes = True
         self.producers = 0
         #: The threads in which producers came to their ends.
         self.ended_in: list[str] = []
@@ -85,13 +85,11 @@ class FakeKafka:
         self.steps.append("metadata")
         return self.generation
 
-    def wait_for_change(self, timeout_s: float) -> bool:
-        self.steps.append("wait")
-        return self.changes
+    def refused(self, timeout_s: float) -> None:
+        self.steps.append("refused")
 
-    def renew_metadata(self, timeout_s: float) -> None:
-        self.steps.append("renew")
-        self.generation += 1
+    def rejoin(self) -> None:
+        self.steps.append("rejoin")
 
     def read_back(self, places: Iterable[Place]) -> dict[Place, OffsetMap]:
         self.steps.append("read back")
@@ -165,7 +163,8 @@ class FakeProducer:
         self, offsets: list[TopicPartition], metadata: Any, timeout_s: float
     ) -> None:
         self.open.metadata = metadata
-        self.open.offsets = {(tp.topic, tp.partition): parse(tp.offset, tp.metadata) for tp in offsets}
+        self.open.fences[metadata] = {tp.partition for tp in offsets}
+        self.open.offsets |= {(tp.topic, tp.partition): parse(tp.offset, tp.metadata) for tp in offsets}
         self._step("offsets")
 
     def commit_transaction(self, timeout_s: float) -> None:
@@ -228,6 +227,7 @@ class Bench:
 
     def assign(self, records: int, number: int = 0) -> PartitionState:
         part = partition(number=number)
+        part.metadata = self.kafka.generation
         for offset in range(records):
             part.note_delivered(offset)
         self.committer.parts.add(part)

@@ -180,6 +180,7 @@ class Bench:
         self.committer = FakeCommitter(self)
         self.scheduler = Scheduler()
         self.delays = Delays()
+        self.lease = Lease(5.0)
         consumer: Any = self.consumer
         committer: Any = self.committer
         committed_offsets: Any = self
@@ -191,7 +192,7 @@ class Bench:
             scheduler=self.scheduler,
             delays=self.delays,
             lock=threading.Lock(),
-            lease=Lease(5.0),
+            lease=self.lease,
             loop=asyncio.get_running_loop(),
             incarnation="me",
             transactional_id="t.worker.me",

@@ -190,13 +190,30 @@ def test_news_alone_is_fenced_by_the_offset_of_its_partition() -> None:
     assert transaction.metadata == bench.kafka.generation
 
 
-def test_before_the_first_assignment_outcomes_wait_in_their_order() -> None:
+def test_each_partition_is_fenced_by_metadata_of_its_own_assignment_until_a_commit_has_shown_that_it_is_ours() -> (
+    None
+):
+    """With newer ones Kafka would not look whether it has been somebody else's meanwhile."""
     bench = Bench()
-    outcomes = [bench.success(offset) for offset in range(3)]
-    bench.kafka.generation = None  # type: ignore[assignment]
-    bench.kafka.wait_for_change = lambda timeout_s: False  # type: ignore[method-assign]
+    bench.kafka.generation = 7
+    other = bench.assign(5, number=1)
+    bench.part.metadata = 1  # as long as nothing of it has been committed
+    bench.kafka.committed.clear()
+    for offset in range(2):
+        bench.success(offset)
+        bench.success(offset, other)
+        bench.tick()
+    assert [transaction.fences for transaction in bench.kafka.committed] == [{1: {0}, 7: {1}}, {7: {0, 1}}]
+
+
+def test_metadata_of_a_transaction_that_was_refused_prove_nothing() -> None:
+    bench = Bench()
+    bench.kafka.generation = 7
+    bench.kafka.fault("offsets", kafka_error(KafkaError.ILLEGAL_GENERATION, abort=True))
+    bench.kafka.committed.clear()
+    bench.success(0)
     bench.tick()
-    assert list(bench.committer._outbox) == outcomes
+    assert [transaction.fences for transaction in bench.kafka.committed] == [{1: {0}}]
 
 
 def test_a_transaction_is_bounded() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import pytest
 from confluent_kafka import KafkaError, KafkaException
@@ -56,28 +57,11 @@ def test_after_refused_metadata_the_filter_looks_again_before_they_are_sent_agai
     bench.success(0, lost)
     bench.tick()
     assert bench.kafka.steps[:6] == ["metadata", "begin", "produce", "produce", "offsets", "abort"]
-    assert bench.kafka.steps[6:8] == ["wait", "metadata"]
+    assert bench.kafka.steps[6:8] == ["refused", "metadata"]
     (transaction,) = bench.kafka.committed
     assert (transaction.metadata, list(transaction.offsets)) == (1, [(bench.part.topic, 0)])
     assert (bench.events["stale_metadata"], bench.events["fenced_outcomes"]) == (1, 1)
     assert bench.kafka.producers == 1, "stale metadata is ordinary"
-
-
-@pytest.mark.parametrize(("lease_s", "waits"), [(5.0, 3), (44.0, 10)])
-def test_refused_metadata_are_renewed_only_when_nobody_took_anything_for_long(
-    lease_s: float, waits: int
-) -> None:
-    """Newer ones pass for partitions of others; a Kafka older than 4.3 wants them after every change of the group."""
-    bench = Bench()
-    bench.lease.seconds = lease_s
-    bench.kafka.changes = False
-    for _ in range(waits):
-        bench.kafka.fault("offsets", kafka_error(KafkaError.ILLEGAL_GENERATION, abort=True))
-    bench.success(0)
-    bench.tick()
-    waited = [step for step in bench.kafka.steps if step in ("wait", "renew")]
-    assert waited == ["wait"] * waits + ["renew"]
-    assert [transaction.metadata for transaction in bench.kafka.committed] == [2]
 
 
 def test_what_changed_meanwhile_is_in_the_next_plan() -> None:
@@ -144,6 +128,45 @@ def test_an_acknowledged_commit_that_kafka_does_not_show_any_more_ends_the_worke
     with pytest.raises(CommitVanished, match="has lost a transaction"):
         bench.tick()
     assert len(bench.kafka.statuses) == 1
+
+
+@pytest.mark.parametrize(("fence_more", "incarnation"), [(1, "me"), (0, "heir"), (5, "heir")])
+def test_a_partition_for_which_an_heir_has_committed_is_given_up(fence_more: int, incarnation: str) -> None:
+    """A coordinator had forgotten that it was ours; nobody has told us, and what we know of it is worth nothing any more."""
+    bench = Bench()
+    other = bench.assign(5, number=1)
+    heirs = replace(
+        bench.stored,
+        offset=4,
+        fence=bench.part.fence + fence_more,
+        incarnation=incarnation,
+        finished=frozenset(),
+    )
+
+    def takes_it(_: FakeProducer) -> Exception:
+        bench.kafka.stored[bench.part.topic, bench.part.partition] = heirs
+        return TIMED_OUT
+
+    bench.kafka.committed.clear()
+    bench.kafka.fault("commit", takes_it)
+    bench.success(1)
+    bench.success(2, other)
+    bench.tick()
+    assert (bench.part.owned, other.owned) == (False, True)
+    assert bench.kafka.steps.count("rejoin") == 1
+    assert [list(transaction.fences.values()) for transaction in bench.kafka.committed] == [[{1}]]
+
+
+def test_what_is_committed_by_our_predecessor_is_no_heirs() -> None:
+    bench = Bench()
+    bench.kafka.stored[bench.part.topic, bench.part.partition] = replace(
+        bench.stored, fence=bench.part.fence - 1, incarnation="gone"
+    )
+    bench.kafka.fault("commit", TIMED_OUT)
+    bench.part.dirty = True
+    bench.tick()
+    assert bench.part.owned
+    assert "rejoin" not in bench.kafka.steps
 
 
 def test_an_ambiguous_commit_that_did_not_arrive_is_written_again() -> None:
@@ -404,14 +427,12 @@ def test_an_aborted_transaction_is_settled_before_news_of_the_group_is_waited_fo
     """The thread that has it is the one that waits here."""
     bench = Bench()
     seen: list[bool] = []
-    wait = bench.kafka.wait_for_change
 
-    def look(timeout_s: float) -> bool:
+    def look(timeout_s: float) -> None:
         bench.part.owned = False
         seen.append(bench.committer.settled(of(bench)).is_set())
-        return wait(timeout_s)
 
-    bench.kafka.wait_for_change = look  # type: ignore[method-assign]
+    bench.kafka.refused = look  # type: ignore[method-assign]
     bench.kafka.fault("offsets", kafka_error(KafkaError.ILLEGAL_GENERATION, abort=True))
     bench.success(0)
     bench.tick()

@@ -28,6 +28,14 @@ LOW: Place = (TOPICS.jobs[JobPriority.LOW], 0)
 TIER: Place = (TOPICS.retry[TIERS[2]], 0)
 
 
+def stopped_clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """The poller's; ``now_s`` moves it."""
+    clock = SimpleNamespace(now_s=100.0)
+    clock.monotonic = lambda: clock.now_s
+    monkeypatch.setattr("workers.poller.time", clock)
+    return clock
+
+
 def offsets_of(found: list[object]) -> list[object]:
     return [one.offset for one in found]  # type: ignore[attr-defined]
 
@@ -455,24 +463,70 @@ async def test_a_marker_behind_the_last_record_is_finished() -> None:
     assert busy.top == 1
 
 
-async def test_who_needs_new_metadata_gets_it_in_the_next_round() -> None:
+@pytest.mark.parametrize(("lease_s", "told_within_s"), [(5.0, 2.5), (44.0, 10.0)])
+async def test_refused_metadata_are_renewed_when_nothing_was_taken_from_us_for_long(
+    monkeypatch: pytest.MonkeyPatch, lease_s: float, told_within_s: float
+) -> None:
+    """And not with those of then: an epoch that was raised meanwhile may have taken something, and we have not been told."""
     bench = Bench()
-    bench.assign(NORMAL)
-    before = bench.poller.metadata
-    waiting = asyncio.create_task(asyncio.to_thread(bench.poller.renew_metadata, 100))
-    assert await asyncio.to_thread(bench.poller._renew.wait, 30)
+    bench.lease.seconds = lease_s
+    clock = stopped_clock(monkeypatch)
+    (part,) = bench.assign(NORMAL)
+    bench.poller.refused(0)
     bench.round()
-    await waiting
-    assert bench.poller.metadata == before + 1
+    noted = bench.consumer.generation
+    assert bench.consumer.consumer_group_metadata() > noted, "it goes on"
+    clock.now_s += told_within_s
+    bench.poller.refused(0)
+    bench.round()
+    assert part.metadata < noted
+    clock.now_s += 0.1
+    bench.round()
+    assert bench.poller.metadata == part.metadata == noted
+
+
+async def test_metadata_that_are_not_refused_any_more_are_left_as_they_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bench = Bench()
+    clock = stopped_clock(monkeypatch)
+    (part,) = bench.assign(NORMAL)
+    before = part.metadata
+    bench.poller.refused(0)
+    bench.round()
+    for _ in range(5):
+        clock.now_s += 20.1
+        bench.round()
+    assert part.metadata == before
+
+
+@pytest.mark.parametrize("what", ["assign", "revoke", "lose"])
+async def test_a_change_of_partitions_begins_the_question_anew(
+    monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    bench = Bench()
+    clock = stopped_clock(monkeypatch)
+    _, stays = bench.assign(NORMAL, BESIDE)
+    before = stays.metadata
+    bench.poller.refused(0)
+    bench.round()
+    clock.now_s += 2.6
+    match what:
+        case "assign":
+            bench.assign(TIER)
+        case "revoke":
+            await bench.revoke(NORMAL)
+        case _:
+            await bench.lose(NORMAL)
+    bench.round()
+    assert stays.metadata == before
 
 
 async def test_metadata_are_of_the_last_assignment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Newer ones could be of an epoch in which somebody else has a partition that we have not given up yet."""
     bench = Bench()
-    clock = SimpleNamespace(now_s=100.0)
-    clock.monotonic = lambda: clock.now_s
-    monkeypatch.setattr("workers.poller.time", clock)
-    bench.assign(NORMAL, BESIDE)
+    clock = stopped_clock(monkeypatch)
+    _, stays = bench.assign(NORMAL, BESIDE)
     before = bench.poller.metadata
     for _ in range(5):
         clock.now_s += 60.0
@@ -480,16 +534,24 @@ async def test_metadata_are_of_the_last_assignment(monkeypatch: pytest.MonkeyPat
     await bench.revoke(NORMAL)
     bench.round()
     assert bench.poller.metadata == before
-    bench.assign(NORMAL)
-    assert bench.poller.metadata == before + 1
+    (back,) = bench.assign(NORMAL)
+    assert bench.poller.metadata == back.metadata == before + 1
+    assert stays.metadata == before
+
+
+def is_told(bench: Bench) -> bool:
+    """Whether who asks does not have to wait."""
+    began = bench.poller._changed.is_set()
+    bench.poller.refused(0)
+    return began
 
 
 @pytest.mark.parametrize("what", ["assign", "revoke", "lose"])
 async def test_a_change_of_partitions_is_told_once(what: str) -> None:
     bench = Bench()
     bench.assign(NORMAL)
-    assert bench.poller.wait_for_change(0)
-    assert not bench.poller.wait_for_change(0)
+    assert is_told(bench)
+    assert not is_told(bench)
     match what:
         case "assign":
             bench.assign(BESIDE)
@@ -497,8 +559,8 @@ async def test_a_change_of_partitions_is_told_once(what: str) -> None:
             await bench.revoke(NORMAL)
         case _:
             await bench.lose(NORMAL)
-    assert bench.poller.wait_for_change(0)
-    assert not bench.poller.wait_for_change(0)
+    assert is_told(bench)
+    assert not is_told(bench)
 
 
 # --- joining again -----------------------------------------------------------------------------------------
@@ -562,9 +624,7 @@ async def test_partitions_at_which_was_looked_for_too_long_are_given_back_at_onc
 ) -> None:
     """Kafka was away meanwhile, and has given them to another one: both would commit, each on top of the other."""
     bench = Bench()
-    clock = SimpleNamespace(now_s=100.0)
-    clock.monotonic = lambda: clock.now_s
-    monkeypatch.setattr("workers.poller.time", clock)
+    clock = stopped_clock(monkeypatch)
     read = bench.for_assignment
 
     def slowly(*arguments: Any) -> Any:

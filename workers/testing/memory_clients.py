@@ -308,7 +308,12 @@ class MemoryConsumer:
             self._owned |= kept
             self._call("assign", kept)
             return
-        revoked = self._group.to_revoke(member)
+        with self.kafka.lock:
+            if self._owned - member.owned.keys() and self._epoch != member.epoch:
+                # The answer raises the epoch at once; what it takes away is said in the next call.
+                self._epoch = member.epoch
+                return
+            revoked = self._group.to_revoke(member, self._owned)
         if revoked:
             self._let_go("revoke", revoked)
         with self.kafka.lock:
@@ -318,6 +323,7 @@ class MemoryConsumer:
             self._group.give_up(member, revoked)
             taken = self._group.take(member)
             self._epoch = member.epoch
+        taken -= self._owned
         if taken:
             self._owned |= taken
             self._call("assign", taken)

@@ -61,9 +61,24 @@ class ConsumerGroup:
         member.epoch = self.epoch
         return set(member.owned)
 
-    def to_revoke(self, member: Member) -> set[Place]:
-        """What it must give up before anything else."""
-        return member.owned.keys() - member.target
+    def forget(self, member: Member, counts: dict[str, int]) -> None:
+        """A coordinator that was killed is back, and nobody has a copy of what it gave this member last.
+
+        It is free again. Since for the coordinator the member has nothing to give up, it has the group's epoch at once.
+        """
+        last = max(member.owned.values(), default=0)
+        # Like one that has just joined, so that others have a claim to what it had.
+        self.members[member.member_id] = self.members.pop(member.member_id)
+        self._rebalance(counts)
+        member.owned = {
+            place: since for place, since in member.owned.items() if since < last and place in member.target
+        }
+        member.epoch = self.epoch
+
+    def to_revoke(self, member: Member, held: set[Place]) -> set[Place]:
+        """What it must give up before anything else, of what it takes for its own."""
+        keeps = {place for place in member.target if place in member.owned or self._is_free(place)}
+        return held - keeps
 
     def give_up(self, member: Member, places: set[Place]) -> None:
         """It has let go of these."""
@@ -76,9 +91,12 @@ class ConsumerGroup:
         wanted = member.target - member.owned.keys()
         if not wanted:
             return wanted
-        taken = wanted.difference(*(other.owned for other in self.members.values()))
+        taken = {place for place in wanted if self._is_free(place)}
         member.owned |= dict.fromkeys(taken, self.epoch)
         return taken
+
+    def _is_free(self, place: Place) -> bool:
+        return not any(place in member.owned for member in self.members.values())
 
     def check_member(self, member_id: str, epoch: int, places: Iterable[Place]) -> None:
         """Whether a commit of these places with this metadata counts.

@@ -184,6 +184,15 @@ class MemoryKafka:
             if member is not None:
                 member.fenced = True
 
+    def forget_assignment(self, group: str, member_id: str) -> None:
+        """The coordinator was killed before anybody had a copy of what it gave this member last: others may get that now."""
+        with self.lock:
+            known = self.group(group)
+            member = known.members.get(member_id)
+            if member is not None:
+                known.forget(member, self.partition_counts)
+                self.news.notify_all()
+
     # --- transactions ---------------------------------------------------------------------------------------
 
     def init_producer(self, transactional_id: str) -> tuple[int, int]:
