@@ -16,6 +16,9 @@ from workers.message import Message
 #: Remembered of each topic and partition; a straggler comes within seconds. Of each topic its own: a new owner reads thousands
 #: of finished jobs again behind one that is not, and they must not push out what came to a retry topic meanwhile.
 WINDOW: Final = 4_096
+#: Of all together, some 200 bytes each. Beyond that each topic of each partition keeps only its latest ``LEAST``.
+MOST: Final = 131_072
+LEAST: Final = 512
 
 
 class _Seen:
@@ -33,9 +36,16 @@ class _Seen:
 class DuplicateWindow:
     """What was seen lately on the partitions that are ours. For the poll thread alone."""
 
-    def __init__(self, window: int = WINDOW) -> None:
+    def __init__(self, window: int = WINDOW, *, most: int = MOST, least: int = LEAST) -> None:
         self._window = window
+        self._most = most
+        self._least = least
         self._seen: dict[int, _Seen] = {}
+        self._count = 0
+
+    def __len__(self) -> int:
+        """Records remembered."""
+        return self._count
 
     def is_copy(self, message: Message) -> bool:
         """Whether the same delivery of the same job was seen at another place; remembers it if not."""
@@ -53,13 +63,18 @@ class DuplicateWindow:
         order = seen.orders.get(topic)
         if order is None:
             order = seen.orders[topic] = deque()
-        elif len(order) >= self._window:
+        window = self._window if self._count < self._most else self._least
+        while len(order) >= window:
             del seen.places[order.popleft()]
+            self._count -= 1
         order.append(name)
+        self._count += 1
         seen.places[name] = (topic, message.offset)
         return False
 
     def forget(self, partitions: set[int]) -> None:
         """These partition numbers are ours no longer: another owner sees what comes next."""
         for partition in partitions:
-            self._seen.pop(partition, None)
+            seen = self._seen.pop(partition, None)
+            if seen is not None:
+                self._count -= len(seen.places)

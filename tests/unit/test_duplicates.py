@@ -78,3 +78,18 @@ def test_what_is_read_of_one_topic_pushes_out_nothing_of_another() -> None:
         assert not window.is_copy(message(part, offset, job_id=str(uuid.UUID(int=100 + offset))))
     assert window.is_copy(message(retry, 16, job_id=JOB))
     assert len(window._seen[0].places) == 3 + 1
+
+
+def test_memory_is_bounded_however_many_partitions_are_ours_and_each_keeps_its_latest() -> None:
+    window = DuplicateWindow(window=8, most=20, least=2)
+    parts = [partition(number=number) for number in range(10)]
+    for offset in range(30):
+        for part in parts:
+            name = str(uuid.UUID(int=offset * 100 + part.partition))
+            assert not window.is_copy(message(part, offset, job_id=name))
+            assert len(window) <= 20 + 2 * len(parts)
+    for part in parts:
+        latest = str(uuid.UUID(int=29 * 100 + part.partition))
+        assert window.is_copy(message(part, 30, job_id=latest))
+    window.forget(set(range(10)))
+    assert len(window) == 0
