@@ -407,7 +407,10 @@ def test_the_foreground_command_says_one_line_and_ends_in_order(
     assert not (directory / "address").exists()
 
 
-def test_the_foreground_command_says_when_the_broker_ends_by_itself(directory: Path) -> None:
+def test_the_foreground_command_says_what_the_others_use_and_when_the_broker_ends_by_itself(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", "kafka.example:9092")
     with script(COMMAND, "run", "--data-dir", directory) as command:
         line_of(command)
         state = running_broker(directory)
@@ -415,7 +418,9 @@ def test_the_foreground_command_says_when_the_broker_ends_by_itself(directory: P
         os.kill(state.pid, signal.SIGKILL)
         _, err = command.communicate(timeout=LIMIT_S)
         assert command.returncode == 1
-        assert err.startswith("error: Kafka ended by itself; the end of ")
+        note, error = err.splitlines()[:2]
+        assert note.endswith("the other commands use the Kafka at kafka.example:9092, not this one")
+        assert error.startswith("error: Kafka ended by itself; the end of ")
 
 
 def run_command(data_dir: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

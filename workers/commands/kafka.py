@@ -54,11 +54,17 @@ def run(port: Port = None, data_dir: DataDir = None, *, as_json: AsJson = False)
     with errors_in_one_line(), _ended_by_signals():
         from streams.embedded import BrokerConfig, EmbeddedBroker
 
-        with EmbeddedBroker(BrokerConfig(_directory(data_dir, read_settings()), port)) as broker:
+        settings = read_settings()
+        given = settings.kafka_bootstrap_servers
+        with EmbeddedBroker(BrokerConfig(_directory(data_dir, settings), port)) as broker:
             if as_json:
                 emit({"running": True, "address": broker.bootstrap_servers, "pid": broker.pid})
             else:
                 typer.echo(f"Kafka ready at {broker.bootstrap_servers}")
+            if given and given != broker.bootstrap_servers:
+                say(
+                    f"{_source_of_address(settings)} is set: the other commands use the Kafka at {given}, not this one"
+                )
             while True:
                 time.sleep(_LOOK_S)
                 broker.check()
@@ -82,8 +88,9 @@ def start(port: Port = None, data_dir: DataDir = None, *, as_json: AsJson = Fals
         settings = read_settings()
         given = settings.kafka_bootstrap_servers
         if given:
-            source = settings._sources.get("kafka_bootstrap_servers", "KAFKA_BOOTSTRAP_SERVERS")
-            say(f"{source} is set: the Kafka at {given} is used, and nothing is started")
+            say(
+                f"{_source_of_address(settings)} is set: the Kafka at {given} is used, and nothing is started"
+            )
             if as_json:
                 emit({"running": None, "address": given, "pid": None})
             return
@@ -141,6 +148,10 @@ def status(data_dir: DataDir = None, *, as_json: AsJson = False) -> None:
             typer.echo(f"Kafka runs at {state.address} (process {state.pid}, {place}) on {directory}")
         if state is None:
             raise SystemExit(FAILED)
+
+
+def _source_of_address(settings: Settings) -> str:
+    return settings._sources.get("kafka_bootstrap_servers", "KAFKA_BOOTSTRAP_SERVERS")
 
 
 def _directory(given: Path | None, settings: Settings) -> Path:
