@@ -16,6 +16,7 @@ from typing import Final
 
 from tests.guarantees.evidence import FINAL, Evidence, JobRecord, Life, Run, Status, Trouble
 from tests.guarantees.lives import Lives
+from tests.guarantees.storm import Kind
 from tests.guarantees.times import measure
 
 #: Written down here once more, not taken from the code that is judged: state to the states that may follow it in one life.
@@ -30,11 +31,16 @@ FOLLOWERS: Final = {
 REMAINDER_NS: Final = 1_500_000_000
 #: An outcome waits that long for its commit: a tick and a transaction.
 COMMIT_NS: Final = 2_000_000_000
-#: The same while a broker is away: until the worker gives up, or is given up.
-COMMIT_IN_TROUBLE_NS: Final = 30_000_000_000
+#: The same after a broker was away: until the worker has a producer again, or is given up.
+COMMIT_IN_TROUBLE_NS: Final = 12_000_000_000
+#: A process that is stopped cannot have lost its partitions sooner: the session of the campaign's brokers, less a heartbeat.
+FENCED_AFTER_NS: Final = 4_500_000_000
 #: Times are set by what a worker knows of its broker's clock: from answers, so it is late by the quickest of them, which in its
-#: first second on a busy machine may be that much.
+#: first seconds on a busy machine may be that much.
 _CLOCKS_MS: Final = 1_000
+_YOUNG_NS: Final = 5_000_000_000
+#: Later they agree to that.
+_CLOCKS_KNOWN_MS: Final = 100
 #: Ends of a worker process that let its runs go without one.
 _CUT_SHORT: Final = frozenset({"killed", "left", "stood still"})
 #: So many deaths make a job a dead letter.
@@ -139,8 +145,13 @@ class Verdict:
                 f"{self.accepted:,} jobs were accepted, and not {LONG_JOBS:,}": self.accepted < LONG_JOBS,
             }
             bars |= {
-                f"{kind} came up {count} times, and not {OF_EACH_KIND}": count < OF_EACH_KIND
-                for kind, count in self.faults_by_kind.items()
+                f"{kind.value} came up {count} times, and not {OF_EACH_KIND}": count < OF_EACH_KIND
+                for kind in Kind
+                for count in (self.faults_by_kind.get(kind.value, 0),)
+            }
+            bars |= {
+                f"no {name} were measured": not getattr(self, name) + getattr(self, f"{name}_in_trouble")
+                for name in ("takeovers", "leaves")
             }
         return [text for text, is_so in bars.items() if is_so]
 
@@ -174,6 +185,7 @@ def judge(evidence: Evidence) -> Verdict:
     children = _look_at_ends(evidence, verdict)
     _look_at_letters(evidence, verdict)
     _look_at_lineages(evidence, verdict, children)
+    _look_at_successors(evidence, verdict)
     _look_at_transitions(evidence, verdict)
     _look_at_starts(evidence, verdict)
     _look_at_keys(evidence, verdict)
@@ -237,17 +249,23 @@ def _look_at_ends(evidence: Evidence, verdict: Verdict) -> set[str]:
 
 
 def _look_at_letters(evidence: Evidence, verdict: Verdict) -> None:
-    """Who failed is a dead letter, and nobody else is."""
-    letters = {record.job_id for record in evidence.topics.jobs if record.topic == "jobs.dlq"}
+    """Who failed is a dead letter, in that life, and nobody else is."""
+    letters = Counter(
+        (record.job_id, record.redrives) for record in evidence.topics.jobs if record.topic == "jobs.dlq"
+    )
     failed = {
-        job_id
+        (job_id, status.redrives)
         for job_id, statuses in evidence.topics.statuses.items()
-        if any(status.state == "failed" for status in statuses)
+        for status in statuses
+        if status.state == "failed"
     }
-    for job_id in sorted(failed - letters):
-        verdict.lost.add(f"{job_id} failed, and there is no dead letter of it")
-    for job_id in sorted(letters - failed):
-        verdict.illegal.add(f"{job_id} is a dead letter, and never failed")
+    for job_id, life in sorted(failed - letters.keys()):
+        verdict.lost.add(f"{job_id} failed in life {life}, and there is no dead letter of it")
+    for job_id, life in sorted(letters.keys() - failed):
+        verdict.illegal.add(f"{job_id} is a dead letter of life {life}, and did not fail in it")
+    for (job_id, life), count in letters.items():
+        if count > 1:
+            verdict.forked.add(f"{job_id} has {count} dead letters of life {life}")
 
 
 def _was_interrupted(evidence: Evidence, job_id: str) -> bool:
@@ -291,12 +309,42 @@ def _look_at_lineages(evidence: Evidence, verdict: Verdict, children: Collection
         if len(records) > 1:
             places = ", ".join(f"{one.topic}/{one.partition}/{one.offset}" for one in records)
             verdict.copies.add(f"{job_id} of delivery {delivery} stands at {places}")
-            if dead:
-                verdict.forked.add(f"{job_id} has {len(records)} dead letters of delivery {delivery}")
-            elif delivery > 0 or job_id in children:
+            if not dead and (delivery > 0 or job_id in children):
                 verdict.forked.add(
                     f"{job_id} of delivery {delivery} was written {len(records)} times by workers"
                 )
+
+
+def _look_at_successors(evidence: Evidence, verdict: Verdict) -> None:
+    """A record behind the first one was led to: by an outcome that put the job off, by a redrive, or by a hop to its time."""
+    told: dict[str, dict[int, str]] = {
+        job_id: {
+            status.delivery: status.state for status in statuses if status.state not in ("pending", "running")
+        }
+        for job_id, statuses in evidence.topics.statuses.items()
+    }
+    standing: dict[str, dict[int, str]] = defaultdict(dict)
+    redriven: set[tuple[str, int]] = set()
+    for record in evidence.topics.jobs:
+        if record.topic != "jobs.dlq":
+            standing[record.job_id][record.delivery] = record.topic
+    for job_id, statuses in evidence.topics.statuses.items():
+        lives = {status.redrives for status in statuses}
+        for life in lives - {0}:
+            redriven.add((job_id, min(status.delivery for status in statuses if status.redrives == life)))
+    for job_id, records in standing.items():
+        outcomes = told.get(job_id, {})
+        for delivery in records:
+            before = records.get(delivery - 1)
+            was_put_off = outcomes.get(delivery - 1) in ("retrying", "scheduled")
+            is_hop = (
+                before is not None and before.startswith("jobs.retry.") and outcomes.get(delivery - 1) is None
+            )
+            if delivery and not (was_put_off or is_hop or (job_id, delivery) in redriven):
+                verdict.forked.add(f"{job_id}: nothing led to its delivery {delivery} on {records[delivery]}")
+        for delivery, state in outcomes.items():
+            if state in ("retrying", "scheduled") and delivery + 1 not in records:
+                verdict.lost.add(f"{job_id} was put off in delivery {delivery}, and no record follows")
 
 
 def _look_at_transitions(evidence: Evidence, verdict: Verdict) -> None:
@@ -311,9 +359,9 @@ def _look_at_transitions(evidence: Evidence, verdict: Verdict) -> None:
                 verdict.illegal.add(f"{job_id}: {status.state} after {was}")
             if before is not None and same_life:
                 _compare(before, status, verdict)
-            elif not status.redrives and status.attempt != 1:
+            elif status.attempt != 1:
                 verdict.illegal.add(
-                    f"{job_id}: {status.state} in attempt {status.attempt}, and none before it"
+                    f"{job_id}: {status.state} in attempt {status.attempt} of life {status.redrives}, and none before it"
                 )
             before = status
 
@@ -339,6 +387,7 @@ def _look_at_starts(evidence: Evidence, verdict: Verdict) -> None:
 
     A handler that has asked for a time has written that down itself.
     """
+    lives = Lives(evidence.lives)
     starts: dict[str, list[Run]] = defaultdict(list)
     for run in evidence.runs:
         starts[run.job_id].append(run)
@@ -353,7 +402,9 @@ def _look_at_starts(evidence: Evidence, verdict: Verdict) -> None:
             told_of = _run_of(status, starts[job_id])
             if told_of is None or told_of.end_ns is None:
                 continue
-            if told_of.asked_ms is not None and status.not_before_ms < told_of.asked_ms - _CLOCKS_MS:
+            is_young = told_of.start_ns - lives.life_of(told_of).start_ns < _YOUNG_NS
+            tolerance_ms = _CLOCKS_MS if is_young else _CLOCKS_KNOWN_MS
+            if told_of.asked_ms is not None and status.not_before_ms < told_of.asked_ms - tolerance_ms:
                 verdict.early.add(
                     f"{job_id} is to run {told_of.asked_ms - status.not_before_ms} ms before what it has asked for"
                 )
@@ -376,12 +427,16 @@ def _look_at_starts(evidence: Evidence, verdict: Verdict) -> None:
 
 
 def _look_at_keys(evidence: Evidence, verdict: Verdict) -> None:
-    """No two runs of one key at the same time."""
+    """No two runs of one key at the same time; the key is the one that the producer has written."""
     ends = Lives(evidence.lives)
+    keys = {record.job_id: record.key for record in evidence.topics.jobs}
     by_key: dict[str, list[Run]] = defaultdict(list)
     for run in evidence.runs:
-        if run.key is not None:
-            by_key[run.key].append(run)
+        key = keys.get(run.job_id, run.key)
+        if key != run.key:
+            verdict.illegal.add(f"{run.job_id} was told the key {run.key}, and has {key}")
+        if key is not None:
+            by_key[key].append(run)
     for key, runs in by_key.items():
         for first, second in _pairs_that_overlap(runs, ends):
             frozen = _covering(evidence.troubles, first, second)
@@ -412,7 +467,7 @@ def _covering(troubles: Iterable[Trouble], first: Run, second: Run) -> Trouble |
             trouble.kind == "worker_freeze"
             and trouble.pid == first.pid
             and first.start_ns < trouble.end_ns
-            and trouble.start_ns < second.start_ns < trouble.end_ns + REMAINDER_NS
+            and trouble.start_ns + FENCED_AFTER_NS < second.start_ns < trouble.end_ns + REMAINDER_NS
         ):
             return trouble
     return None
@@ -433,6 +488,15 @@ def _look_at_order(evidence: Evidence, verdict: Verdict, told: _Told) -> None:
         if status.delivery == 0 and run is not None
     }
     queues: dict[tuple[str, str], list[JobRecord]] = defaultdict(list)
+    partitions: dict[str, set[int]] = defaultdict(set)
+    for record in evidence.topics.jobs:
+        if record.key is not None and record.topic != "jobs.dlq":
+            partitions[record.key].add(record.partition)
+    for key, numbers in partitions.items():
+        if len(numbers) > 1:
+            verdict.order.add(
+                f"{key}: stands in partitions {sorted(numbers)}, so that two workers can have it"
+            )
     for record in evidence.topics.jobs:
         if (
             record.key is not None
@@ -441,10 +505,8 @@ def _look_at_order(evidence: Evidence, verdict: Verdict, told: _Told) -> None:
             and not record.not_before_ms
         ):
             queues[record.topic, record.key].append(record)
-    for (topic, key), records in queues.items():
-        partitions = sorted({record.partition for record in records})
-        if len(partitions) > 1:
-            verdict.order.add(f"{key}: stands in partitions {partitions} of {topic}")
+    for (_, key), records in queues.items():
+        if len(partitions[key]) > 1:
             continue
         records.sort(key=lambda one: one.offset)
         for began in (first_start, counted):
@@ -472,7 +534,9 @@ class _Told:
             left = self.left.get(job_id, [])
             pairs = self.pairs[job_id] = []
             for status in statuses:
-                if not status.worker or status.state in ("running", "pending"):
+                if status.state in ("running", "pending") or (
+                    status.state == "scheduled" and not status.worker
+                ):
                     continue
                 # Who buries a job as lost has not run it.
                 told_of = None if status.error_type == "worker_lost" else _run_of(status, left)
@@ -485,7 +549,7 @@ def _look_at_runs(evidence: Evidence, verdict: Verdict, told: _Told) -> None:
     """Each outcome comes from a run, and each run led to an outcome, or there is a reason why it did not."""
     for job_id, pairs in told.pairs.items():
         for status, told_of in pairs:
-            if status.error_type != "worker_lost" and (told_of is None or told_of.how is None):
+            if status.error_type != "worker_lost" and (told_of is None or told_of.how != "ended"):
                 verdict.illegal.add(f"{job_id} is said to be {status.state}, and no run of it came to that")
     reasons: Counter[str] = Counter()
     explain = _Explanations(evidence)

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import heapq
 import itertools
+import json
 import os
 import signal
 import threading
@@ -372,15 +373,18 @@ async def _schedule(queue: JobQueue, order: Order, ledger: _Ledger) -> None:
 
 
 def _wait_for_ends(settings: Settings, ledger: _Ledger, crew: Crew, progress: Progress) -> None:
-    """Until each life of every accepted job is over, or nothing ends any more; what never ends is the auditor's to find."""
+    """Until each life of every accepted job and its children is over, or nothing ends any more; what never ends is the auditor's to find."""
     left = {_JobLife(job.job_id, 0) for job in ledger.accepted}
+    all_over: set[_JobLife] = set()
     began = last_end = time.monotonic()
     with _following(settings) as news:
         while left and (now := time.monotonic()) < min(last_end + _NO_MORE_ENDS_S, began + _LAST_JOBS_S):
             crew.look()
             before = len(left)
             begun, over = news()
-            left = (left | begun) - over
+            # A child's end can be read before its parent's, which stands in another partition.
+            all_over |= over
+            left = (left | begun) - all_over
             if len(left) < before:
                 last_end = now
                 progress(f"{len(left):,} jobs left")
@@ -410,7 +414,7 @@ class _JobLife(NamedTuple):
 
 @contextlib.contextmanager
 def _following(settings: Settings) -> Iterator[Callable[[], tuple[set[_JobLife], set[_JobLife]]]]:
-    """A function that gives the redriven lives that have begun since it was called last, and all that have ended."""
+    """A function that gives the lives, redriven and of children, that have begun since it was called last, and all that ended."""
     consumer = Consumer(
         {
             "bootstrap.servers": settings.bootstrap_servers(),
@@ -433,6 +437,9 @@ def _following(settings: Settings) -> Iterator[Callable[[], tuple[set[_JobLife],
                 life = _JobLife(str(status["job_id"]), int(status["redrives"]))
                 if status["state"] in FINAL:
                     over.add(life)
+                    if status["state"] == "succeeded" and status["output"]:
+                        children = json.loads(status["output"]).get("children", ())
+                        begun |= {_JobLife(child, 0) for child in children}
                 elif status["state"] == "pending" and life.redrives:
                     begun.add(life)
         return begun, over

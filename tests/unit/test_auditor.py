@@ -95,7 +95,7 @@ def test_a_dead_letter_of_an_innocent_is_counted_apart_if_its_worker_died_while_
     evidence.troubles += troubles
     evidence.accepted.append(Accepted("five", "t", "succeeded", "low", None))
     evidence.topics.statuses["five"] = [said("five", "failed", 19, 4, "b.0", error_type="worker_lost")]
-    evidence.topics.jobs.append(record("five", 0, topic="jobs.dlq"))
+    evidence.topics.jobs.append(record("five", 0, topic="jobs.dlq", key=None))
     evidence.runs += [
         ran("five", 11, 12, key=None, how="cancelled"),
         ran("five", 13, 14, key=None, how="cancelled", fence=1),
@@ -114,7 +114,7 @@ def test_a_worker_that_was_only_frozen_condemns_nobody() -> None:
     evidence.runs[3] = ran("four", 9.5, 9.6, how="cancelled")
     evidence.accepted.append(Accepted("five", "t", "succeeded", "low", None))
     evidence.topics.statuses["five"] = [said("five", "failed", 19, 4, "b.0", error_type="worker_lost")]
-    evidence.topics.jobs.append(record("five", 0, topic="jobs.dlq"))
+    evidence.topics.jobs.append(record("five", 0, topic="jobs.dlq", key=None))
     evidence.runs += [
         ran("five", start, end, key=None, how="cancelled", fence=fence)
         for fence, (start, end) in enumerate([(11, 12), (13, 14), (16, 25.2)])
@@ -168,17 +168,22 @@ def test_a_partition_of_one_priority_that_stands_still_is_seen_beside_the_others
 def test_a_long_storm_that_has_shown_too_little_says_so() -> None:
     enough = {kind.value: 25 for kind in Kind}
     verdict = Verdict(
-        accepted=100_000, faults=225, faults_by_kind=enough, kills=25, kills_in_flight=8, takeover_s=12.0
-    )
+        accepted=100_000, faults=225, faults_by_kind=enough, kills=25, kills_in_flight=8, takeover_s=12.0,
+        takeovers_in_trouble=1, leaves=1,
+    )  # fmt: skip
     assert verdict.missed == []
     verdict.faults_by_kind = enough | {"kafka_restart": 19}
+    del verdict.faults_by_kind["broker_kill"]
+    verdict.leaves = 0
     verdict.accepted, verdict.kills_in_flight, verdict.takeover_s, verdict.leave_s = 99_999, 7, 12.1, 3.1
     assert verdict.missed == [
         "takeover took 12.1 s, and not 12",
         "after a leave it took 3.1 s, and not 3",
         "28% of the kills met a running job, and not 30%",
         "99,999 jobs were accepted, and not 100,000",
+        "broker_kill came up 0 times, and not 20",
         "kafka_restart came up 19 times, and not 20",
+        "no leaves were measured",
     ]
     verdict.faults = 199
     assert len(verdict.missed) == 2, "a short one shows what it can"
@@ -217,6 +222,7 @@ def retry_twice(e: Evidence) -> None:
         said("two", "succeeded", 2.8, 9, delivery=1, attempt=2),
     ]
     e.runs += [ran("two", 2.6, 2.65), ran("two", 2.8, 2.85, attempt=2)]
+    e.topics.jobs.append(record("two", 9, delivery=1))
 
 
 def bury_twice(e: Evidence) -> None:
@@ -244,6 +250,7 @@ def start_before_the_retrys_time(e: Evidence) -> None:
         said("two", "succeeded", 4, 9, delivery=1, attempt=2, started_ms=WALL_MS + 3_900),
     ]
     e.runs.append(ran("two", 3.9, 3.95, attempt=2))
+    e.topics.jobs.append(record("two", 9, delivery=1))
 
 
 def overlap(e: Evidence) -> None:
@@ -275,8 +282,9 @@ def bury_who_succeeded(e: Evidence) -> None:
     bury(e, "two")
 
 
-def retry(e: Evidence, *others: Status, **facts: object) -> None:
+def retry(e: Evidence, *others: Status, due_s: float = 3.5, **facts: object) -> None:
     """Job two fails in its first run, at 2.5, and succeeds in its second, at 3.9."""
+    e.topics.jobs += [retried(due_s), record("two", 9, delivery=2)]
     e.topics.statuses["two"] = [
         said("two", "retrying", 2.5, 7, not_before_ms=WALL_MS + 3_500, started_ms=WALL_MS + 2_000),
         *others,
@@ -294,12 +302,11 @@ def retried(not_before_s: float, offset: int = 0) -> JobRecord:
 
 def write_a_retry_twice(e: Evidence) -> None:
     retry(e)
-    e.topics.jobs += [retried(3.5), retried(3.5, 1)]
+    e.topics.jobs.append(retried(3.5, 1))
 
 
 def start_before_the_time_on_the_record(e: Evidence) -> None:
-    retry(e)
-    e.topics.jobs.append(retried(5))
+    retry(e, due_s=5)
 
 
 def tell_late_news(e: Evidence) -> None:
@@ -321,7 +328,9 @@ def cancel_for_nothing(e: Evidence) -> None:
 
 def vanish(e: Evidence) -> None:
     """The handler of a process that lives on never ends, and the job runs again there."""
-    e.runs[4] = ran("four", 15, 15.5, "b.0", fence=1)
+    e.topics.jobs[3] = replace(e.topics.jobs[3], key=None)
+    e.runs[3] = replace(e.runs[3], key=None)
+    e.runs[4] = ran("four", 15, 15.5, "b.0", fence=1, key=None)
     e.topics.statuses["four"] = [said("four", "succeeded", 15.5, 3, "b.0")]
     e.runs.append(ran("four", 11, None, "b.0", fence=1, key=None))
 
@@ -370,6 +379,63 @@ def plan_for_before_what_was_asked(e: Evidence) -> None:
     e.runs[1] = replace(e.runs[1], asked_ms=WALL_MS + 4_600)
 
 
+def plan_for_a_little_before_what_was_asked(e: Evidence) -> None:
+    """In its first seconds a worker may know its broker's clock that badly; not later."""
+    retry(e)
+    e.lives[0] = replace(e.lives[0], start_ns=-4 * S)
+    e.runs[1] = replace(e.runs[1], asked_ms=WALL_MS + 3_700)
+
+
+def succeed_in_a_cancelled_run(e: Evidence) -> None:
+    e.runs[1] = replace(e.runs[1], how="cancelled")
+
+
+def succeed_by_nobody(e: Evidence) -> None:
+    e.topics.statuses["two"] = [said("two", "succeeded", 2.5, 1, "")]
+    del e.runs[1]
+
+
+def pend_after_running(e: Evidence) -> None:
+    e.topics.statuses["two"] = [
+        said("two", "running", 2, 6),
+        said("two", "pending", 2.1, 7),
+        said("two", "succeeded", 2.5, 8),
+    ]
+
+
+def lead_nowhere(e: Evidence) -> None:
+    """It has succeeded, and waits to be tried again all the same."""
+    e.topics.jobs.append(retried(3.5))
+
+
+def lose_a_retry(e: Evidence) -> None:
+    retry(e)
+    del e.topics.jobs[-2:]
+
+
+def bury_twice_in_one_life(e: Evidence) -> None:
+    end_wrongly(e)
+    e.accepted[1] = replace(e.accepted[1], expected="failed")
+    e.topics.jobs.append(record("two", 9, topic="jobs.dlq", delivery=1))
+
+
+def forget_a_key(e: Evidence) -> None:
+    e.runs[1] = replace(e.runs[1], key=None)
+
+
+def spread_a_key_over_priorities(e: Evidence) -> None:
+    e.topics.jobs.append(record("five", 0, topic="jobs.high", partition=1))
+    e.topics.statuses["five"] = [said("five", "succeeded", 5.5, 4)]
+    e.runs.append(ran("five", 5, 5.5))
+
+
+def overlap_when_a_process_has_just_been_frozen(e: Evidence) -> None:
+    """Nobody can have been given its partitions yet."""
+    e.lives[0] = Life("a", 10, 0, 30 * S, "stays")
+    e.troubles.append(Trouble("worker_freeze", round(9.6 * S), 20 * S, 10))
+    e.runs[3:] = [ran("four", 9.5, 20.5, how="cancelled"), ran("four", 13, 13.5, "b.0", fence=1)]
+
+
 def redrive(e: Evidence, *others: Status) -> None:
     """Job two has failed, is given a new life at 4, and succeeds in it at 5.5."""
     bury(e, "two")
@@ -390,6 +456,18 @@ def lose_a_new_life(e: Evidence) -> None:
     e.runs.pop()
 
 
+def lose_the_letter_of_a_new_life(e: Evidence) -> None:
+    redrive(e)
+    e.topics.statuses["two"][-1] = replace(e.topics.statuses["two"][-1], state="failed")
+    e.accepted[1] = replace(e.accepted[1], expected="failed")
+
+
+def begin_a_new_life_in_a_later_attempt(e: Evidence) -> None:
+    redrive(e)
+    e.topics.statuses["two"][1:] = [replace(one, attempt=2) for one in e.topics.statuses["two"][1:]]
+    e.runs[-1] = replace(e.runs[-1], attempt=2)
+
+
 def redrive_for_nothing(e: Evidence) -> None:
     e.redriven = ["two"]
 
@@ -401,6 +479,7 @@ def redrive_twice(e: Evidence) -> None:
 
 def end_a_new_life_twice(e: Evidence) -> None:
     redrive(e, said("two", "failed", 5.8, 10, redrives=1, delivery=2))
+    e.topics.jobs.append(record("two", 10, topic="jobs.dlq", redrives=1, delivery=2))
     e.runs.append(ran("two", 5.7, 5.8, redrives=1))
 
 
@@ -452,6 +531,18 @@ def lose_who_was_perhaps_accepted(e: Evidence) -> None:
         (end_an_attempt_too_early, {"illegal"}),
         (schedule_a_child_and_never_tell, {"illegal"}),
         (plan_for_before_what_was_asked, {"early"}),
+        (plan_for_a_little_before_what_was_asked, {"early"}),
+        (succeed_in_a_cancelled_run, {"illegal"}),
+        (succeed_by_nobody, {"illegal"}),
+        (pend_after_running, {"illegal"}),
+        (lead_nowhere, {"forked"}),
+        (lose_a_retry, {"lost"}),
+        (bury_twice_in_one_life, {"forked"}),
+        (forget_a_key, {"illegal"}),
+        (spread_a_key_over_priorities, {"order"}),
+        (overlap_when_a_process_has_just_been_frozen, {"overlaps"}),
+        (lose_the_letter_of_a_new_life, {"lost"}),
+        (begin_a_new_life_in_a_later_attempt, {"illegal"}),
     ],
 )
 def test_what_must_not_be_is_found(plant: Callable[[Evidence], None], found: set[str]) -> None:
@@ -510,11 +601,12 @@ def test_what_a_frozen_process_does_when_it_wakes_is_counted_apart() -> None:
     evidence = honest()
     evidence.lives[0] = Life("a", 10, 0, 30 * S, "stays")
     evidence.troubles.append(Trouble("worker_freeze", round(9.6 * S), 20 * S, 10))
-    evidence.runs[3] = ran("four", 9.5, 20.5, how="cancelled")
+    evidence.runs[3:] = [ran("four", 9.5, 20.5, how="cancelled"), ran("four", 15, 15.5, "b.0", fence=1)]
+    evidence.topics.statuses["four"] = [said("four", "succeeded", 15.5, 3, "b.0")]
     verdict = judge(evidence)
     assert verdict.broken == {}
     assert verdict.fenced_remainders == 1
-    evidence.runs[3] = ran("four", 9.5, 25)
+    evidence.runs[3] = ran("four", 9.5, 21.6, how="cancelled")
     assert set(judge(evidence).broken) == {"overlaps"}, "it has to end soon after it wakes"
 
 
@@ -550,6 +642,8 @@ def test_a_seed_means_the_same_jobs_and_faults() -> None:
 def test_what_ran_in_a_worker_that_stood_still_is_no_finding() -> None:
     """Others have its partitions after a session; its watchdog ends it much later."""
     evidence = replace(honest(), stood_still=["a"])
+    evidence.runs[4] = ran("four", 15, 15.5, "b.0", fence=1)
+    evidence.topics.statuses["four"] = [said("four", "succeeded", 15.5, 3, "b.0")]
     evidence.lives[0] = Life("a", 10, 0, 163 * S, "stood still")
     evidence.troubles.append(Trouble("worker_freeze", 9_600_000_000, 163 * S, 10))
     verdict = judge(evidence)
