@@ -5,7 +5,7 @@
 1. One worker shows how many jobs of a fiftieth of a second it drains.
 2. Producers send twice as many for ``--minutes``, at low priority; urgent jobs come in between, twenty a second.
 3. They fill the backlog up as fast as they can, and Kafka stands still for some seconds meanwhile.
-4. They stop. The worker recovers by itself.
+4. They stop. The worker recovers by itself; memory and urgent jobs are watched until then.
 
 Then everything is counted from Kafka's own records. Exit code 1 if something broke; ``broken`` says what.
 """
@@ -63,6 +63,7 @@ _CATCHES_UP_NS: Final = 5_000_000_000
 #: Of a broker that cannot start all at once, and of an operating system that counts pages.
 _FLAT_MIB: Final = 8.0
 _URGENT_P99_MS: Final = 250.0
+_FEWEST_SAMPLES: Final = 20
 #: Of what was planned, at least.
 _AS_PLANNED: Final = 0.9
 #: What a producer may read from its source before its queue of 100,000 is full, and is told so.
@@ -96,12 +97,15 @@ class Found:
     accepted: int = 0
     urgent: int = 0
     most_waiting: int = 0
-    #: Jobs that a producer went on to read from its source when Kafka stood still, until its queue was full.
+    #: Jobs that a producer went on to read from its source when Kafka stood still, until its queue was full; and those that it
+    #: left there until Kafka went on.
     read_ahead: int = 0
+    held_back: int = 0
     worker_mib: list[float] = field(default_factory=list)
     producer_mib: list[float] = field(default_factory=list)
-    #: Samples of memory before the backlog was filled up: until then nothing may grow.
+    #: Samples of memory before the backlog was filled up, and before the producers stopped: nothing may grow meanwhile.
     steady: int = 0
+    filled: int = 0
     urgent_p50_ms: float = 0.0
     urgent_p99_ms: float = 0.0
     moves: int = 0
@@ -118,15 +122,20 @@ class Found:
 
     def growth_filled(self) -> float:
         """Of the worker, from the time before the backlog was filled up to the end of it."""
-        tenth = self.steady // 10
-        filling = self.worker_mib[self.steady :]
-        before = self.worker_mib[self.steady - tenth : self.steady]
-        return max(filling) - median(before) if filling and before else 0.0
+        return self._growth_since_steady(self.worker_mib[self.steady : self.filled])
+
+    def growth_recovering(self) -> float:
+        """Of the worker, from the time before the backlog was filled up to the end of everything."""
+        return self._growth_since_steady(self.worker_mib[self.filled :])
+
+    def _growth_since_steady(self, samples: list[float]) -> float:
+        before = self.worker_mib[self.steady - self.steady // 10 : self.steady]
+        return max(samples) - median(before) if samples and before else 0.0
 
     def broken(self) -> list[str]:
         """Whatever should not be."""
         worker, producer = self.growth(self.worker_mib), self.growth(self.producer_mib)
-        filled = self.growth_filled()
+        filled, recovering = self.growth_filled(), self.growth_recovering()
         apart = self.sent_per_s / max(self.done_per_s, 1.0)
         wrong = {
             f"{self.lost} jobs are lost": self.lost,
@@ -135,7 +144,11 @@ class Found:
             f"partitions moved {self.moves} times": self.moves,
             f"the worker grew by {worker:.0f} MiB": worker > _FLAT_MIB,
             f"the worker grew by {filled:.0f} MiB while the backlog was filled": filled > _FLAT_MIB,
+            f"the worker grew by {recovering:.0f} MiB while it recovered": recovering > _FLAT_MIB,
             f"the producer grew by {producer:.0f} MiB": producer > _FLAT_MIB,
+            f"memory was looked at {self.steady} times only": self.steady < _FEWEST_SAMPLES,
+            f"only {self.urgent} urgent jobs came": self.urgent < _PROBES_PER_S,
+            "no producer had to wait while Kafka stood still": self.held_back == 0,
             f"urgent jobs began after {self.urgent_p99_ms} ms": self.urgent_p99_ms > _URGENT_P99_MS,
             f"only {apart:.1f} times what was done was sent": apart < _AS_PLANNED * self.factor,
             f"only {self.most_waiting:,} waited": self.most_waiting < _AS_PLANNED * self.backlog,
@@ -153,9 +166,11 @@ class Found:
             "urgent": self.urgent,
             "most_waiting": self.most_waiting,
             "read_ahead": self.read_ahead,
+            "held_back": self.held_back,
             "worker_peak_mib": round(max(self.worker_mib, default=0.0), 1),
             "worker_growth_mib": round(self.growth(self.worker_mib), 1),
             "worker_growth_filled_mib": round(self.growth_filled(), 1),
+            "worker_growth_recovering_mib": round(self.growth_recovering(), 1),
             "producer_peak_mib": round(max(self.producer_mib, default=0.0), 1),
             "producer_growth_mib": round(self.growth(self.producer_mib), 1),
             "urgent_p50_ms": self.urgent_p50_ms,
@@ -226,13 +241,17 @@ class _Overload:
                 self._send_too_many(producer)
                 found.steady = len(found.worker_mib)
                 self._fill_up(producer)
-            found.most_waiting = self._waiting()
-            self._progress(f"{found.most_waiting:,} jobs wait")
-            began = time.monotonic()
-            eventually(
-                self._is_drained, 60 + 3 * plan.backlog / found.drain_per_s, "everything is done", pause_s=1
-            )
-            found.recovery_s = time.monotonic() - began
+                found.filled = len(found.worker_mib)
+                found.most_waiting = self._waiting()
+                self._progress(f"{found.most_waiting:,} jobs wait")
+                began = time.monotonic()
+                eventually(
+                    self._is_drained,
+                    60 + 3 * plan.backlog / found.drain_per_s,
+                    "everything is done",
+                    pause_s=1,
+                )
+                found.recovery_s = time.monotonic() - began
         found.moves = self._moves() - moves_before
         found.accepted = self._acknowledged
         return found
@@ -281,6 +300,7 @@ class _Overload:
                     "a producer that nobody takes records from reads no more",
                 )
                 self._found.read_ahead = self._read - frozen_at
+                self._found.held_back = missing - (self._read - before)
             finally:
                 os.kill(self._broker.pid, signal.SIGCONT)
                 self._stood_still[1] = time.time_ns() + _CATCHES_UP_NS
@@ -395,17 +415,20 @@ def _thread(work: Any) -> Iterator[None]:
 
 
 def _count(settings: Settings, found: Found) -> None:
-    """What stands in Kafka: how many jobs, and how each ended."""
+    """What stands in Kafka: which jobs, and how each ended."""
     address, topics = settings.bootstrap_servers(), settings.topics
     schemas = read_schemas(address, topics.prefix)
-    ends: Counter[bytes] = Counter()
+    ends: Counter[str] = Counter()
     states: Counter[str] = Counter()
     for record in read_raw(address, [topics.status]):
-        state = decode(schemas, record.value())["state"]
-        if state in FINAL:
-            ends[record.key() or b""] += 1
-            states[state] += 1
-    found.lost = found.accepted + found.urgent - len(ends)
+        status = decode(schemas, record.value())
+        if status["state"] in FINAL:
+            ends[str(status["job_id"])] += 1
+            states[status["state"]] += 1
+    standing = {
+        str(decode(schemas, record.value())["id"]) for record in read_raw(address, topics.jobs.values())
+    }
+    found.lost = len(standing - ends.keys()) + max(found.accepted + found.urgent - len(standing), 0)
     found.forked = sum(count > 1 for count in ends.values())
     found.final = dict(states)
 
