@@ -172,7 +172,7 @@ class Committer:
         """Something to write with the next tick; for the event loop. Never blocks."""
         self._outbox.append(outcome)
         if outcome.records:
-            self._bytes_in += outcome.size
+            self._bytes_in += outcome.footprint
         if not self._wake.is_set():
             self._wake.set()
 
@@ -262,12 +262,13 @@ class Committer:
         outcomes: list[Outcome] = []
         releases: list[tuple[frozenset[PartitionState], threading.Event]] = []
         with self._lock:
-            waiting, size = len(self._outbox), 0
+            waiting, size, footprint = len(self._outbox), 0, 0
             for _ in range(min(waiting, MAX_BATCH)):
                 outcome = self._outbox.popleft()
                 outcomes.append(outcome)
                 if outcome.records:
                     size += outcome.size
+                    footprint += outcome.footprint
                     if size >= MAX_BATCH_BYTES:
                         break
             # A release is the last commit: what ended before it and does not fit into this transaction goes first.
@@ -278,7 +279,7 @@ class Committer:
         try:
             self._commit(outcomes, released)
         finally:
-            self._bytes_out += size
+            self._bytes_out += footprint
             for _, done in releases:
                 done.set()
         return bool(outcomes)
@@ -289,8 +290,9 @@ class Committer:
         # By the clock that stamps records, and now: a machine that sleeps in between counts no time.
         began_ms = self._now_ms()
         while True:
-            newest = self._membership.metadata
             with self._lock:
+                # Under the lock: a partition must not be planned whose own metadata are newer.
+                newest = self._membership.metadata
                 outcomes, plans = self._plan(outcomes, released)
             if not outcomes and not plans:
                 return

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -365,15 +366,23 @@ class Executor:
         self._finish(message, decoded, context, active.started_ms, result)
 
     def _came_to_nothing(self, message: Message, why: NotStarted | ProcessDied) -> None:
-        """In the sandbox. Two workers have died with it, and now a process in which nothing else ran: it is the one that kills."""
-        if isinstance(why, ProcessDied):
+        """In the sandbox. Two workers have died with it, and now a process in which nothing else ran: it is the one that kills.
+
+        Where others had run before it gets a process that is new. If that was killed by somebody, most likely by a system that
+        is short of memory, the job runs alone in the worker: the others may have had the memory.
+        """
+        if isinstance(why, ProcessDied) and not why.after_others and why.code != -signal.SIGKILL:
             last = f"its own: {why}"
             self._emit(self._router.worker_lost(message, self._worker, self._now_ms(), last))
             self._scheduler.done(message)
+            return
+        log.warning("no proof that this job kills: it runs again", at=message.where, reason=str(why))
+        if isinstance(why, ProcessDied) and why.after_others:
+            message.needs_fresh_process = True
         else:
             message.kept_out = True
-            self._give_back(message)
-            self.wake()
+        self._give_back(message)
+        self.wake()
 
     def _finish(
         self,
@@ -441,9 +450,6 @@ class Executor:
         self._scheduler.strays += by
 
     async def _in_process(self, active: Active) -> JobResult:
-        pool: ProcessPool | Sandbox | None = self._sandbox if active.message.sandboxed else self._processes
-        if pool is None:
-            raise PermanentError("this worker has no process pool; set process_pool_size")
         kind = active.handler.job_type
         # Not the record as it was read: an older writer's may lack fields that the child needs.
         body = kind.wire.encode(kind.to_record(active.decoded.job, dict(active.decoded.record)))
@@ -453,7 +459,18 @@ class Executor:
             active.started_ms, active.since = self._now_ms(), self._steady_ms()
             self._sweep.add(active)
 
-        return await pool.run(active.handler, body, active.context, on_start=on_start)
+        if active.message.sandboxed:
+            assert self._sandbox is not None  # noqa: S101 - it has given the job its place
+            return await self._sandbox.run(
+                active.handler,
+                body,
+                active.context,
+                on_start=on_start,
+                fresh=active.message.needs_fresh_process,
+            )
+        if self._processes is None:
+            raise PermanentError("this worker has no process pool; set process_pool_size")
+        return await self._processes.run(active.handler, body, active.context, on_start=on_start)
 
 
 def _is_ours(message: Message) -> bool:

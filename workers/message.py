@@ -25,6 +25,7 @@ class Message:
         "kept_out",
         "key",
         "lost_worker",
+        "needs_fresh_process",
         "offset",
         "part",
         "priority",
@@ -71,6 +72,8 @@ class Message:
         self.lost_worker = False
         #: It runs in the sandbox; or it would, and cannot.
         self.sandboxed = self.kept_out = False
+        #: In the sandbox it has ended a process in which others had run before.
+        self.needs_fresh_process = False
         #: Why it cannot be read, if so; such a record is dead-lettered unchanged.
         self.problem: WireError | None = None
         try:

@@ -282,7 +282,7 @@ class PartitionState:
         if not self.suspects or self.spread < _SMALL_SPREAD:
             return False
         with self.lock:
-            return len(self._map(self.base, self.done, self.start_limit).metadata()) > TAKE_LIMIT
+            return len(self._whole_map(self.base, self.done, self.start_limit).metadata()) > TAKE_LIMIT
 
     def rests(self, *, resting: bool) -> bool:
         """Whether the next map has to say that nothing runs here, but for one that runs alone; ``resting`` as for ``plan``."""
@@ -362,6 +362,13 @@ class PartitionState:
         self.resting = committed.clean or committed.alone is not None
 
     def _map(self, base: int, done: set[int], limit: int, *, clean: bool = False) -> OffsetMap:
+        """What fits into a commit of it."""
+        whole = self._whole_map(base, done, limit, clean=clean)
+        if not (whole.held or whole.suspects) or len(whole.metadata()) <= TAKE_LIMIT:
+            return whole
+        return _bounded(replace(whole, held=frozenset()))
+
+    def _whole_map(self, base: int, done: set[int], limit: int, *, clean: bool = False) -> OffsetMap:
         suspects = {
             offset: suspect
             for offset, suspect in self.suspects.items()
@@ -370,7 +377,7 @@ class PartitionState:
         # What runs alone when a drain ends it did not kill anybody: a clean map names only those condemned before.
         if not clean and self.alone is not None and self.alone in suspects:
             suspects[self.alone] = Suspect(suspects[self.alone].owners, self.incarnation)
-        planned = OffsetMap(
+        return OffsetMap(
             offset=base,
             finished=frozenset(done),
             start_limit=limit,
@@ -382,9 +389,25 @@ class PartitionState:
             suspects=suspects,
             losses=self.losses if suspects else {},
         )
-        if planned.held and len(planned.metadata()) > TAKE_LIMIT:
-            return replace(planned, held=frozenset())
-        return planned
+
+
+def _bounded(whole: OffsetMap) -> OffsetMap:
+    """With as many suspects as fit: first who runs alone or in a process, then who has seen more deaths, then who comes first.
+
+    A map that Kafka refuses would end this worker, and each of its heirs. Who is left out is charged with one death less. It does
+    not go on for ever like that: when those before it are finished, it is among the first.
+    """
+    suspects = whole.suspects
+
+    def rank(offset: int) -> tuple[bool, int, int]:
+        suspect = suspects[offset]
+        return not (suspect.alone or suspect.joined), -suspect.deaths, offset
+
+    ranked, planned = sorted(suspects, key=rank), whole
+    while ranked and len(planned.metadata()) > TAKE_LIMIT:
+        del ranked[len(ranked) * 4 // 5 :]
+        planned = replace(whole, suspects={offset: suspects[offset] for offset in ranked})
+    return planned
 
 
 def _cannot_run(suspect: Suspect) -> bool:

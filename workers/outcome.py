@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Final
 
 from schemas.headers import RawHeaders
 from schemas.lifecycle import JobStatus
@@ -10,6 +11,9 @@ from schemas.records import StatusChange
 from schemas.topics import JobPriority
 from schemas.wire import WireSchema
 from workers.message import Message
+
+#: Of an outcome, its record and the message that it belongs to, beside the value.
+_BYTES_A_RECORD: Final = 2_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +70,11 @@ class Outcome:
     def size(self) -> int:
         """Bytes of the values that it writes, its status left out."""
         return sum(len(record.value or b"") for record in self.records)
+
+    @property
+    def footprint(self) -> int:
+        """Bytes of memory until it is written, roughly: measured with a forwarded retry."""
+        return self.size + _BYTES_A_RECORD * len(self.records)
 
     @property
     def state(self) -> JobStatus | None:

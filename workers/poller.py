@@ -449,6 +449,8 @@ class Poller:
         with self._lock:
             for state in states:
                 state.metadata = self.metadata
+                # A drain that has begun meanwhile has marked only what was here by then.
+                state.releasing = self._drain
                 self.parts[state.topic, state.partition] = state
             self._committer.parts = set(self.parts.values())
         self._has_changed()

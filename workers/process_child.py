@@ -172,7 +172,16 @@ def _serve(channel: socket.socket) -> None:
         handlers = _load(hello["handlers"])
     except Exception as error:  # noqa: BLE001 - an import runs the user's code: it may raise anything
         trace = "".join(traceback.format_exception(error))
-        channel.sendall(frames.pack({"error": f"{type(error).__name__}: {error}", "stacktrace": trace}))
+        channel.sendall(
+            frames.pack(
+                {
+                    "error": f"{type(error).__name__}: {error}",
+                    "stacktrace": trace,
+                    # The system had not enough of something: next time it may have.
+                    "passes": isinstance(error, MemoryError | OSError),
+                }
+            )
+        )
         return
     if not structlog.is_configured():
         # Its default is stdout, which is for data.

@@ -56,11 +56,13 @@ class ProcessDied(Exception):
 
     Attributes:
         code: its exit code, or minus its signal.
+        after_others: others had run there before: it may have died of what one of them has left behind.
     """
 
-    def __init__(self, code: int) -> None:
+    def __init__(self, code: int, *, after_others: bool = False) -> None:
         super().__init__(f"the handler's process died with {_how(code)}")
         self.code = code
+        self.after_others = after_others
 
 
 class ProcessPool:
@@ -128,25 +130,31 @@ class ProcessPool:
         context: WorkerContext,
         *,
         on_start: Callable[[], None] = lambda: None,
+        fresh: bool = False,
     ) -> JobResult:
         """The same, for who does something else about a child that does not start, or dies.
+
+        ``fresh``: in a child in which nothing has run before.
 
         Raises:
             NotStarted, ProcessDied, asyncio.CancelledError.
         """
         async with self._free:
             try:
-                child = self._take_idle() or await self._start()
+                if fresh and self._idle:
+                    self._end(self._idle.pop())
+                child = (None if fresh else self._take_idle()) or await self._start()
             except PipelineError as error:
                 raise NotStarted(str(error)) from error
             on_start()
+            after_others, child.has_run = child.has_run, True
             try:
                 result = await child.run(handler, body, context)
             except (EOFError, OSError) as error:
                 code = await self._end(child)
                 if self._closed:
                     raise asyncio.CancelledError("the process pool was closed") from error
-                raise ProcessDied(code) from error
+                raise ProcessDied(code, after_others=after_others) from error
             except BaseException:
                 # Cancelled: what runs there has to end, and a process is the one thing that can be ended.
                 await self._end(child)
@@ -216,6 +224,8 @@ class _Child:
         self, process: asyncio.subprocess.Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         self.pid = process.pid
+        #: A job has begun there.
+        self.has_run = False
         self._process = process
         self._reader = reader
         self._writer = writer
@@ -267,9 +277,8 @@ class _Child:
             raise PipelineError(f"a handler process ended with {how} while it started; see stderr") from error
         if "error" in header:
             log.error("import failed in a handler process", pid=self.pid, stacktrace=header["stacktrace"])
-            raise JobTypeError(
-                f"a handler process cannot import what this worker has registered: {header['error']}"
-            )
+            text = f"a handler process cannot import what this worker has registered: {header['error']}"
+            raise PipelineError(text) if header["passes"] else JobTypeError(text)
 
     async def run(self, handler: Handler, body: bytes, context: WorkerContext) -> JobResult:
         """One job.
@@ -300,13 +309,13 @@ class _Child:
     async def _finish(self) -> int:
         with contextlib.suppress(OSError):
             self._writer.write_eof()
+        if self._exit.done():
+            return self._exit.result()  # long ago, perhaps: its number may be somebody else's by now
         for number, grace_s in ((signal.SIGTERM, _GRACE_S), (signal.SIGKILL, None)):
             self._signal(number)
             await asyncio.wait((self._exit,), timeout=grace_s)
             if self._exit.done():
                 break
-        # What the handler has started and left behind. The group keeps its number while anyone is in it.
-        self._signal(signal.SIGKILL)
         self._writer.close()
         with contextlib.suppress(OSError):
             await self._writer.wait_closed()
@@ -314,6 +323,8 @@ class _Child:
 
     async def _watch(self) -> int:
         code = await self._process.wait()
+        # What the handler has started and left behind. The group keeps its number while anyone is in it.
+        self._signal(signal.SIGKILL)
         # The end may not show on the channel: what the handler has forked can hold it open.
         self._writer.transport.abort()
         return code

@@ -45,7 +45,13 @@ class Sandbox:
         self._ending: asyncio.TimerHandle | None = None
 
     async def run(
-        self, handler: Handler, body: bytes, context: WorkerContext, *, on_start: Callable[[], None]
+        self,
+        handler: Handler,
+        body: bytes,
+        context: WorkerContext,
+        *,
+        on_start: Callable[[], None],
+        fresh: bool = False,
     ) -> JobResult:
         """As ``ProcessPool.run_or_raise``.
 
@@ -59,7 +65,7 @@ class Sandbox:
         if self._ending is not None:
             self._ending.cancel()
         try:
-            return await self._pool.run_or_raise(handler, body, context, on_start=on_start)
+            return await self._pool.run_or_raise(handler, body, context, on_start=on_start, fresh=fresh)
         except NotStarted as error:
             log.warning("no process for a job that may kill: it runs alone in the worker", error=str(error))
             if isinstance(error.__cause__, JobTypeError):

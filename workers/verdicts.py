@@ -15,6 +15,7 @@ counts whatever Kafka was doing.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from threading import Lock
 from typing import Any, Final
@@ -30,6 +31,8 @@ from workers.survivors import Signs
 log = structlog.get_logger("rustfs_workers.verdicts")
 
 _LOOK_EVERY_S: Final = 3.0
+#: Looks at the reports that did not come to an end in time: so many, and they never will.
+_LOOKS_IN_VAIN: Final = 10
 
 
 class Verdicts:
@@ -76,6 +79,8 @@ class Verdicts:
         self._on_failure = on_failure
         self._look_every_s = look_every_s
         self._open: set[Message] = set()
+        #: Looks at all reports that came to no end, of each.
+        self._in_vain: Counter[Message] = Counter()
         self._watch: asyncio.Task[None] | None = None
         self._stopped = False
 
@@ -100,12 +105,14 @@ class Verdicts:
 
     def purge(self, parts: set[PartitionState]) -> None:
         """Forget those of these partitions: their next owner waits for the rest of the time."""
-        self._open = {message for message in self._open if message.part not in parts}
+        for message in [message for message in self._open if message.part in parts]:
+            self._close(message)
 
     async def stop(self) -> None:
         """Judge nobody any more, whoever still comes."""
         self._stopped = True
         self._open.clear()
+        self._in_vain.clear()
         if self._watch is not None:
             self._watch.cancel()
             await asyncio.wait((self._watch,))
@@ -137,19 +144,33 @@ class Verdicts:
             with self._lock:
                 part.absolve((owner,))
                 part.dirty = True
-            self._open.discard(message)
+            self._close(message)
             self._scheduler.acquit(message)
             self._acquitted(message)
-        elif signs.complete and (owner in signs.replaced or silent_ms >= self._patience_ms):
-            self._open.discard(message)
+        elif not signs.complete:
+            self._in_vain[message] += 1
+            if self._in_vain[message] >= _LOOKS_IN_VAIN:
+                # It was lost so long ago that nobody can read all that was reported since. The next loss will be a young one.
+                log.warning("reports cannot be read to their end: no proof", at=message.where, owner=owner)
+                self._doubt(message)
+        elif owner in signs.replaced or silent_ms >= self._patience_ms:
             if self._is_proven(message, owner, lost_ms, signs):
+                self._close(message)
                 self._scheduler.bury(message)
                 self._buried(message)
             else:
-                with self._lock:
-                    part.doubt(message.offset)
-                self._scheduler.acquit(message)
-                self._doubted(message)
+                self._doubt(message)
+
+    def _doubt(self, message: Message) -> None:
+        self._close(message)
+        with self._lock:
+            message.part.doubt(message.offset)
+        self._scheduler.acquit(message)
+        self._doubted(message)
+
+    def _close(self, message: Message) -> None:
+        self._open.discard(message)
+        del self._in_vain[message]
 
     def _is_proven(self, message: Message, owner: str, lost_ms: int, signs: Signs) -> bool:
         """Whether it was running when its worker died: not if Kafka was away, unless that has happened too often."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,10 +19,24 @@ class Says(Job):
     """A coroutine; says in which process it ran."""
 
     job_type = "sandbox_says"
+    seconds: float = 0.0
 
     async def execute(self, context: WorkerContext) -> Success:
         context.update_metrics("said", 1)
+        await asyncio.sleep(self.seconds)  # stands for the work
         return Success({"pid": os.getpid()})
+
+
+@dataclass
+class LeavesAThread(Job):
+    """Succeeds, and ends its process a moment later."""
+
+    job_type = "sandbox_leaves"
+
+    def execute(self, context: WorkerContext) -> None:
+        timer = threading.Timer(0.5, os._exit, (9,))
+        timer.daemon = True
+        timer.start()
 
 
 @dataclass

@@ -232,7 +232,8 @@ def test_a_transaction_is_bounded_in_bytes_as_well_and_a_release_waits_for_the_r
         one = message(bench.part, offset)
         bench.emit(Outcome(one, status(one, JobStatus.FAILED), (onward,)))
     done = bench.committer.release([bench.part])
-    assert bench.committer.pending_bytes == 3 * MAX_BATCH_BYTES // 2
+    values = 3 * MAX_BATCH_BYTES // 2
+    assert values < bench.committer.pending_bytes < values + 10_000, "and what goes with each"
     bench.tick()
     assert (len(bench.kafka.committed[0].records), bench.committer.pending, done.is_set()) == (4, 1, False)
     bench.tick()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from random import Random
 from typing import Any
 
 import pytest
 
-from schemas.offsetmap import MAX_CHARACTERS, Suspect
+from schemas.offsetmap import MAX_CHARACTERS, TAKE_LIMIT, OffsetMap, Suspect
 from tests.support.messages import commit, partition
 from tests.support.owners import deliver, died, read
 from workers.offsets import ALONE_AFTER, MAX_SPREAD, PartitionState
@@ -234,6 +235,56 @@ def test_a_worker_killed_under_load_leaves_a_map_that_its_successor_can_commit()
         deliver(part, *range(6_000))
         plan = commit(part, window=1_500)
     assert part.suspects[0].deaths == ALONE_AFTER, "from then on it waits for its turn alone"
+
+
+def test_who_was_left_behind_among_held_ones_fits_into_the_map_of_its_heir() -> None:
+    """Held ones split the stretches of suspects: each stretch takes its characters. Every heir would end at its first commit."""
+    part = partition()
+    deliver(part, *range(6_000))
+    dice = Random(1)
+    for offset in range(6_000):
+        if dice.random() < 0.3:
+            part.hold(offset)
+    plan = commit(part, window=4_000)
+    assert len(plan.metadata()) <= MAX_CHARACTERS
+    heir = died(part, plan)
+    deliver(heir, *range(6_000))
+    assert len(heir._whole_map(0, set(), 4_000).metadata()) > MAX_CHARACTERS, "or this test shows nothing"
+    plan = commit(heir, window=0)
+    assert len(plan.metadata()) <= MAX_CHARACTERS
+    assert heir.full(), "it takes nothing more until some of them are finished"
+    assert min(plan.suspects) == min(heir.suspects)
+    assert set(plan.suspects) < set(heir.suspects)
+
+
+def test_among_suspects_that_do_not_fit_those_with_more_deaths_and_those_that_run_apart_stay() -> None:
+    suspects = {offset: Suspect(("one",)) for offset in range(0, 6_000, 2)}
+    suspects[5_000] = Suspect(("one", "two"))
+    suspects[5_500] = Suspect(("one", "two"), joined=True)
+    prior = OffsetMap(0, suspects=suspects, losses={"one": 1, "two": 2})
+    plan = partition(prior=prior).plan(())
+    assert len(plan.metadata()) <= TAKE_LIMIT
+    assert {0, 2, 5_000, 5_500} <= plan.suspects.keys()
+    assert 5_998 not in plan.suspects
+
+
+def test_one_that_kills_is_found_though_its_suspects_do_not_fit() -> None:
+    """When those before it are finished it is among the first, and counts each death."""
+    part, deaths = partition(), 0
+    deliver(part, *range(6_000))
+    for offset in range(0, 6_000, 3):
+        part.hold(offset)
+    plan = commit(part, window=4_000)
+    while part.suspects.get(3_001, Suspect()).deaths < ALONE_AFTER:
+        deaths += 1
+        assert deaths < 12
+        part = died(part, plan)
+        deliver(part, *range(6_000))
+        # It gets some hundred others done before it comes to the one that kills it.
+        done = [
+            o for o in range(part.base, part.base + 600) if o != 3_001 and part.note_delivered(o) is not None
+        ]
+        plan = commit(part, *done, window=4_000)
 
 
 def test_whether_it_is_full_can_be_asked_while_suspects_are_struck_off() -> None:

@@ -587,6 +587,14 @@ async def test_a_worker_that_drains_does_not_join_again() -> None:
     assert not any("subscribe" in step for step in bench.steps)
 
 
+async def test_what_is_assigned_while_a_worker_drains_begins_nothing() -> None:
+    """The drain has marked what was here by then; jobs of this would begin, and be cancelled a second later."""
+    bench = Bench()
+    bench.poller.drain()
+    (part,) = bench.assign(NORMAL)
+    assert part.releasing
+
+
 async def test_what_is_held_is_of_this_membership() -> None:
     bench = Bench()
     bench.assign(NORMAL, TIER)

@@ -156,6 +156,21 @@ async def test_a_process_that_died_while_idle_fails_no_job() -> None:
         assert child not in running.pool._all
 
 
+async def test_the_number_of_a_process_that_ended_long_ago_is_sent_no_signal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The system may have given it to a group of somebody else's."""
+    async with pool_of(jobs.Answers) as running:
+        assert await running.run(jobs.Answers()) == Success()
+        (child,) = running.pool._all
+        os.kill(child.pid, signal.SIGKILL)
+        await child._exit
+        told: list[int] = []
+        monkeypatch.setattr("workers.processes.os.killpg", lambda group, _: told.append(group))
+        assert await child.end() == -signal.SIGKILL
+        assert told == []
+
+
 async def test_a_sigterm_to_all_processes_of_the_service_lets_the_handler_finish(fifo: Path) -> None:
     """Only the worker decides what ends: it may be draining."""
     async with pool_of(jobs.Meets) as running:

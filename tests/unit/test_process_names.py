@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import workers
-from schemas.errors import JobTypeError
+from schemas.errors import JobTypeError, PipelineError
 from schemas.job import _declared
 from tests.support import process_jobs as jobs
 from tests.support.process_pool import pool_of
@@ -213,6 +213,17 @@ async def test_what_a_child_cannot_import_is_an_error_at_the_start(own_module: t
         with pytest.raises(JobTypeError, match="No module named 'no_such_library'"):
             await running.pool.start()
         assert not running.pool._all
+
+
+async def test_what_a_child_cannot_import_because_the_system_is_short_of_something_may_pass(
+    own_module: tuple[Any, Path],
+) -> None:
+    module, file = own_module
+    file.write_text("raise OSError(24, 'Too many open files')", "utf-8")
+    async with pool_of(module.Own) as running:
+        with pytest.raises(PipelineError, match="Too many open files") as refused:
+            await running.pool.start()
+        assert not isinstance(refused.value, JobTypeError)
 
 
 async def test_a_job_whose_process_does_not_start_is_snoozed(own_module: tuple[Any, Path]) -> None:

@@ -14,7 +14,7 @@ from schemas.errors import JobTypeError, PipelineError
 from schemas.job import Job
 from tests.support.executor_bench import Bench, error_of, returns_nothing
 from tests.support.process_pool import Told
-from tests.support.sandbox_jobs import Counts, Ends, Says, Weighed, Weighs, weighs_in_grams
+from tests.support.sandbox_jobs import Counts, Ends, LeavesAThread, Says, Weighed, Weighs, weighs_in_grams
 from workers.message import Message
 from workers.processes import NotStarted, ProcessDied
 from workers.results import JobResult, Success
@@ -33,13 +33,13 @@ class Running:
             self.handlers.register(one)
         self.sandbox = Sandbox(size, self.handlers)
 
-    async def run(self, job: Job) -> tuple[JobResult, Told]:
+    async def run(self, job: Job, *, fresh: bool = False) -> tuple[JobResult, Told]:
         handler = self.handlers.get(job.job_type)
         assert handler is not None
         envelope = {"id": "j", "type": job.job_type, "priority": "normal", "created_at": 0, "source": ""}
         body = handler.job_type.wire.encode(handler.job_type.to_record(job, envelope))
         told = Told(job)
-        return await self.sandbox.run(handler, body, told, on_start=lambda: None), told
+        return await self.sandbox.run(handler, body, told, on_start=lambda: None, fresh=fresh), told
 
 
 @pytest.fixture
@@ -105,6 +105,37 @@ async def test_its_processes_end_when_nothing_has_run_in_them_for_a_while() -> N
     await running.sandbox.close()
 
 
+async def test_a_process_that_dies_of_what_another_job_has_left_behind_proves_nothing() -> None:
+    running = Running(Says, LeavesAThread)
+    try:
+        await running.run(LeavesAThread())
+        with pytest.raises(ProcessDied, match="exit code 9") as died:
+            await running.run(Says(seconds=20.0))
+        assert died.value.after_others
+        result, _ = await running.run(Says(), fresh=True)
+        assert isinstance(result, Success)
+    finally:
+        await running.sandbox.close()
+
+
+async def test_a_job_that_wants_a_process_of_its_own_takes_the_place_of_an_idle_one() -> None:
+    running = Running(Says)
+    try:
+        first, _ = await running.run(Says())
+        again, _ = await running.run(Says())
+        fresh, _ = await running.run(Says(), fresh=True)
+        assert isinstance(first, Success)
+        assert isinstance(again, Success)
+        assert isinstance(fresh, Success)
+        assert first.output == again.output != fresh.output
+        assert first.output is not None
+        async with asyncio.timeout(10):
+            while psutil.pid_exists(first.output["pid"]):
+                await asyncio.sleep(0.01)
+    finally:
+        await running.sandbox.close()
+
+
 def ending_with(bench: Bench, error: Exception) -> None:
     async def end(active: object) -> Any:
         raise error
@@ -125,6 +156,33 @@ async def test_one_whose_own_process_dies_is_dead_lettered_as_the_one_that_kills
         name, reason = error_of(outcome)
         assert name == "worker_lost"
         assert str(reason).endswith("the last time its own: the handler's process died with exit code 7")
+        assert bench.scheduler.running == 0
+
+
+@pytest.mark.parametrize(
+    ("died", "next_in"),
+    [
+        pytest.param(ProcessDied(7, after_others=True), "a fresh process", id="others had run there"),
+        pytest.param(ProcessDied(-9), "the worker", id="the system may be short of memory"),
+    ],
+)
+async def test_a_death_that_is_no_proof_gives_the_job_back(died: ProcessDied, next_in: str) -> None:
+    async with Bench() as bench:
+        deaths = [died]
+
+        async def ends(active: Any) -> Any:
+            if deaths:
+                raise deaths.pop()
+            return Success()
+
+        ending_with(bench, died)
+        bench.executor._in_process = ends  # type: ignore[method-assign]
+        one = bench.add(returns_nothing)
+        (outcome,) = await bench.ended()
+        assert outcome.message is one
+        assert outcome.event != "worker_lost"
+        assert one.kept_out is (next_in == "the worker")
+        assert one.needs_fresh_process is (next_in == "a fresh process")
         assert bench.scheduler.running == 0
 
 

@@ -145,10 +145,24 @@ async def test_nobody_is_judged_while_the_reports_cannot_be_read() -> None:
     bench.signs = Signs({}, complete=False)
     bench.now_ms = LOST_MS + 10 * PATIENCE_MS
     await bench.looks()
-    assert bench.buried == []
+    assert (bench.buried, bench.doubted) == ([], [])
     bench.signs = Signs({"frozen": LOST_MS + 1}, complete=False)
     await bench.judges()
     assert bench.acquitted == [one], "what was read counts"
+
+
+async def test_one_that_nobody_can_judge_runs_alone_once_more() -> None:
+    """Of hundreds of workers nobody can read what they have reported for hours: its key would stand still for ever."""
+    bench = Bench()
+    one = bench.condemned(deaths=("dead", "dead-too", "frozen"))
+    bench.signs = Signs({}, complete=False)
+    await bench.judges()
+    assert (bench.doubted, bench.buried) == ([one], [])
+    assert bench.scheduler.take(NOW_MS) is None
+    commit(one.part)
+    assert take(bench.scheduler) is one
+    assert bench.scheduler.isolated is one
+    assert not bench.verdicts._in_vain
 
 
 async def test_a_worker_whose_name_another_one_has_is_dead_at_once() -> None:
