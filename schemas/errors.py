@@ -115,8 +115,8 @@ class KafkaUnreachable(PipelineError):
     def __init__(self, bootstrap_servers: str, seconds: float, did: str = "answered") -> None:
         self.bootstrap_servers = bootstrap_servers
         super().__init__(
-            f"no Kafka broker {did} at {bootstrap_servers} within {seconds:.0f} s; "
-            "start one with `rustfs-workers up`, or set KAFKA_BOOTSTRAP_SERVERS"
+            f"no Kafka broker {did} at {bootstrap_servers} within {seconds:.0f} s; look whether it runs there. "
+            "KAFKA_BOOTSTRAP_SERVERS names another one; without it `rustfs-workers up` starts one"
         )
 
 

@@ -32,6 +32,8 @@ from streams.settings import Settings
 EARLIEST: OffsetSpec = OffsetSpec.earliest()  # type: ignore[no-untyped-call]
 LATEST: OffsetSpec = OffsetSpec.latest()  # type: ignore[no-untyped-call]
 
+#: Whoever waits longer than that for a first answer waits for nobody; reading may take its time.
+_FIRST_ANSWER_S: Final = 5.0
 _BATCH: Final = 500
 #: Missing topics that an error names.
 _NAMED: Final = 3
@@ -71,14 +73,15 @@ def scan(
 ) -> ScanResult:
     """Call ``each`` for every record of ``topics``, tombstones included; order holds within a partition.
 
-    Blocks: not for an event loop. ``timeout_s`` bounds the reading; finding the ends may take as long again.
+    Blocks: not for an event loop. ``timeout_s`` bounds the reading; finding the ends may take as long again, a first answer
+    five seconds at most.
 
     Raises:
         KafkaUnreachable: no broker answered in time; KafkaRefused: one did, and refused.
         TopicsMismatch: a topic does not exist.
     """
     admin = AdminClient(admin_config(settings))
-    partitions = partitions_of(settings, admin, topics, timeout_s)
+    partitions = partitions_of(settings, admin, topics, min(timeout_s, _FIRST_ANSWER_S))
     return scan_partitions(
         settings, admin, partitions, each, timeout_s=timeout_s, read_committed=read_committed, start=start
     )

@@ -81,6 +81,12 @@ class WorkerConfig:
         ):
             if getattr(self, name) < timedelta(0):
                 raise SettingsError(f"{name} must not be negative, it is {getattr(self, name)}")
+        if self.buffer_low > self.buffer_high:
+            raise SettingsError(
+                f"buffer_low must not be over buffer_high ({self.buffer_high}), it is {self.buffer_low}"
+            )
+        if self.session_timeout <= timedelta(0):
+            raise SettingsError(f"session_timeout must be over 0, it is {self.session_timeout}")
         for priority in PRIORITIES:
             weight = self.priority_weights.get(priority, 0)
             if weight < 1:

@@ -211,8 +211,8 @@ def _say_what_kafka_says(error: Any) -> int:
         return USAGE
     if fact.code() < 0:
         say(
-            f"error: Kafka does not answer: {fact.str()}; "
-            "start one with `rustfs-workers up`, or set KAFKA_BOOTSTRAP_SERVERS"
+            f"error: Kafka does not answer: {fact.str()}; look whether it runs. "
+            "KAFKA_BOOTSTRAP_SERVERS names another one; without it `rustfs-workers up` starts one"
         )
         return UNREACHABLE
     say(f"error: Kafka refused: {fact.str()} ({fact.name()})")

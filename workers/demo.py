@@ -208,6 +208,18 @@ def verify(directory: Path, keys: dict[str, int], progress: Progress) -> int:
     return right
 
 
+def check_place_for_temporary(source: Path, temporary: Path) -> None:
+    """The demo's own directory, which nobody has named, would not lie in what must not change.
+
+    Raises:
+        WrongFolder: it would.
+    """
+    if temporary.resolve().is_relative_to(source.resolve()):
+        raise WrongFolder(
+            f"--source {source} holds {temporary}, where the demo's nodes would be; give --dir a folder outside of it"
+        )
+
+
 def run_demo(source: Path, directory: Path, progress: Progress) -> DemoReport:
     """The whole demo. Blocks; starts and stops a Kafka of its own unless the settings name one.
 

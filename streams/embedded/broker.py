@@ -169,11 +169,12 @@ class EmbeddedBroker:
             return
         if self._lock is not None:  # it has ended by itself
             self.stop()
-        jars, java = class_path(), find_java()
-        began = time.monotonic()
-        deadline = began + timeout_s
+        # First what is known at once: nobody downloads for a directory that cannot be used.
         self._lock = DirectoryLock(self.config.data_dir)
         try:
+            jars, java = class_path(), find_java()
+            began = time.monotonic()
+            deadline = began + timeout_s
             self._start_on_a_free_port(self._java_command(java, jars), deadline, timeout_s)
             write_state(self.config.data_dir, self._state())
             if self.config.detached:

@@ -24,6 +24,7 @@ from streams.embedded import (
     BrokerStartError,
     BrokerStartTimeout,
     DataDirInUse,
+    DataDirUnusable,
     EmbeddedBroker,
     Node,
     PortInUse,
@@ -465,6 +466,15 @@ def test_nothing_is_started_where_a_kafka_is_given(tmp_path: Path) -> None:
     assert json.loads(given.stdout)["address"] == "kafka.example:9092"
     assert "the Kafka at kafka.example:9092 is used" in given.stderr
     assert not (tmp_path / "kafka").exists()
+
+
+def test_nothing_is_downloaded_for_a_directory_that_cannot_be_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streams.embedded.broker.class_path", lambda: pytest.fail("it was downloaded"))
+    (tmp_path / "kafka").touch()
+    with pytest.raises(DataDirUnusable):
+        EmbeddedBroker(BrokerConfig(tmp_path / "kafka")).start()
 
 
 def test_an_error_is_one_line_and_no_trace(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -368,15 +369,36 @@ def test_a_kafka_that_does_not_answer_is_told_once_and_soon(monkeypatch: pytest.
     """Nothing listens on port 1. librdkafka's own lines about it are kept back."""
     monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", "127.0.0.1:1")
 
-    for command in ("topics check", "jobs list", "up"):
+    for command in ("topics check", "jobs list", "dlq list", "up"):
         result = run(*command.split())
 
         assert result.exit_code == 3, command
-        assert result.stderr.startswith("error: no Kafka broker answered at 127.0.0.1:1 within "), (
-            result.stderr
+        told = re.match(
+            r"error: no Kafka broker answered at 127\.0\.0\.1:1 within [345] s; look", result.stderr
         )
+        assert told, result.stderr
         assert "rustfs-workers up" in result.stderr
         assert result.stderr.count("\n") == 1
+
+
+def test_kafka_status_says_what_the_other_commands_use(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", "kafka.example:9092")
+    result = run("kafka", "status", "--data-dir", str(tmp_path))
+    assert result.exit_code == 1
+    assert "the other commands use the Kafka at kafka.example:9092" in result.stderr
+
+
+def test_the_demo_makes_no_directory_in_what_it_must_not_change(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    (tmp_path / "tmp").mkdir()
+    result = run("demo", "--source", str(tmp_path))
+    assert result.exit_code == 2
+    assert "give --dir a folder outside of it" in result.stderr
+    assert list((tmp_path / "tmp").iterdir()) == []
 
 
 def test_up_looks_at_the_nodes_before_it_starts_kafka(monkeypatch: pytest.MonkeyPatch) -> None:

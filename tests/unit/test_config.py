@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -21,3 +23,17 @@ def test_each_priority_has_a_share(weights: Mapping[JobPriority, int]) -> None:
     """With jobs of two that have none, looking for the next turn would never end, and the worker stand still."""
     with pytest.raises(SettingsError, match="priority_weights"):
         WorkerConfig(worker_id="w", priority_weights=weights)
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("buffer_low", {"buffer_low": 11, "buffer_high": 10}),
+        ("session_timeout", {"session_timeout": timedelta(seconds=-1)}),
+        ("tick_ms", {"tick_ms": 0}),
+        ("drain_timeout", {"drain_timeout": timedelta(seconds=-1)}),
+    ],
+)
+def test_what_cannot_be_is_refused_by_name(name: str, wrong: Any) -> None:
+    with pytest.raises(SettingsError, match=name):
+        WorkerConfig(worker_id="w", **wrong)

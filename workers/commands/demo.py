@@ -49,7 +49,7 @@ def demo(
         import signal
         import tempfile
 
-        from workers.demo import default_source, remove_directory, run_demo
+        from workers.demo import check_place_for_temporary, default_source, remove_directory, run_demo
         from workers.progress import shown
 
         configure_logging("warning")
@@ -57,10 +57,14 @@ def demo(
         for number in (signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
                 signal.signal(number, signal.default_int_handler)
+        objects = (source or default_source()).expanduser()
+        if directory is None:
+            # Before it is made: even that would change SOURCE.
+            check_place_for_temporary(objects, Path(tempfile.gettempdir()))
         where = directory or Path(tempfile.mkdtemp(prefix="rustfs-workers-demo-"))
         try:
             with shown() as progress:
-                report = run_demo((source or default_source()).expanduser(), where.expanduser(), progress)
+                report = run_demo(objects, where.expanduser(), progress)
         finally:
             if directory is None:
                 remove_directory(where)

@@ -134,8 +134,12 @@ def status(data_dir: DataDir = None, *, as_json: AsJson = False) -> None:
     with errors_in_one_line():
         from streams.embedded import running_broker
 
-        directory = _directory(data_dir, read_settings())
+        settings = read_settings()
+        directory = _directory(data_dir, settings)
         state = running_broker(directory)
+        given = settings.kafka_bootstrap_servers
+        if given and (state is None or given != state.address):
+            say(f"{_source_of_address(settings)} is set: the other commands use the Kafka at {given}")
         if as_json:
             address, pid = (state.address, state.pid) if state is not None else (None, None)
             emit({"running": state is not None, "address": address, "pid": pid, "data_dir": str(directory)})
