@@ -450,6 +450,9 @@ class Executor:
         self._scheduler.strays += by
 
     async def _in_process(self, active: Active) -> JobResult:
+        in_sandbox = active.message.sandboxed and active.handler.execution != "process"
+        if not in_sandbox and self._processes is None:
+            raise PermanentError("this worker has no process pool; set process_pool_size")
         kind = active.handler.job_type
         # Not the record as it was read: an older writer's may lack fields that the child needs.
         body = kind.wire.encode(kind.to_record(active.decoded.job, dict(active.decoded.record)))
@@ -459,7 +462,7 @@ class Executor:
             active.started_ms, active.since = self._now_ms(), self._steady_ms()
             self._sweep.add(active)
 
-        if active.message.sandboxed:
+        if in_sandbox:
             assert self._sandbox is not None  # noqa: S101 - it has given the job its place
             return await self._sandbox.run(
                 active.handler,
@@ -468,8 +471,7 @@ class Executor:
                 on_start=on_start,
                 fresh=active.message.needs_fresh_process,
             )
-        if self._processes is None:
-            raise PermanentError("this worker has no process pool; set process_pool_size")
+        assert self._processes is not None  # noqa: S101
         return await self._processes.run(active.handler, body, active.context, on_start=on_start)
 
 

@@ -26,7 +26,6 @@ ALONE_AFTER = 2
 SANDBOX_UNTIL = 5
 #: Room for starts on a partition where nothing waits: a job that comes alone starts without waiting for a commit.
 MIN_START_WINDOW = 4
-_SMALL_SPREAD = 1_000
 
 
 class PartitionState:
@@ -275,14 +274,12 @@ class PartitionState:
         return self.top - self.base
 
     def full(self) -> bool:
-        """Whether nothing more may be taken: the map would grow beyond what a commit can carry."""
-        if self.spread >= MAX_SPREAD:
-            return True
-        # The finished part of a map takes a character for six offsets at most: alone it always fits.
-        if not self.suspects or self.spread < _SMALL_SPREAD:
-            return False
-        with self.lock:
-            return len(self._whole_map(self.base, self.done, self.start_limit).metadata()) > TAKE_LIMIT
+        """Whether nothing more may be taken: the map would grow beyond what a commit can carry.
+
+        The finished part of a map takes a character for six offsets at most: alone it always fits. Suspects that do not are left
+        out; to stop because of them would keep out those that have to be finished for the map to become shorter.
+        """
+        return self.spread >= MAX_SPREAD
 
     def rests(self, *, resting: bool) -> bool:
         """Whether the next map has to say that nothing runs here, but for one that runs alone; ``resting`` as for ``plan``."""
@@ -363,12 +360,6 @@ class PartitionState:
 
     def _map(self, base: int, done: set[int], limit: int, *, clean: bool = False) -> OffsetMap:
         """What fits into a commit of it."""
-        whole = self._whole_map(base, done, limit, clean=clean)
-        if not (whole.held or whole.suspects) or len(whole.metadata()) <= TAKE_LIMIT:
-            return whole
-        return _bounded(replace(whole, held=frozenset()))
-
-    def _whole_map(self, base: int, done: set[int], limit: int, *, clean: bool = False) -> OffsetMap:
         suspects = {
             offset: suspect
             for offset, suspect in self.suspects.items()
@@ -377,7 +368,7 @@ class PartitionState:
         # What runs alone when a drain ends it did not kill anybody: a clean map names only those condemned before.
         if not clean and self.alone is not None and self.alone in suspects:
             suspects[self.alone] = Suspect(suspects[self.alone].owners, self.incarnation)
-        return OffsetMap(
+        whole = OffsetMap(
             offset=base,
             finished=frozenset(done),
             start_limit=limit,
@@ -389,6 +380,9 @@ class PartitionState:
             suspects=suspects,
             losses=self.losses if suspects else {},
         )
+        if not (whole.held or whole.suspects) or len(whole.metadata()) <= TAKE_LIMIT:
+            return whole
+        return _bounded(replace(whole, held=frozenset()))
 
 
 def _bounded(whole: OffsetMap) -> OffsetMap:

@@ -131,6 +131,7 @@ class WorkerProcess:
             strict=strict,
             pool=places(config.process_pool_size, [handler.job_type.name for handler in in_processes]),
             sandbox=places(config.sandbox_size, self._sandbox.types),
+            pool_keeps_apart=config.sandbox_size > 0,
         )
         forgotten = self._forgotten = ForgottenTransactions(
             settings, lambda: self.poller.partition_count or 0

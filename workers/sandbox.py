@@ -2,8 +2,9 @@
 
 In:  a job that was unfinished at two deaths of its worker. Out: its result, or that its process has died under it.
 
-Only handlers that another process can make as well: defined in a module, and not made with arguments. What cannot be run
-here has to run alone in the worker itself, see ``workers.time_share``.
+Only handlers that another process can make as well: defined in a module, and not made with arguments. What has a process
+anyway (``execution = "process"``) runs in that. What cannot be run here has to run alone in the worker itself, see
+``workers.time_share``.
 """
 
 from __future__ import annotations

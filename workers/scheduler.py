@@ -72,6 +72,7 @@ class Scheduler:
         max_wait_ms: Mapping[JobPriority, int] | None = None,
         pool: PoolPlaces | None = None,
         sandbox: PoolPlaces | None = None,
+        pool_keeps_apart: bool = False,
         others_first_ms: int = OTHERS_FIRST_MS,
     ) -> None:
         self._buffers: dict[JobPriority, deque[Message]] = {p: deque() for p in PRIORITIES}
@@ -84,6 +85,8 @@ class Scheduler:
         self._pool = pool
         #: None: who was unfinished at two deaths runs alone.
         self._sandbox = sandbox
+        #: What runs in a process of the pool anyway needs no other one, if it was unfinished at two deaths.
+        self._pool_keeps_apart = pool_keeps_apart
         self._pools = tuple(places for places in (pool, sandbox) if places is not None)
         self._alone: deque[Message] = deque()
         self._share = TimeShare(others_first_ms)
@@ -249,8 +252,9 @@ class Scheduler:
                 message.sandboxed = False
                 self._leave_pool(message)
             return self._pool is not None and self._pool.refuses(message)
-        assert self._sandbox is not None  # noqa: S101
-        if self._sandbox.refuses(message):
+        apart = self._apart(message)
+        assert apart is not None  # noqa: S101
+        if apart.refuses(message):
             return True
         message.sandboxed = True
         # A death of its worker counts all the same: it may reach beyond its process.
@@ -259,10 +263,15 @@ class Scheduler:
 
     def _is_for_sandbox(self, message: Message) -> bool:
         """Whether it was unfinished at two deaths, and is to run in a process of its own because of that."""
-        return ALONE_AFTER <= _deaths(message) < SANDBOX_UNTIL and self._fits_into_sandbox(message)
+        return ALONE_AFTER <= _deaths(message) < SANDBOX_UNTIL and self._apart(message) is not None
 
-    def _fits_into_sandbox(self, message: Message) -> bool:
-        return self._sandbox is not None and not message.kept_out and self._sandbox.needs(message)
+    def _apart(self, message: Message) -> PoolPlaces | None:
+        """Where it can be run in a process of its own."""
+        if self._sandbox is not None and not message.kept_out and self._sandbox.needs(message):
+            return self._sandbox
+        if self._pool_keeps_apart and self._pool is not None and self._pool.needs(message):
+            return self._pool
+        return None
 
     def _must_run_alone(self, message: Message) -> bool:
         suspects = message.part.suspects
@@ -272,7 +281,7 @@ class Scheduler:
 
     def _further_deaths(self, message: Message) -> int:
         """At how many deaths it was unfinished beyond those because of which it runs alone."""
-        first = SANDBOX_UNTIL if self._fits_into_sandbox(message) else ALONE_AFTER
+        first = ALONE_AFTER if self._apart(message) is None else SANDBOX_UNTIL
         return max(_deaths(message) - first, 0)
 
     def done(self, message: Message) -> None:

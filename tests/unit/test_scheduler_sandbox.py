@@ -78,7 +78,8 @@ def test_who_cannot_be_run_there_or_has_seen_too_many_deaths_runs_alone(*, kept_
     scheduler = Scheduler(sandbox=PoolPlaces(2, lambda _: True), others_first_ms=0)
     part = dangerous()
     if not kept_out:
-        part.suspects[0] = Suspect(tuple(f"dead-{number}" for number in range(SANDBOX_UNTIL)))
+        owners = tuple(f"dead-{number}" for number in range(SANDBOX_UNTIL))
+        part.suspects[0], part.losses = Suspect(owners), dict.fromkeys(owners, 1)
     one = message(part, 0)
     one.kept_out = kept_out
     arrive(scheduler, one)
@@ -116,3 +117,36 @@ def test_those_of_a_lost_partition_wait_for_no_place() -> None:
     scheduler.purge({part})
     scheduler.done(first)
     take_joined(scheduler, other)
+
+
+def needs_a_process(one: Message) -> bool:
+    return one.offset % 2 == 1
+
+
+def test_who_runs_in_a_process_of_the_pool_anyway_has_its_own_there() -> None:
+    scheduler = Scheduler(
+        pool=PoolPlaces(1, needs_a_process),
+        sandbox=PoolPlaces(2, lambda one: not needs_a_process(one)),
+        pool_keeps_apart=True,
+    )
+    part, others = dangerous(range(4)), open_partition(number=1)
+    quick, first, second, waits = (message(part, offset) for offset in (0, 1, 2, 3))
+    beside = message(others, 0)
+    arrive(scheduler, quick, first, second, waits, beside)
+    commit(part)
+    assert take(scheduler) is beside
+    for one in (quick, first, second):
+        take_joined(scheduler, one)
+    assert scheduler.isolated is None
+    assert scheduler.take(NOW_MS) is None, "the pool has one process"
+    scheduler.done(first)
+    take_joined(scheduler, waits)
+
+
+def test_without_a_sandbox_it_runs_alone_as_before() -> None:
+    scheduler = Scheduler(pool=PoolPlaces(1, needs_a_process), others_first_ms=0)
+    part = dangerous(range(2))
+    one = message(part, 1)
+    arrive(scheduler, one)
+    assert take_alone(scheduler, part) is one
+    assert scheduler.isolated is one
