@@ -56,7 +56,7 @@ _LONG_FILES = (
 
 
 #: Tests with these marks run only if ``-m`` names them: minutes of it, whatever other mark was asked for.
-_ONLY_IF_ASKED_FOR = ("campaign", "thorough")
+_ONLY_IF_ASKED_FOR = ("thorough",)
 
 
 @pytest.hookimpl(trylast=True)

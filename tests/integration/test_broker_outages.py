@@ -24,7 +24,7 @@ from tests.support.deployments import Sample, count_all, settings_for
 from tests.support.memory_directory import memory_directory
 from tests.support.waiting import eventually
 
-pytestmark = [pytest.mark.integration, pytest.mark.distributed]
+pytestmark = [pytest.mark.integration, pytest.mark.distributed, pytest.mark.thorough]
 
 #: Longer than a reconnect takes on a busy machine.
 PATIENCE = timedelta(seconds=3)

@@ -28,7 +28,7 @@ from tests.support.waiting import eventually
 from tests.support.workers import runs
 from workers import WorkerConfig, WorkerManager
 
-pytestmark = [pytest.mark.distributed, pytest.mark.integration]
+pytestmark = [pytest.mark.distributed, pytest.mark.integration, pytest.mark.thorough]
 
 LIMIT = timedelta(seconds=40)
 

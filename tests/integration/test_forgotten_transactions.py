@@ -31,7 +31,7 @@ from tests.support.workers import all_final, runs, workers
 from workers import forgotten
 from workers.forgotten import ForgottenTransactions
 
-pytestmark = [pytest.mark.distributed, pytest.mark.integration]
+pytestmark = [pytest.mark.distributed, pytest.mark.integration, pytest.mark.thorough]
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from tests.support.proxied import proxied_broker
 from tests.support.waiting import eventually
 from tests.support.workers import NO_SANDBOX, all_final, runs, workers
 
-pytestmark = [pytest.mark.distributed, pytest.mark.integration]
+pytestmark = [pytest.mark.distributed, pytest.mark.integration, pytest.mark.thorough]
 
 
 @pytest.fixture(scope="module")

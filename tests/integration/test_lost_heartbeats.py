@@ -22,7 +22,7 @@ from tests.support.proxied import proxied_broker
 from tests.support.waiting import eventually
 from tests.support.workers import WorkerUnderTest, all_final, workers
 
-pytestmark = [pytest.mark.distributed, pytest.mark.integration]
+pytestmark = [pytest.mark.distributed, pytest.mark.integration, pytest.mark.thorough]
 
 #: Twelve partitions of four priorities and eight retry topics.
 ALL = 12 * 12

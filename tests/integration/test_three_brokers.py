@@ -25,7 +25,7 @@ from tests.support.jobs import Fails, Note
 from tests.support.memory_directory import memory_directory
 from tests.support.workers import all_final, workers
 
-pytestmark = [pytest.mark.distributed, pytest.mark.integration]
+pytestmark = [pytest.mark.distributed, pytest.mark.integration, pytest.mark.thorough]
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,12 @@ from tests.support.memory_directory import memory_directory
 from tests.support.waiting import eventually
 from tests.support.workers import runs, workers
 
-pytestmark = [pytest.mark.distributed, pytest.mark.integration, pytest.mark.timeout(240)]
+pytestmark = [
+    pytest.mark.distributed,
+    pytest.mark.integration,
+    pytest.mark.timeout(240),
+    pytest.mark.thorough,
+]
 
 CANCELLED = "no answer from Kafka: everything is cancelled"
 
