@@ -7,8 +7,8 @@ owns a partition; with older ones it takes the offsets of what the member has ke
 Kafka 4.3). So each partition's offsets are sent with metadata from its own assignment: if it was given
 away in between they are refused, even if it has come back, and even if the coordinator had forgotten
 that it was ours and nobody has told us. What was accepted was ours up to then, and goes on with newer
-ones. Refused ones are not renewed before the coordinator has had the time to tell us what it took. What
-is lost and comes straight back was never given away in Kafka's eyes, and the old metadata still count:
+ones. Refused ones are not renewed before the coordinator has had the time to tell us what it took, nor
+if somebody else has committed for the partition. What is lost and comes straight back was never given away in Kafka's eyes, and the old metadata still count:
 so whoever begins anew with it first waits (``settled``).
 
 A commit whose answer we cannot trust is never repeated blindly. It may have succeeded, and then the
@@ -76,8 +76,8 @@ class Membership(Protocol):
         """Of the last assignment; None before the first."""
         ...
 
-    def refused(self, timeout_s: float) -> None:
-        """Kafka refuses metadata of ours: wait until partitions or their metadata have changed."""
+    def refused(self, timeout_s: float) -> Any:
+        """Kafka refuses metadata of ours: wait until partitions have changed, or newer ones, which are returned, may be tried."""
         ...
 
     def rejoin(self) -> None:
@@ -324,7 +324,9 @@ class Committer:
                 case Stale():
                     log.info("group metadata was stale", error=str(error))
                     self.counters.event("stale_metadata")
-                    self._membership.refused(_LOOK_AGAIN_S)
+                    newer = self._membership.refused(_LOOK_AGAIN_S)
+                    if newer is not None:
+                        self._go_on_with(newer, outcomes)
                     if self._stop and failures > _PATIENCE_AT_STOP:
                         return  # the group is gone, and so are our partitions
                 case Refused():
@@ -398,9 +400,7 @@ class Committer:
         written = [self._transactions.records_of(outcome) for outcome in outcomes]
         visible = self._read_what_is_visible(written, began_ms)
         with self._lock:
-            taken = [part for part in owned if part.owned and part.is_taken_over(read[part.place])]
-            for part in taken:
-                part.owned = False
+            taken = self._give_up_what_others_have(owned, read)
             for part in owned:
                 committed = read[part.place]
                 if part.owned and not part.agrees_with(committed):
@@ -412,12 +412,7 @@ class Committer:
             for part in owned:
                 if part.owned:
                     part.adopt(read[part.place])
-        if taken:
-            log.warning(
-                "others have committed for partitions of ours: joining the group again",
-                partitions=sorted({part.partition for part in taken}),
-            )
-            self._membership.rejoin()
+        self._join_again_without(taken)
         left = what_is_left(outcomes, written, read, visible)
         for outcome in left.standing:
             self._count(outcome)
@@ -426,6 +421,37 @@ class Committer:
             log.warning("Kafka has kept a part of a transaction; the rest is written now", outcomes=left.torn)
         self._on_committed()
         return left.missing, visible is not None
+
+    def _go_on_with(self, metadata: Any, outcomes: list[Outcome]) -> None:
+        """Use these for what is ours, if nobody has committed for it meanwhile.
+
+        A coordinator can have forgotten a partition, given it to somebody else, and given it to us again before we have heard of
+        that.
+        """
+        owned, read = self._read_what_stands(outcomes)
+        with self._lock:
+            taken = self._give_up_what_others_have(owned, read)
+            for part in owned:
+                part.metadata = metadata
+        self._join_again_without(taken)
+
+    @staticmethod
+    def _give_up_what_others_have(
+        owned: Iterable[PartitionState], read: Mapping[Place, OffsetMap]
+    ) -> list[PartitionState]:
+        """Under the lock."""
+        taken = [part for part in owned if part.owned and part.is_taken_over(read[part.place])]
+        for part in taken:
+            part.owned = False
+        return taken
+
+    def _join_again_without(self, taken: list[PartitionState]) -> None:
+        if taken:
+            log.warning(
+                "others have committed for partitions of ours: joining the group again",
+                partitions=sorted({part.partition for part in taken}),
+            )
+            self._membership.rejoin()
 
     def _read_what_stands(
         self, outcomes: list[Outcome]

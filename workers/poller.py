@@ -129,6 +129,8 @@ class Poller:
         #: When Kafka refused the metadata of a partition of ours; and newer ones, with the time from which they have to wait.
         self._refused_at = -math.inf
         self._newer: tuple[float, Any] | None = None
+        #: Those that have waited long enough, until the commit thread takes them.
+        self._offered: Any = None
         self._stop = False
         self._drain = False
         self._left = threading.Event()
@@ -167,14 +169,16 @@ class Poller:
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
-    def refused(self, timeout_s: float) -> None:
-        """Kafka refuses metadata of ours. Wait until partitions or their metadata have changed, or for ``timeout_s``.
+    def refused(self, timeout_s: float) -> Any:
+        """Kafka refuses metadata of ours. Wait until partitions have changed or newer metadata may be tried, or for ``timeout_s``.
 
-        For one thread. Returns at once if there was a change since the last call.
+        Returns those, or None. For one thread. Returns at once if there was a change since the last call.
         """
         self._refused_at = time.monotonic()
         self._changed.wait(timeout_s)
         self._changed.clear()
+        offered, self._offered = self._offered, None
+        return offered
 
     def rejoin(self) -> None:
         """Leave the group in order, and join it again. Any thread; it happens at the next round."""
@@ -239,7 +243,7 @@ class Poller:
         self._member_id = consumer.memberid() or ""
 
     def _try_newer_metadata(self, consumer: Consumer, now: float) -> None:
-        """After refusals: if nothing is taken from us for as long as that takes to be told, newer metadata are safe.
+        """After refusals: if nothing is taken from us for as long as that takes to be told, newer metadata can be tried.
 
         Those from before that time: with newer ones would come what has not been told yet. A Kafka older than 4.3 wants them
         after every change of the group; a later one if it has forgotten a partition, and given it to us again.
@@ -249,15 +253,13 @@ class Poller:
         elif self._newer is None:
             self._newer = now, consumer.consumer_group_metadata()
         elif now - self._newer[0] > min(_TOLD_WITHIN * self._lease.seconds, _TOLD_WITHIN_S):
-            self.metadata = self._newer[1]
-            with self._lock:
-                for part in self.parts.values():
-                    part.metadata = self.metadata
-            self._has_changed()
+            self.metadata = self._offered = self._newer[1]
+            self._refused_at, self._newer = -math.inf, None
+            self._changed.set()
 
     def _has_changed(self) -> None:
-        """Partitions, or their metadata: what was refused is another question now."""
-        self._refused_at, self._newer = -math.inf, None
+        """What was refused is another question now."""
+        self._refused_at, self._newer, self._offered = -math.inf, None, None
         self._changed.set()
 
     def _receive(self, received: list[KafkaMessage]) -> None:

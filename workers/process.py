@@ -631,8 +631,8 @@ class _LateMembership:
     def metadata(self) -> Any:
         return self._process.poller.metadata
 
-    def refused(self, timeout_s: float) -> None:
-        self._process.poller.refused(timeout_s)
+    def refused(self, timeout_s: float) -> Any:
+        return self._process.poller.refused(timeout_s)
 
     def rejoin(self) -> None:
         self._process.poller.rejoin()

@@ -69,8 +69,8 @@ def server_properties(
         "group.initial.rebalance.delay.ms": "0",
         "group.consumer.min.session.timeout.ms": "6000",
         "group.consumer.session.timeout.ms": "6000",
-        "group.consumer.min.heartbeat.interval.ms": "1000",
-        "group.consumer.heartbeat.interval.ms": "1000",
+        "group.consumer.min.heartbeat.interval.ms": "500",
+        "group.consumer.heartbeat.interval.ms": "500",
         "transaction.abort.timed.out.transaction.cleanup.interval.ms": "1000",
         # The offsets of an empty group would expire after a week, and a week's jobs would run again.
         "offsets.retention.minutes": "2147483647",

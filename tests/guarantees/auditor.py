@@ -31,8 +31,8 @@ FOLLOWERS: Final = {
 REMAINDER_NS: Final = 1_500_000_000
 #: An outcome waits that long for its commit: a tick and a transaction.
 COMMIT_NS: Final = 2_000_000_000
-#: The same after a broker was away: until the worker has a producer again, or is given up.
-COMMIT_IN_TROUBLE_NS: Final = 12_000_000_000
+#: The same after a broker was away: until the worker has a producer again (one try takes up to 15 s), or is given up.
+COMMIT_IN_TROUBLE_NS: Final = 20_000_000_000
 #: A process that is stopped cannot have lost its partitions sooner: the session of the campaign's brokers, less a heartbeat.
 FENCED_AFTER_NS: Final = 4_500_000_000
 #: Times are set by what a worker knows of its broker's clock: from answers, so it is late by the quickest of them, which in its

@@ -253,10 +253,10 @@ class SimPoller(Poller):
         self.worker.pause_until(lambda: not self.worker._executor.runs_on(parts), timeout_s)
         self.worker._executor.cancel(parts)
 
-    def refused(self, timeout_s: float) -> None:
-        super().refused(0)
+    def refused(self, timeout_s: float) -> Any:
+        self._refused_at = self.worker.now_ms() / 1000
         self.worker.pause_until(self._changed.is_set, timeout_s)
-        self._changed.clear()
+        return super().refused(0)
 
 
 class SimVerdicts(Verdicts):
@@ -610,8 +610,8 @@ class _Membership:
     def metadata(self) -> Any:
         return self._worker.poller.metadata
 
-    def refused(self, timeout_s: float) -> None:
-        self._worker.poller.refused(timeout_s)
+    def refused(self, timeout_s: float) -> Any:
+        return self._worker.poller.refused(timeout_s)
 
     def rejoin(self) -> None:
         self._worker.poller.rejoin()

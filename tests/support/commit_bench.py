@@ -65,6 +65,8 @@ class FakeKafka:
         #: By step: what it does instead of succeeding, once each. An exception that is returned is raised.
         self.faults: dict[str, list[Callable[[FakeProducer], Exception | None]]] = {}
         self.refuse: Callable[[Transaction], Exception | None] = lambda _: None
+        #: Newer metadata, one after another, when those of a partition are refused.
+        self.offered: list[Any] = []
         #: What reading back raises, one after another.
         self.unreadable: list[Exception] = []
         #: The same of looking for records; and since when that was done.
@@ -85,8 +87,9 @@ class FakeKafka:
         self.steps.append("metadata")
         return self.generation
 
-    def refused(self, timeout_s: float) -> None:
+    def refused(self, timeout_s: float) -> Any:
         self.steps.append("refused")
+        return self.offered.pop(0) if self.offered else None
 
     def rejoin(self) -> None:
         self.steps.append("rejoin")

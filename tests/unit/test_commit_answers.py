@@ -157,6 +157,22 @@ def test_a_partition_for_which_an_heir_has_committed_is_given_up(fence_more: int
     assert [list(transaction.fences.values()) for transaction in bench.kafka.committed] == [[{1}]]
 
 
+def test_newer_metadata_are_tried_for_what_nobody_else_has_committed_for() -> None:
+    """The coordinator may have given one away, and back again, before we heard of it."""
+    bench = Bench()
+    other = bench.assign(5, number=1)
+    bench.kafka.stored[other.place] = replace(bench.kafka.stored[other.place], fence=other.fence + 1)
+    bench.kafka.offered = [7]
+    bench.kafka.committed.clear()
+    bench.kafka.fault("offsets", kafka_error(KafkaError.ILLEGAL_GENERATION, abort=True))
+    bench.success(0)
+    bench.success(0, other)
+    bench.tick()
+    assert (bench.part.owned, other.owned) == (True, False)
+    assert bench.kafka.steps.count("rejoin") == 1
+    assert [transaction.fences for transaction in bench.kafka.committed] == [{7: {0}}]
+
+
 def test_what_is_committed_by_our_predecessor_is_no_heirs() -> None:
     bench = Bench()
     bench.kafka.stored[bench.part.topic, bench.part.partition] = replace(
