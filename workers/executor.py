@@ -368,7 +368,7 @@ class Executor:
     def _came_to_nothing(self, message: Message, why: NotStarted | ProcessDied) -> None:
         """In the sandbox. Two workers have died with it, and now a process in which nothing else ran: it is the one that kills.
 
-        Where others had run before it gets a process that is new. If that was killed by somebody, most likely by a system that
+        Where many wait others may have run there before: then it gets a process that is new. If that was killed by somebody, most likely by a system that
         is short of memory, the job runs alone in the worker: the others may have had the memory.
         """
         if isinstance(why, ProcessDied) and not why.after_others and why.code != -signal.SIGKILL:
@@ -469,7 +469,7 @@ class Executor:
                 body,
                 active.context,
                 on_start=on_start,
-                fresh=active.message.needs_fresh_process,
+                fresh=active.message.needs_fresh_process or not self._scheduler.is_sandbox_crowded,
             )
         assert self._processes is not None  # noqa: S101
         return await self._processes.run(active.handler, body, active.context, on_start=on_start)

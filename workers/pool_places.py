@@ -47,6 +47,11 @@ class PoolPlaces:
         """Whether somebody waits for a place and there is one."""
         return len(self._taken) < self._size and any(self._waiting.values())
 
+    @property
+    def waiting(self) -> int:
+        """How many wait for a place."""
+        return sum(map(len, self._waiting.values()))
+
     def refuses(self, message: Message) -> bool:
         """Whether it has to wait; if so, it does, and ``admit`` gives it back. Else it has its place, if it needs one."""
         if message in self._taken or not self.needs(message):
