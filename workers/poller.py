@@ -61,6 +61,9 @@ _TOLD_WITHIN_S: Final = 10.0
 #: Longer than a transaction takes to be tried again.
 _STILL_REFUSED_S: Final = 20.0
 _POSITIONS_EVERY_S: Final = 2.0
+#: What comes after the time that running jobs get: a second for the cancelled ones to end, and the last commit. Without that,
+#: what has ended runs again elsewhere; on a busy machine a transaction takes more than a second.
+_LAST_COMMIT_S: Final = 3.0
 #: What the last transaction for partitions that come back to us may take until it has ended, one way or the other.
 _SETTLED_WITHIN_S: Final = 60.0
 
@@ -562,7 +565,7 @@ class Poller:
         if leaving:
             # And a second for what was cancelled to end.
             self._in_loop(self._release(leaving, self._revoke_timeout_s), self._revoke_timeout_s + 1.5)
-            remaining = self._revoke_timeout_s + 1 - (time.monotonic() - started)
+            remaining = self._revoke_timeout_s + _LAST_COMMIT_S - (time.monotonic() - started)
             if self.leaves_unclean or not self._committer.release(leaving).wait(max(remaining, 0.5)):
                 log.warning("partitions released without a last commit", partitions=_numbers(places))
         self._forget(places)

@@ -134,8 +134,20 @@ class FakeConsumer:
             self.paused.discard((tp.topic, tp.partition))
 
 
+class LastCommit:
+    """Is made at once; remembers how long somebody would have waited for it."""
+
+    def __init__(self) -> None:
+        self.waited_s: list[float] = []
+
+    def wait(self, timeout_s: float) -> bool:
+        self.waited_s.append(timeout_s)
+        return True
+
+
 class FakeCommitter:
     def __init__(self, bench: Bench) -> None:
+        self.last_commit = LastCommit()
         self.bench = bench
         self.parts: set[PartitionState] = set()
         self.counters = Counters()
@@ -153,11 +165,9 @@ class FakeCommitter:
         self.bench.steps.append("settled")
         return self.settles
 
-    def release(self, parts: Iterable[PartitionState]) -> threading.Event:
+    def release(self, parts: Iterable[PartitionState]) -> LastCommit:
         self.bench.note("last commit", parts)
-        done = threading.Event()
-        done.set()
-        return done
+        return self.last_commit
 
 
 class Bench:

@@ -17,7 +17,7 @@ from tests.support.poll_bench import ASSIGNED_MS, LATER_MS, Bench, FakeRecord, j
 from tests.support.waiting import eventually
 from workers import poller as poller_module
 from workers.delay import MAX_HELD_RECORDS
-from workers.offsets import MAX_SPREAD, Place
+from workers.offsets import MAX_SPREAD, PartitionState, Place
 
 pytestmark = pytest.mark.worker_coordination
 
@@ -306,6 +306,25 @@ async def test_a_revoked_partition_is_given_back_after_its_last_commit() -> None
     assert bench.committer.parts == {stays}
     assert (stays.owned, stays.releasing) == (True, False)
     assert bench.round(*records(NORMAL, 0)) == []
+
+
+async def test_the_last_commit_has_its_time_however_little_running_jobs_get(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What has ended and is not committed runs again elsewhere."""
+    bench = Bench()
+    clock = stopped_clock(monkeypatch)
+    bench.poller._revoke_timeout_s = 1.0
+    release = bench.poller._release
+
+    async def slowly(parts: set[PartitionState], timeout_s: float) -> None:
+        clock.now_s += 2.0  # those that were cancelled took all of their second
+        await release(parts, timeout_s)
+
+    bench.poller._release = slowly
+    bench.assign(NORMAL)
+    await bench.revoke(NORMAL)
+    assert bench.committer.last_commit.waited_s == [2.0]
 
 
 async def test_a_worker_that_a_job_may_have_ended_does_not_say_that_it_left_in_order() -> None:
