@@ -28,6 +28,17 @@ LOW: Place = (TOPICS.jobs[JobPriority.LOW], 0)
 TIER: Place = (TOPICS.retry[TIERS[2]], 0)
 
 
+async def change(bench: Bench, what: str, more: Place) -> None:
+    """``more`` comes, or NORMAL is given up or lost."""
+    match what:
+        case "assign":
+            bench.assign(more)
+        case "revoke":
+            await bench.revoke(NORMAL)
+        case _:
+            await bench.lose(NORMAL)
+
+
 def stopped_clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """The poller's; ``now_s`` moves it."""
     clock = SimpleNamespace(now_s=100.0)
@@ -531,13 +542,7 @@ async def test_a_change_of_partitions_begins_the_question_anew(
     bench.poller.refused(0)
     bench.round()
     clock.now_s += 2.6
-    match what:
-        case "assign":
-            bench.assign(TIER)
-        case "revoke":
-            await bench.revoke(NORMAL)
-        case _:
-            await bench.lose(NORMAL)
+    await change(bench, what, TIER)
     bench.round()
     assert bench.poller.refused(0) is None
 
@@ -572,13 +577,7 @@ async def test_a_change_of_partitions_is_told_once(what: str) -> None:
     bench.assign(NORMAL)
     assert is_told(bench)
     assert not is_told(bench)
-    match what:
-        case "assign":
-            bench.assign(BESIDE)
-        case "revoke":
-            await bench.revoke(NORMAL)
-        case _:
-            await bench.lose(NORMAL)
+    await change(bench, what, BESIDE)
     assert is_told(bench)
     assert not is_told(bench)
 
@@ -635,13 +634,7 @@ async def test_while_partitions_come_and_go_the_thread_is_busy(
     seen: list[bool] = []
     for step in ("incremental_assign", "incremental_unassign"):
         monkeypatch.setattr(bench.consumer, step, lambda _: seen.append(bench.poller.held.busy))
-    match what:
-        case "assign":
-            bench.assign(BESIDE)
-        case "revoke":
-            await bench.revoke(NORMAL)
-        case _:
-            await bench.lose(NORMAL)
+    await change(bench, what, BESIDE)
     assert seen == [True]
     assert not bench.poller.held.busy
 
