@@ -8,8 +8,9 @@ Kafka 4.3). So each partition's offsets are sent with metadata from its own assi
 away in between they are refused, even if it has come back, and even if the coordinator had forgotten
 that it was ours and nobody has told us. What was accepted was ours up to then, and goes on with newer
 ones. Refused ones are not renewed before the coordinator has had the time to tell us what it took, nor
-if somebody else has committed for the partition. What is lost and comes straight back was never given away in Kafka's eyes, and the old metadata still count:
-so whoever begins anew with it first waits (``settled``).
+if somebody else has committed for the partition. What is lost and comes straight back was never given
+away in Kafka's eyes, and the old metadata still count: so whoever begins anew with it first waits
+(``settled``).
 
 A commit whose answer we cannot trust is never repeated blindly. It may have succeeded, and then the
 same outcomes would be written twice. A new producer ends whatever is open, the committed offsets and
@@ -571,7 +572,8 @@ def _to_commit(plans: Mapping[PartitionState, OffsetMap]) -> Collection[tuple[An
     for part, plan in plans.items():
         written = plan.metadata()
         if len(written) > MAX_CHARACTERS:
-            # `full()` stops a partition long before; a map that is cut would run finished jobs again.
+            # `full()` bounds what is finished, and suspects that do not fit are left out; a map that is cut would run finished
+            # jobs again.
             raise GroupNotInitialised(
                 f"the map of {part.topic}/{part.partition} has {len(written)} characters, {MAX_CHARACTERS} fit"
             )

@@ -69,7 +69,7 @@ _SETTLED_WITHIN_S: Final = 60.0
 
 
 class Poller:
-    """The group member. ``metadata`` and ``refused`` may be used from any thread."""
+    """The group member. ``metadata`` may be read from any thread; ``refused`` is for the commit thread."""
 
     def __init__(
         self,
