@@ -15,6 +15,7 @@
     │   └── BadHeaders          a header of ours that is not what it should be
     ├── IllegalTransition       a change of state that the table in ``lifecycle`` does not have
     ├── KafkaUnreachable        no broker answered (exit code 3)
+    │   └── NoBroker            somebody else did
     ├── ReadIncomplete          topics could not be read to their end in time
     ├── DeliveryFailed          Kafka did not acknowledge a record
     ├── QueueClosed             the queue was closed while somebody waited for a job
@@ -117,6 +118,18 @@ class KafkaUnreachable(PipelineError):
         super().__init__(
             f"no Kafka broker {did} at {bootstrap_servers} within {seconds:.0f} s; look whether it runs there. "
             "KAFKA_BOOTSTRAP_SERVERS names another one; without it `rustfs-workers up` starts one"
+        )
+
+
+class NoBroker(KafkaUnreachable):
+    """Somebody answered who speaks Kafka's protocol and is no broker, or a very old one."""
+
+    def __init__(self, bootstrap_servers: str) -> None:
+        self.bootstrap_servers = bootstrap_servers
+        PipelineError.__init__(
+            self,
+            f"what answers at {bootstrap_servers} is no Kafka broker for clients: the port of a controller, or a Kafka "
+            "before 4.0; KAFKA_BOOTSTRAP_SERVERS names the brokers' own listeners",
         )
 
 

@@ -17,7 +17,7 @@ from uuid import uuid4
 from confluent_kafka import KafkaError, KafkaException, Producer
 from confluent_kafka.admin import AdminClient
 
-from schemas.errors import KafkaUnreachable, PipelineError, SettingsError
+from schemas.errors import KafkaUnreachable, NoBroker, PipelineError, SettingsError
 from schemas.partitions import LIBRDKAFKA_PARTITIONER
 from schemas.topics import MAX_BATCH_BYTES
 from streams.settings import Settings
@@ -101,6 +101,8 @@ def kafka_failed(settings: Settings, error: KafkaException, seconds: float) -> P
     """What to raise for a request that failed after ``seconds``: whether nobody answered, or somebody refused."""
     kafka_error = error.args[0]
     code = kafka_error.code()
+    if code == KafkaError._UNSUPPORTED_FEATURE:
+        return NoBroker(settings.bootstrap_servers())
     if code in _NO_ANSWER or (code < 0 and code not in _OUR_FAULT):
         return KafkaUnreachable(settings.bootstrap_servers(), seconds)
     return KafkaRefused(

@@ -319,7 +319,7 @@ class Outbox:
             if time.monotonic() > self._give_up_at:
                 producer.purge()
             with self._serving:
-                producer.poll(_POLL_S)
+                self._take_reports(producer, _POLL_S)
 
     def serve(self) -> None:
         """See that delivery reports are served; call it after ``send``, once for many."""
@@ -357,7 +357,20 @@ class Outbox:
     def _poll(self, timeout_s: float) -> None:
         producer = self._producer
         if producer is not None:
+            self._take_reports(producer, timeout_s)
+
+    def _take_reports(self, producer: Producer, timeout_s: float) -> None:
+        """Serve what there is, whichever thread asks.
+
+        An error after which the producer sends nothing any more is raised by its ``poll``; whom it hits goes on, for what
+        is in flight still gets its reports.
+        """
+        try:
             producer.poll(timeout_s)
+        except KafkaException as error:
+            log.warning("producer failed", error=error.args[0].str())
+            # Whoever publishes a schema holds the lock, and waits for a report that only the serving thread can bring.
+            self._broken = self._broken or producer is self._producer
 
     def _look(self) -> None:
         """Take what news there is, without waiting; whoever serves at this moment does so anyway."""
@@ -406,7 +419,7 @@ class Outbox:
                 time.sleep(_POLL_S)
                 continue
             with self._serving:
-                producer.poll(_POLL_S)
+                self._take_reports(producer, _POLL_S)
         return bool(busy)
 
     def _serve(self) -> None:
@@ -435,14 +448,9 @@ class Outbox:
         let_go(ended)
 
     def _on_error(self, error: KafkaError) -> None:
-        """Errors that belong to no record; called from ``poll``."""
+        """Errors that belong to no record, and that a producer survives; called from ``poll``."""
         if error.code() == KafkaError._ALL_BROKERS_DOWN:
             self._doubtful = True
-        if not error.fatal():
-            return
-        log.error("producer failed", error=error.str())
-        # Whoever publishes a schema holds the lock, and waits for a report that only this thread can serve.
-        self._broken = True
 
     def _replace(self) -> None:
         """Records in flight still get their reports from the old producer; new records need a new one."""

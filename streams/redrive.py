@@ -414,20 +414,20 @@ class _Session:
         )
 
     def _write(self, records: Sequence[Written]) -> None:
-        self._producer.poll(0)  # news of connections that were lost while nothing was open
-        self._connection.lost = False
         try:
+            self._producer.poll(0)  # news of connections that were lost while nothing was open
+            self._connection.lost = False
             self._producer.begin_transaction()
             for record in records:
                 self._produce(record)
             self._producer.commit_transaction(TRANSACTION_TIMEOUT_MS / 1000)
+            self._producer.poll(0)
         except KafkaException as error:
             if error.args[0].code() in FENCED:
                 raise RedriveTakenOver(len(self._progress.done)) from error
             raise _Doubt(error.args[0].str()) from error
         # librdkafka repeats a commit whose connection broke by itself, and the late first one may then end up
         # in the next transaction: only a new producer is safe.
-        self._producer.poll(0)
         if self._connection.lost:
             raise _Doubt("the connection broke during a commit")
 

@@ -53,10 +53,14 @@ def publish_schemas(settings: Settings, schemas: Iterable[WireSchema], *, timeou
             refused.append(error)
 
     producer = Producer(producer_config(settings, linger_ms=0, delivery_timeout_s=timeout_s))
-    for schema in schemas:
-        key, value = schema_record(schema)
-        producer.produce(settings.topics.schemas, value, key, 0, on_delivery=reported)
-    if producer.flush(timeout_s):
+    try:
+        for schema in schemas:
+            key, value = schema_record(schema)
+            producer.produce(settings.topics.schemas, value, key, 0, on_delivery=reported)
+        left = producer.flush(timeout_s)
+    except KafkaException as fatal:  # the producer sends nothing any more
+        raise kafka_failed(settings, fatal, timeout_s) from fatal
+    if left:
         raise KafkaUnreachable(settings.bootstrap_servers(), timeout_s)
     for error in refused:
         failure = kafka_failed(settings, KafkaException(error), timeout_s)

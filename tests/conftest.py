@@ -16,7 +16,7 @@ import pytest
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
 
-from streams.embedded import BrokerConfig, EmbeddedBroker, EmbeddedKafkaError
+from streams.embedded import BrokerConfig, EmbeddedBroker, EmbeddedKafkaError, state
 from streams.provision import provision
 from streams.settings import Settings, load_settings
 from tests.support.memory_directory import memory_directory
@@ -32,6 +32,15 @@ def _clean_environment() -> Iterator[None]:
             patch.delenv(name)
     yield
     patch.undo()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _ports_of_its_own() -> Iterator[None]:
+    """A broker that a test kills comes back to its port: no other process of this run may have taken that meanwhile."""
+    number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 16
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(state, "_PORTS", range(12_000 + 500 * number, 12_500 + 500 * number))
+        yield
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -188,7 +188,7 @@ class Transactions:
             Ambiguous, Stale, Refused: it is not surely committed.
         """
         producer = self.producer
-        producer.poll(0)
+        _take_news(producer)
         proof = self._lease.begin()
         self._watch.lost = False
         self._doubtful |= self._introducing
@@ -206,7 +206,7 @@ class Transactions:
             if error.args[0].txn_requires_abort():
                 self._abort(producer, error)
             raise Ambiguous(str(error), fenced=_says_fenced(error)) from error
-        producer.poll(0)
+        _take_news(producer)
         if self._watch.lost:
             raise Ambiguous(
                 "a connection was lost during the transaction, though it was reported as committed"
@@ -293,7 +293,7 @@ class Transactions:
             # Nothing of it can become visible: the next producer ends it, but let Kafka say what stands.
             fenced = _says_fenced(error) or _says_fenced(abort_error)
             raise Ambiguous(f"{error}; and the abort failed: {abort_error}", fenced=fenced) from error
-        producer.poll(0)
+        _take_news(producer)
         if self._watch.lost:
             # librdkafka gives the sequence number of a record whose answer was lost to another one. A broker that has the
             # first one takes the second for its copy, and drops it; the transaction is committed without it all the same.
@@ -326,6 +326,18 @@ def forget_frames(error: BaseException | None) -> None:
         if error.__cause__ is not error.__context__:
             forget_frames(error.__cause__)
         error = error.__context__
+
+
+def _take_news(producer: Producer) -> None:
+    """What librdkafka has to log, lost connections among it.
+
+    Raises:
+        Ambiguous: it has met an error after which it sends nothing any more. ``poll`` raises those.
+    """
+    try:
+        producer.poll(0)
+    except KafkaException as error:
+        raise Ambiguous(str(error), fenced=_says_fenced(error)) from error
 
 
 def _says_fenced(error: Exception) -> bool:

@@ -212,6 +212,9 @@ def test_who_takes_a_transactional_id_ends_what_is_open_and_fences_its_last_owne
     second.commit_transaction(_LIMIT_S)
     error = error_of(lambda: first.commit_transaction(_LIMIT_S))
     assert (error.code() in FENCED, error.fatal()) == (True, True)
+    told = error_of(lambda: first.poll(0))
+    assert (told.code() in FENCED, told.fatal()) == (True, True), "whoever polls is told once more"
+    assert first.poll(0) == 0
     settle([member], lambda: bool(member.values), "the second one's record is read")
     assert member.values == [b"of the second"]
 

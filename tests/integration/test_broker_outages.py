@@ -8,14 +8,17 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
-from schemas.errors import KafkaUnreachable
+from schemas.errors import KafkaUnreachable, NoBroker
 from schemas.jobtype import job_type
 from streams.embedded import BrokerConfig, EmbeddedBroker
+from streams.embedded.properties import Node
+from streams.embedded.state import free_port
 from streams.producer import JobProducer
 from streams.provision import ProvisionReport, provision
 from streams.queue import JobQueue
@@ -61,6 +64,15 @@ def knows_of_the_loss(producer: JobProducer) -> None:
     )
 
 
+def refusal_of(producer: JobProducer) -> type[Exception] | None:
+    try:
+        producer.schedule_job(Sample())
+    except Exception as error:  # noqa: BLE001 - compared by the test
+        time.sleep(0.7)
+        return type(error)
+    return None
+
+
 def together(count: int, call: Callable[[], object]) -> list[object]:
     """What so many threads got, results or errors, that started at once."""
     outcomes: list[object] = []
@@ -102,6 +114,32 @@ def test_threads_learn_of_a_lost_broker_before_they_send_and_go_on_when_it_is_ba
         # In turn they would take thirty-six.
         assert time.monotonic() - began < 12
         bring_back(broker)
+        producer.schedule_job(Sample())
+    assert count_all(settings) == 2, "what was refused was not sent later"
+
+
+def test_who_answers_in_a_brokers_place_is_no_broker_and_ends_no_producer(
+    broker: EmbeddedBroker, settings: Settings, tmp_path: Path
+) -> None:
+    """A controller has taken the port. librdkafka gives up for good when it hears one; whoever asks later finds Kafka again."""
+    provision(settings)
+    port = broker.port
+    with JobProducer(settings, unreachable_after=PATIENCE) as producer:
+        producer.schedule_job(Sample())
+        kill(broker)
+        broker.stop()
+        with (
+            memory_directory(tmp_path / "other") as directory,
+            EmbeddedBroker(
+                BrokerConfig(directory, heap_mb=512, nodes=(Node(1, free_port(), controller_port=port),))
+            ),
+        ):
+            # Each meets the controller a little later than it is made, some within a call and some between two.
+            outcomes = [refusal_of(producer) for _ in range(8)]
+            assert set(outcomes) <= {NoBroker, KafkaUnreachable}
+            assert outcomes.count(NoBroker) > 2
+        broker.config = replace(broker.config, port=port)
+        broker.start()
         producer.schedule_job(Sample())
     assert count_all(settings) == 2, "what was refused was not sent later"
 

@@ -145,6 +145,9 @@ class FakeProducer:
 
     def _step(self, name: str) -> None:
         self.kafka.steps.append(name)
+        self._fail(name)
+
+    def _fail(self, name: str) -> None:
         faults = self.kafka.faults.get(name)
         if faults and (error := faults.pop(0)(self)) is not None:
             raise error
@@ -180,6 +183,7 @@ class FakeProducer:
         self._step("abort")
 
     def poll(self, timeout_s: float) -> int:
+        self._fail("poll")
         while self.kafka.lines:
             assert self.kafka.logger is not None
             self.kafka.logger.log(logging.INFO, self.kafka.lines.pop(0))

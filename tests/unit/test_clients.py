@@ -7,7 +7,7 @@ import pytest
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
 from confluent_kafka.admin import AdminClient
 
-from schemas.errors import KafkaUnreachable
+from schemas.errors import KafkaUnreachable, NoBroker
 from streams import clients
 from streams.settings import Settings, load_settings
 
@@ -91,6 +91,7 @@ def test_nobody_there_is_said_in_time(settings: Settings) -> None:
         (KafkaError._TRANSPORT, KafkaUnreachable),
         (KafkaError._TIMED_OUT, KafkaUnreachable),
         (KafkaError.COORDINATOR_LOAD_IN_PROGRESS, KafkaUnreachable),
+        (KafkaError._UNSUPPORTED_FEATURE, NoBroker),
         (KafkaError._CONFLICT, clients.KafkaRefused),
         (KafkaError.CLUSTER_AUTHORIZATION_FAILED, clients.KafkaRefused),
     ],

@@ -352,6 +352,19 @@ def test_a_producer_that_is_of_no_more_use_is_replaced(error: Exception) -> None
     assert len(bench.kafka.statuses) == 1
 
 
+@pytest.mark.parametrize("polls_before", [0, 1])
+def test_what_ends_a_producer_between_two_calls_costs_it_and_not_the_worker(polls_before: int) -> None:
+    """librdkafka's fatal errors are raised by ``poll``, whatever asked for it: before a transaction, or after a commit."""
+    bench = Bench()
+    for _ in range(polls_before):
+        bench.kafka.fault("poll", lambda _: None)
+    bench.kafka.fault("poll", kafka_error(KafkaError._UNSUPPORTED_FEATURE, fatal=True))
+    bench.success(0)
+    bench.tick()
+    assert bench.kafka.producers == 2
+    assert len(bench.kafka.statuses) == 1, "once"
+
+
 def test_an_abort_that_fails_makes_it_ambiguous() -> None:
     bench = Bench()
     bench.kafka.fault("offsets", kafka_error(KafkaError.ILLEGAL_GENERATION, abort=True))

@@ -5,6 +5,7 @@ import queue
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,6 +22,7 @@ from streams.producer import JobProducer
 from streams.settings import load_settings
 from tests.support.jobs import Note
 from tests.support.messages import TOPICS
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.job_processing
 
@@ -152,6 +154,8 @@ class FakeProducer:
         self.in_flight: list[tuple[bytes, Ticket]] = []
         self.reports: queue.SimpleQueue[tuple[int | None, bytes, Ticket]] = queue.SimpleQueue()
         self.unreported = 0
+        #: What ``poll`` raises next.
+        self.fatal: KafkaException | None = None
 
     def __len__(self) -> int:
         return self.unreported
@@ -172,7 +176,14 @@ class FakeProducer:
         while self.in_flight:
             self.reports.put((error, *self.in_flight.pop()))
 
+    def break_down(self) -> None:
+        """It sends nothing any more. ``poll`` says so, once."""
+        self.fatal = KafkaException(KafkaError(KafkaError._UNSUPPORTED_FEATURE, "made up", fatal=True))
+
     def poll(self, timeout_s: float) -> None:
+        fatal, self.fatal = self.fatal, None
+        if fatal is not None:
+            raise fatal
         try:
             error, key, ticket = (
                 self.reports.get(timeout=timeout_s) if timeout_s else self.reports.get_nowait()
@@ -335,7 +346,9 @@ def test_a_fatal_error_costs_the_producer_and_no_report(outbox: Outbox, broker: 
     outbox.send(job(1), before.ticket)
     before.seal(1)
     broken = broker.producers[0]
-    broken.on_error(KafkaError(KafkaError._FATAL, "made up", fatal=True))
+    broken.break_down()
+    outbox.serve()
+    eventually(lambda: outbox._broken, 5, "the serving thread has heard of it")
     outbox.send(job(2), after.ticket)
     after.seal(1)
     assert len(broker.producers) == 2
@@ -349,16 +362,48 @@ def test_a_fatal_error_costs_the_producer_and_no_report(outbox: Outbox, broker: 
 
 def test_a_fatal_error_while_a_schema_is_published_stops_nobody(outbox: Outbox, broker: Broker) -> None:
     """Who publishes holds the lock until the report is there, and both come through the same thread."""
-    outbox.producer()
+    waited = Waited()
+    outbox.send(job(), waited.ticket)
+    waited.seal(1)
     broken = broker.producers[0]
     with outbox._lock:
-        serving = threading.Thread(
-            target=lambda: broken.on_error(KafkaError(KafkaError._FATAL, "made up", fatal=True))
-        )
-        serving.start()
-        serving.join(5)
-        assert not serving.is_alive()
+        broken.break_down()
+        outbox.serve()
+        eventually(lambda: outbox._broken, 5, "the serving thread has heard of it")
+        broken.report()
+        assert waited.finished()
     outbox.producer()
+    assert len(broker.producers) == 2
+
+
+def test_a_fatal_error_is_nobodys_exception(outbox: Outbox, broker: Broker) -> None:
+    """Whoever looks for news meets it: a caller that asks whether it may send, or a bulk that waits for reports."""
+    outbox.prepare()
+    looks: list[Callable[[], object]] = [outbox._look, partial(outbox.ready_for, STATUS), outbox.prepare]
+    for number, look in enumerate(looks, start=1):
+        broker.producers[-1].break_down()
+        look()
+        outbox.prepare()
+        assert len(broker.producers) == number + 1
+    with outbox.bulk() as serve:
+        broker.producers[-1].break_down()
+        serve(0)
+    outbox.prepare()
+    assert len(broker.producers) == 5
+
+
+def test_an_old_producers_fatal_error_does_not_cost_the_new_one(outbox: Outbox, broker: Broker) -> None:
+    waited = Waited()
+    outbox.send(job(), waited.ticket)
+    waited.seal(1)
+    old = broker.producers[0]
+    outbox._broken = True
+    outbox.prepare()
+    old.break_down()
+    outbox.serve()
+    old.report()
+    assert waited.finished()
+    outbox.send(job(2), Ticket(lambda: None))
     assert len(broker.producers) == 2
 
 

@@ -204,6 +204,20 @@ def test_a_connection_lost_during_a_commit_makes_its_success_doubtful(cemetery: 
     assert len(report.redriven) == 3
 
 
+@pytest.mark.parametrize("polls_before", [0, 1])
+def test_what_ends_a_producer_between_two_calls_costs_it_and_no_letter(
+    cemetery: Cemetery, polls_before: int
+) -> None:
+    """librdkafka's fatal errors are raised by ``poll``: before a transaction, or after a commit."""
+    for _ in range(polls_before):
+        cemetery.kafka.fault("poll", lambda _: None)
+    cemetery.kafka.fault("poll", kafka_error(KafkaError._UNSUPPORTED_FEATURE, fatal=True))
+    report = run()
+    assert cemetery.kafka.producers == 2
+    assert cemetery.lives == cemetery.each_once
+    assert len(report.redriven) == 3
+
+
 @pytest.mark.parametrize("kept", [TOPICS.status, TOPICS.jobs[JobPriority.HIGH]])
 def test_the_other_half_of_a_torn_life_is_written(cemetery: Cemetery, kept: str) -> None:
     """With its status alone it would be pending for ever; with its record alone it would be redriven a second time."""

@@ -6,7 +6,8 @@ Each is for one thread, as theirs are.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
@@ -80,6 +81,9 @@ class MemoryProducer:
         self._in_transaction = False
         #: What went wrong with a record: the commit says so, as librdkafka's does.
         self._failure: KafkaException | None = None
+        #: What has ended this producer, until ``poll`` has raised it too, as librdkafka's does.
+        self._fatal: KafkaException | None = None
+        self._ended = False
         self._reports: deque[Callable[[], None]] = deque()
 
     def init_transactions(self, timeout: float = -1) -> None:
@@ -121,9 +125,13 @@ class MemoryProducer:
             self.kafka.append(topic, partition, key, value, headers, transaction)
         except KafkaException as error:
             self._failure = self._failure or error
+            self._remember(error)
 
     def poll(self, timeout: float = 0) -> int:
-        """Serve delivery reports; how many."""
+        """Serve delivery reports; how many. Raises KafkaException once, if an error has ended this producer."""
+        fatal, self._fatal = self._fatal, None
+        if fatal is not None:
+            raise fatal
         served = len(self._reports)
         while self._reports:
             self._reports.popleft()()
@@ -142,7 +150,7 @@ class MemoryProducer:
     ) -> None:
         """Raises KafkaException if this producer is fenced, or the member is not what its metadata says any more."""
         self.kafka.on_step("offsets", self)
-        with self.kafka.lock:
+        with self.kafka.lock, self._remembering():
             transaction = self.kafka.open_transaction(
                 self._id(), self.producer_id, self.epoch, self._timeout_ms
             )
@@ -177,8 +185,21 @@ class MemoryProducer:
     def _end(self, *, commit: bool) -> None:
         if not self._in_transaction:
             raise KafkaException(KafkaError(KafkaError._STATE, "no transaction has begun"))
-        self.kafka.end_transaction(self._id(), self.producer_id, self.epoch, commit=commit)
+        with self._remembering():
+            self.kafka.end_transaction(self._id(), self.producer_id, self.epoch, commit=commit)
         self._in_transaction = False
+
+    @contextmanager
+    def _remembering(self) -> Iterator[None]:
+        try:
+            yield
+        except KafkaException as error:
+            self._remember(error)
+            raise
+
+    def _remember(self, error: KafkaException) -> None:
+        if error.args[0].fatal() and not self._ended:
+            self._fatal, self._ended = error, True
 
     def _id(self) -> str:
         if self.transactional_id is None:
