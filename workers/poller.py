@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
@@ -29,6 +28,7 @@ from streams.partition_counts import changed
 from streams.raw_headers import raw_headers
 from workers.delay import MAX_TOTAL_BYTES
 from workers.duplicates import DuplicateWindow
+from workers.group_metadata import GroupMetadata
 from workers.membership_watch import Held
 from workers.message import Message
 from workers.offsets import PartitionState, Place
@@ -55,11 +55,6 @@ MAX_BYTES_BEHIND_KEYS: Final = 4 * 1024 * 1024
 _IDLE_POLL_S: Final = 0.1
 _BUSY_POLL_S: Final = 0.005
 _MEMBER_ID_EVERY_S: Final = 1.0
-#: Of the lease, and at most: within it a heartbeat or two have been answered.
-_TOLD_WITHIN: Final = 0.5
-_TOLD_WITHIN_S: Final = 10.0
-#: Longer than a transaction takes to be tried again.
-_STILL_REFUSED_S: Final = 20.0
 _POSITIONS_EVERY_S: Final = 2.0
 #: What comes after the time that running jobs get: a second for the cancelled ones to end, and the last commit. Without that,
 #: what has ended runs again elsewhere; on a busy machine a transaction takes more than a second.
@@ -69,7 +64,7 @@ _SETTLED_WITHIN_S: Final = 60.0
 
 
 class Poller:
-    """The group member. ``metadata`` may be read from any thread; ``refused`` is for the commit thread."""
+    """The group member."""
 
     def __init__(
         self,
@@ -125,15 +120,8 @@ class Poller:
         self._on_answer = on_answer
         #: Partitions that each topic had when the worker started; set before ``start``.
         self.partition_count: int | None = None
-        #: Of the group, from the last assignment.
-        self.metadata: Any = None
+        self.metadata = GroupMetadata(lease)
         self._member_id_at = 0.0
-        self._changed = threading.Event()
-        #: When Kafka refused the metadata of a partition of ours; and newer ones, with the time from which they have to wait.
-        self._refused_at = -math.inf
-        self._newer: tuple[float, Any] | None = None
-        #: Those that have waited long enough, until the commit thread takes them.
-        self._offered: Any = None
         self._stop = False
         self._drain = False
         self._left = threading.Event()
@@ -171,17 +159,6 @@ class Poller:
         self._stop = True
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
-
-    def refused(self, timeout_s: float) -> Any:
-        """Kafka refuses metadata of ours. Wait until partitions have changed or newer metadata may be tried, or for ``timeout_s``.
-
-        Returns those, or None. For one thread. Returns at once if there was a change since the last call.
-        """
-        self._refused_at = time.monotonic()
-        self._changed.wait(timeout_s)
-        self._changed.clear()
-        offered, self._offered = self._offered, None
-        return offered
 
     def rejoin(self) -> None:
         """Leave the group in order, and join it again. Any thread; it happens at the next round."""
@@ -231,7 +208,7 @@ class Poller:
         if now - self._member_id_at > _MEMBER_ID_EVERY_S:
             self._member_id_at = now
             self._member_id = consumer.memberid() or ""
-        self._try_newer_metadata(consumer, now)
+        self.metadata.look_for_newer(consumer, now)
         if first is not None:
             # poll() waits, consume() with no time does not: together they return what there is, at once
             more = consumer.consume(_TIER_ROUND if first.topic() in self._topics.tier_of else _ROUND, 0)
@@ -240,30 +217,6 @@ class Poller:
         if first is None and now - self._positions_at > _POSITIONS_EVERY_S:
             self._positions_at = now
             self._note_positions(consumer)
-
-    def _take_metadata(self, consumer: Consumer) -> None:
-        self.metadata = consumer.consumer_group_metadata()
-        self._member_id = consumer.memberid() or ""
-
-    def _try_newer_metadata(self, consumer: Consumer, now: float) -> None:
-        """After refusals: if nothing is taken from us for as long as that takes to be told, newer metadata can be tried.
-
-        Those from before that time: with newer ones would come what has not been told yet. A Kafka older than 4.3 wants them
-        after every change of the group; a later one if it has forgotten a partition, and given it to us again.
-        """
-        if now - self._refused_at > _STILL_REFUSED_S:
-            self._newer = None
-        elif self._newer is None:
-            self._newer = now, consumer.consumer_group_metadata()
-        elif now - self._newer[0] > min(_TOLD_WITHIN * self._lease.seconds, _TOLD_WITHIN_S):
-            self.metadata = self._offered = self._newer[1]
-            self._refused_at, self._newer = -math.inf, None
-            self._changed.set()
-
-    def _has_changed(self) -> None:
-        """What was refused is another question now."""
-        self._refused_at, self._newer, self._offered = -math.inf, None, None
-        self._changed.set()
 
     def _receive(self, received: list[KafkaMessage]) -> None:
         parts, priority_of, tier_of = self.parts, self._topics.priority_of, self._topics.tier_of
@@ -423,7 +376,8 @@ class Poller:
 
     def _assign(self, consumer: Consumer, assigned: list[TopicPartition]) -> None:
         started = time.monotonic()
-        self._take_metadata(consumer)
+        self.metadata.take(consumer)
+        self._member_id = consumer.memberid() or ""
         places = self._known(assigned)
         if not places:
             consumer.incremental_assign([])
@@ -453,12 +407,12 @@ class Poller:
         self._was_late = False
         with self._lock:
             for state in states:
-                state.metadata = self.metadata
+                state.metadata = self.metadata.current
                 # A drain that has begun meanwhile has marked only what was here by then.
                 state.releasing = self._drain
                 self.parts[state.topic, state.partition] = state
             self._committer.parts = set(self.parts.values())
-        self._has_changed()
+        self.metadata.partitions_changed()
         starts = self._starts({state.place: state.base for state in states})
         consumer.incremental_assign(starts)
         # One that was paused when it was taken from us is still paused for librdkafka, and would be for ever.
@@ -602,7 +556,7 @@ class Poller:
         self._paused -= set(places)
         self._looking_back -= set(places)
         self._copies.forget({partition for _, partition in places})
-        self._has_changed()
+        self.metadata.partitions_changed()
 
     def _in_loop(self, work: Coroutine[Any, Any, None], timeout_s: float) -> None:
         """Run it in the event loop and wait, but not for ever: a handler may block the loop."""

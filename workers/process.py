@@ -24,8 +24,6 @@ from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-d
 
 from schemas.codec import Codec
 from schemas.errors import KafkaUnreachable, PipelineError
-from schemas.records import JobCounter, WorkerReport, encode_report
-from schemas.topics import JobPriority
 from streams.clients import admin_config, kafka_failed, producer_config, worker_consumer_config
 from streams.clients import log as client_log
 from streams.group_members import Member, describe_member
@@ -36,6 +34,7 @@ from streams.schemas_topic import schema_lookup
 from streams.settings import Settings
 from streams.visible import Written, visible_records
 from workers.active import RELEASED
+from workers.arrivals import Arrivals
 from workers.children import ChildJobs
 from workers.clock import BrokerClock
 from workers.commit import Committer
@@ -49,8 +48,7 @@ from workers.key_places import KeyPlaces
 from workers.lease import Lease
 from workers.membership_watch import MembershipWatch, lost_heartbeats
 from workers.message import Message
-from workers.offsets import PartitionState, Place
-from workers.outcome import Outcome
+from workers.offsets import Place
 from workers.own_schemas import introduce, own_schemas
 from workers.partition_watch import PartitionWatch
 from workers.poller import Poller
@@ -61,7 +59,8 @@ from workers.rival import FenceCount, find_rival, worker_id_taken
 from workers.router import Router
 from workers.sandbox import Sandbox
 from workers.scheduler import Scheduler
-from workers.survivors import CUT_OFF, LEFT, Signs, signs_of_life
+from workers.self_report import SelfReport, state_of
+from workers.survivors import Signs, signs_of_life
 from workers.takeover import CommittedOffsets
 from workers.verdicts import Verdicts
 from workers.worker import Handlers
@@ -77,8 +76,6 @@ _VISIBLE_S: Final = 20.0
 _PAUSE_S: Final = 0.5
 #: So far the clocks of brokers may be apart.
 _CLOCKS_DIFFER_MS: Final = 30_000
-#: Our own jobs come to their topic less than a second before their time; clocks may differ a little.
-_LONGEST_HOLD_MS: Final = 2_000
 
 
 class WorkerProcess:
@@ -102,11 +99,8 @@ class WorkerProcess:
         self.left_behind = 0
         self._lock = threading.Lock()
         self._clock = BrokerClock()
-        self._started_ms = time.time_ns() // 1_000_000
-        self._sequence = 0
         self._lease = Lease(_lease_s(config.session_timeout / timedelta(seconds=1)))
         self._cut_off = False
-        self._delay_timer: asyncio.TimerHandle | None = None
         self._lease_timer: asyncio.TimerHandle | None = None
         self._draining = False
         #: A drain has come to its end: nothing that could be ended runs any more.
@@ -114,7 +108,6 @@ class WorkerProcess:
         self._stopping = False
         self._schemas = schema_lookup(settings, codec.store)
         self._router = Router(self._topics)
-        self._key_places = KeyPlaces(settings.partitions)
         self._delays = Delays()
         decoder = Decoder(codec, handlers, config, self._learn_schema)
         weights, strict = config.priority_weights, config.strict_priorities
@@ -191,6 +184,17 @@ class WorkerProcess:
             doubted=self._doubted,
             on_failure=self._fail,
         )
+        self._arrivals = Arrivals(
+            delays=self._delays,
+            scheduler=self._scheduler,
+            committer=self._committer,
+            router=self._router,
+            verdicts=self._verdicts,
+            worker_name=config.name,
+            now_ms=self._clock.now_ms,
+            loop=self._loop,
+            wake=self._executor.wake,
+        )
         self.poller = Poller(
             make_consumer=self._make_consumer,
             topics=self._topics,
@@ -211,11 +215,20 @@ class WorkerProcess:
             log_ends=functools.partial(self._ask_for_offsets, LATEST),
             revoke_timeout_s=config.revoke_timeout / timedelta(seconds=1),
             release=functools.partial(self._executor.release, only_who_may_end=True),
-            purge=self._purge,
+            purge=self._arrivals.purge,
             deliver=self._deliver,
             on_failure=self._fail,
             on_refusal=self._refuse,
             on_answer=self._lease.answered,
+        )
+        self._self_report = SelfReport(
+            codec=codec,
+            worker_name=config.name,
+            incarnation=self.incarnation,
+            job_types=handlers.types,
+            poller=self.poller,
+            scheduler=self._scheduler,
+            counters=self._committer.counters,
         )
         self._membership = MembershipWatch(
             held=lambda: self.poller.held,
@@ -256,7 +269,7 @@ class WorkerProcess:
         except KafkaException as error:
             raise kafka_failed(self._settings, error, _ANSWER_S) from error
         await self._processes.start()
-        self._key_places = KeyPlaces(count)
+        self._arrivals.key_places = KeyPlaces(count)
         # Beside what follows: on a Kafka that has just been started a new producer waits half a second.
         self._committer.start()
         try:
@@ -300,7 +313,7 @@ class WorkerProcess:
             parts = set(self.poller.parts.values())
             for part in parts:
                 part.releasing = True
-        self._purge(parts)
+        self._arrivals.purge(parts)
         running = len(self._executor.active)
         await self._executor.release(parts, timeout_s)
         released = self._committer.release(parts)
@@ -320,9 +333,9 @@ class WorkerProcess:
         await self._hanging.stop()
         await self._membership.stop()
         await self._verdicts.stop()
-        for timer in (self._delay_timer, self._lease_timer):
-            if timer is not None:
-                timer.cancel()
+        self._arrivals.stop()
+        if self._lease_timer is not None:
+            self._lease_timer.cancel()
         if not await asyncio.to_thread(self.poller.stop, 10.0):
             log.error("poll thread did not end", worker=self.config.name)
         if not await asyncio.to_thread(self._committer.stop, 10.0):
@@ -350,7 +363,7 @@ class WorkerProcess:
     # --- from the poll thread -------------------------------------------------------------------
 
     def _deliver(self, messages: list[Message]) -> None:
-        self._tell_the_loop(self._arrive, messages)
+        self._tell_the_loop(self._arrivals.arrive, messages)
 
     def _committed_one(self) -> None:
         self._tell_the_loop(self._after_commit)
@@ -395,41 +408,6 @@ class WorkerProcess:
 
     # --- in the event loop ----------------------------------------------------------------------
 
-    def _arrive(self, messages: list[Message]) -> None:
-        now = self._clock.now_ms()
-        ready: list[Message] = []
-        held = False
-        misplaced = self._key_places.misplaced(messages)
-        if misplaced:
-            self._committer.counters.event("misplaced_keys", misplaced)
-        for message in messages:
-            if message.delivery.delay_ms:
-                # Less than a second: no broker has stamped it, so it counts from when it came. Who was to run has waited.
-                waited_ms = message.delivery.delay_ms if message.lost_worker else 0
-                message.delivery = message.delivery.counted_from(now - waited_ms)
-            if message.tier is not None:
-                self._delays.hold((message,))
-                held = True
-            elif message.copy:
-                self._drop_copy(message)
-            elif message.lost_worker:
-                self._verdicts.expect((message,))
-                ready.append(message)
-            elif message.delivery.not_before_ms > now + _LONGEST_HOLD_MS:
-                # Written to a job topic by a producer of another kind: it would hold up its partition, and then its priority.
-                self._committer.emit(self._router.forward(message, now, self.config.name))
-                self._scheduler.leave(message)
-            elif message.delivery.not_before_ms > now:
-                self._delays.hold_until(message, message.delivery.not_before_ms)
-                held = True
-            else:
-                ready.append(message)
-        if held:
-            self._arm_delays()
-        if ready:
-            self._scheduler.add(ready)
-            self._executor.wake()
-
     def _acquitted(self, message: Message) -> None:
         log.info("job goes on: its lost worker is alive", at=message.where)
         self._committer.counters.event("acquitted")
@@ -455,52 +433,6 @@ class WorkerProcess:
     def _buried(self, message: Message) -> None:
         self._committer.emit(self._router.worker_lost(message, self.config.name, self._clock.now_ms()))
         self._executor.wake()
-
-    def _drop_copy(self, message: Message) -> None:
-        log.warning(
-            "copy of a record skipped", job_id=message.job_id.decode("ascii", "replace"), at=message.where
-        )
-        self._committer.emit(Outcome(message, None, event="duplicates"))
-        if message.priority is not None:
-            self._scheduler.leave(message)
-
-    def _arm_delays(self) -> None:
-        due = self._delays.next_due_ms()
-        if self._delay_timer is not None:
-            self._delay_timer.cancel()
-            self._delay_timer = None
-        if due is not None:
-            wait_s = max((due - self._clock.now_ms()) / 1000, 0.0)
-            self._delay_timer = self._loop.call_later(min(wait_s, 3600.0), self._on_due)
-
-    def _on_due(self) -> None:
-        self._delay_timer = None
-        now = self._clock.now_ms()
-        ready: list[Message] = []
-        for message in self._delays.take_due(now):
-            if not message.part.owned or message.part.releasing:
-                if message.priority is not None:
-                    self._scheduler.leave(message)
-            elif message.tier is None:
-                ready.append(message)
-            elif message.copy:
-                self._drop_copy(message)
-            elif message.problem is not None:
-                unreadable = self._router.unreadable(message, message.problem, now, self.config.name)
-                self._committer.emit(unreadable)
-            else:
-                self._committer.emit(self._router.forward(message, now, self.config.name))
-        if ready:
-            self._scheduler.add(ready)
-            self._executor.wake()
-        self._arm_delays()
-
-    def _purge(self, parts: set[PartitionState]) -> None:
-        for message in self._delays.purge(parts):
-            if message.priority is not None:
-                self._scheduler.leave(message)
-        self._scheduler.purge(parts)
-        self._verdicts.purge(parts)
 
     def _after_commit(self) -> None:
         self._scheduler.unpark()
@@ -578,42 +510,18 @@ class WorkerProcess:
         session_ms = group_session_timeout_ms(self._settings, AdminClient(admin_config(self._settings)))
         return self._lease.seconds if session_ms is None else _lease_s(session_ms / 1000)
 
-    def _report(self, state: str) -> bytes:
-        self._sequence += 1
-        counters = self._committer.counters
-        report = WorkerReport(
-            worker_id=self.config.name,
-            incarnation=self.incarnation,
-            sequence=self._sequence,
-            started_at=self._started_ms,
-            at=time.time_ns() // 1_000_000,
-            host=socket.gethostname(),
-            state=self._state(state),
-            job_types=self._handlers.types,
-            partitions=self.poller.partitions,
-            running=self._scheduler.running,
-            buffered=len(self._scheduler),
-            counters=tuple(
-                JobCounter(job_type, JobPriority(priority), job_state, count)
-                for (job_type, priority, job_state), count in sorted(counters.jobs.copy().items())
-            ),
-            events=dict(counters.events),
-        )
-        return encode_report(self._codec, report)
+    def _report(self, asked: str) -> bytes:
+        return self._self_report.encoded(self._state(asked))
 
-    def _state(self, state: str) -> str:
-        """Ended before its end: a successor must not take the last words of one that has failed for a sign of life."""
-        if (
-            state == "stopped"
-            and self._drained
-            and not (self.poller.leaves_unclean or self._executor.left_behind)
-        ):
-            return LEFT
-        if self._cut_off:
-            return CUT_OFF
-        if self._stopping or self.failure.done():
-            return "stopped"
-        return "draining" if self._draining and state == "running" else state
+    def _state(self, asked: str) -> str:
+        return state_of(
+            asked=asked,
+            cut_off=self._cut_off,
+            draining=self._draining,
+            stopping=self._stopping,
+            failed=self.failure.done(),
+            left_in_order=self._drained and not (self.poller.leaves_unclean or self._executor.left_behind),
+        )
 
 
 def _lease_s(session_s: float) -> float:
@@ -629,10 +537,10 @@ class _LateMembership:
 
     @property
     def metadata(self) -> Any:
-        return self._process.poller.metadata
+        return self._process.poller.metadata.current
 
     def refused(self, timeout_s: float) -> Any:
-        return self._process.poller.refused(timeout_s)
+        return self._process.poller.metadata.refused(timeout_s)
 
     def rejoin(self) -> None:
         self._process.poller.rejoin()

@@ -76,11 +76,14 @@ def _last_assignment_proves_all() -> Any:
 def _refused_is_tried_with_newer() -> Any:
     """Refused metadata are renewed at once, before a partition that was taken from us has been given up."""
 
-    def renews(self: Poller, consumer: Any, _now: float) -> None:
+    control_flow = Poller._control_flow
+
+    def renews(self: Poller, consumer: Any) -> None:
         for part in self.parts.values():
             part.metadata = consumer.consumer_group_metadata()
+        control_flow(self, consumer)
 
-    return patch.object(Poller, "_try_newer_metadata", renews)
+    return patch.object(Poller, "_control_flow", renews)
 
 
 def _comes_back_too_soon() -> Any:

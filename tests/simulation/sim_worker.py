@@ -23,6 +23,7 @@ from streams.visible import Written, places_of
 from tests.simulation.hub import Actor, CheckedLock
 from tests.simulation.sim_jobs import SimJob
 from tests.simulation.sim_loop import SimLoop
+from workers.arrivals import Arrivals
 from workers.children import ChildJobs
 from workers.commit import Committer
 from workers.config import WorkerConfig
@@ -253,11 +254,6 @@ class SimPoller(Poller):
         self.worker.pause_until(lambda: not self.worker._executor.runs_on(parts), timeout_s)
         self.worker._executor.cancel(parts)
 
-    def refused(self, timeout_s: float) -> Any:
-        self._refused_at = self.worker.now_ms() / 1000
-        self.worker.pause_until(self._changed.is_set, timeout_s)
-        return super().refused(0)
-
 
 class SimVerdicts(Verdicts):
     """Looks when the seed says so."""
@@ -340,10 +336,9 @@ class SimWorker(WorkerProcess):
         self._lease = Lease(world.session_ms / 1000 - 1, lambda: world.now_ms / 1000)
         self._cut_off = False
         self._reporter: Any = _Reporter()
-        self._delay_timer = self._lease_timer = None
-        self._draining = self._stopping = self.can_drain = False
+        self._lease_timer = None
+        self._draining = self._drained = self._stopping = self.can_drain = False
         self._router = Router(self._topics)
-        self._key_places = KeyPlaces(world.partitions)
         self._delays = Delays()
         self._scheduler = Scheduler(sandbox=PoolPlaces(1, lambda _: True) if world.has_sandbox else None)
         self.logger: Any = None
@@ -384,6 +379,18 @@ class SimWorker(WorkerProcess):
             doubted=self._doubted,
             on_failure=self._fail,
         )
+        self._arrivals = Arrivals(
+            delays=self._delays,
+            scheduler=self._scheduler,
+            committer=self._committer,
+            router=self._router,
+            verdicts=self._verdicts,
+            worker_name=name,
+            now_ms=self.now_ms,
+            loop=loop,
+            wake=self._executor.wake,
+        )
+        self._arrivals.key_places = KeyPlaces(world.partitions)
         poller = SimPoller(
             make_consumer=self._make_consumer,
             topics=self._topics,
@@ -404,7 +411,7 @@ class SimWorker(WorkerProcess):
             log_ends=lambda places: {place: world.kafka.log(place).end for place in places},
             revoke_timeout_s=3.0,
             release=self._executor.release,
-            purge=self._purge,
+            purge=self._arrivals.purge,
             deliver=self._deliver,
             on_failure=self._fail,
             on_refusal=self._refuse,
@@ -593,7 +600,7 @@ class SimWorker(WorkerProcess):
             parts = set(self.poller.parts.values())
             for part in parts:
                 part.releasing = True
-        self._purge(parts)
+        self._arrivals.purge(parts)
         self.pause_until(lambda: not self._executor.runs_on(parts), 5.0)
         self._executor.cancel(parts)
         self._committer.release(parts).wait(10.0)
@@ -608,10 +615,14 @@ class _Membership:
 
     @property
     def metadata(self) -> Any:
-        return self._worker.poller.metadata
+        return self._worker.poller.metadata.current
 
     def refused(self, timeout_s: float) -> Any:
-        return self._worker.poller.refused(timeout_s)
+        # By the clock of the world, without a thread that waits.
+        metadata = self._worker.poller.metadata
+        metadata._refused_at = self._worker.now_ms() / 1000
+        self._worker.pause_until(metadata.changed.is_set, timeout_s)
+        return metadata.refused(0)
 
     def rejoin(self) -> None:
         self._worker.poller.rejoin()
