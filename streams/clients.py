@@ -60,7 +60,7 @@ class RepeatFilter(logging.Filter):
 
     def is_news(self, text: str) -> bool:
         """Whether nothing like it was said in the last seconds."""
-        line, now = _NUMBER.sub("0", text), time.monotonic()
+        line, now = _NUMBER.sub("0", _REPEATED.sub("", text)), time.monotonic()
         if now - self._said.get(line, -_REPEAT_S) < _REPEAT_S:
             return False
         if len(self._said) > _REMEMBERED:
@@ -70,6 +70,8 @@ class RepeatFilter(logging.Filter):
 
 
 _NUMBER: Final = re.compile(r"\d+")
+#: What librdkafka adds to a line that it has kept to itself for a while.
+_REPEATED: Final = re.compile(r", \d+ identical error\(s\) suppressed")
 _REMEMBERED: Final = 200
 log.addFilter(RepeatFilter())
 

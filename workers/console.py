@@ -72,10 +72,21 @@ def configure_logging(level: str = "info", form: str = "console") -> None:
         logger_factory=structlog.PrintLoggerFactory(LogStream(sys.stderr)),  # type: ignore[arg-type]  # print() asks no more
         cache_logger_on_first_use=True,
     )
-    # librdkafka's own lines: what it retries by itself is no news.
-    logging.basicConfig(
-        stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s %(message)s", force=True
+    # Lines of libraries look like ours: a program that reads JSON finds nothing else.
+    handler = logging.StreamHandler(LogStream(sys.stderr))
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[
+                structlog.stdlib.add_log_level,
+                structlog.stdlib.add_logger_name,
+                structlog.processors.TimeStamper(fmt="iso"),
+                structlog.processors.format_exc_info,
+            ],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+        )
     )
+    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+    # What librdkafka tries again by itself is no news.
     logging.getLogger("rustfs_workers.librdkafka").setLevel(logging.ERROR)
 
 

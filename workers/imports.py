@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from types import ModuleType
 
@@ -33,7 +34,9 @@ def import_modules(names: list[str]) -> list[Registrable]:
     for name in names:
         _refuse_paths(name)
         try:
-            module = importlib.import_module(name)
+            # What a module says while it is imported is nobody's data.
+            with redirect_stdout(sys.stderr):
+                module = importlib.import_module(name)
         except ModuleNotFoundError as error:
             raise SettingsError(f"--import {name}: {error}; is it installed, or in {here}?") from error
         except (Exception, SystemExit) as error:  # an import runs the user's code: it may raise anything

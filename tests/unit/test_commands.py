@@ -293,6 +293,14 @@ def test_a_module_that_ends_the_program_is_named(tmp_path: Path) -> None:
     assert "--import script_jobs: SystemExit" in result.stderr
 
 
+def test_what_a_module_prints_while_it_is_imported_is_no_data(tmp_path: Path) -> None:
+    (tmp_path / "talkative_jobs.py").write_text("print('hello from talkative_jobs')\n")
+    result = run("schemas", "check", "--import", "talkative_jobs", "--json")
+    assert result.stderr == "hello from talkative_jobs\n"
+    for line in result.stdout.splitlines():
+        json.loads(line)
+
+
 def test_what_imports_nothing_needs_no_working_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -301,6 +302,33 @@ def test_logs_go_to_stderr_and_only_as_many_as_asked_for(
     assert "\x1b[" not in written.err
     if form == "json":
         assert json.loads(written.err)["job_id"] == "j1"
+
+
+@pytest.mark.usefixtures("_logging_afterwards")
+@pytest.mark.parametrize("form", ["json", "console"])
+def test_lines_of_libraries_look_like_ours(form: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """librdkafka's above all: whoever reads JSON from stderr finds nothing else there."""
+    console.configure_logging("info", form)
+    lines = logging.getLogger("rustfs_workers.librdkafka")
+    lines.warning("what it tries again by itself is no news")
+    lines.error(f"FAIL [{form}#producer-7]: 127.0.0.1:1: Connection refused")
+    try:
+        raise ValueError("its own")
+    except ValueError:
+        logging.getLogger("elsewhere").exception("somebody's %s", "error")
+
+    written = capsys.readouterr()
+    assert written.out == ""
+    assert "by itself" not in written.err
+    if form == "console":
+        assert "127.0.0.1:1: Connection refused" in written.err.splitlines()[0]
+        return
+    refused, error = map(json.loads, written.err.splitlines())
+    assert refused["event"] == "FAIL [json#producer-7]: 127.0.0.1:1: Connection refused"
+    assert (refused["level"], refused["logger"]) == ("error", "rustfs_workers.librdkafka")
+    assert refused["timestamp"]
+    assert error["event"] == "somebody's error"
+    assert "ValueError: its own" in error["exception"]
 
 
 @pytest.mark.parametrize(("number", "said"), [(0, "0 jobs"), (1, "1 job"), (1234, "1,234 jobs")])

@@ -93,4 +93,5 @@ def test_a_line_that_differs_only_in_numbers_is_said_once() -> None:
     news = RepeatFilter()
     assert news.is_news("127.0.0.1:25 refused after 3 ms")
     assert not news.is_news("127.0.0.1:25 refused after 4 ms")
+    assert not news.is_news("127.0.0.1:25 refused after 4 ms, 12 identical error(s) suppressed")
     assert news.is_news("127.0.0.1:25 reset")
