@@ -32,6 +32,8 @@ A message states the fact and, where there is one, the remedy.
 
 from __future__ import annotations
 
+import difflib
+
 
 class PipelineError(Exception):
     """Base of everything that this project raises on purpose."""
@@ -52,8 +54,10 @@ class UnknownJobType(JobRefused):
         self.job_type = job_type
         self.known = known
         names = ", ".join(sorted(known)) or "none"
+        near = difflib.get_close_matches(job_type, known, n=1)
+        meant = f"did you mean {near[0]}? Else " if near else ""
         super().__init__(
-            f"job type {job_type!r} is not known here (known: {names}); "
+            f"job type {job_type!r} is not known here (known: {names}); {meant}"
             "import the module that declares it (on the command line: --import my_package.jobs)"
         )
 

@@ -256,7 +256,7 @@ def _delay_ms(options: JobOptions, now_ms: int, max_days: int) -> int:
         # Cut first: the longest one there is cannot be rounded up.
         delay_ms = -(-min(delay, timedelta(days=max_days + 1)) // _MILLISECOND)
     if delay_ms > max_days * _DAY_MS:
-        raise InvalidJob(f"the delay is over {max_days} days: {at or delay}")
+        raise InvalidJob(f"the delay is over {max_days} days ({at or delay}); max_delay_days sets the limit")
     return delay_ms
 
 

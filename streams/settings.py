@@ -437,10 +437,13 @@ _PLAINLY: Final = {"path_type": "should be a path", "extra_forbidden": "is not a
 
 def _in_words(error: ValidationError, sources: Mapping[str, str]) -> str:
     lines = []
-    for problem in error.errors(include_url=False, include_context=False, include_input=False):
+    for problem in error.errors(include_url=False, include_context=False):
         message = problem["msg"].removeprefix("Value error, ")
         message = message.removeprefix("Input ").removeprefix("String ")
         message = _PLAINLY.get(problem["type"], message)
+        if problem["type"] == "path_not_file":
+            # Of all values the only one that is said: others may be secrets.
+            message = f"names no file: {problem['input']}"
         if not problem["loc"]:
             named = [
                 sources[name]

@@ -315,6 +315,7 @@ def test_what_imports_nothing_needs_no_working_directory(
     ("arguments", "said"),
     [
         (["nope"], "job type 'nope' is not known here (known: "),
+        (["replicaton"], "did you mean replication? Else import the module that declares it"),
         (["nope"], "--import my_package.jobs"),
         (["test_resize", "--import", "submit_jobs"], "test_resize needs path; its fields: path, width"),
         (["test_resize", "pth=a"], "test_resize has no field 'pth'; did you mean path?"),

@@ -166,7 +166,11 @@ def test_file_of_the_user_is_read_where_the_directory_has_none(clean_place: Path
             "sasl_ssl",
             ["SASL_SSL", "kafka_sasl_password", "KAFKA_SECURITY_PROTOCOL"],
         ),
-        ("KAFKA_SSL_CA_LOCATION", "/nowhere/ca.pem", ["KAFKA_SSL_CA_LOCATION Path does not point to a file"]),
+        (
+            "KAFKA_SSL_CA_LOCATION",
+            "/nowhere/ca.pem",
+            ["KAFKA_SSL_CA_LOCATION names no file: /nowhere/ca.pem"],
+        ),
         ("RUSTFS_WORKERS_DATA_DIR", "~nobody-of-this-name/x", ["RUSTFS_WORKERS_DATA_DIR names the home"]),
         ("RUSTFS_WORKERS_JOB_TIMEOUT_S", "1e20", ["RUSTFS_WORKERS_JOB_TIMEOUT_S should be less"]),
         ("RUSTFS_WORKERS_NODES", '{"N1": "/srv"}', ["RUSTFS_WORKERS_NODES: n1 should match"]),
