@@ -156,10 +156,12 @@ def test_a_broker_starts_serves_stops_and_has_its_data_at_the_second_start(
         broker.stop()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nobody tells which files a process has mapped")
 def test_the_others_start_from_what_the_rehearsal_left(broker: EmbeddedBroker, quick_start: Path) -> None:
     """Java says nothing if it does not like the file: each start would take twice the processor time again."""
-    if sys.platform == "linux" and str(quick_start) in os.environ.get(VARIABLE, ""):
-        assert str(quick_start) in {used.path for used in psutil.Process(broker.pid).memory_maps()}
+    if str(quick_start) not in os.environ.get(VARIABLE, ""):
+        pytest.skip("there was no rehearsal: this Java cannot write such a file")
+    assert str(quick_start) in {used.path for used in psutil.Process(broker.pid).memory_maps()}
 
 
 def test_a_data_directory_may_have_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,6 +45,23 @@ def test_workers_never_jump_to_an_end_of_a_log(settings: Settings) -> None:
     assert config["group.protocol"] == "consumer"
     assert config["group.remote.assignor"] == "range"
     assert "session.timeout.ms" not in config
+    # Whoever is started anew under an old instance id would get its partitions back before they are given up in order.
+    assert "group.instance.id" not in config
+
+
+def test_a_worker_fetches_little_ahead(settings: Settings) -> None:
+    """Else an urgent job waits behind what has been fetched: a hundred thousand of the others, with the defaults."""
+    config = clients.worker_consumer_config(settings, "g")
+    assert config["queued.min.messages"] <= 2_000
+    assert config["queued.max.messages.kbytes"] <= 2_048
+    assert config["fetch.message.max.bytes"] <= 128 * 1024
+    assert config["fetch.wait.max.ms"] <= 20
+
+
+def test_an_open_transaction_of_a_dead_worker_hides_records_for_seconds_only(settings: Settings) -> None:
+    """Readers stop before it; the default is a minute."""
+    assert clients.producer_config(settings, transactional_id="t")["transaction.timeout.ms"] == 5_000
+    assert "transaction.timeout.ms" not in clients.producer_config(settings)
 
 
 def test_a_reader_joins_no_known_group(settings: Settings) -> None:
