@@ -76,6 +76,7 @@ class Executor:
         may_start: Callable[[], bool] = lambda: True,
         processes: ProcessPool | None = None,
         sandbox: Sandbox | None = None,
+        is_crowded: Callable[[], bool] = lambda: False,
         steady_ms: Callable[[], int] = _steady_ms,
     ) -> None:
         self._config = config
@@ -91,6 +92,8 @@ class Executor:
         self._may_start = may_start
         self._processes = processes
         self._sandbox = sandbox
+        #: Whether so many have to be kept apart that each cannot have a process in which nothing has run before.
+        self._is_crowded = is_crowded
         self._threads = HandlerThreads(config.max_concurrent_jobs, self._count_stray)
         self._slots: set[asyncio.Task[None]] = set()
         #: Does nothing; it is cancelled only when the event loop ends, with all tasks, and nobody has asked us to stop.
@@ -368,7 +371,7 @@ class Executor:
     def _came_to_nothing(self, message: Message, why: NotStarted | ProcessDied) -> None:
         """In the sandbox. Two workers have died with it, and now a process in which nothing else ran: it is the one that kills.
 
-        Where many wait others may have run there before: then it gets a process that is new. If that was killed by somebody, most likely by a system that
+        Where there are many of them others may have run there before: then it gets a process that is new. If that was killed by somebody, most likely by a system that
         is short of memory, the job runs alone in the worker: the others may have had the memory.
         """
         if isinstance(why, ProcessDied) and not why.after_others and why.code != -signal.SIGKILL:
@@ -469,7 +472,7 @@ class Executor:
                 body,
                 active.context,
                 on_start=on_start,
-                fresh=active.message.needs_fresh_process or not self._scheduler.is_sandbox_crowded,
+                fresh=active.message.needs_fresh_process or not self._is_crowded(),
             )
         assert self._processes is not None  # noqa: S101
         return await self._processes.run(active.handler, body, active.context, on_start=on_start)

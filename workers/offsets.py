@@ -140,6 +140,11 @@ class PartitionState:
             return self.losses
         return {}
 
+    @property
+    def dangerous(self) -> int:
+        """How many records were unfinished at so many deaths that each is kept apart. Any thread."""
+        return sum(suspect.deaths >= ALONE_AFTER for suspect in list(self.suspects.values()))
+
     def charge(self, offset: int) -> tuple[str, int]:
         """With whom this record was running alone, and when that owner was lost; ``("", 0)``: with nobody."""
         suspect = self.suspects.get(offset)

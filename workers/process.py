@@ -57,7 +57,7 @@ from workers.processes import ProcessPool
 from workers.reporter import Reporter
 from workers.rival import FenceCount, find_rival, worker_id_taken
 from workers.router import Router
-from workers.sandbox import Sandbox
+from workers.sandbox import FEW, Sandbox
 from workers.scheduler import Scheduler
 from workers.self_report import SelfReport, state_of
 from workers.survivors import Signs, signs_of_life
@@ -170,6 +170,7 @@ class WorkerProcess:
             may_start=lambda: self._lease.holds and not self._cut_off,
             processes=self._processes,
             sandbox=self._sandbox,
+            is_crowded=lambda: sum(part.dangerous for part in list(self.poller.parts.values())) > FEW,
         )
         self._executor.on_failure(self._fail_at_work)
         self._verdicts = Verdicts(

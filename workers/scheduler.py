@@ -284,11 +284,6 @@ class Scheduler:
         first = ALONE_AFTER if self._apart(message) is None else SANDBOX_UNTIL
         return max(_deaths(message) - first, 0)
 
-    @property
-    def is_sandbox_crowded(self) -> bool:
-        """Whether so many wait for it that each cannot have a process in which nothing has run before."""
-        return self._sandbox is not None and self._sandbox.waiting > FEW
-
     def done(self, message: Message) -> None:
         """A taken message is finished or was cancelled: its key is free for the next one in line."""
         self.running -= 1

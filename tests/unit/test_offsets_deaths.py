@@ -26,6 +26,19 @@ def test_what_may_have_been_running_at_a_death_is_suspect() -> None:
     assert {o: s.deaths for o, s in successor.suspects.items()} == {0: 1, 1: 1}
 
 
+def test_those_that_are_kept_apart_are_counted_until_they_are_finished() -> None:
+    part = partition()
+    deliver(part, 0, 1, 2)
+    once = died(part, commit(part))
+    assert once.dangerous == 0
+    deliver(once, 0, 1, 2)
+    twice = died(once, commit(once, 2))
+    assert twice.dangerous == 2
+    deliver(twice, 0, 1)
+    commit(twice, 0)
+    assert twice.dangerous == 1
+
+
 def test_what_only_waited_for_others_is_not_suspect() -> None:
     """Behind a hot key hundreds wait: each would have to run alone after two deaths."""
     part = partition()

@@ -6,6 +6,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator
 from typing import Any
+from unittest.mock import MagicMock
 
 import psutil
 import pytest
@@ -195,3 +196,25 @@ async def test_one_for_which_there_is_no_process_is_kept_out_and_given_back() ->
         assert one.kept_out
         assert not one.sandboxed
         assert bench.scheduler.running == 0
+
+
+@pytest.mark.parametrize("is_crowded", [False, True])
+@pytest.mark.parametrize("has_met_others", [False, True])
+async def test_where_suspects_are_few_each_has_a_new_process(
+    *, is_crowded: bool, has_met_others: bool
+) -> None:
+    asked: list[bool] = []
+
+    class Noting:
+        async def run(self, *_: Any, fresh: bool, **__: Any) -> Success:
+            asked.append(fresh)
+            return Success()
+
+    async with Bench() as bench:
+        noting, active = Noting(), MagicMock()
+        bench.executor._sandbox = noting  # type: ignore[assignment]
+        bench.executor._is_crowded = lambda: is_crowded
+        active.handler.execution = "async"
+        active.message.needs_fresh_process = has_met_others
+        assert isinstance(await bench.executor._in_process(active), Success)
+    assert asked == [has_met_others or not is_crowded]

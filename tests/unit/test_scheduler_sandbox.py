@@ -150,16 +150,3 @@ def test_without_a_sandbox_it_runs_alone_as_before() -> None:
     arrive(scheduler, one)
     assert take_alone(scheduler, part) is one
     assert scheduler.isolated is one
-
-
-@pytest.mark.parametrize(("count", "is_crowded"), [(10, False), (11, True)])
-def test_where_more_than_eight_wait_for_a_place_it_is_crowded(count: int, is_crowded: bool) -> None:  # noqa: FBT001
-    scheduler = with_sandbox()
-    part = dangerous(range(count))
-    suspects = [message(part, offset) for offset in range(count)]
-    arrive(scheduler, *suspects)
-    commit(part)
-    for one in suspects[:2]:
-        take_joined(scheduler, one)
-    assert scheduler.take(NOW_MS) is None
-    assert scheduler.is_sandbox_crowded is is_crowded
