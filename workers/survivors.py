@@ -51,6 +51,8 @@ class Signs:
     complete: bool = True
     #: Incarnation to when it made its last report before its loss, if something may have run then.
     last: Mapping[str, int] = field(default_factory=dict)
+    #: Their last reports say that Kafka did not answer, and nothing ran: no job has ended them.
+    at_rest: frozenset[str] = frozenset()
     #: From when to when Kafka did not take somebody's reports.
     outages: tuple[tuple[int, int], ...] = ()
 
@@ -67,6 +69,7 @@ def signs_of_life(settings: Settings, codec: Codec, losses: Mapping[str, int], l
     heard: dict[str, int] = {}
     last: dict[str, int] = {}
     replaced: set[str] = set()
+    at_rest: set[str] = set()
     lost = {incarnation: at for incarnation, at in losses.items() if at}
     if not lost:
         return Signs(heard)
@@ -102,8 +105,12 @@ def signs_of_life(settings: Settings, codec: Codec, losses: Mapping[str, int], l
             lost_ms = lost[report.incarnation]
             if report.state in (CUT_OFF, _ENDED):
                 last.pop(report.incarnation, None)
+                # One that ends by itself may have been ended by its job, as often as it comes back.
+                if report.state == CUT_OFF:
+                    at_rest.add(report.incarnation)
             elif written_ms <= lost_ms:
                 last[report.incarnation] = report.at
+                at_rest.discard(report.incarnation)
             if report.state == LEFT:
                 heard[report.incarnation] = max(written_ms, lost_ms + 1)
             elif written_ms > lost_ms and report.state != _ENDED:
@@ -129,6 +136,7 @@ def signs_of_life(settings: Settings, codec: Codec, losses: Mapping[str, int], l
         frozenset(replaced),
         found.complete and not unreadable - heard.keys(),
         {incarnation: times.made_ms(incarnation, made_ms) for incarnation, made_ms in last.items()},
+        frozenset(at_rest),
         times.outages(lease_ms) if lease_ms else (),
     )
 

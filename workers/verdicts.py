@@ -8,8 +8,8 @@ that it must be dead. While nobody can read the reports, nobody is judged.
 
 And a worker from which Kafka was away has cancelled the job, and could not say so: whatever ended it then, it may not have been
 the job. A Kafka that has been started gives everybody a new session, so the loss is noticed late, compared with the last
-report; one that was only frozen has taken others' reports late. Such a job runs alone once more, and only its sixth death
-counts whatever Kafka was doing.
+report; one that was only frozen has taken others' reports late. Such a job runs alone once more. Where nothing says that Kafka
+was away, nor that it was there, its sixth death counts: of a worker that was the only one nobody can tell more.
 """
 
 from __future__ import annotations
@@ -173,13 +173,14 @@ class Verdicts:
         del self._in_vain[message]
 
     def _is_proven(self, message: Message, owner: str, lost_ms: int, signs: Signs) -> bool:
-        """Whether it was running when its worker died: not if Kafka was away, unless that has happened too often."""
-        if message.part.suspects[message.offset].deaths >= MAX_OWNERS:
-            return True
+        """Whether it was running when its worker died: not if Kafka was away, or may have been, unless that has happened too often."""
         last_ms = signs.last.get(owner)
         away = [(begin, end) for begin, end in signs.outages if begin < lost_ms and end > (last_ms or 0)]
-        if last_ms is not None and lost_ms - last_ms <= self._noticed_ms() and not away:
-            return True
+        if not away and owner not in signs.at_rest:
+            if last_ms is not None and lost_ms - last_ms <= self._noticed_ms():
+                return True
+            if message.part.suspects[message.offset].deaths >= MAX_OWNERS:
+                return True
         log.warning(
             "a death that is no proof: Kafka may have been away when the job's worker died",
             job_id=message.job_id.decode("ascii", "replace"),

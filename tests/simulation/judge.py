@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter, defaultdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from schemas.codec import peek_id
 from schemas.errors import WireError
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 #: Deaths of its workers after which a job that kills is found.
 DEATHS = 3
+
+#: More deaths than anybody can count.
+_NEVER: Final = MAX_OWNERS + 1
 
 
 class Judge:
@@ -134,15 +137,19 @@ class Judge:
     def ends(self, worker: SimWorker) -> None:
         """Whatever Kafka says it runs alone, or is about to say, may be taken for the one that kills.
 
-        Not if nothing of it runs, and it has said so, or will be missed so late that Kafka must have been away.
+        Not if nothing of it runs, and it has said so. Nor if it will be missed so late that Kafka must have been away, unless
+        that has happened too often.
         """
-        self._suspect(worker, spared=not worker._executor.running and self._world.says_nothing_runs(worker))
+        until = 0
+        if not worker._executor.running and self._world.says_nothing_runs(worker):
+            until = _NEVER if worker.has_said_so else MAX_OWNERS - 1
+        self._suspect(worker, spared_until=until)
 
     def given_away(self, worker: SimWorker) -> None:
         """A coordinator has forgotten what it has: to its heirs it is lost, and it reports. The last death counts all the same."""
-        self._suspect(worker, spared=True)
+        self._suspect(worker, spared_until=MAX_OWNERS - 1)
 
-    def _suspect(self, worker: SimWorker, *, spared: bool) -> None:
+    def _suspect(self, worker: SimWorker, *, spared_until: int) -> None:
         world = self._world
         for (topic, number), committed in world.kafka.group(world.topics.group).committed.items():
             part = worker.poller.parts.get((topic, number))
@@ -151,7 +158,7 @@ class Judge:
             alone |= {o for o, one in suspects.items() if one.alone == worker.incarnation}
             for offset in alone:
                 assert offset is not None
-                if spared and suspects.get(offset, Suspect()).deaths < MAX_OWNERS - 1:
+                if suspects.get(offset, Suspect()).deaths < spared_until:
                     continue
                 self._may_be_condemned.add(peek_id(world.kafka.log((topic, number)).records[offset].value))
 

@@ -97,6 +97,7 @@ class World:
         self._left: set[str] = set()
         #: Of reports that Kafka has acknowledged; without those of who may run nothing.
         self._last_report: dict[str, int] = {}
+        self._at_rest: set[str] = set()
         self._away_until = 0
         self._outages_left = _OUTAGES
         self._outages: list[tuple[int, int]] = []
@@ -198,8 +199,10 @@ class World:
         worker.has_said_so = worker._cut_off
         if said == CUT_OFF:
             self._last_report.pop(worker.incarnation, None)
+            self._at_rest.add(worker.incarnation)
         else:
             self._last_report[worker.incarnation] = self.now_ms
+            self._at_rest.discard(worker.incarnation)
 
     def says_nothing_runs(self, worker: SimWorker) -> bool:
         """Whether it has cancelled everything, and has been able to say so, or Kafka is away."""
@@ -394,6 +397,7 @@ class World:
                 one for one in losses if one in self._names and alive.get(self._names[one], one) != one
             ),
             last={one: self._last_report[one] for one in losses if one in self._last_report},
+            at_rest=frozenset(self._at_rest),
             outages=tuple(self._outages),
         )
 

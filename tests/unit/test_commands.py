@@ -296,7 +296,8 @@ def test_a_module_that_ends_the_program_is_named(tmp_path: Path) -> None:
 def test_what_a_module_prints_while_it_is_imported_is_no_data(tmp_path: Path) -> None:
     (tmp_path / "talkative_jobs.py").write_text("print('hello from talkative_jobs')\n")
     result = run("schemas", "check", "--import", "talkative_jobs", "--json")
-    assert result.stderr == "hello from talkative_jobs\n"
+    # Other tests of this process may have declared types that no schema can be made of: those are told of as well.
+    assert "hello from talkative_jobs" in result.stderr.splitlines()
     for line in result.stdout.splitlines():
         json.loads(line)
 

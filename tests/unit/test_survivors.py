@@ -101,6 +101,19 @@ def test_its_last_report_is_the_last_in_which_something_may_have_run(monkeypatch
     assert signs(monkeypatch, said(-1)).last == {}
 
 
+def test_who_was_cut_off_when_it_was_last_heard_of_ran_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But who ends by itself may have been ended by its job."""
+
+    def at_rest(*states: str) -> frozenset[str]:
+        reports = [(LOST_MS - 100 + number, report("frozen", state)) for number, state in enumerate(states)]
+        return signs(monkeypatch, *reports).at_rest
+
+    assert at_rest("running", "cut_off") == {"frozen"}
+    assert at_rest("cut_off", "running") == frozenset()
+    assert at_rest("cut_off", "running", "cut_off") == {"frozen"}
+    assert at_rest("running", "stopped") == frozenset()
+
+
 @pytest.mark.parametrize("late_ms", [3_500, 3_499])
 def test_a_report_that_kafka_takes_late_tells_of_an_outage(
     monkeypatch: pytest.MonkeyPatch, late_ms: int

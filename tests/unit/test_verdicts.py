@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Mapping
+from typing import Any
 
 import pytest
 
@@ -216,12 +217,34 @@ async def test_who_may_have_been_cancelled_before_its_worker_died_runs_alone_onc
     assert bench.scheduler.isolated is one
 
 
-async def test_a_sixth_death_counts_whoever_may_have_seen_it() -> None:
+SIX = ("a", "b", "c", "d", "e", "frozen")
+
+
+@pytest.mark.parametrize("last", [{}, {"frozen": LOST_MS - NOTICED_MS - 1}])
+async def test_a_sixth_death_counts_where_nobody_can_tell_whether_kafka_was_there(
+    last: dict[str, int],
+) -> None:
+    """Of the only worker, started again a minute later, nobody will ever know more."""
     bench = Bench()
-    one = bench.condemned(deaths=("a", "b", "c", "d", "e", "frozen"))
-    bench.signs = Signs({}, frozenset({"frozen"}))
+    one = bench.condemned(deaths=SIX)
+    bench.signs = Signs({}, frozenset({"frozen"}), last=last)
     await bench.judges()
-    assert bench.buried == [one]
+    assert (bench.buried, bench.doubted) == ([one], [])
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        pytest.param({"outages": ((LOST_MS - 900, LOST_MS + 4_000),)}, id="kafka was away"),
+        pytest.param({"at_rest": frozenset({"frozen"})}, id="nothing ran"),
+    ],
+)
+async def test_not_even_a_sixth_death_counts_if_it_was_not_the_jobs(more: dict[str, Any]) -> None:
+    bench = Bench()
+    one = bench.condemned(deaths=SIX)
+    bench.signs = Signs({}, frozenset({"frozen"}), **more)
+    await bench.judges()
+    assert (bench.buried, bench.doubted) == ([], [one])
 
 
 async def test_those_behind_its_key_wait_for_the_verdict_and_others_do_not() -> None:
