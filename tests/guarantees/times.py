@@ -9,7 +9,8 @@ its traffic: with three jobs a second one that never stops shows half a second o
 - ``takeover_s``: from a kill -9 to the next start in each partition of the killed one.
 - ``leave_s``: the same from the exit of one that was told to leave.
 - ``rebalance_s``: from the last start at one worker to the first at another, where nobody was killed, frozen or away.
-- ``takeover_in_trouble_s`` and ``leave_in_trouble_s``: where a broker was away or Kafka was started again meanwhile.
+- ``takeover_in_trouble_s`` and ``leave_in_trouble_s``: where a broker was away or Kafka was started again meanwhile; after a
+  leave also where one of those that stayed was dead or frozen, and had not been missed yet: it may have been given partitions.
 - ``takeovers``, ``leaves`` and so on: how many each of those is the longest of.
 """
 
@@ -27,6 +28,8 @@ Place: TypeAlias = tuple[str, int]
 
 #: A member that is killed or frozen is given up after a session, and what it had moves a moment later.
 _AFTERMATH_NS: Final = 15_000_000_000
+#: The session of the campaign's brokers, and a heartbeat or two.
+_MISSED_AFTER_NS: Final = 8_000_000_000
 
 
 def measure(evidence: Evidence) -> Mapping[str, float]:
@@ -52,17 +55,21 @@ def measure(evidence: Evidence) -> Mapping[str, float]:
     for at in times.values():
         inside = [began, *(one for one in at if began <= one <= stopped), stopped]
         at_least("standstill_s", max(later - earlier for earlier, later in pairwise(inside)) / 1e9)
+    brokers_away = [(one.start_ns, one.end_ns) for one in evidence.troubles if one.kind != "worker_freeze"]
+    members_away = [
+        *((one.start_ns, one.end_ns) for one in evidence.troubles if one.kind == "worker_freeze"),
+        *((one.end_ns, one.end_ns) for one in evidence.lives if one.end not in ("left", "stays")),
+    ]
+    members_away = [(start_ns, end_ns + _MISSED_AFTER_NS) for start_ns, end_ns in members_away]
     for life in evidence.lives:
         if life.end not in ("killed", "left") or not began <= life.end_ns <= stopped:
             continue
         owned = _owned(evidence, life)
         gaps_s = [_gap_s(life, at, stopped) for (_, number), at in times.items() if number in owned]
         gap_s = max(gaps_s, default=0.0)
+        troubles = brokers_away + (members_away if life.end == "left" else [])
         troubled = any(
-            trouble.kind != "worker_freeze"
-            and trouble.start_ns < life.end_ns + gap_s * 1e9
-            and trouble.end_ns > life.end_ns
-            for trouble in evidence.troubles
+            start_ns < life.end_ns + gap_s * 1e9 and end_ns > life.end_ns for start_ns, end_ns in troubles
         )
         in_trouble = "_in_trouble" if troubled else ""
         one, many = ("leave", "leaves") if life.end == "left" else ("takeover", "takeovers")

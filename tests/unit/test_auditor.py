@@ -151,6 +151,33 @@ def test_a_takeover_while_a_broker_is_away_is_counted_apart() -> None:
     assert (verdict.takeovers_in_trouble, verdict.takeover_in_trouble_s) == (1, 3.0)
 
 
+@pytest.mark.parametrize(
+    ("killed_at", "frozen_at", "counts"),
+    [
+        pytest.param(None, None, True, id="nothing else happened"),
+        pytest.param(3, None, False, id="one was killed, and is not missed yet"),
+        pytest.param(12, None, False, id="one is killed before they begin"),
+        pytest.param(1, None, True, id="one was killed long before"),
+        pytest.param(14, None, True, id="one is killed later"),
+        pytest.param(None, 3, False, id="one is frozen"),
+        pytest.param(None, 14, True, id="one is frozen later"),
+    ],
+)
+def test_a_leave_while_others_are_dead_or_frozen_is_counted_apart(
+    killed_at: int | None, frozen_at: int | None, *, counts: bool
+) -> None:
+    """They may have been given what was left, and nobody has missed them yet."""
+    evidence = honest()
+    evidence.lives[0] = Life("a", 10, 0, 10 * S, "left", told_ns=9 * S)
+    evidence.runs[3] = ran("four", 9.5, 9.6, how="cancelled")
+    if killed_at is not None:
+        evidence.lives.append(Life("c", 30, 0, killed_at * S, "killed"))
+    if frozen_at is not None:
+        evidence.troubles.append(Trouble("worker_freeze", frozen_at * S, (frozen_at + 2) * S, 20))
+    verdict = judge(evidence)
+    assert (verdict.leave_s, verdict.leave_in_trouble_s) == ((3.0, 0.0) if counts else (0.0, 3.0))
+
+
 def test_a_partition_in_which_nothing_begins_stands_still_all_the_time() -> None:
     evidence = honest()
     evidence.topics.jobs.append(record("five", 0, partition=1))
