@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ from workers.results import JobResult
 from workers.worker import Handler, Handlers
 
 JOB_ID: Final = "0190a5a0-7777-7000-8000-000000000001"
+_OPENED_WITHIN_S: Final = 60.0
 
 
 class Told(WorkerContext):
@@ -96,6 +98,11 @@ def gone(pid: int) -> bool:
 
 
 def open_fifo(fifo: Path, mode: str) -> None:
-    """Returns when the handler has opened the other side."""
-    with fifo.open(mode):
-        pass
+    """Returns when the handler has opened the other side.
+
+    If nobody does, the thread that waits for it must not keep the whole run from ending.
+    """
+    waiting = threading.Thread(target=lambda: fifo.open(mode).close(), daemon=True)
+    waiting.start()
+    waiting.join(_OPENED_WITHIN_S)
+    assert not waiting.is_alive(), f"nobody has opened the other side of {fifo}"

@@ -193,15 +193,17 @@ async def test_no_round_of_a_fast_loop_is_lost_and_few_are_sent() -> None:
 
 
 async def test_what_is_said_after_the_run_counts_for_no_other_job(fifo: Path, tmp_path: Path) -> None:
-    told = tmp_path / "told"
-    other = jobs.Meets(str(fifo), waits=True)
+    told, others = tmp_path / "told", tmp_path / "others"
+    # Of its own: the thread that has spoken may not have closed the first one yet.
+    os.mkfifo(others)
+    other = jobs.Meets(str(others), waits=True)
     async with pool_of(jobs.Leaves, jobs.Meets) as running:
         assert await running.run(jobs.Leaves(str(fifo), str(told))) == Success()
         await asyncio.to_thread(open_fifo, fifo, "w")  # now it speaks …
         await asyncio.to_thread(open_fifo, fifo, "r")  # … and has spoken
         task, context = running.begin(other)
         await context.spoken.wait()
-        await asyncio.to_thread(open_fifo, fifo, "w")
+        await asyncio.to_thread(open_fifo, others, "w")
         await task
         assert context.metrics == {}
     assert "is over" in told.read_text("utf-8")
