@@ -66,6 +66,8 @@ _URGENT_P99_MS: Final = 250.0
 _FEWEST_SAMPLES: Final = 20
 #: Of what was planned, at least.
 _AS_PLANNED: Final = 0.9
+#: Jobs of one call.
+_CALL: Final = 20_000
 #: What a producer may read from its source before its queue of 100,000 is full, and is told so.
 _QUEUE: Final = 150_000
 #: What tells that partitions have moved, or might have.
@@ -279,7 +281,10 @@ class _Overload:
                 self._read += 1
                 yield Work(number, _CONTENT)
 
-        self._acknowledged += len(producer.schedule_jobs(paced(), JobPriority.LOW))
+        # A call returns the ids of its jobs: those of one call for all of them would be a hundred megabytes of the caller's own.
+        jobs = paced()
+        while ids := producer.schedule_jobs(itertools.islice(jobs, _CALL), JobPriority.LOW):
+            self._acknowledged += len(ids)
         took_s = time.monotonic() - began
         self._found.sent_per_s = (self._read - read_before) / took_s
         self._found.done_per_s = (self._done() - done_before) / took_s
