@@ -14,7 +14,8 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
-from tests.guarantees.evidence import FINAL, Evidence, JobRecord, Life, Run, Status, Trouble
+from tests.guarantees.evidence import FINAL, Evidence, JobRecord, Run, Status, Trouble
+from tests.guarantees.explanations import Explanations
 from tests.guarantees.lives import Lives
 from tests.guarantees.storm import Kind
 from tests.guarantees.times import measure
@@ -29,11 +30,6 @@ FOLLOWERS: Final = {
 }
 #: What a fenced handler may go on for after its process wakes up.
 REMAINDER_NS: Final = 1_500_000_000
-#: An outcome waits that long for its commit: for the transaction before its own, and for its own. Each takes up to 1.6 s on two
-#: cores that have other things to do: seen in the log of a worker whose broker was killed during the second one.
-COMMIT_NS: Final = 4_000_000_000
-#: The same after a broker was away: until the worker has a producer again (one try takes up to 15 s), or is given up.
-COMMIT_IN_TROUBLE_NS: Final = 20_000_000_000
 #: A process that is stopped cannot have lost its partitions sooner: the session of the campaign's brokers, less a heartbeat.
 FENCED_AFTER_NS: Final = 4_500_000_000
 #: Times are set by what a worker knows of its broker's clock: from answers, so it is late by the quickest of them, which in its
@@ -42,8 +38,6 @@ _CLOCKS_MS: Final = 1_000
 _YOUNG_NS: Final = 5_000_000_000
 #: Later they agree to that.
 _CLOCKS_KNOWN_MS: Final = 100
-#: Ends of a worker process that let its runs go without one.
-_CUT_SHORT: Final = frozenset({"killed", "left", "stood still"})
 #: So many deaths make a job a dead letter.
 _DEATHS: Final = 3
 _NAMED: Final = 20
@@ -553,7 +547,7 @@ def _look_at_runs(evidence: Evidence, verdict: Verdict, told: _Told) -> None:
             if status.error_type != "worker_lost" and (told_of is None or told_of.how != "ended"):
                 verdict.illegal.add(f"{job_id} is said to be {status.state}, and no run of it came to that")
     reasons: Counter[str] = Counter()
-    explain = _Explanations(evidence)
+    explain = Explanations(evidence)
     for job_id, left in told.left.items():
         ends = [
             run for status, run in told.pairs.get(job_id, ()) if status.state in FINAL and run is not None
@@ -580,66 +574,6 @@ def _run_of(status: Status, runs: list[Run]) -> Run | None:
         return None
     began = status.started_ms or status.at_ms
     return min(candidates, key=lambda run: abs(run.start_ms - began))
-
-
-class _Explanations:
-    """Why a run may have had no outcome.
-
-    Whose outcome was refused has lost its partition: whoever runs the job next has a higher fence. An owner that keeps its
-    partition keeps what has ended, whatever happens to Kafka, and begins again only what it had to cancel.
-    """
-
-    def __init__(self, evidence: Evidence) -> None:
-        self._lives = Lives(evidence.lives)
-        self._troubles = evidence.troubles
-
-    def __call__(self, run: Run, following: Run | None) -> str | None:
-        """``following``: the next run of the same job, if there is one."""
-        life = self._lives.life_of(run)
-        moved = following is None or following.fence > run.fence
-        if run.how == "cancelled":
-            return self._of_cancelled(run, life, moved=moved)
-        if not moved:
-            return None
-        end_ns = run.end_ns
-        if end_ns is None:
-            over = life.end == "stays" and following is None  # nobody waited for its end
-            return "killed" if over else life.end if life.end in _CUT_SHORT else None
-        if self._was_frozen(run, life):
-            return "frozen"
-        in_trouble = self._was_in_trouble(end_ns)
-        patience_ns = COMMIT_IN_TROUBLE_NS if in_trouble else COMMIT_NS
-        # Handlers' processes may outlive their worker for a moment.
-        if life.end == "killed" and run.start_ns <= life.end_ns <= end_ns + patience_ns:
-            return "killed before its commit"
-        return "broker away" if in_trouble else None
-
-    def _of_cancelled(self, run: Run, life: Life, *, moved: bool) -> str | None:
-        end_ns = run.end_ns or life.end_ns
-        if life.told_ns is not None and life.told_ns <= end_ns:
-            return "cancelled: told to leave"
-        if self._was_frozen(run, life):
-            return "cancelled: frozen"
-        if moved:
-            return "cancelled: moved"
-        return "cancelled: broker away" if self._was_in_trouble(end_ns) else None
-
-    def _was_frozen(self, run: Run, life: Life) -> bool:
-        return any(
-            trouble.kind == "worker_freeze"
-            and trouble.pid == life.pid
-            and trouble.start_ns < (run.end_ns or life.end_ns) + COMMIT_NS
-            and run.start_ns < trouble.end_ns
-            for trouble in self._troubles
-        )
-
-    def _was_in_trouble(self, end_ns: int) -> bool:
-        return any(
-            trouble.kind != "worker_freeze"
-            and trouble.start_ns < end_ns + COMMIT_NS
-            and end_ns < trouble.end_ns + COMMIT_IN_TROUBLE_NS
-            for trouble in self._troubles
-        )
 
 
 def _look_at_kills(evidence: Evidence, verdict: Verdict) -> None:

@@ -1,0 +1,79 @@
+"""Why a run may have had no outcome. Pure.
+
+In:  a run, the next one of its job, and what befell workers and Kafka. Out: a reason, or None: nothing explains it.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tests.guarantees.evidence import Evidence, Life, Run
+from tests.guarantees.lives import Lives
+
+#: An outcome waits that long for its commit: for the transaction before its own, and for its own. Each takes up to 1.6 s on two
+#: cores that have other things to do: seen in the log of a worker whose broker was killed during the second one.
+COMMIT_NS: Final = 4_000_000_000
+#: The same after a broker was away: until the worker has a producer again (one try takes up to 15 s), or is given up.
+COMMIT_IN_TROUBLE_NS: Final = 20_000_000_000
+#: Ends of a worker process that let its runs go without one.
+_CUT_SHORT: Final = frozenset({"killed", "left", "stood still"})
+
+
+class Explanations:
+    """Why a run may have had no outcome.
+
+    Whose outcome was refused has lost its partition: whoever runs the job next has a higher fence. An owner that keeps its
+    partition keeps what has ended, whatever happens to Kafka, and begins again only what it had to cancel.
+    """
+
+    def __init__(self, evidence: Evidence) -> None:
+        self._lives = Lives(evidence.lives)
+        self._troubles = evidence.troubles
+
+    def __call__(self, run: Run, following: Run | None) -> str | None:
+        """``following``: the next run of the same job, if there is one."""
+        life = self._lives.life_of(run)
+        moved = following is None or following.fence > run.fence
+        if run.how == "cancelled":
+            return self._of_cancelled(run, life, moved=moved)
+        if not moved:
+            return None
+        end_ns = run.end_ns
+        if end_ns is None:
+            over = life.end == "stays" and following is None  # nobody waited for its end
+            return "killed" if over else life.end if life.end in _CUT_SHORT else None
+        if self._was_frozen(run, life):
+            return "frozen"
+        in_trouble = self._was_in_trouble(end_ns)
+        patience_ns = COMMIT_IN_TROUBLE_NS if in_trouble else COMMIT_NS
+        # Handlers' processes may outlive their worker for a moment.
+        if life.end == "killed" and run.start_ns <= life.end_ns <= end_ns + patience_ns:
+            return "killed before its commit"
+        return "broker away" if in_trouble else None
+
+    def _of_cancelled(self, run: Run, life: Life, *, moved: bool) -> str | None:
+        end_ns = run.end_ns or life.end_ns
+        if life.told_ns is not None and life.told_ns <= end_ns:
+            return "cancelled: told to leave"
+        if self._was_frozen(run, life):
+            return "cancelled: frozen"
+        if moved:
+            return "cancelled: moved"
+        return "cancelled: broker away" if self._was_in_trouble(end_ns) else None
+
+    def _was_frozen(self, run: Run, life: Life) -> bool:
+        return any(
+            trouble.kind == "worker_freeze"
+            and trouble.pid == life.pid
+            and trouble.start_ns < (run.end_ns or life.end_ns) + COMMIT_NS
+            and run.start_ns < trouble.end_ns
+            for trouble in self._troubles
+        )
+
+    def _was_in_trouble(self, end_ns: int) -> bool:
+        return any(
+            trouble.kind != "worker_freeze"
+            and trouble.start_ns < end_ns + COMMIT_NS
+            and end_ns < trouble.end_ns + COMMIT_IN_TROUBLE_NS
+            for trouble in self._troubles
+        )
