@@ -7,8 +7,10 @@ import threading
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from confluent_kafka import KafkaError, TopicPartition
 
 from schemas.errors import KafkaUnreachable, PipelineError
@@ -281,3 +283,25 @@ class Bench:
         before = len(self.delivered)
         self.poller._round(self.consumer)  # type: ignore[arg-type]
         return self.delivered[before:]
+
+
+async def change(bench: Bench, what: str, ours: Place, more: Place) -> None:
+    """``more`` comes (``assign``), or ``ours`` is given up (``revoke``) or lost (``lose``)."""
+    match what:
+        case "assign":
+            bench.assign(more)
+        case "revoke":
+            await bench.revoke(ours)
+        case "lose":
+            await bench.lose(ours)
+        case _:
+            raise ValueError(what)
+
+
+def stopped_clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """The poll thread's; ``now_s`` moves it."""
+    clock = SimpleNamespace(now_s=100.0)
+    clock.monotonic = lambda: clock.now_s
+    monkeypatch.setattr("workers.poller.time", clock)
+    monkeypatch.setattr("workers.group_metadata.time", clock)
+    return clock

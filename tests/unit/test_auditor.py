@@ -14,10 +14,7 @@ from tests.guarantees.evidence import (
     Evidence,
     JobRecord,
     Life,
-    Report,
-    Run,
     Status,
-    Topics,
     Trouble,
     load,
     save,
@@ -25,57 +22,9 @@ from tests.guarantees.evidence import (
 from tests.guarantees.pulse import Stalls
 from tests.guarantees.storm import Kind, storm
 from tests.guarantees.traffic import orders
+from tests.support.honest_evidence import WALL_MS, S, honest, ran, record, said
 
 pytestmark = pytest.mark.distributed
-
-S = 1_000_000_000
-#: Second 0 of the monotonic clock, on the wall.
-WALL_MS = 1_800_000_000_000
-
-
-def record(job_id: str, offset: int, **facts: object) -> JobRecord:
-    plain = JobRecord(job_id, "jobs.low", 0, offset, 0, 0, 0, "k", "low", WALL_MS)
-    return replace(plain, **facts)  # type: ignore[arg-type]
-
-
-def ran(job_id: str, start_s: float, end_s: float | None, worker: str = "a.0", **facts: object) -> Run:
-    end_ns = None if end_s is None else round(end_s * S)
-    run = Run(
-        job_id, "t", "low", "k", 1, 0, 0, worker, 10 if worker == "a.0" else 20, round(start_s * S),
-        WALL_MS + round(start_s * 1000), end_ns, None if end_s is None else "ended",
-    )  # fmt: skip
-    return replace(run, **facts)  # type: ignore[arg-type]
-
-
-def said(job_id: str, state: str, at_s: float, offset: int, worker: str = "a.0", **facts: object) -> Status:
-    at_ms = WALL_MS + round(at_s * 1000)
-    plain = Status(job_id, 0, offset, state, 0, 0, 1, worker, at_ms, at_ms, None, None, None)
-    return replace(plain, **facts)  # type: ignore[arg-type]
-
-
-def honest() -> Evidence:
-    """Three jobs of one key run one after another at worker a, which is killed at second 10; the fourth runs at b."""
-    names = ["one", "two", "three", "four"]
-    return Evidence(
-        topics=Topics(
-            jobs=[record(name, offset) for offset, name in enumerate(names)],
-            statuses={
-                **{name: [said(name, "succeeded", n + 1.5, n)] for n, name in enumerate(names[:3])},
-                "four": [said("four", "succeeded", 13.5, 3, "b.0")],
-            },
-            reports=[Report("a.0", WALL_MS + 9_000, (0,)), Report("b.0", WALL_MS + 9_000, ())],
-        ),
-        runs=[
-            *(ran(name, n + 1, n + 1.5) for n, name in enumerate(names[:3])),
-            ran("four", 9.5, None),
-            ran("four", 13, 13.5, "b.0", fence=1),
-        ],
-        lives=[Life("a", 10, 0, 10 * S, "killed"), Life("b", 20, 0, 30 * S, "stays")],
-        troubles=[],
-        accepted=[Accepted(name, "t", "succeeded", "low", None) for name in names],
-        traffic_ns=(0, 20 * S),
-        faults={"worker_kill": 1},
-    )
 
 
 @pytest.mark.parametrize(
@@ -133,65 +82,6 @@ def test_honest_evidence_is_found_to_be_so_and_times_are_measured(tmp_path: Path
     assert judge(load(tmp_path / "evidence.json")) == verdict
 
 
-def test_a_partition_that_moves_in_order_shows_how_long_it_stood_still() -> None:
-    evidence = honest()
-    evidence.lives[0] = Life("a", 10, 0, 10 * S, "left", told_ns=9 * S)
-    evidence.runs[3] = ran("four", 9.5, 9.6, how="cancelled")
-    verdict = judge(evidence)
-    assert (verdict.rebalance_s, verdict.leave_s, verdict.takeover_s) == (3.5, 3.0, 0.0)
-    evidence.troubles.append(Trouble("broker_kill", 1 * S, 2 * S))
-    assert judge(evidence).rebalance_s == 0.0, "what a broker's death leaves behind is another matter"
-
-
-def test_a_takeover_while_a_broker_is_away_is_counted_apart() -> None:
-    evidence = honest()
-    evidence.troubles.append(Trouble("broker_kill", 9 * S, 11 * S))
-    verdict = judge(evidence)
-    assert (verdict.takeovers, verdict.takeover_s) == (0, 0.0)
-    assert (verdict.takeovers_in_trouble, verdict.takeover_in_trouble_s) == (1, 3.0)
-
-
-@pytest.mark.parametrize(
-    ("killed_at", "frozen_at", "counts"),
-    [
-        pytest.param(None, None, True, id="nothing else happened"),
-        pytest.param(3, None, False, id="one was killed, and is not missed yet"),
-        pytest.param(12, None, False, id="one is killed before they begin"),
-        pytest.param(1, None, True, id="one was killed long before"),
-        pytest.param(14, None, True, id="one is killed later"),
-        pytest.param(None, 3, False, id="one is frozen"),
-        pytest.param(None, 14, True, id="one is frozen later"),
-    ],
-)
-def test_a_leave_while_others_are_dead_or_frozen_is_counted_apart(
-    killed_at: int | None, frozen_at: int | None, *, counts: bool
-) -> None:
-    """They may have been given what was left, and nobody has missed them yet."""
-    evidence = honest()
-    evidence.lives[0] = Life("a", 10, 0, 10 * S, "left", told_ns=9 * S)
-    evidence.runs[3] = ran("four", 9.5, 9.6, how="cancelled")
-    if killed_at is not None:
-        evidence.lives.append(Life("c", 30, 0, killed_at * S, "killed"))
-    if frozen_at is not None:
-        evidence.troubles.append(Trouble("worker_freeze", frozen_at * S, (frozen_at + 2) * S, 20))
-    verdict = judge(evidence)
-    assert (verdict.leave_s, verdict.leave_in_trouble_s) == ((3.0, 0.0) if counts else (0.0, 3.0))
-
-
-def test_a_partition_in_which_nothing_begins_stands_still_all_the_time() -> None:
-    evidence = honest()
-    evidence.topics.jobs.append(record("five", 0, partition=1))
-    assert judge(evidence).standstill_s == 20.0
-
-
-def test_a_partition_of_one_priority_that_stands_still_is_seen_beside_the_others() -> None:
-    evidence = honest()
-    evidence.topics.jobs.append(record("five", 0, topic="jobs.high"))
-    evidence.topics.statuses["five"] = [said("five", "succeeded", 2.5, 4)]
-    evidence.runs.append(ran("five", 2, 2.5, key=None))
-    assert judge(evidence).standstill_s == 18.0
-
-
 def test_a_long_storm_that_has_shown_too_little_says_so() -> None:
     enough = {kind.value: 25 for kind in Kind}
     verdict = Verdict(
@@ -214,19 +104,6 @@ def test_a_long_storm_that_has_shown_too_little_says_so() -> None:
     ]
     verdict.faults = 199
     assert len(verdict.missed) == 2, "a short one shows what it can"
-
-
-def test_who_dies_before_it_has_partitions_has_none_to_take_over() -> None:
-    """Its predecessor's, of the same name, are not its own."""
-    evidence = honest()
-    evidence.lives.append(Life("a", 11, 14 * S, 15 * S, "killed"))
-    assert judge(evidence).takeover_s == 3.0
-
-
-def test_jobs_in_processes_of_one_worker_are_no_rebalance() -> None:
-    evidence = honest()
-    evidence.runs[1] = ran("two", 4, 4.5, pid=11)
-    assert judge(evidence).rebalance_s == 0.0
 
 
 def lose(e: Evidence) -> None:
