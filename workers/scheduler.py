@@ -17,43 +17,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Mapping
 from itertools import accumulate, islice
-from typing import Final
 
 from schemas.topics import PRIORITIES, JobPriority
+from workers.key_locks import KeyLocks
 from workers.message import Message
 from workers.offsets import ALONE_AFTER, SANDBOX_UNTIL, PartitionState
 from workers.pool_places import PoolPlaces
 from workers.time_share import FEW, OTHERS_FIRST_MS, TimeShare, alone_ms
 from workers.turns import Turns
-
-#: So many behind a key may start, one after the other, without a commit that says so first. A successor suspects each of them.
-KEY_AHEAD: Final = 4
-
-
-class _KeyLock:
-    """A key that more than one job wants: who has it, and who waits, the most urgent first, then in the order of arrival."""
-
-    __slots__ = ("holder", "waiting")
-
-    def __init__(self, holder: Message) -> None:
-        self.holder = holder
-        self.waiting: dict[JobPriority, deque[Message]] = {}
-
-    def queue_of(self, message: Message) -> deque[Message]:
-        """Where this one waits, among its equals."""
-        assert message.priority is not None  # noqa: S101 - only jobs have a key to wait for
-        queue = self.waiting.get(message.priority)
-        if queue is None:
-            queue = self.waiting[message.priority] = deque()
-        return queue
-
-    def first(self, count: int) -> list[Message]:
-        """The next ``count`` of them, about. Any thread."""
-        return [one for queue in list(self.waiting.values()) for one in list(islice(queue, count))][:count]
-
-    def next(self) -> Message | None:
-        """The next in line, who waits no longer."""
-        return next((queue.popleft() for p in PRIORITIES if (queue := self.waiting.get(p))), None)
 
 
 def _deaths(message: Message) -> int:
@@ -79,8 +50,7 @@ class Scheduler:
         self._in_order = tuple(self._buffers.values())
         self._turns = Turns(self._buffers, weights=weights, strict=strict, max_wait_ms=max_wait_ms)
         self._parked: dict[PartitionState, deque[Message]] = {}
-        #: Key to the one message that holds it, or to a lock with a queue.
-        self._keys: dict[bytes, Message | _KeyLock] = {}
+        self._keys = KeyLocks()
         #: None: no job needs a process.
         self._pool = pool
         #: None: who was unfinished at two deaths runs alone.
@@ -109,9 +79,6 @@ class Scheduler:
         self.arrived_bytes = dict.fromkeys(PRIORITIES, 0)
         self._departed = dict.fromkeys(PRIORITIES, 0)
         self._departed_bytes = dict.fromkeys(PRIORITIES, 0)
-        self._behind_keys = dict.fromkeys(PRIORITIES, 0)
-        self._bytes_behind_keys = dict.fromkeys(PRIORITIES, 0)
-        self._bytes_behind_keys_of: dict[PartitionState, int] = {}
 
     def __len__(self) -> int:
         return sum(self.waiting(priority) for priority in PRIORITIES)
@@ -122,7 +89,7 @@ class Scheduler:
 
     def startable(self, priority: JobPriority) -> int:
         """Those of them that do not wait behind their key: thousands of one key must not keep others from being fetched."""
-        return self.waiting(priority) - self._behind_keys[priority]
+        return self.waiting(priority) - self._keys.behind[priority]
 
     def room(self, ahead: int) -> dict[JobPriority, int]:
         """How many that arrive now are among the next ``ahead`` to start, about. Any thread.
@@ -138,11 +105,11 @@ class Scheduler:
 
     def startable_bytes(self, priority: JobPriority) -> int:
         """What those of them hold that do not wait behind their key. Any thread."""
-        return self.waiting_bytes(priority) - self._bytes_behind_keys[priority]
+        return self.waiting_bytes(priority) - self._keys.bytes_behind[priority]
 
     def bytes_behind_keys(self, part: PartitionState) -> int:
         """What those of one partition hold that wait behind their key. Any thread."""
-        return self._bytes_behind_keys_of.get(part, 0)
+        return self._keys.bytes_behind_of(part)
 
     def upcoming(self, count: int) -> list[Message]:
         """About the next ``count`` that start, if nothing but a commit is in their way. Any thread.
@@ -155,9 +122,7 @@ class Scheduler:
             # Each partition's share: they are what comes first of it.
             found += islice(queue, -(-count // len(parked)))
         # Who waits behind the key of one of them, or for a process, would each ask for a commit of their own.
-        locks = [lock for one in found if isinstance(lock := self._keys.get(one.key or b""), _KeyLock)]
-        for lock in dict.fromkeys(locks):
-            found += lock.first(-(-count // len(locks)))
+        found += self._keys.next_behind(found, count)
         for pool in self._pools:
             found += pool.ahead(1 + count // 4)
         return found + self._turns.ahead(count - len(found)) if len(found) < count else found
@@ -176,7 +141,7 @@ class Scheduler:
                 and not self._buffers[priority]
                 and message.part not in self._parked
             ):
-                if self._lock(message):
+                if self._keys.acquire(message):
                     self._alone.append(message)
             else:
                 self._buffers[priority].append(message)
@@ -230,7 +195,7 @@ class Scheduler:
                 self._forget(message)
             elif self._parked and part in self._parked:
                 self._park(message)  # order within the partition
-            elif not self._lock(message):
+            elif not self._keys.acquire(message):
                 pass  # it waits behind its key
             elif self._must_run_alone(message):
                 # Not before: one of its key that came earlier may still have been in the buffer. With its key: those after it
@@ -362,15 +327,7 @@ class Scheduler:
             dropped += self._parked.pop(part, ())
         for pool in self._pools:
             dropped += pool.purge(parts)
-        for lock in list(self._keys.values()):
-            if isinstance(lock, _KeyLock):
-                for priority, queue in lock.waiting.items():
-                    gone = [message for message in queue if message.part in parts]
-                    if gone:
-                        lock.waiting[priority] = deque(m for m in queue if m.part not in parts)
-                        for message in gone:
-                            self._count_behind(message, -1)
-                        dropped += gone
+        dropped += self._keys.purge(parts)
         for message in dropped:
             self._forget(message)
         return len(dropped)
@@ -470,7 +427,7 @@ class Scheduler:
         """It waits for its verdict with its key, so that those after it wait as well; or behind its key until then."""
         if message.part.releasing or not message.part.owned:
             self._forget(message)
-        elif self._lock(message):
+        elif self._keys.acquire(message):
             self.condemned[message] = None
 
     def _first_alone(self, message: Message) -> None:
@@ -516,73 +473,21 @@ class Scheduler:
             self.needs_commit = True
         parked.append(message)
 
-    def _lock(self, message: Message) -> bool:
-        key = message.key
-        if key is None:
-            return True
-        lock = self._keys.get(key)
-        if lock is None:
-            self._keys[key] = message
-            return True
-        if lock is message:
-            return True  # handed over by the one before
-        if not isinstance(lock, _KeyLock):
-            lock = self._keys[key] = _KeyLock(lock)
-        elif lock.holder is message:
-            return True
-        self._wait_behind(lock, message)
-        return False
-
-    def _wait_behind(self, lock: _KeyLock, message: Message) -> None:
-        queue = lock.queue_of(message)
-        queue.append(message)
-        if len(queue) > KEY_AHEAD:
-            message.part.hold(message.offset)
-        self._count_behind(message, 1)
-
-    def _count_behind(self, message: Message, by: int) -> None:
-        assert message.priority is not None  # noqa: S101
-        size = by * message.size
-        self._behind_keys[message.priority] += by
-        self._bytes_behind_keys[message.priority] += size
-        held = self._bytes_behind_keys_of.get(message.part, 0) + size
-        if held:
-            self._bytes_behind_keys_of[message.part] = held
-        else:
-            del self._bytes_behind_keys_of[message.part]
-
     def _unlock(self, message: Message) -> None:
-        key = message.key
-        if key is None:
+        """Its key is free for the next one in line whose partition is still ours."""
+        following = self._keys.release(message)
+        while following is not None and (following.part.releasing or not following.part.owned):
+            self._count_out(following)
+            following = self._keys.release(following)
+        if following is None:
             return
-        lock = self._keys.get(key)
-        if lock is message:
-            del self._keys[key]
-        elif isinstance(lock, _KeyLock) and lock.holder is message:
-            self._hand_over(key, lock)
-
-    def _hand_over(self, key: bytes, lock: _KeyLock) -> None:
-        """The next in line: the most urgent one, and among equals the first to arrive."""
-        while (following := lock.next()) is not None:
-            assert following.priority is not None  # noqa: S101
-            self._count_behind(following, -1)
-            if following.part.releasing or not following.part.owned:
-                self._count_out(following)
-                continue
-            lock.holder = following
-            if not any(lock.waiting.values()):
-                self._keys[key] = following
-            else:
-                for one in islice(lock.queue_of(following), KEY_AHEAD - 1, KEY_AHEAD):
-                    one.part.let_go(one.offset)
-            if following.lost_worker:
-                self.condemned[following] = None
-            elif self._must_run_alone(following):
-                self._first_alone(following)  # it waited behind a condemned one
-            else:
-                self._buffers[following.priority].appendleft(following)
-            return
-        del self._keys[key]
+        assert following.priority is not None  # noqa: S101
+        if following.lost_worker:
+            self.condemned[following] = None
+        elif self._must_run_alone(following):
+            self._first_alone(following)  # it waited behind a condemned one
+        else:
+            self._buffers[following.priority].appendleft(following)
 
     def _forget(self, message: Message) -> None:
         """A waiting message whose partition is lost: another worker will get it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, Final
@@ -18,6 +18,7 @@ from tests.simulation.sim_worker import OffsetsAtOnce, SimCommitter, SimExecutor
 from workers.commit import Committer
 from workers.delay import Delays
 from workers.duplicates import DuplicateWindow
+from workers.key_locks import KeyLocks
 from workers.lease import Lease
 from workers.message import Message
 from workers.offsets import PartitionState
@@ -150,24 +151,33 @@ def _cancelled_is_done() -> Any:
 @contextlib.contextmanager
 def _interrupted_go_last() -> Iterator[None]:
     """What was running at a death begins again behind the others of its key."""
-    start, lock = Scheduler._start, Scheduler._lock
+    add, start, acquire = Scheduler.add, Scheduler._start, KeyLocks.acquire
     ran: set[bytes] = set()
     behind: set[Message] = set()
+    of_keys: dict[KeyLocks, Scheduler] = {}
+
+    def find(self: Scheduler, messages: Iterable[Message]) -> None:
+        of_keys[self._keys] = self
+        add(self, messages)
 
     def note(self: Scheduler, message: Message) -> None:
         ran.add(message.job_id)
         start(self, message)
 
-    def goes_last(self: Scheduler, message: Message) -> bool:
+    def goes_last(self: KeyLocks, message: Message) -> bool:
         suspect = message.part.suspects.get(message.offset)
         if message.job_id in ran and suspect and suspect.deaths == 1 and message not in behind:
             assert message.priority is not None
             behind.add(message)
-            self._buffers[message.priority].append(message)
+            of_keys[self]._buffers[message.priority].append(message)
             return False
-        return lock(self, message)
+        return acquire(self, message)
 
-    with patch.object(Scheduler, "_start", note), patch.object(Scheduler, "_lock", goes_last):
+    with (
+        patch.object(Scheduler, "add", find),
+        patch.object(Scheduler, "_start", note),
+        patch.object(KeyLocks, "acquire", goes_last),
+    ):
         yield
 
 
@@ -267,7 +277,7 @@ def _trusts_success() -> Any:
 
 def _no_key_lock() -> Any:
     """Jobs of one key start whenever it is their turn."""
-    return patch.object(Scheduler, "_lock", lambda _self, _message: True)
+    return patch.object(KeyLocks, "acquire", lambda _self, _message: True)
 
 
 def _starts_beyond_the_map() -> Any:

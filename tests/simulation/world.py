@@ -514,7 +514,7 @@ def _simulated_time(world: World) -> Iterator[None]:
         patch("workers.group_metadata.time", clock),
         patch("workers.process.time", clock),
         # Few jobs wait here: nobody would ever be held.
-        patch("workers.scheduler.KEY_AHEAD", 1),
+        patch("workers.key_locks.KEY_AHEAD", 1),
         patch("workers.scheduler.FEW", 1 if world.is_hurried else FEW),
     ):
         yield

@@ -184,7 +184,7 @@ class Loop(RuleBasedStateMachine):
         assert self.running == []
         assert len(self.scheduler) == 0
         assert not any(map(self.scheduler.startable, PRIORITIES))
-        assert not self.scheduler._bytes_behind_keys_of
+        assert not self.scheduler._keys._bytes_behind_of
         assert not self.scheduler.has_parked
         assert not self.scheduler._keys
         assert not self.pool._taken
