@@ -42,7 +42,7 @@ VERSION: Final = "3"
 _FIELDS: Final = 10
 #: The broker's ``offset.metadata.max.bytes`` is 4,096, and librdkafka sends a trailing NUL.
 MAX_CHARACTERS: Final = 4095
-#: At three quarters nothing more is taken from the partition: the rest is room for what is running.
+#: Suspects and held ones are left out beyond three quarters of that.
 TAKE_LIMIT: Final = MAX_CHARACTERS * 3 // 4
 
 #: No map of ours spans that far; protects from garbage: a few characters can claim more records than fit into memory.

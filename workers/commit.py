@@ -149,6 +149,8 @@ class Committer:
             given_up=lambda: self._stop,
         )
         self._outbox: deque[Outcome] = deque()
+        #: Too far behind their partition's lowest unfinished record: a map has no room for their ends before that one has come to its own.
+        self._beyond_reach: list[Outcome] = []
         # Each number has one writer (event loop, commit thread), so none is lost between them.
         self._bytes_in = self._bytes_out = 0
         self._wake = threading.Event()
@@ -260,20 +262,22 @@ class Committer:
 
     def _tick(self) -> bool:
         """One transaction, if there is anything to write. True if there was."""
-        outcomes: list[Outcome] = []
+        outcomes = self._take_what_has_come_into_reach()
         releases: list[tuple[frozenset[PartitionState], threading.Event]] = []
         with self._lock:
             waiting, size, footprint = len(self._outbox), 0, 0
-            for _ in range(min(waiting, MAX_BATCH)):
+            taken = 0
+            while taken < min(waiting, MAX_BATCH):
                 outcome = self._outbox.popleft()
                 outcomes.append(outcome)
+                taken += 1
                 if outcome.records:
                     size += outcome.size
                     footprint += outcome.footprint
                     if size >= MAX_BATCH_BYTES:
                         break
             # A release is the last commit: what ended before it and does not fit into this transaction goes first.
-            if len(outcomes) == waiting:
+            if taken == waiting:
                 releases, self._releases = self._releases, []
         self._pace = max(len(outcomes), self._pace * 7 // 8)
         released = {part for parts, _ in releases for part in parts}
@@ -284,6 +288,18 @@ class Committer:
             for _, done in releases:
                 done.set()
         return bool(outcomes)
+
+    def _take_what_has_come_into_reach(self) -> list[Outcome]:
+        """Or belongs to nobody any more: whoever has the partition now does it again."""
+        taken: list[Outcome] = []
+        waiting: list[Outcome] = []
+        for outcome in self._beyond_reach:
+            message = outcome.message
+            assert message is not None  # noqa: S101
+            waits = message.part.owned and message.part.is_beyond_reach(message.offset)
+            (waiting if waits else taken).append(outcome)
+        self._beyond_reach = waiting
+        return taken
 
     def _commit(self, outcomes: list[Outcome], released: set[PartitionState]) -> None:
         """Bring these outcomes into Kafka, whatever it takes; drop those whose partition is lost."""
@@ -352,6 +368,9 @@ class Committer:
             elif message is not None:
                 if not message.part.owned:
                     self.counters.event("fenced_outcomes")
+                    continue
+                if message.part.is_beyond_reach(message.offset):
+                    self._beyond_reach.append(outcome)
                     continue
                 offsets = finished.get(message.part)
                 if offsets is None:
@@ -543,6 +562,8 @@ class Committer:
                 part.committed(plan)
                 part.metadata = newest
             self._settle()
+        if self._beyond_reach:
+            self._wake.set()
         if outcomes:
             self.counters.event("transactions")
         for outcome in outcomes:

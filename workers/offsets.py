@@ -20,6 +20,9 @@ Place = tuple[str, int]
 
 #: A partition with this many finished or held records behind its lowest unfinished one stops.
 MAX_SPREAD = 10_000
+#: Nothing that lies further behind it starts, or is finished, before that one is: a bit for each offset, a map always has room for
+#: so many. More than ``MAX_SPREAD``, for what comes at once, and for holes in the log, which nobody can stop from coming.
+MAX_REACH = 16_000
 #: Losses of an owner after which a record runs alone, in a process of its own if it can be made there.
 ALONE_AFTER = 2
 #: One that has seen so many of them, the last ones from a process of its own, may reach beyond that: it runs alone in the worker.
@@ -93,7 +96,8 @@ class PartitionState:
         self.fence = prior.fence + 1
         self.base = prior.offset
         self.done = set(prior.finished)
-        self.gaps: list[int] = []
+        #: Offsets at which there is no record, in order; until a committed map has all of them.
+        self.gaps: list[range] = []
         #: One past the highest offset delivered to us.
         self.top = prior.offset
         #: One past the highest offset started by us.
@@ -198,10 +202,14 @@ class PartitionState:
         if offset < self.top:
             return False
         if offset > self.top:
-            self.gaps.extend(range(self.top, offset))
+            self.gaps.append(range(self.top, offset))
             self.dirty = True
         self.top = offset + 1
         return offset >= self.base and offset not in self.done
+
+    def is_beyond_reach(self, offset: int) -> bool:
+        """Whether this one has to wait for earlier ones, lest a map become too long for a commit. Any thread."""
+        return offset - self.base >= MAX_REACH
 
     def start(self, offset: int) -> bool:
         """Whether a committed map already says that this record may be running; if so, it counts as started.
@@ -211,7 +219,7 @@ class PartitionState:
         says that it runs: alone, or joined by others.
         """
         with self.lock:
-            if self.releasing:
+            if self.releasing or self.is_beyond_reach(offset):
                 return False
             if (
                 offset >= self.start_limit
@@ -240,6 +248,8 @@ class PartitionState:
 
     def want(self, offset: int) -> None:
         """It is about to start: the next commit opens the way to it. Under the lock."""
+        if self.is_beyond_reach(offset):
+            return
         self.held.discard(offset)
         if offset in self.barred:
             self.dirty = True
@@ -269,7 +279,7 @@ class PartitionState:
     def note_position(self, position: int) -> None:
         """The consumer has read to ``position`` and everything delivered is known: trailing markers are gaps too."""
         if position > self.top:
-            self.gaps.extend(range(self.top, position))
+            self.gaps.append(range(self.top, position))
             self.top = position
             self.dirty = True
 
@@ -281,8 +291,8 @@ class PartitionState:
     def full(self) -> bool:
         """Whether nothing more may be taken: the map would grow beyond what a commit can carry.
 
-        The finished part of a map takes a character for six offsets at most: alone it always fits. Suspects that do not are left
-        out; to stop because of them would keep out those that have to be finished for the map to become shorter.
+        The finished part of a map takes a character for six offsets at most: up to ``MAX_REACH`` it always fits. Suspects that do
+        not are left out; to stop because of them would keep out those that have to be finished for the map to become shorter.
         """
         return self.spread >= MAX_SPREAD
 
@@ -308,17 +318,13 @@ class PartitionState:
         rests = self.rests(resting=resting)
         # At once: what starts between this plan and its commit would be unknown to a successor.
         self.resting = self.resting or rests
-        done = self.done.union(finished, self.gaps)
-        base = self.base
-        while base in done:
-            done.remove(base)
-            base += 1
+        base, done = self._fold(self.done.union(finished))
         limit = max(self.started, base)
         if self.alone is not None:
             limit = max(limit, self.alone + 1)
         if not rests:
             reach = max(limit, self.wanted)
-            limit = reach + (MIN_START_WINDOW if self.top <= reach else 0)
+            limit = min(reach + (MIN_START_WINDOW if self.top <= reach else 0), base + MAX_REACH)
             if self.suspects and max(self.suspects) >= self.top:
                 # A record that we do not even have must not count our death as well as our predecessor's.
                 limit = min(limit, max(reach, self.top))
@@ -330,7 +336,7 @@ class PartitionState:
 
     def committed(self, plan: OffsetMap) -> None:
         """The transaction with ``plan`` committed."""
-        self.gaps = [gap for gap in self.gaps if not plan.is_finished(gap)]
+        self._drop_gaps(plan)
         self.base = plan.offset
         self.done = set(plan.finished)
         self.start_limit = plan.start_limit
@@ -348,7 +354,7 @@ class PartitionState:
 
     def adopt(self, read: OffsetMap) -> None:
         """After an ambiguous commit: what Kafka says was committed is what was."""
-        self.gaps = [gap for gap in self.gaps if not read.is_finished(gap)]
+        self._drop_gaps(read)
         self.base = max(self.base, read.offset)
         self.done = {offset for offset in self.done | read.finished if offset >= self.base}
         # Not one from before a lost session: that it opens the way to anything would not show that the partition is ours.
@@ -362,6 +368,32 @@ class PartitionState:
         self.committed_suspects = committed.suspects
         self.barred = committed.held
         self.resting = committed.clean or committed.alone is not None
+
+    def _fold(self, done: set[int]) -> tuple[int, set[int]]:
+        """The lowest unfinished offset, if these are finished, and what is finished above it; ``done`` is used up.
+
+        Of the gaps that is what a map has room for: an heir finds them by itself.
+        """
+        base = self.base
+        gaps = iter(self.gaps)
+        gap = next(gaps, None)
+        while True:
+            if base in done:
+                done.remove(base)
+                base += 1
+            elif gap is None or gap.start > base:
+                break
+            else:
+                base = max(base, gap.stop)
+                gap = next(gaps, None)
+        if done and min(done) < base:  # offsets of gaps that an earlier map had room for
+            done = {offset for offset in done if offset >= base}
+        for hole in self.gaps:
+            done.update(range(max(hole.start, base), min(hole.stop, base + MAX_REACH)))
+        return base, done
+
+    def _drop_gaps(self, committed: OffsetMap) -> None:
+        self.gaps = [gap for gap in self.gaps if not committed.is_finished(gap[-1])]
 
     def _map(self, base: int, done: set[int], limit: int, *, clean: bool = False) -> OffsetMap:
         """What fits into a commit of it."""

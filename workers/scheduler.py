@@ -193,8 +193,9 @@ class Scheduler:
             part = message.part
             if part.releasing or not part.owned:
                 self._forget(message)
-            elif self._parked and part in self._parked:
-                self._park(message)  # order within the partition
+            elif self._comes_after_parked(message) or part.is_beyond_reach(message.offset):
+                # Without its key: others may need it to bring this one into reach.
+                self._park(message)
             elif not self._keys.acquire(message):
                 pass  # it waits behind its key
             elif self._must_run_alone(message):
@@ -208,6 +209,11 @@ class Scheduler:
                 return message
             else:
                 self._park(message)  # it keeps its key: no later one of the same key may overtake it
+
+    def _comes_after_parked(self, message: Message) -> bool:
+        """Whether it would overtake within its partition. One that comes before them may be what they wait for."""
+        parked = self._parked.get(message.part) if self._parked else None
+        return parked is not None and message.offset > parked[0].offset
 
     def _has_no_place(self, message: Message) -> bool:
         """Whether it has to wait for a process; one that may kill, for one in which nothing else runs."""

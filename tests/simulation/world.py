@@ -25,6 +25,7 @@ from tests.simulation.hub import Hub, Killed
 from tests.simulation.judge import Judge
 from tests.simulation.sim_jobs import SimJob
 from tests.simulation.sim_worker import Execution, SimWorker
+from workers.offsets import MAX_REACH
 from workers.survivors import CUT_OFF, Signs
 from workers.testing import MemoryKafka
 from workers.testing.memory_log import CommittedOffset
@@ -71,6 +72,8 @@ class World:
         self._weather = _WEATHERS[seed % len(_WEATHERS)]
         #: In every other world two that must run alone are many: one that kills is found one death later.
         self.is_hurried = seed % 2 == 1
+        #: Hardly anything may end before what stands in front of it has.
+        self.is_narrow = seed % 5 == 1
         #: In a third of them who was unfinished at two deaths has a process of its own, in the others it runs alone.
         self.has_sandbox = seed // 2 % 3 == 0
         self.rng = random.Random(seed)
@@ -516,6 +519,7 @@ def _simulated_time(world: World) -> Iterator[None]:
         # Few jobs wait here: nobody would ever be held.
         patch("workers.key_locks.KEY_AHEAD", 1),
         patch("workers.scheduler.FEW", 1 if world.is_hurried else FEW),
+        patch("workers.offsets.MAX_REACH", 3 if world.is_narrow else MAX_REACH),
     ):
         yield
 

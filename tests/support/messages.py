@@ -9,7 +9,7 @@ from schemas.headers import Delivery, build
 from schemas.offsetmap import EMPTY_MAP, OffsetMap, parse
 from schemas.topics import PRIORITIES, JobPriority, Tier, Topics
 from workers.message import Message
-from workers.offsets import PartitionState
+from workers.offsets import MAX_REACH, PartitionState
 
 TOPICS = Topics("t.")
 FINGERPRINT = bytes(range(8))
@@ -43,8 +43,9 @@ def partition(
 def want(part: PartitionState, count: int) -> None:
     """So many more of those that wait are about to start."""
     reach = max(part.started, part.base, part.wanted)
-    if reach < part.top:
-        part.want(min(reach + count, part.top) - 1)
+    end = min(reach + count, part.top, part.base + MAX_REACH)
+    if reach < end:
+        part.want(end - 1)
 
 
 def commit(part: PartitionState, *finished: int, window: int = 1_000) -> OffsetMap:

@@ -21,6 +21,7 @@ from tests.support.commit_bench import (
 from tests.support.messages import TOPICS, message
 from tests.support.waiting import eventually
 from workers.commit import MAX_BATCH, MAX_BATCH_BYTES
+from workers.offsets import MAX_REACH
 from workers.outcome import Outcome, OutRecord
 
 pytestmark = pytest.mark.worker_coordination
@@ -48,6 +49,32 @@ def test_a_tick_is_one_transaction_with_everything_that_ended() -> None:
     assert (bench.stored.offset, set(bench.stored.finished)) == (2, {3})
     assert bench.counted == 3
     assert {change.state for change in bench.kafka.statuses} == {JobStatus.SUCCEEDED}
+
+
+def test_what_a_map_has_no_room_for_waits_until_those_before_it_have_ended() -> None:
+    """A copy that is skipped, or a record that goes on to another topic: they did not have to start."""
+    bench = Bench(records=2)
+    bench.part.note_delivered(MAX_REACH)
+    bench.success(1)
+    bench.success(MAX_REACH)
+    bench.tick()
+    assert (bench.counted, bench.stored.finished) == (1, frozenset(range(1, MAX_REACH)))
+    assert not bench.tick(), "and nobody turns in circles meanwhile"
+    bench.success(0)
+    bench.tick()
+    assert bench.stored.offset == MAX_REACH
+    assert bench.tick()
+    assert (bench.counted, bench.stored.offset) == (3, MAX_REACH + 1)
+
+
+def test_what_waited_beyond_reach_goes_with_its_partition() -> None:
+    bench = Bench(records=2)
+    bench.part.note_delivered(MAX_REACH)
+    bench.success(MAX_REACH)
+    bench.tick()
+    bench.part.owned = False
+    bench.tick()
+    assert (bench.counted, bench.events["fenced_outcomes"]) == (0, 1)
 
 
 def test_three_times_as_many_may_start_before_the_next_commit_as_ended_before_this_one() -> None:

@@ -8,9 +8,9 @@ from random import Random
 import pytest
 
 from schemas.offsetmap import MAX_CHARACTERS, TAKE_LIMIT, OffsetMap, Suspect
-from tests.support.messages import commit, partition
+from tests.support.messages import commit, partition, want
 from tests.support.owners import deliver, died, read
-from workers.offsets import ALONE_AFTER, MAX_SPREAD, PartitionState
+from workers.offsets import ALONE_AFTER, MAX_REACH, MAX_SPREAD, PartitionState
 
 pytestmark = pytest.mark.worker_coordination
 
@@ -211,6 +211,35 @@ def test_a_partition_with_too_many_records_behind_its_lowest_unfinished_one_is_f
     assert not part.full()
     deliver(part, MAX_SPREAD - 1)
     assert part.full()
+
+
+@pytest.mark.parametrize("hole", [0, 1, 1_000, 12_000, 16_000, 50_000, 3_000_000])
+def test_a_hole_in_the_log_makes_no_map_too_long(hole: int) -> None:
+    """Transactions that were aborted leave it; every second record before it waits, say behind a key. Each heir would end as well."""
+    part = partition()
+    deliver(part, *range(9_000))
+    plan = commit(part, *range(1, 9_000, 2), window=9_000)
+    behind = 9_000 + hole
+    deliver(part, behind)
+    if part.is_beyond_reach(behind):
+        want(part, 20_000)
+        assert not part.start(behind), "or its end would have to stand in a map"
+    else:
+        plan = commit(part, behind, window=9_000)
+    assert len(plan.metadata()) <= MAX_CHARACTERS
+    assert read(plan) == plan
+    plan = commit(part, *range(0, 9_000, 2))
+    assert plan.offset == behind + (plan.offset > behind)
+    commit(part, window=20_000)
+    assert part.start(behind) or plan.offset > behind
+
+
+def test_nothing_beyond_reach_may_start_at_any_death() -> None:
+    """It would have to run alone, cannot before those in front of it have ended, and keeps them from starting."""
+    part = partition()
+    deliver(part, *range(MAX_REACH + 5))
+    want(part, MAX_REACH + 5)
+    assert part.plan(()).start_limit == MAX_REACH
 
 
 def test_a_worker_killed_under_load_leaves_a_map_that_its_successor_can_commit() -> None:

@@ -27,7 +27,7 @@ MEANWHILE = st.sampled_from(
         (),
     ]
 )
-GAPS = st.sampled_from([0, 0, 0, 1, 3, 90])
+GAPS = st.sampled_from([0, 0, 0, 1, 3, 90, 15_000, 40_000])
 PICKS = st.builds(
     lambda first, step, count: [first + step * n for n in range(count)],
     st.sampled_from([0, 0, 0, 1, 5, 30]),
@@ -106,6 +106,9 @@ class Owners(RuleBasedStateMachine):
             if suspect.deaths >= ALONE_AFTER and offset != self.part.committed_alone:
                 assert not self.part.start(offset), "a successor would not know of it"
                 continue  # it waits for its turn alone
+            if self.part.is_beyond_reach(offset):
+                assert not self.part.start(offset), "a map would have no room for its end"
+                return
             if not self.part.start(offset):
                 self.refused.add(offset)
                 return
@@ -206,6 +209,7 @@ class Owners(RuleBasedStateMachine):
     @rule(pick=st.integers(0, 30), meanwhile=MEANWHILE, picks=PICKS)
     def one_runs_beside_nothing_else(self, pick: int, meanwhile: tuple[str, ...], picks: list[int]) -> None:
         may = [o for o in self.waiting if not self.part.suspects.get(o, Suspect(alone="nobody")).alone]
+        may = [o for o in may if not self.part.is_beyond_reach(o)]
         if self.running or not may or self.stored.incarnation != self.incarnation:
             return
         self.lone = may[pick % len(may)]

@@ -22,6 +22,7 @@ from tests.support.schedule_bench import (
     take,
 )
 from workers.key_locks import KEY_AHEAD
+from workers.offsets import MAX_REACH
 from workers.pool_places import PoolPlaces
 from workers.scheduler import Scheduler
 from workers.turns import DEFAULT_MAX_WAIT_MS, DEFAULT_WEIGHTS, turns
@@ -246,6 +247,24 @@ def test_a_key_is_not_handed_to_a_partition_that_is_leaving() -> None:
     scheduler.done(holder)
     assert len(scheduler) == 0
     assert scheduler.purge({leaving}) == 0, "it is counted out already"
+
+
+def test_who_is_beyond_reach_has_no_key_that_others_may_need_to_bring_it_into_reach() -> None:
+    """With it, two partitions would wait for each other for ever: here the low one's first record for the key of the normal one."""
+    scheduler = Scheduler()
+    low, normal = open_partition(LOW, limit=2 * MAX_REACH), open_partition(NORMAL, limit=2 * MAX_REACH)
+    first, far = message(low, 0, key=b"k"), message(normal, MAX_REACH, key=b"k")
+    arrive(scheduler, far)
+    assert scheduler.take(NOW_MS) is None
+    assert scheduler.needs_commit
+    arrive(scheduler, first)
+    assert take(scheduler) is first
+    commit(normal, *range(MAX_REACH))
+    commit(normal)
+    scheduler.unpark()
+    assert scheduler.take(NOW_MS) is None, "it waits for its key as any other"
+    scheduler.done(first)
+    assert take(scheduler) is far
 
 
 # --- who waits and is not to blame at a death ------------------------------------------------------------------
