@@ -13,6 +13,7 @@ import structlog
 
 from workers.key_places import KeyPlaces
 from workers.outcome import Outcome
+from workers.unsaid import guarded
 
 if TYPE_CHECKING:
     from workers.commit import Committer
@@ -36,6 +37,7 @@ class Arrivals:
 
     Args:
         wake: there is something to start.
+        on_failure: told what goes wrong when a time has come.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class Arrivals:
         now_ms: Callable[[], int],
         loop: asyncio.AbstractEventLoop,
         wake: Callable[[], None],
+        on_failure: Callable[[BaseException], None],
     ) -> None:
         self._delays = delays
         self._scheduler = scheduler
@@ -60,6 +63,7 @@ class Arrivals:
         self._now_ms = now_ms
         self._loop = loop
         self._wake = wake
+        self._on_failure = on_failure
         self._timer: asyncio.TimerHandle | None = None
         #: Set before the first message comes.
         self.key_places = KeyPlaces(1)
@@ -131,7 +135,9 @@ class Arrivals:
             self._timer = None
         if due is not None:
             wait_s = max((due - self._now_ms()) / 1000, 0.0)
-            self._timer = self._loop.call_later(min(wait_s, _LONGEST_SLEEP_S), self._on_due)
+            self._timer = self._loop.call_later(
+                min(wait_s, _LONGEST_SLEEP_S), guarded(self._on_due, self._on_failure)
+            )
 
     def _on_due(self) -> None:
         self._timer = None

@@ -35,6 +35,7 @@ from workers.results import Failed, JobResult, Snooze, failed_by
 from workers.router import Router, Run, as_result
 from workers.sweep import Sweep
 from workers.threads import HandlerThreads
+from workers.unsaid import guarded
 
 if TYPE_CHECKING:
     from workers.config import WorkerConfig
@@ -434,7 +435,7 @@ class Executor:
             self._give_back(message)
             self.wake()
 
-        asyncio.get_running_loop().call_later(1.0, again)
+        asyncio.get_running_loop().call_later(1.0, guarded(again, self._fail))
 
     def _give_back(self, message: Message) -> None:
         """Cancelled before it finished: ours again after a lost connection, somebody else's after a revocation."""

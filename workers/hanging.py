@@ -118,3 +118,6 @@ class HangingWatch:
             except (KafkaException, PipelineError) as error:
                 self._hanging.again(found)
                 log.info("hanging transactions cannot be looked after now", error=str(error))
+            except Exception:
+                self._hanging.again(found)
+                log.exception("hanging transactions were not looked after")

@@ -126,6 +126,9 @@ class MembershipWatch:
             except KafkaUnreachable as error:
                 log.info("what the group's coordinator thinks cannot be asked now", error=str(error))
                 continue
+            except Exception:
+                log.exception("the group's coordinator was not asked")
+                continue
             after = self._held()
             # Its answer and our own state must be of the same time, or they differ for an innocent reason.
             if held.busy or held != after:

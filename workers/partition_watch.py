@@ -80,6 +80,8 @@ class PartitionWatch:
                 log.info("partition counts not to be had now", error=str(error.args[0]))
             except TopicsMismatch as error:
                 return self._on_mismatch(error)
+            except Exception:
+                log.exception("partitions were not counted")
             else:
                 if now != before:
                     return self._on_mismatch(changed(before, now))

@@ -62,6 +62,7 @@ from workers.scheduler import Scheduler
 from workers.self_report import SelfReport, state_of
 from workers.survivors import Signs, signs_of_life
 from workers.takeover import CommittedOffsets
+from workers.unsaid import guarded
 from workers.verdicts import Verdicts
 from workers.worker import Handlers
 
@@ -195,6 +196,7 @@ class WorkerProcess:
             now_ms=self._clock.now_ms,
             loop=self._loop,
             wake=self._executor.wake,
+            on_failure=self._fail,
         )
         self.poller = Poller(
             make_consumer=self._make_consumer,
@@ -216,7 +218,7 @@ class WorkerProcess:
             log_ends=functools.partial(self._ask_for_offsets, LATEST),
             revoke_timeout_s=config.revoke_timeout / timedelta(seconds=1),
             release=functools.partial(self._executor.release, only_who_may_end=True),
-            purge=self._arrivals.purge,
+            purge=guarded(self._arrivals.purge, self._fail),
             deliver=self._deliver,
             on_failure=self._fail,
             on_refusal=self._refuse,
@@ -379,7 +381,7 @@ class WorkerProcess:
     def _tell_the_loop(self, callback: Callable[..., None], *arguments: Any) -> None:
         # A commit thread that waits for a dead Kafka outlives the loop: then there is nobody left to tell.
         with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(callback, *arguments)
+            self._loop.call_soon_threadsafe(guarded(callback, self._fail), *arguments)
 
     def _fail_at_work(self, error: BaseException) -> None:
         """Where handlers are called: one of the jobs may be the cause, so for our successor this is a death."""
@@ -441,7 +443,7 @@ class WorkerProcess:
 
     def _check_lease(self) -> None:
         """Kafka may have given us up if it has not answered for this long: then others run our jobs, so we must not."""
-        self._lease_timer = self._loop.call_later(0.25, self._check_lease)
+        self._lease_timer = self._loop.call_later(0.25, guarded(self._check_lease, self._fail))
         if not self.poller.parts and self._lease.silent_s <= self._lease.seconds:
             # Nothing that others could have by now; what will be given to us starts after a commit of its own.
             self._lease.committed(self._lease.begin())

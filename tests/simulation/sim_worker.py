@@ -389,6 +389,7 @@ class SimWorker(WorkerProcess):
             now_ms=self.now_ms,
             loop=loop,
             wake=self._executor.wake,
+            on_failure=self._fail,
         )
         self._arrivals.key_places = KeyPlaces(world.partitions)
         poller = SimPoller(

@@ -77,6 +77,7 @@ class Bench:
             add(messages)
 
         self.scheduler.add = added  # type: ignore[method-assign,assignment]
+        self.failures: list[BaseException] = []
         self.committer, self.verdicts, self.loop = FakeCommitter(), FakeVerdicts(), FakeLoop()
         parts: Any = (self.committer, self.verdicts, self.loop)
         self.arrivals = Arrivals(
@@ -89,6 +90,7 @@ class Bench:
             now_ms=lambda: self.now_ms,
             loop=parts[2],
             wake=self._wake,
+            on_failure=self.failures.append,
         )
         self.arrivals.key_places = KeyPlaces(3)
         self.job_part = partition()
@@ -143,6 +145,19 @@ def test_a_job_that_is_due_in_a_moment_waits_here_for_its_time() -> None:
     assert bench.loop.due[0][0] == pytest.approx(0.7)
     bench.let_time_pass(700)
     assert (bench.waiting, bench.wakes) == (1, 1)
+
+
+def test_what_goes_wrong_when_a_time_has_come_is_handed_on() -> None:
+    """asyncio would log it, and the partition of whoever was due would stand still behind it."""
+    bench = Bench()
+    bench.come(message(bench.job_part, 0, delivery=delivery(not_before_ms=NOW_MS + 700)))
+
+    def broken(_: object) -> None:
+        raise ValueError("broken")
+
+    bench.scheduler.add = broken  # type: ignore[method-assign,assignment]
+    bench.let_time_pass(700)
+    assert [str(error) for error in bench.failures] == ["broken"]
 
 
 def test_a_job_in_a_job_topic_that_is_due_much_later_goes_to_a_retry_topic() -> None:
