@@ -45,6 +45,7 @@ _NAMED: Final = 20
 #: What a long storm is to show; with fewer faults than that it is a short one.
 LONG_FAULTS: Final = 200
 LONG_JOBS: Final = 100_000
+JOBS_A_MINUTE: Final = 5_000
 OF_EACH_KIND: Final = 20
 IN_FLIGHT: Final = 0.3
 TAKEOVER_S: Final = 12.0
@@ -138,6 +139,9 @@ class Verdict:
             bars |= {
                 f"{share:.0%} of the kills met a running job, and not {IN_FLIGHT:.0%}": share < IN_FLIGHT,
                 f"{self.accepted:,} jobs were accepted, and not {LONG_JOBS:,}": self.accepted < LONG_JOBS,
+                f"{self.accepted / max(self.minutes, 0.1):,.0f} jobs a minute were accepted, and not {JOBS_A_MINUTE:,}": (
+                    self.accepted < JOBS_A_MINUTE * self.minutes
+                ),
             }
             bars |= {
                 f"{kind.value} came up {count} times, and not {OF_EACH_KIND}": count < OF_EACH_KIND

@@ -6,12 +6,14 @@ the machine's monotonic clock, times named ``_ms`` the clock on the wall, which 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,6 +23,19 @@ from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
 FINAL: Final = frozenset({"succeeded", "failed", "cancelled", "skipped"})
 _SINGLE_OBJECT: Final = b"\xc3\x01"
 _READ_S: Final = 60.0
+#: What a worker logs when an outcome of its may not reach Kafka.
+_DOUBTS: Final = frozenset(
+    {
+        "commit without a clear answer",
+        "group metadata was stale",
+        "no answer from Kafka: everything is cancelled",
+        "no transactional producer yet",
+        "others have committed for partitions of ours: joining the group again",
+        "partitions lost",
+        "partitions released without a last commit",
+        "partitions taken too late: joining the group again",
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +141,15 @@ class Trouble:
 
 
 @dataclass(frozen=True, slots=True)
+class Doubt:
+    """A line of a worker's log: it does not know what became of a commit, or has none for what it gave up."""
+
+    worker: str
+    at_ms: int
+    event: str
+
+
+@dataclass(frozen=True, slots=True)
 class Accepted:
     """A job whose id the producer got."""
 
@@ -151,6 +175,7 @@ class Evidence:
     traffic_ns: tuple[int, int]
     #: Kind to number of faults.
     faults: Mapping[str, int]
+    doubts: Sequence[Doubt] = ()
     seed: int = 0
     minutes: float = 0.0
     #: Workers that ended though nobody had told them to, and how.
@@ -187,6 +212,7 @@ def load(file: Path) -> Evidence:
         accepted=[Accepted(**one) for one in given["accepted"]],
         traffic_ns=tuple(given["traffic_ns"]),
         faults=given["faults"],
+        doubts=[Doubt(**one) for one in given.get("doubts", ())],
         seed=given["seed"],
         minutes=given["minutes"],
         ended_by_themselves=given["ended_by_themselves"],
@@ -287,6 +313,19 @@ def read_runs(directory: Path) -> list[Run]:
         runs[said["run"]].how = said["how"]
         runs[said["run"]].asked_ms = said.get("asked_ms")
     return sorted(runs.values(), key=lambda run: run.start_ns)
+
+
+def read_doubts(directory: Path) -> list[Doubt]:
+    """What workers said of their commits; each file has the name of its worker, whatever its processes."""
+    found: list[Doubt] = []
+    for file in sorted(directory.glob("*.stderr")):
+        for line in file.read_text(errors="replace").splitlines():
+            with contextlib.suppress(ValueError):  # Java, Python's traces, and lines that were cut off
+                said = json.loads(line)
+                if isinstance(said, dict) and said.get("event") in _DOUBTS:
+                    at = datetime.fromisoformat(said["timestamp"])
+                    found.append(Doubt(file.stem, round(at.timestamp() * 1000), said["event"]))
+    return found
 
 
 def _consumer(bootstrap_servers: str) -> Consumer:

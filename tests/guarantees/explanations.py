@@ -1,10 +1,12 @@
 """Why a run may have had no outcome. Pure.
 
-In:  a run, the next one of its job, and what befell workers and Kafka. Out: a reason, or None: nothing explains it.
+In:  a run, the next one of its job, what befell workers and Kafka, and what workers said of their commits. Out: a reason, or None: nothing explains it.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections import defaultdict
 from typing import Final
 
 from tests.guarantees.evidence import Evidence, Life, Run
@@ -29,6 +31,9 @@ class Explanations:
     def __init__(self, evidence: Evidence) -> None:
         self._lives = Lives(evidence.lives)
         self._troubles = evidence.troubles
+        self._doubts: dict[str, list[int]] = defaultdict(list)
+        for doubt in sorted(evidence.doubts, key=lambda one: one.at_ms):
+            self._doubts[doubt.worker].append(doubt.at_ms)
 
     def __call__(self, run: Run, following: Run | None) -> str | None:
         """``following``: the next run of the same job, if there is one."""
@@ -49,7 +54,8 @@ class Explanations:
         # Handlers' processes may outlive their worker for a moment.
         if life.end == "killed" and run.start_ns <= life.end_ns <= end_ns + patience_ns:
             return "killed before its commit"
-        return "broker away" if in_trouble else None
+        # Somewhere a broker is away most of the time: this very worker has to have met it.
+        return "broker away" if in_trouble and self._had_doubts(run, end_ns) else None
 
     def _of_cancelled(self, run: Run, life: Life, *, moved: bool) -> str | None:
         end_ns = run.end_ns or life.end_ns
@@ -69,6 +75,13 @@ class Explanations:
             and run.start_ns < trouble.end_ns
             for trouble in self._troubles
         )
+
+    def _had_doubts(self, run: Run, end_ns: int) -> bool:
+        """Whether its worker did not know what became of a commit that could have had this outcome."""
+        end_ms = run.start_ms + (end_ns - run.start_ns) // 1_000_000
+        said = self._doubts[run.worker.partition(".")[0]]
+        first = bisect_left(said, end_ms - COMMIT_NS // 1_000_000)
+        return first < len(said) and said[first] <= end_ms + COMMIT_IN_TROUBLE_NS // 1_000_000
 
     def _was_in_trouble(self, end_ns: int) -> bool:
         return any(

@@ -11,12 +11,14 @@ import pytest
 from tests.guarantees.auditor import Verdict, judge
 from tests.guarantees.evidence import (
     Accepted,
+    Doubt,
     Evidence,
     JobRecord,
     Life,
     Status,
     Trouble,
     load,
+    read_doubts,
     save,
 )
 from tests.guarantees.pulse import Stalls
@@ -498,6 +500,37 @@ def test_a_run_that_was_cancelled_has_a_reason(
     verdict = judge(evidence)
     assert verdict.reasons == {"killed": 1, **({reason: 1} if reason else {})}
     assert bool(verdict.broken) == (reason is None)
+
+
+@pytest.mark.parametrize(
+    ("worker", "at_s", "explained"),
+    [
+        pytest.param("a", 4.0, True, id="its worker knew of no answer"),
+        pytest.param("b", 4.0, False, id="another one did not"),
+        pytest.param("a", 40.0, False, id="much later"),
+        pytest.param(None, 0.0, False, id="nobody has noticed anything"),
+    ],
+)
+def test_a_run_that_had_ended_is_explained_by_a_broker_only_if_its_worker_met_that(
+    worker: str | None, at_s: float, *, explained: bool
+) -> None:
+    """In a storm some broker is away most of the time."""
+    evidence = honest()
+    evidence.lives[0] = replace(evidence.lives[0], end_ns=40 * S)
+    evidence.troubles.append(Trouble("broker_kill", 2 * S, 4 * S))
+    evidence.runs.append(ran("three", 13, 13.5, "b.0", fence=1))
+    evidence.topics.statuses["three"] = [said("three", "succeeded", 13.5, 2, "b.0")]
+    if worker is not None:
+        evidence.doubts = [Doubt(worker, WALL_MS + round(at_s * 1000), "commit without a clear answer")]
+    verdict = judge(evidence)
+    assert verdict.unexplained.count == (not explained)
+    assert verdict.reasons.get("broker away", 0) == explained
+
+
+def test_a_worker_says_itself_when_it_does_not_know_what_became_of_a_commit(tmp_path: Path) -> None:
+    line = '{"event": "commit without a clear answer", "timestamp": "2027-01-15T08:00:03.250000Z", "level": "warning"}'
+    (tmp_path / "w2.stderr").write_text(f"Picked up JAVA\n{line}\n" + '{"event": "other"}\n{"event": "comm')
+    assert read_doubts(tmp_path) == [Doubt("w2", 1_800_000_003_250, "commit without a clear answer")]
 
 
 def test_what_a_frozen_process_does_when_it_wakes_is_counted_apart() -> None:
