@@ -5,6 +5,7 @@ In:  records of ``jobs.dlq`` and ``jobs.status``. Out: ``DeadLetter`` values, ol
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -33,8 +34,8 @@ _SPRINGS_NUMBERS: Final = {
     "kafka_dlt-original-offset": 8,
     "kafka_dlt-original-timestamp": 8,
 }
-#: How long looking at dead letters may take: a hundred thousand of them, when they are looked at most, take ten seconds.
-LOOK_S: Final = 60.0
+#: How long looking at dead letters may take: each status that Kafka keeps is passed over, some hundred thousand a second.
+LOOK_S: Final = 300.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,25 +164,31 @@ def list_dead_letters(
 
 
 def read_dead_letters(settings: Settings, codec: Codec, *, timeout_s: float) -> DeadLetters:
-    """Read dead letters, without their fields, and statuses, to the ends taken now. Blocks."""
+    """Read dead letters, without their fields, and their jobs' statuses, to the ends taken now. Blocks."""
     topics = settings.topics
-    schemas = Schemas(codec, schema_lookup(settings, codec.store)).of_one_reading()
+    until = time.monotonic() + timeout_s
     letters: list[DeadLetter] = []
+    complete = scan(
+        settings, (topics.dlq,), lambda message: letters.append(dead_letter_of(message)), timeout_s=timeout_s
+    ).complete
+    # The others', millions perhaps, are passed over by their key: they would take minutes, and gigabytes.
+    wanted = {letter.id.encode() for letter in letters}
+    schemas = Schemas(codec, schema_lookup(settings, codec.store)).of_one_reading()
     fold = JobFold()
 
     def take(message: Message) -> None:
-        if message.topic() == topics.dlq:
-            letters.append(dead_letter_of(message))
-            return
         try:
-            sighting = sighting_of(message, topics, schemas)
+            sighting = sighting_of(message, topics, schemas, wanted)
         except WireError:
             return  # not ours, or of a version to come: it cannot tell about our letters
         if sighting is not None:
             fold.see(sighting)
 
     try:
-        complete = scan(settings, (topics.dlq, topics.status), take, timeout_s=timeout_s).complete
+        left_s = max(until - time.monotonic(), 0.0)
+        complete = (
+            not wanted or scan(settings, (topics.status,), take, timeout_s=left_s).complete
+        ) and complete
     finally:
         schemas.close()
     statuses = {

@@ -135,7 +135,9 @@ def delivery_failed(failures: list[Failure], count: int) -> DeliveryFailed | Non
     if surely:
         parts.append(f"certainly not written: {_some(surely)}")
     if perhaps:
-        parts.append(f"perhaps written, so schedule them again only under the same job_id: {_some(perhaps)}")
+        parts.append(
+            f"perhaps written, so schedule them again only under the same id (job_id=, or submit --job-id): {_some(perhaps)}"
+        )
     return DeliveryFailed("; ".join(parts))
 
 

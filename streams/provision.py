@@ -91,6 +91,11 @@ def provision(settings: Settings) -> ProvisionReport:
     _refuse(topic_findings(specs, before, settings.replication_factor))
     factor = copies(settings.replication_factor, cluster.brokers)
     missing = [spec for spec in specs if spec.name not in before]
+    if missing and settings.replication_factor is None and cluster.brokers == SAFE_COPIES - 1:
+        raise TopicsMismatch(
+            f"{cluster.brokers} brokers answer: topics made now would have one copy, for good. If one of {SAFE_COPIES} is down, start "
+            "it first; if there are no more, say how many copies with RUSTFS_WORKERS_REPLICATION_FACTOR"
+        )
     created = _create(settings, admin, missing, factor)
     _wait_for_leaders(settings, admin, specs)
     # Another one may have created them meanwhile, in its own way.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar, overload
 
@@ -166,15 +166,15 @@ class JobReader:
         self.codec = codec or build_codec(settings)
         self._schemas = Schemas(self.codec, schema_lookup(settings, self.codec.store))
 
-    def list_jobs(self, which: JobFilter | None = None) -> JobListing:
-        """Jobs, newest first.
+    def list_jobs(self, which: JobFilter | None = None, *, timeout_s: float = TIME_LIMIT_S) -> JobListing:
+        """Jobs, newest first; after ``timeout_s`` those that have been read by then, the oldest, marked stale.
 
         Raises:
             KafkaUnreachable: no broker answered in time.
             TopicsMismatch: a topic does not exist.
         """
         which = which or JobFilter()
-        seen = self.read()
+        seen = self.read(timeout_s=timeout_s)
         chosen = [(job_id, state) for job_id, state in seen.living() if matches(which, state)]
         chosen.sort(key=lambda item: (created_ms(item[1]), item[0]), reverse=True)
         decode = self._schemas.of_one_reading().decode_job
@@ -241,7 +241,7 @@ class JobReader:
         seen = Seen(JobFold(), [])
         schemas = self._schemas.of_one_reading()
         # From a command line it may be anything; what UTF-8 cannot hold is nobody's id.
-        wanted = None if job_id is None else job_id.encode("utf-8", "replace")
+        wanted = None if job_id is None else {job_id.encode("utf-8", "replace")}
 
         def take(message: Message) -> None:
             try:
@@ -330,9 +330,9 @@ class Schemas:
 
 
 def sighting_of(
-    message: Message, topics: Topics, schemas: Schemas, wanted: bytes | None = None
+    message: Message, topics: Topics, schemas: Schemas, wanted: Container[bytes | None] | None = None
 ) -> Sighting | None:
-    """What a record says of a job; None if it is not about ``wanted``.
+    """What a record says of a job; None if it is about none of ``wanted``.
 
     Raises:
         WireError: it cannot be understood.
@@ -340,14 +340,14 @@ def sighting_of(
     place = place_of(message)
     key, value = message.key(), message.value()
     if place[0] == topics.status:
-        if wanted is not None and key != wanted:
+        if wanted is not None and key not in wanted:
             return None
         if value is None:
             return Tombstone((key or b"").decode("utf-8", "replace"), place)
         raw = value
         return StatusSeen(schemas.with_lookup(lambda: decode_status(schemas.codec, raw)), place)
     job_id = peek_id(value)
-    if wanted is not None and job_id != wanted:
+    if wanted is not None and job_id not in wanted:
         return None
     assert value is not None  # noqa: S101 - peek_id() refuses None
     priority = topics.priority_of.get(place[0])

@@ -28,7 +28,7 @@ from schemas.records import STATUS, StatusChange, StatusWriter, decode_status
 from schemas.topics import JobPriority, Topics
 from streams.client_log import ConnectionWatch
 from streams.clients import FENCED, MAX_FORWARDED_BYTES, TRANSACTION_TIMEOUT_MS, kafka_failed, producer_config
-from streams.dead_letters import DeadLetter, DeadLetterFilter, DeadLetters, read_dead_letters
+from streams.dead_letters import LOOK_S, DeadLetter, DeadLetterFilter, DeadLetters, read_dead_letters
 from streams.jobinfo import JobState, status_now
 from streams.reader import JobNotFound, JobReader
 from streams.registry import build_codec
@@ -42,8 +42,8 @@ log = structlog.get_logger("rustfs_workers.redrive")
 _BATCH: Final = 200
 #: Of one letter. What follows it has fewer headers, and one more attempt to tell of.
 _MOST_BYTES: Final = MAX_FORWARDED_BYTES - 4096
-#: How long reading both topics to their end may take; nothing is redriven on half a picture.
-_READ_S: Final = 60.0
+#: Nothing is redriven on half a picture.
+_READ_S: Final = LOOK_S
 _KAFKA_S: Final = 15.0
 #: Our clock stamps what we look for, and may have been set meanwhile.
 _CLOCK_STEPS_MS: Final = 10_000

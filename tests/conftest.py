@@ -12,6 +12,7 @@ from collections.abc import Generator, Iterator
 from functools import cache
 from pathlib import Path
 
+import platformdirs
 import pytest
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
@@ -19,14 +20,22 @@ from confluent_kafka.admin import AdminClient
 from streams.embedded import BrokerConfig, EmbeddedBroker, EmbeddedKafkaError, state
 from streams.provision import provision
 from streams.settings import Settings, load_settings
+from streams.settings_sources import APP_NAME
 from tests.support.memory_directory import memory_directory
 from tests.support.quick_start import rehearsed, use
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _clean_environment() -> Iterator[None]:
-    """The developer's own settings must not reach the tests."""
+def _clean_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The developer's own settings must not reach the tests, nor tests the developer's Kafka."""
     patch = pytest.MonkeyPatch()
+    # Where a settings file is looked for; jgo's, which may name a mirror, stays. As do the caches: Kafka is downloaded once.
+    config = tmp_path_factory.mktemp("no-settings")
+    theirs = platformdirs.user_config_path()
+    for path in theirs.iterdir() if theirs.is_dir() else ():
+        if path.name != APP_NAME:
+            (config / path.name).symlink_to(path)
+    patch.setenv("XDG_CONFIG_HOME", str(config))
     for name in list(os.environ):
         if name.startswith(("RUSTFS_WORKERS_", "KAFKA_", "SCHEMA_REGISTRY_")):
             patch.delenv(name)

@@ -16,7 +16,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
-from schemas.errors import JobRefused, JobTypeError, KafkaUnreachable, PipelineError, SettingsError
+from schemas.errors import (
+    JobRefused,
+    JobTypeError,
+    KafkaUnreachable,
+    PipelineError,
+    SettingsError,
+    WorkerIdTaken,
+)
 
 if TYPE_CHECKING:
     from streams.settings import Settings
@@ -157,7 +164,7 @@ def exit_code(error: BaseException) -> int:
     match error:
         case KafkaUnreachable():
             return UNREACHABLE
-        case SettingsError() | JobRefused() | JobTypeError():
+        case SettingsError() | JobRefused() | JobTypeError() | WorkerIdTaken():
             return USAGE
         case KeyboardInterrupt():
             return INTERRUPTED
@@ -203,10 +210,16 @@ def _write_no_more() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def ending_signals() -> tuple[signal.Signals, ...]:
+    """Those that ask a command to end. A terminal that is closed sends SIGHUP; under ``nohup`` that is ignored, and stays so."""
+    closed = () if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (signal.SIGHUP,)
+    return (signal.SIGTERM, signal.SIGINT, *closed)
+
+
 @contextmanager
 def uninterrupted() -> Iterator[None]:
     """For tidying up: whoever presses Ctrl-C again is not heard until it is done. For the main thread."""
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in ending_signals()}
     try:
         yield
     finally:

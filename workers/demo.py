@@ -142,6 +142,10 @@ def prepared_directory(directory: Path) -> Iterator[None]:
             fcntl.flock(marker, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise PipelineError(f"a demo runs in --dir {directory} now; choose another") from None
+        except OSError as error:
+            raise PipelineError(
+                f"cannot lock --dir {directory}: {error.strerror}; choose one on a local disk"
+            ) from error
         if running_broker(directory / "kafka") is not None:
             raise PipelineError(
                 f"a Kafka runs in --dir {directory} now: `rustfs-workers kafka stop --data-dir {directory / 'kafka'}` ends it"
@@ -196,12 +200,13 @@ def gather(source: Path, node: Path, progress: Progress, *, without: Collection[
     return found
 
 
-def verify(directory: Path, keys: dict[str, int], progress: Progress) -> int:
-    """How many objects have the same SHA-256 on all three nodes, computed here and now."""
-    right = 0
+def verify(directory: Path, keys: dict[str, int], progress: Progress) -> list[str]:
+    """Those that have the same SHA-256 on all three nodes, computed here and now."""
+    right: list[str] = []
     for number, key in enumerate(keys):
         hashes = {_sha256(directory / node / BUCKET / key) for node in ("node-1", *TARGETS)}
-        right += len(hashes) == 1 and None not in hashes
+        if len(hashes) == 1 and None not in hashes:
+            right.append(key)
         if number % 100 == 0:
             progress("verifying", number, len(keys))
     progress("verifying", len(keys), len(keys))
@@ -290,12 +295,12 @@ def _on(
     right = verify(directory, objects.keys, progress)
     return DemoReport(
         objects=len(objects.keys),
-        replicated=right,
+        replicated=len(right),
         dead_letters=len(dead),
-        bytes=sum(objects.keys.values()) * len(TARGETS),
+        bytes=sum(objects.keys[key] for key in right) * len(TARGETS),
         seconds=seconds,
         jobs_per_s=len(objects.keys) / seconds,
-        verified=right == len(objects.keys),
+        verified=len(right) == len(objects.keys),
         left_out=objects.left_out,
         dead_letter=dead[0] if dead else None,
         topic_prefix=settings.topic_prefix,

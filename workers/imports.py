@@ -11,16 +11,23 @@ import sys
 from contextlib import redirect_stdout
 from pathlib import Path
 from types import ModuleType
+from typing import TypeGuard
+
+import structlog
 
 from schemas.errors import SettingsError
 from schemas.job import Job
 from workers.worker import Worker
 
+log = structlog.get_logger("rustfs_workers.imports")
+
 Registrable = type[Job] | type[Worker]
 
 
-def import_modules(names: list[str]) -> list[Registrable]:
+def import_modules(names: list[str], *, to_run: bool = False) -> list[Registrable]:
     """Import modules, the working directory included in the search, and return what they define.
+
+    ``to_run``: it is worth a warning if a module has nothing that could be run.
 
     Raises:
         SettingsError: a module cannot be imported; the message has the reason.
@@ -41,7 +48,12 @@ def import_modules(names: list[str]) -> list[Registrable]:
             raise SettingsError(f"--import {name}: {error}; is it installed, or in {here}?") from error
         except (Exception, SystemExit) as error:  # an import runs the user's code: it may raise anything
             raise SettingsError(f"--import {name}: {type(error).__name__}: {error}") from error
-        found += registrable(module)
+        of_module = registrable(module)
+        if to_run and not of_module:
+            log.warning(
+                "nothing in this module can be run: no job class with execute(), and no Worker", module=name
+            )
+        found += of_module
     return found
 
 
@@ -58,19 +70,21 @@ def _refuse_paths(name: str) -> None:
 
 
 def registrable(module: ModuleType) -> list[Registrable]:
-    """Job classes that run themselves and worker classes, as far as the module itself defines them."""
+    """Job classes that run themselves and worker classes, as far as the module or what is below it defines them.
+
+    A package may take them from its own modules; what it has from elsewhere is somebody else's to run.
+    """
     found: list[Registrable] = []
     handled = set()
     for cls in vars(module).values():
-        if not inspect.isclass(cls) or cls.__module__ != module.__name__:
+        if not _is_its_own(cls, module):
             continue
         if issubclass(cls, Worker) and cls.worker_type:
             found.append(cls)
             handled.add(cls.worker_type)
     for cls in vars(module).values():
         if (
-            inspect.isclass(cls)
-            and cls.__module__ == module.__name__
+            _is_its_own(cls, module)
             and issubclass(cls, Job)
             and cls.job_type
             and cls.job_type not in handled
@@ -78,3 +92,7 @@ def registrable(module: ModuleType) -> list[Registrable]:
         ):
             found.append(cls)
     return found
+
+
+def _is_its_own(cls: object, module: ModuleType) -> TypeGuard[type]:
+    return inspect.isclass(cls) and f"{cls.__module__}.".startswith(f"{module.__name__}.")

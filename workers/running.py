@@ -1,6 +1,6 @@
 """Run a worker until a signal says stop: what the commands ``worker`` and ``up`` share.
 
-In:  a manager. Out: an exit code. SIGTERM and the first Ctrl-C drain; a second one ends at once.
+In:  a manager. Out: an exit code. SIGTERM, a closed terminal and the first Ctrl-C drain; a second one ends at once.
 """
 
 from __future__ import annotations
@@ -19,13 +19,12 @@ from typing import Final
 import structlog
 
 from schemas.errors import PipelineError
-from workers.console import INTERRUPTED, OK, exit_code
+from workers.console import INTERRUPTED, OK, ending_signals, exit_code
 from workers.manager import WorkerManager
 from workers.watchdog import watchdog
 
 log = structlog.get_logger("rustfs_workers.running")
 
-_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 _LOOK_S: Final = 1.0
 #: After the drain, for everything else that a command has to end.
 _LAST_S: Final = 5.0
@@ -59,7 +58,8 @@ async def run_until_signal(
 
     waiting: tuple[asyncio.Task[object], ...] = ()
     loop = asyncio.get_running_loop()
-    for number in _SIGNALS:
+    signals = ending_signals()
+    for number in signals:
         loop.add_signal_handler(number, on_signal, number)
     # What is loaded by now stays: looking for garbage in it stopped everything for 50 ms, twice a second under load.
     gc.collect()
@@ -88,7 +88,7 @@ async def run_until_signal(
             await manager.shutdown()
         finally:
             watch.close()
-        for number in _SIGNALS:
+        for number in signals:
             loop.remove_signal_handler(number)
         code = INTERRUPTED if received and received[0] is signal.SIGINT else OK
         if manager.left_behind:

@@ -13,11 +13,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
-from typing import Final
+from typing import Any, Final
 
 import structlog
 
-from workers.console import INTERRUPTED, OK
+from workers.console import INTERRUPTED, OK, ending_signals
 from workers.parent_death import environment_of_a_child
 
 log = structlog.get_logger("rustfs_workers.supervisor")
@@ -26,7 +26,7 @@ _FIRST_PAUSE_S: Final = 1.0
 _LONGEST_PAUSE_S: Final = 30.0
 #: A child that lived this long starts again as if for the first time.
 _STABLE_S: Final = 60.0
-#: Wrong usage does not get better by trying again.
+#: Wrong usage does not get better by trying again; nor does a worker id that somebody else has: it would fence that one.
 _HOPELESS: Final = frozenset({2})
 
 
@@ -70,7 +70,7 @@ def supervise(count: int, command: Callable[[int], Sequence[str]]) -> int:
             slot.tell(len(stopping))
         changed.put(None)
 
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+    before: dict[int, Any] = {number: signal.signal(number, on_signal) for number in ending_signals()}
     before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, lambda *_: changed.put(None))
     try:
         while True:

@@ -160,10 +160,16 @@ class DirectoryLock:
             ) from error
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             holder, serves = self._holder(data_dir)
             self._file.close()
             raise DataDirInUse(data_dir, holder, serves=serves) from error
+        except OSError as error:
+            # Some network file systems have no locks: nothing would keep two Kafkas from writing there.
+            self._file.close()
+            raise DataDirUnusable(
+                f"cannot lock {data_dir} for Kafka's data: {error.strerror}; {ANOTHER_DIRECTORY}"
+            ) from error
         try:
             self._file.truncate(0)
             self._file.write(f"{os.getpid()}\n")

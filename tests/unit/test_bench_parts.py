@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from contextlib import nullcontext
 from pathlib import Path
 
 import psutil
@@ -15,7 +16,7 @@ import pytest
 
 from schemas.errors import KafkaUnreachable, PipelineError
 from streams.settings import load_settings
-from workers.bench import floor
+from workers.bench import floor, throughput
 from workers.bench.delay import lateness_ns, spread
 from workers.bench.percentile import percentile, percentiles_ms
 from workers.bench.priority import check_left
@@ -171,3 +172,12 @@ def test_workers_of_a_bench_that_is_killed_end_as_well(tmp_path: Path) -> None:
 def test_the_floor_stays_small_enough_to_be_one() -> None:
     """Whatever it gains would make every ratio to it look better."""
     assert len(Path(floor.__file__).read_text().splitlines()) < 80
+
+
+def test_jobs_that_are_done_between_two_looks_are_too_few_to_measure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """0 jobs/s, and a ratio of 0, would be no figures."""
+    settings = load_settings(kafka_bootstrap_servers="127.0.0.1:1")
+    monkeypatch.setattr(throughput, "worker_processes", lambda *_: nullcontext(lambda: None))
+    monkeypatch.setattr(throughput, "_committed", lambda *_: 1_000)
+    with pytest.raises(PipelineError, match="1,000 jobs are too few to measure"):
+        throughput._drain(settings, 1_000, 4, lambda *_: None)

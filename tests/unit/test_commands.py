@@ -19,7 +19,9 @@ import typer.main
 from typer.testing import CliRunner, Result
 
 from streams.redrive import RedriveReport
+from streams.settings import load_settings
 from workers.cli import app
+from workers.commands.up import with_a_name_of_its_own
 from workers.demo import DemoReport
 
 pytestmark = pytest.mark.job_processing
@@ -331,6 +333,12 @@ def test_what_imports_nothing_needs_no_working_directory(
         (["test_resize", "path=a", "--priority", "urgent"], "'critical', 'high', 'normal', 'low'"),
         (["test_resize", "path=a", "--import", "no_such_module"], "--import no_such_module: "),
         (["test_resize", "path=a", "--import", "raises_at_once"], "RuntimeError: not today"),
+        (["replication", "source_path=a", "target_nodes=n2"], "'a'"),
+        (["replication", "source_path=b/../a", "target_nodes=n2"], "b/../a"),
+        (["replication", "source_path=b/a", "target_nodes="], "target_nodes"),
+        (["replication", "source_path=b/a", "target_nodes=n2", "replication_factor=2"], "replication_factor"),
+        (["test_resize", "path=a", "--timeout", "never"], "'never' is not a duration"),
+        (["test_resize", "path=a", "--job-id", "seven"], "seven"),
         ([], "Missing argument 'TYPE'"),
     ],
 )
@@ -515,3 +523,29 @@ def test_the_demo_refuses_directories_that_are_not_its_own(
     assert result.stdout == ""
     assert (tmp_path / "files" / "one").read_text() == "1"
     assert (tmp_path / "outside" / "files" / "one").read_text() == "1"
+
+
+def test_a_worker_beside_others_on_the_kafka_of_this_machine_has_a_name_of_its_own() -> None:
+    """`up` works under the host's: two of one name take each other for a process that has been replaced, and one ends."""
+    plain, named = load_settings(), load_settings(worker_id="rack4")
+    assert with_a_name_of_its_own(plain).worker_id == f"{plain.worker_id}-{os.getpid()}"
+    assert with_a_name_of_its_own(named).worker_id == "rack4"
+
+
+def test_the_name_of_a_worker_is_the_hosts_only_where_a_cluster_is_given(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names: list[str] = []
+
+    def supervise(_count: int, command: Callable[[int], list[str]]) -> int:
+        arguments = command(0)
+        names.append(arguments[arguments.index("--worker-id") + 1])
+        return 0
+
+    monkeypatch.setattr("streams.scan.require_topics", lambda _: None)
+    monkeypatch.setattr("workers.supervisor.supervise", supervise)
+    assert run("worker", "--processes", "2").exit_code == 0
+    monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", "127.0.0.1:1")
+    assert run("worker", "--processes", "2").exit_code == 0
+    host = load_settings().worker_id
+    assert names == [f"{host}-{os.getpid()}", host]

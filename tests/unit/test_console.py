@@ -26,6 +26,7 @@ from schemas.errors import (
     PipelineError,
     SettingsError,
     UnknownJobType,
+    WorkerIdTaken,
 )
 from workers import console
 
@@ -209,6 +210,7 @@ def test_details_flatten_what_is_nested_and_leave_out_what_is_empty(
         (InvalidJob("j"), 2),
         (PayloadTooLarge(2, 1), 2),
         (JobTypeError("t"), 2),
+        (WorkerIdTaken("w"), 2),
         (KafkaUnreachable("k:9092", 5), 3),
         (KafkaException(KafkaError(KafkaError._ALL_BROKERS_DOWN)), 3),
         (KafkaException(KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED)), 1),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import shutil
 import signal
@@ -71,7 +72,7 @@ def test_what_cannot_become_an_object_is_counted_and_named(
     assert everything.keys.keys() - found.keys.keys() == {"sub/__pycache__/c.pyc", "site-packages/d.py"}
 
 
-def test_verify_counts_the_objects_that_are_the_same_everywhere(tmp_path: Path) -> None:
+def test_verify_finds_the_objects_that_are_the_same_everywhere(tmp_path: Path) -> None:
     for node in ("node-1", "node-2", "node-3"):
         (tmp_path / node / "demo").mkdir(parents=True)
         for name in ("same", "other", "missing"):
@@ -79,7 +80,7 @@ def test_verify_counts_the_objects_that_are_the_same_everywhere(tmp_path: Path) 
     (tmp_path / "node-3" / "demo" / "other").write_text("OTHER")
     (tmp_path / "node-2" / "demo" / "missing").unlink()
 
-    assert verify(tmp_path, {"same": 4, "other": 5, "missing": 7}, ignore) == 1
+    assert verify(tmp_path, {"same": 4, "other": 5, "missing": 7}, ignore) == ["same"]
 
 
 def test_the_demo_empties_only_directories_that_it_made(tmp_path: Path) -> None:
@@ -207,7 +208,7 @@ def test_a_demo_uses_the_cluster_that_a_file_names(tmp_path: Path, monkeypatch: 
     deleted: list[Settings] = []
     monkeypatch.setattr(demo, "check_reachable", asked.append)
     monkeypatch.setattr(demo, "provision", ran.append)
-    monkeypatch.setattr(demo, "verify", lambda *_: 1)
+    monkeypatch.setattr(demo, "verify", lambda _, keys, *__: list(keys))
     monkeypatch.setattr(demo, "delete_deployment", deleted.append)
 
     async def replicate(*_: object) -> tuple[float, list[object]]:
@@ -257,3 +258,17 @@ def test_the_object_that_does_not_exist_does_not_exist(there: list[str]) -> None
     name = missing_object(dict.fromkeys(there, 1))
     assert name.startswith(MISSING)
     assert not any(key == name or key.startswith(f"{name}/") for key in there)
+
+
+def test_a_file_system_without_locks_is_named_as_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with (
+        pytest.raises(PipelineError, match="No locks available; choose one on a local disk"),
+        prepared_directory(tmp_path / "new"),
+    ):
+        pass

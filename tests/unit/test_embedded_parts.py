@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import io
 import json
@@ -142,6 +143,7 @@ def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         serving = threading.Thread(target=server.serve_forever, args=(0.05,))
         serving.start()
         monkeypatch.setenv("HOME", str(tmp_path / "home"))
+        monkeypatch.delenv("XDG_CONFIG_HOME")
         monkeypatch.setenv("M2_REPO", str(tmp_path / "m2"))
         (tmp_path / "home" / ".config").mkdir(parents=True)
         (tmp_path / "home" / ".config" / "jgo.conf").write_text(
@@ -421,3 +423,16 @@ def test_a_directory_that_cannot_be_used_says_how_to_name_another_one(tmp_path: 
     for message in messages:
         assert "--data-dir" in message, message
         assert "RUSTFS_WORKERS_DATA_DIR" in message, message
+
+
+def test_a_file_system_without_locks_is_named_as_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network file system, say. "In use, try again" would never come true."""
+
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with pytest.raises(DataDirUnusable, match="No locks available; choose another directory"):
+        DirectoryLock(tmp_path / "kafka")

@@ -10,9 +10,12 @@ import pytest
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import ConfigResource  # type: ignore[attr-defined]  # it has no __all__
 
+from schemas.errors import TopicsMismatch
+from streams import provision
 from streams.clients import KafkaRefused
 from streams.provision import _describe_cluster
 from streams.settings import load_settings
+from streams.topic_rules import Cluster
 
 pytestmark = pytest.mark.job_processing
 
@@ -70,3 +73,11 @@ def test_a_refusal_is_told_as_one() -> None:
     admin: Any = ThreeBrokers({"1": KafkaException(KafkaError(KafkaError.INVALID_REQUEST, "why"))})
     with pytest.raises(KafkaRefused, match="why"):
         _describe_cluster(SETTINGS, admin)
+
+
+def test_topics_are_not_made_with_one_copy_because_a_broker_is_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For good: nobody adds copies to a topic later."""
+    monkeypatch.setattr(provision, "_describe_cluster", lambda *_: Cluster("c", 2))
+    monkeypatch.setattr(provision, "_describe_topics", lambda *_: {})
+    with pytest.raises(TopicsMismatch, match="RUSTFS_WORKERS_REPLICATION_FACTOR"):
+        provision.provision(SETTINGS)

@@ -8,8 +8,10 @@ import sys
 import textwrap
 import threading
 from collections.abc import Iterator, Mapping
+from datetime import timedelta
 from hashlib import sha256
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import obstore
@@ -422,3 +424,47 @@ async def test_a_run_killed_at_its_publication_leaves_nothing_behind_after_the_r
     assert states(result) == {"n2": expected, "n3": "COMPLETED"}
     assert disks.get("n2", "bucket/key") == disks.get("n3", "bucket/key") == content
     assert disks.temporary("n2") == disks.temporary("n3") == []
+
+
+async def test_a_copy_that_makes_no_step_is_given_up_and_tried_again_later(disks: Disks) -> None:
+    """A node that hangs in the system: nothing there ends by itself, and its job would have a slot and its key for ever."""
+    disks.put("n1", "bucket/key", b"content")
+    release = threading.Event()
+    worker = ReplicationWorker(disks.registry, standstill=timedelta(milliseconds=50))
+
+    def hang(*_: object) -> None:
+        release.wait(60)
+
+    worker.replicate = hang  # type: ignore[method-assign,assignment]
+    try:
+        result = failure(await worker.process_job(job(), context()))
+    finally:
+        release.set()
+        worker.close()
+    assert (result.retryable, result.error_type) == (True, "NodeUnreachable")
+    task = asyncio.current_task()
+    assert task is not None
+    assert not task.cancelling(), "whoever runs it goes on"
+
+
+async def test_who_makes_steps_or_waits_for_a_thread_may_take_its_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = SimpleNamespace(now_s=0.0)
+    clock.monotonic = lambda: clock.now_s
+    monkeypatch.setattr(replication, "time", clock)
+    pulse = replication._Pulse(60.0)
+    with pulse:
+        clock.now_s += 1_000.0
+        pulse._look()
+        assert not pulse.has_stopped, "it has not begun"
+        for _ in range(3):
+            pulse.beat()
+            clock.now_s += 59.0
+            pulse._look()
+            assert not pulse.has_stopped
+        clock.now_s += 2.0
+        pulse._look()
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.sleep(0)
+    assert pulse.has_stopped

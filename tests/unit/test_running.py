@@ -41,10 +41,22 @@ sys.exit(asyncio.run(running.run_until_signal(Manager())))
 """
 
 
-@pytest.mark.parametrize(("how", "code"), [("SIGTERM", 0), ("SIGINT", 130), ("fails", 3)])
+@pytest.mark.parametrize(("how", "code"), [("SIGTERM", 0), ("SIGHUP", 0), ("SIGINT", 130), ("fails", 3)])
 def test_handlers_that_nobody_can_end_do_not_keep_the_process(how: str, code: int) -> None:
     ended = subprocess.run(
         [sys.executable, "-c", PROGRAM, how], capture_output=True, text=True, timeout=60, check=False
     )
     assert ended.returncode == code
     assert ("nowhere" in ended.stdout + ended.stderr) == (how == "fails")
+
+
+def test_under_nohup_a_closed_terminal_is_no_reason_to_stop() -> None:
+    program = f"import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n{PROGRAM}"
+    program = program.replace(
+        "await asyncio.Event().wait()\n    async def shut",
+        "os.kill(os.getpid(), signal.SIGINT)\n        await asyncio.Event().wait()\n    async def shut",
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program, "SIGHUP"], capture_output=True, timeout=60, check=False
+    )
+    assert ended.returncode == 130, "only the second signal was heard"

@@ -187,6 +187,35 @@ async def test_a_cancelled_call_that_hangs_is_left_behind(
     go_on.set()
 
 
+@pytest.mark.parametrize("patience", [SHORT, NONE])
+async def test_another_thread_takes_the_place_of_one_that_hangs(
+    make: Callable[..., Crew], monkeypatch: pytest.MonkeyPatch, patience: timedelta
+) -> None:
+    """As many hanging calls as there may be threads would stop the copies between healthy nodes, until a restart."""
+    monkeypatch.setattr(crew_module, "LET_GO", timedelta(0))
+    crew, release = make(patience, limit=2), threading.Event()
+    before = len(threads_of_tests())
+    begun: list[int] = []
+
+    def hang(_: object) -> None:
+        begun.append(1)
+        release.wait(60)
+
+    for turn in range(3):
+        hanging = [asyncio.ensure_future(crew.run(hang)) for _ in range(2)]
+        async with asyncio.timeout(30):
+            while len(begun) < 2 * (turn + 1):
+                await asyncio.sleep(0.001)
+        for one in hanging:
+            one.cancel()
+        await asyncio.gather(*hanging, return_exceptions=True)
+        async with asyncio.timeout(30):
+            assert await crew.run(lambda _: "done") == "done"
+    release.set()
+    eventually(lambda: len(threads_of_tests()) - before <= 2, 30, "those that hung have ended")
+    assert crew._left_behind == 0
+
+
 @pytest.mark.parametrize("patience", [NONE, SHORT])
 @pytest.mark.parametrize("how", ["cancelled, ends between", "cancelled, ends later", "pending, ends later"])
 def test_another_event_loop_can_follow(make: Callable[..., Crew], patience: timedelta, how: str) -> None:

@@ -80,6 +80,10 @@ def _drain(settings: Settings, jobs: int, workers: int, progress: Progress) -> f
                     raise PipelineError(f"{done} of {jobs} jobs were done in {_LIMIT_S:.0f} s")
                 time.sleep(0.02)
             assert first is not None  # noqa: S101 - something was done
+            if done <= first[1]:
+                raise PipelineError(
+                    f"{jobs:,} jobs are too few to measure: they were done between two looks; take more"
+                )
             return (done - first[1]) / (time.perf_counter() - first[0])
     finally:
         observer.close()

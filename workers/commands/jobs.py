@@ -37,6 +37,16 @@ def submit(
     max_retries: Annotated[
         int | None, typer.Option(metavar="N", min=0, help="Runs after the first; default: the type's.")
     ] = None,
+    timeout: Annotated[
+        str | None,
+        typer.Option(metavar="DURATION", help="What one run may take: 30s, 5m, 2h; default: the type's."),
+    ] = None,
+    job_id: Annotated[
+        str | None,
+        typer.Option(
+            metavar="UUID", help="Its id, if a call before may have scheduled it; default: a new one."
+        ),
+    ] = None,
     imports: Imports = None,
     _as_json: Annotated[bool, typer.Option("--json", help="Print JSON, as it does anyway.")] = False,
 ) -> None:
@@ -49,19 +59,29 @@ def submit(
       rustfs-workers submit thumbnail source_path=bucket/a.jpg --import my_package.jobs
     """
     with errors_in_one_line():
-        import workers.handlers.replication  # noqa: F401 - declares the built-in job types
+        from schemas.errors import InvalidJob
         from streams.producer import JobProducer
         from workers.builder import JobBuilder
         from workers.fields import duration
+        from workers.handlers.replication import ReplicationJob, plan_of
         from workers.imports import import_modules
+        from workers.storage.errors import StorageError
 
         settings = read_settings()
         import_modules(imports or [])
         job = JobBuilder(job_type).parse(fields or []).build()
+        if isinstance(job, ReplicationJob):
+            try:
+                plan_of(job)
+            except StorageError as error:  # a worker would only make a dead letter of it
+                raise InvalidJob(f"replication: {error}") from error
         wait = None if delay is None else duration(delay)
+        limit = None if timeout is None else duration(timeout)
         with JobProducer(settings) as producer:
-            job_id = producer.schedule_job(job, priority, wait, key=key, max_retries=max_retries)
-        emit({"id": job_id})
+            scheduled = producer.schedule_job(
+                job, priority, wait, key=key, job_id=job_id, max_retries=max_retries, timeout=limit
+            )
+        emit({"id": scheduled})
 
 
 @app.command("list")
@@ -82,12 +102,12 @@ def list_(
       rustfs-workers jobs list --status failed --type replication --json
     """
     with errors_in_one_line():
-        from streams.reader import JobFilter, JobReader
+        from streams.reader import PATIENCE_S, JobFilter, JobReader
 
         reader = JobReader(read_settings())
         which = JobFilter(status=status, job_type=job_type, priority=priority, limit=limit)
         try:
-            found = reader.list_jobs(which)
+            found = reader.list_jobs(which, timeout_s=PATIENCE_S)
         finally:
             reader.close()
         rows = [info.to_json() for info in found]
@@ -96,6 +116,7 @@ def list_(
             "total": found.total,
             "stale": found.stale,
             "unreadable": found.unreadable_count,
+            "unreadable_at": [f"{one.topic}/{one.partition}/{one.offset}" for one in found.unreadable],
         }
         if as_json:
             for row in rows:
@@ -103,10 +124,14 @@ def list_(
             emit(summary)
             return
         table(rows, ["id", "type", "priority", "status", "attempt", "key", "worker", "created_at", "error"])
-        say(
-            f"{len(rows):,} of {counted(found.total, 'job')}"
-            + (" (stale: the end was not reached in time)" if found.stale else "")
-        )
+        say(f"{len(rows):,} of {counted(found.total, 'job')}")
+        if found.stale:
+            say(
+                f"incomplete: after {PATIENCE_S:g} s there was more to read, so newer jobs and what became of these may be missing; "
+                "`jobs show ID` finds each"
+            )
+        if found.unreadable_count:
+            say(f"{counted(found.unreadable_count, 'record')} cannot be read; --json names the first ones")
 
 
 @app.command()

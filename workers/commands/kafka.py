@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from workers.console import FAILED, INTERRUPTED, emit, errors_in_one_line, read_settings, say
+from workers.console import FAILED, INTERRUPTED, emit, ending_signals, errors_in_one_line, read_settings, say
 
 if TYPE_CHECKING:
     from streams.settings import Settings
@@ -65,6 +65,8 @@ def run(port: Port = None, data_dir: DataDir = None, *, as_json: AsJson = False)
                 say(
                     f"{_source_of_address(settings)} is set: the other commands use the Kafka at {given}, not this one"
                 )
+            elif _directory(data_dir, settings).absolute() != _directory(None, settings):
+                say(f"for the other commands: export KAFKA_BOOTSTRAP_SERVERS={broker.bootstrap_servers}")
             while True:
                 time.sleep(_LOOK_S)
                 broker.check()
@@ -90,6 +92,7 @@ def start(port: Port = None, data_dir: DataDir = None, *, as_json: AsJson = Fals
         if given:
             say(
                 f"{_source_of_address(settings)} is set: the Kafka at {given} is used, and nothing is started"
+                + (f"; --port {port} is for one of our own" if port is not None else "")
             )
             if as_json:
                 emit({"running": None, "address": given, "pid": None})
@@ -170,9 +173,9 @@ class _Ended(BaseException):
 
 @contextmanager
 def _ended_by_signals() -> Iterator[None]:
-    """SIGTERM and Ctrl-C end the block once; while it cleans up, further ones are not heard.
+    """SIGTERM, Ctrl-C and a closed terminal end the block once; while it cleans up, further ones are not heard.
 
-    Exit codes: 130 after Ctrl-C, 0 after SIGTERM.
+    Exit codes: 130 after Ctrl-C, else 0.
     """
     received: list[int] = []
 
@@ -181,7 +184,7 @@ def _ended_by_signals() -> Iterator[None]:
         if len(received) == 1:
             raise _Ended
 
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, on_signal) for number in ending_signals()}
     try:
         yield
     except _Ended:

@@ -43,8 +43,11 @@ def create(as_json: AsJson = False) -> None:
                 }
             )
         else:
+            factor = report.replication_factor
+            copies = "one copy" if factor == 1 else f"{factor} copies"
             say(
-                f"{counted(len(report.created), 'topic')} created, {len(report.existing)} were there and are right"
+                f"{counted(len(report.created), 'topic')} created with {copies} of each partition, "
+                f"{len(report.existing)} were there and are right"
             )
 
 

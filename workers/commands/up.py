@@ -61,10 +61,15 @@ def up(
 
         settings = read_settings(worker_id=worker_id)
         # Before Kafka is started: a node's URL, say, may be wrong.
-        handlers = [*builtin_workers(settings), *import_modules(imports or [])]
+        handlers = [*builtin_workers(settings), *import_modules(imports or [], to_run=True)]
         with ExitStack() as stack:
             broker: EmbeddedBroker | None = None
-            if settings.kafka_bootstrap_servers is None:
+            if settings.kafka_bootstrap_servers is not None:
+                if port is not None:
+                    say(
+                        f"--port {port} is for a Kafka of our own; the given one is used, and none is started"
+                    )
+            else:
                 directory = settings.data_dir / "kafka"
                 running = running_broker(directory)
                 if running is not None:
@@ -75,7 +80,8 @@ def up(
                     broker = stack.enter_context(EmbeddedBroker(BrokerConfig(directory, port)))
             check_reachable(settings)
             say(f"Kafka ready at {settings.bootstrap_servers()}")
-            provision(settings)
+            for warning in provision(settings).warnings:
+                say(f"warning: {warning}")
 
             def check() -> None:
                 if broker is not None:

@@ -15,7 +15,8 @@ def worker(
         str | None,
         typer.Option(
             metavar="ID",
-            help="Name of this worker; the same after a restart, different from all others. Default: the host's.",
+            help="Name of this worker; the same after a restart, different from all others. "
+            "Default: the host's; with the embedded Kafka a new one each time.",
         ),
     ] = None,
     processes: Annotated[
@@ -48,6 +49,11 @@ def worker(
 
         settings = read_settings(worker_id=worker_id, max_concurrent_jobs=max_concurrent_jobs)
         require_topics(settings)
+        if settings.kafka_bootstrap_servers is None:
+            # On a Kafka of this machine: `up`, or who has started it, works under the host's name.
+            from workers.commands.up import with_a_name_of_its_own
+
+            settings = with_a_name_of_its_own(settings)
         if processes > 1:
             from workers.supervisor import supervise
 
@@ -72,7 +78,7 @@ def worker(
 
         async def main() -> int:
             manager = WorkerManager(config, settings)
-            manager.register(*builtin_workers(settings), *import_modules(imports or []))
+            manager.register(*builtin_workers(settings), *import_modules(imports or [], to_run=True))
             return await run_until_signal(manager)
 
         raise SystemExit(asyncio.run(main()))

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -23,6 +24,7 @@ from typing import Any, Final, get_args
 import structlog
 
 from schemas import Job
+from schemas.backoff import Backoff
 from workers.context import WorkerContext
 from workers.results import Failed, JobResult, Success
 from workers.storage.copying import CopyOrder, CopyReport, Overwrite, TargetResult, copy_opened
@@ -48,6 +50,8 @@ log = structlog.get_logger("rustfs_workers.replication")
 DEFAULT_THREADS: Final = 16
 #: A copy between quick nodes that takes longer no longer holds up the others.
 PATIENCE: Final = timedelta(milliseconds=10)
+#: A copy without a single step for so long hangs in a node, and is tried again later.
+STANDSTILL: Final = timedelta(minutes=5)
 
 _SHA256: Final = re.compile(r"[0-9a-fA-F]{64}")
 #: Characters that all errors together may take in a job's output.
@@ -77,6 +81,11 @@ class ReplicationJob(Job):
 
     job_type = "replication"
     schema_file = "replication"
+    #: A node that is started again is away for minutes: half an hour or so of tries.
+    max_retries = 10
+    backoff = Backoff(cap=timedelta(minutes=10))
+    #: An object may be terabytes, and wait for a thread; one that makes no progress is given up much sooner (``STANDSTILL``).
+    timeout = timedelta(hours=24)
 
     source_path: str
     target_nodes: list[str]
@@ -224,22 +233,39 @@ class ReplicationWorker(Worker):
 
     worker_type = "replication"
 
-    def __init__(self, nodes: NodeRegistry, *, threads: int = DEFAULT_THREADS) -> None:
+    def __init__(
+        self, nodes: NodeRegistry, *, threads: int = DEFAULT_THREADS, standstill: timedelta = STANDSTILL
+    ) -> None:
         self._nodes = nodes
+        self._standstill_s = standstill.total_seconds()
         self._quick = Crew(threads, patience=PATIENCE, name="replication")
         self._slow = Crew(threads, patience=timedelta(0), name="replication-slow")
 
     async def process_job(self, job: ReplicationJob, context: WorkerContext) -> JobResult:
         """Copy the object.
 
-        If this call is cancelled, the copy stops at its next step and publishes nothing more.
+        If this call is cancelled, or makes no step for ``STANDSTILL``, the copy stops at its next step and publishes nothing more.
         """
+        pulse = _Pulse(self._standstill_s)
 
         def replicate(given_up: Callable[[], bool]) -> JobResult:
-            return self.replicate(job, context, given_up)
+            def stopped() -> bool:
+                pulse.beat()
+                return given_up()
+
+            pulse.beat()
+            return self.replicate(job, context, stopped)
 
         crew = self._quick if self._is_quick(job) else self._slow
-        return await crew.run(replicate)
+        try:
+            with pulse:
+                return await crew.run(replicate)
+        except asyncio.CancelledError:
+            if not pulse.has_stopped:
+                raise
+            seconds = round(self._standstill_s)
+            reason = f"no step of the copy within {seconds} s: a node hangs; look at the mounts and networks of those that it names"
+            return Failed(reason, retryable=True, error_type=NodeUnreachable.__name__)
 
     async def health_check(self) -> bool:
         """Whether at least one node answers (or none is configured). Names the silent ones in the log."""
@@ -313,6 +339,37 @@ class ReplicationWorker(Worker):
             results = {name: unknown.get(name) or report.targets[name] for name in plan.targets}
             report = replace(report, targets=results)
         return report
+
+
+class _Pulse:
+    """Ends the task in which it is entered if the work, once it has begun, makes no step for too long."""
+
+    def __init__(self, limit_s: float) -> None:
+        self.has_stopped = False
+        self._limit_s = limit_s
+        self._last: float | None = None
+
+    def beat(self) -> None:
+        """A step. Any thread."""
+        self._last = time.monotonic()
+
+    def __enter__(self) -> None:
+        self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
+        self._timer = self._loop.call_later(self._limit_s, self._look)
+
+    def __exit__(self, *_: object) -> None:
+        self._timer.cancel()
+        if self.has_stopped and self._task is not None:
+            self._task.uncancel()
+
+    def _look(self) -> None:
+        # Who waits for a thread has not begun.
+        left_s = self._limit_s if self._last is None else self._last + self._limit_s - time.monotonic()
+        if left_s > 0:
+            self._timer = self._loop.call_later(left_s, self._look)
+        elif self._task is not None:
+            self.has_stopped = True
+            self._task.cancel()
 
 
 def find_source(nodes: NodeRegistry, plan: Plan) -> OpenObject:

@@ -28,6 +28,8 @@ Stopped = Callable[[], bool]
 #: How long a cancelled ``run`` waits for its thread to stop. Less than what a worker gives cancelled jobs
 #: when a partition moves (0.5 s).
 LET_GO: Final = timedelta(milliseconds=400)
+#: Threads that are left behind in the operating system, for each that may work: others take their place, up to so many.
+_LEFT_BEHIND: Final = 4
 #: Results are handed back when nothing waits, or so many are there, or the first is so old.
 _BATCH: Final = 16
 _BATCH_AGE_S: Final = 0.002
@@ -36,13 +38,25 @@ _BATCH_AGE_S: Final = 0.002
 class _Call:
     """One call on its way."""
 
-    __slots__ = ("delivered", "error", "function", "future", "given_up", "result", "started")
+    __slots__ = (
+        "delivered",
+        "ended",
+        "error",
+        "function",
+        "future",
+        "given_up",
+        "left_behind",
+        "result",
+        "started",
+    )
 
     def __init__(self, function: Callable[[Stopped], Any], future: asyncio.Future[None]) -> None:
         self.function = function
         self.future = future
         self.given_up = False
         self.started = False
+        self.ended = False
+        self.left_behind = False
         self.delivered = False
         self.result: Any = None
         self.error: BaseException | None = None
@@ -71,6 +85,7 @@ class Crew:
         self._started_at: dict[int, float] = {}  # a busy thread's number: when it began its call
         self._threads = 0
         self._idle = 0
+        self._left_behind = 0
         self._called = 0  # idle threads that have been called and did not come yet
         self._closed = False
         self._done: list[_Call] = []
@@ -111,6 +126,8 @@ class Crew:
             if call.started and not call.delivered:
                 call.future = loop.create_future()
                 await asyncio.wait([call.future], timeout=LET_GO.total_seconds())
+                with self._lock:
+                    self._leave_behind(call)
             raise
         finally:
             if loop is self._loop:
@@ -127,6 +144,13 @@ class Crew:
             self._called += self._idle
             self._idle = 0
             self._work.notify_all()
+
+    def _leave_behind(self, call: _Call) -> None:
+        """It hangs: another thread may take the place of its own, or one node would stop the copies of all. With the lock held."""
+        if not call.ended and self._left_behind < _LEFT_BEHIND * self._limit:
+            call.left_behind = True
+            self._left_behind += 1
+            self._threads -= 1
 
     def _begin(self, loop: asyncio.AbstractEventLoop) -> None:
         """Another loop than before: nobody waits any more for what is on its way for that one."""
@@ -162,13 +186,15 @@ class Crew:
                 # Whoever comes first takes a call that was meant for another: the numbers stay right.
                 self._work.wait_for(lambda: self._called > 0)
                 self._called -= 1
-                self._work_off(threading.get_ident())
-                if self._closed:
+                if not self._work_off(threading.get_ident()) or self._closed:
                     return
                 self._idle += 1
 
-    def _work_off(self, me: int) -> None:
-        """Take a call after another, until nothing waits or others keep up. With the lock held."""
+    def _work_off(self, me: int) -> bool:
+        """Take a call after another, until nothing waits or others keep up. With the lock held.
+
+        False: it was left behind meanwhile, and another one has its place.
+        """
         while self._waiting and (not self._patience_s or self._nobody_keeps_up()):
             call = self._waiting.popleft()
             if call.given_up:
@@ -183,8 +209,13 @@ class Crew:
             finally:
                 self._lock.acquire()
                 del self._started_at[me]
+                call.ended = True
+            if call.left_behind:
+                self._left_behind -= 1
+                return False
             self._finished(call)
         self._tell()
+        return True
 
     def _finished(self, call: _Call) -> None:
         if call.future.get_loop() is not self._loop:
