@@ -34,13 +34,25 @@ def needs_a_process(one: Message) -> bool:
     return one.offset % 3 == 1
 
 
+def fits_into_the_sandbox(one: Message) -> bool:
+    return one.offset % 2 == 0
+
+
 class Loop(RuleBasedStateMachine):
     """The event loop's way with eight partitions: what arrives is run once, in order by key, or is given up."""
+
+    has_sandbox = False
 
     def __init__(self) -> None:
         super().__init__()
         self.pool = PoolPlaces(PROCESSES, needs_a_process)
-        self.scheduler = Scheduler(max_wait_ms={LOW: 5, NORMAL: 7}, pool=self.pool)
+        self.sandbox = PoolPlaces(1, fits_into_the_sandbox) if self.has_sandbox else None
+        self.scheduler = Scheduler(
+            max_wait_ms={LOW: 5, NORMAL: 7},
+            pool=self.pool,
+            sandbox=self.sandbox,
+            pool_keeps_apart=self.has_sandbox,
+        )
         self.now_ms = NOW_MS
         self.parts: list[PartitionState] = []
         self.waiting: list[Message] = []
@@ -95,10 +107,13 @@ class Loop(RuleBasedStateMachine):
                 self.last_started[place] = taken.offset
             self.running.append(taken)
             assert sum(map(needs_a_process, self.running)) <= PROCESSES, "nobody waits in a slot"
+            assert not taken.sandboxed or self.has_sandbox
+            assert sum(one.sandboxed and not needs_a_process(one) for one in self.running) <= 1
 
     def must_be_alone(self, one: Message) -> bool:
         suspect = one.part.suspects.get(one.offset)
-        return suspect is not None and suspect.deaths >= 2 and one not in self.survivors
+        dangerous = suspect is not None and suspect.deaths >= 2 and one not in self.survivors
+        return dangerous and not one.sandboxed
 
     @rule(which=st.integers(0, 5), how=st.sampled_from(["done", "done", "done", "put back", "survives"]))
     def one_ends(self, which: int, how: str) -> None:
@@ -133,6 +148,11 @@ class Loop(RuleBasedStateMachine):
             self.scheduler.bury(one)
             self.waiting.remove(one)
             self.finished[one.part].append(one.offset)
+
+    @rule(where=st.integers(0, 7))
+    def an_owner_is_heard_of(self, where: int) -> None:
+        """What it was suspected of, waiting or running, has one death less."""
+        self.parts[where].absolve(("second",))
 
     @rule(ms=st.sampled_from([1, 100, TURN_MS, FIRST_PATIENCE_MS, 60_000, -10_000]))
     def time_goes_by(self, ms: int) -> None:
@@ -189,7 +209,16 @@ class Loop(RuleBasedStateMachine):
         assert not self.scheduler._keys
         assert not self.pool._taken
         assert not any(self.pool._waiting.values())
+        assert self.sandbox is None or not (self.sandbox._taken or self.sandbox.waiting)
+
+
+class LoopWithSandbox(Loop):
+    """The same where who was unfinished at two deaths may run beside others, in a process of its own."""
+
+    has_sandbox = True
 
 
 TestLoop = Loop.TestCase
 TestLoop.settings = settings(max_examples=100, stateful_step_count=40)
+TestLoopWithSandbox = LoopWithSandbox.TestCase
+TestLoopWithSandbox.settings = settings(max_examples=100, stateful_step_count=40)
