@@ -113,6 +113,11 @@ class KeyLocks:
             self._keys[key] = following
         return following
 
+    def is_wanted(self, message: Message) -> bool:
+        """Whether others wait for the key that this one has."""
+        lock = self._keys.get(message.key) if message.key is not None else None
+        return isinstance(lock, _Contended) and lock.holder is message and any(lock.waiting.values())
+
     def next_behind(self, messages: Iterable[Message], count: int) -> list[Message]:
         """About the next ``count`` of those that wait behind the keys of these. Any thread."""
         wanted = (self._keys.get(one.key) for one in messages if one.key is not None)

@@ -10,11 +10,15 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Container, Mapping
+from typing import Final
 
 from schemas.topics import PRIORITIES, JobPriority
 from workers.message import Message
 from workers.offsets import PartitionState
 from workers.turns import Turns
+
+#: Each so many-th has its place by its turn, whoever else would have to go before it.
+_IN_TURN_EACH: Final = 4
 
 
 class PoolPlaces:
@@ -39,6 +43,7 @@ class PoolPlaces:
         self._size = size
         self.needs = needs
         self._taken: set[Message] = set()
+        self._admissions = 0
         self._waiting: dict[JobPriority, deque[Message]] = {priority: deque() for priority in PRIORITIES}
         self._turns = Turns(self._waiting, weights=weights, strict=strict, max_wait_ms=max_wait_ms)
 
@@ -68,11 +73,21 @@ class PoolPlaces:
         if self.needs(message):
             self._taken.add(message)
 
-    def admit(self, now_ms: int) -> list[Message]:
-        """Those who have a place now, in the order of their turns."""
+    def admit(self, now_ms: int, *, before: Callable[[Message], bool] | None = None) -> list[Message]:
+        """Those who have a place now, in the order of their turns; ``before``: of four, three are such ones, while there are any."""
         admitted: list[Message] = []
-        while len(self._taken) < self._size and (waiting := self._turns.choose(now_ms)) is not None:
-            message = waiting.popleft()
+        while len(self._taken) < self._size and any(self._waiting.values()):
+            self._admissions += 1
+            message = None
+            if before is not None and self._admissions % _IN_TURN_EACH:
+                message = next((one for line in self._waiting.values() for one in line if before(one)), None)
+            if message is not None:
+                assert message.priority is not None  # noqa: S101
+                self._waiting[message.priority].remove(message)
+            else:
+                line = self._turns.choose(now_ms)
+                assert line is not None  # noqa: S101 - somebody waits
+                message = line.popleft()
             self._taken.add(message)
             admitted.append(message)
         return admitted

@@ -169,7 +169,10 @@ class Scheduler:
             return None
         for pool in self._pools:
             if pool.can_admit:
-                for admitted in reversed(pool.admit(now_ms)):
+                # Half-minute innocents may have all places of the sandbox: hundreds of others, behind the key of one that waits
+                # for a place, would wait for all of them.
+                before = self._keys.is_wanted if pool is self._sandbox else None
+                for admitted in reversed(pool.admit(now_ms, before=before)):
                     assert admitted.priority is not None  # noqa: S101
                     self._buffers[admitted.priority].appendleft(admitted)
         if self._alone and self._is_turn_of_alone(now_ms):

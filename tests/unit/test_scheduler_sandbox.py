@@ -150,3 +150,29 @@ def test_without_a_sandbox_it_runs_alone_as_before() -> None:
     arrive(scheduler, one)
     assert take_alone(scheduler, part) is one
     assert scheduler.isolated is one
+
+
+def test_those_whose_key_others_wait_for_have_their_places_first_but_for_one_of_four() -> None:
+    """Half-minute jobs that nobody waits for had all the places, and a thousand waited behind the key of a quick one."""
+    scheduler, part = with_sandbox(1), dangerous(range(12))
+    unwanted = [message(part, offset, key=f"long-{offset}".encode()) for offset in range(6)]
+    wanted = [message(part, offset, key=f"k{offset}".encode()) for offset in range(6, 12)]
+    behind = [message(part, 6 + one.offset, key=one.key) for one in wanted]
+    for one in behind:
+        part.note_delivered(one.offset)
+    arrive(scheduler, *unwanted, *wanted, *behind)
+    commit(part)
+    began: list[Message] = []
+    while len(began) < 8:
+        running: list[Message] = []
+        while (taken := scheduler.take(NOW_MS)) is not None:
+            running.append(taken)
+        for taken in running:
+            scheduler.done(taken)
+        began += [one for one in running if one.sandboxed]
+        commit(part)
+        scheduler.unpark()
+    assert [one in wanted for one in began] == [False, True, True, True, False, True, True, True], (
+        "the first had its place at once, before anybody waited"
+    )
+    assert began[4] is unwanted[1]
