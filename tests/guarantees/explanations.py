@@ -17,6 +17,8 @@ from tests.guarantees.lives import Lives
 COMMIT_NS: Final = 4_000_000_000
 #: The same after a broker was away: until the worker has a producer again (one try takes up to 15 s), or is given up.
 COMMIT_IN_TROUBLE_NS: Final = 20_000_000_000
+#: Until a worker says so if a commit has no clear answer: it looks for up to 40 s what is visible of the one before.
+DOUBT_NS: Final = 45_000_000_000
 #: Ends of a worker process that let its runs go without one.
 _CUT_SHORT: Final = frozenset({"killed", "left", "stood still"})
 
@@ -81,7 +83,7 @@ class Explanations:
         end_ms = run.start_ms + (end_ns - run.start_ns) // 1_000_000
         said = self._doubts[run.worker.partition(".")[0]]
         first = bisect_left(said, end_ms - COMMIT_NS // 1_000_000)
-        return first < len(said) and said[first] <= end_ms + COMMIT_IN_TROUBLE_NS // 1_000_000
+        return first < len(said) and said[first] <= end_ms + DOUBT_NS // 1_000_000
 
     def _was_in_trouble(self, end_ns: int) -> bool:
         return any(
