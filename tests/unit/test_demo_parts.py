@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import shutil
 import signal
@@ -16,6 +15,7 @@ import pytest
 from schemas.errors import KafkaUnreachable, PipelineError, SettingsError
 from streams.embedded import BrokerConfig
 from streams.settings import Settings
+from tests.support.no_locks import take_locks_away
 from workers import demo
 from workers.commands.bench import _deployment
 from workers.demo import MISSING, DemoReport, gather, missing_object, prepared_directory, verify
@@ -263,10 +263,7 @@ def test_the_object_that_does_not_exist_does_not_exist(there: list[str]) -> None
 def test_a_file_system_without_locks_is_named_as_that(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def no_locks(*_: object) -> None:
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-
-    monkeypatch.setattr(fcntl, "flock", no_locks)
+    take_locks_away(monkeypatch)
     with (
         pytest.raises(PipelineError, match="No locks available; choose one on a local disk"),
         prepared_directory(tmp_path / "new"),

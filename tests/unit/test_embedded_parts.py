@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import io
 import json
@@ -46,6 +45,7 @@ from streams.embedded.progress import shown
 from streams.embedded.properties import render, server_properties
 from streams.embedded.state import DirectoryLock, clear_state, free_port, last_port, read_state, write_state
 from streams.settings import NoKafkaAddress, load_settings
+from tests.support.no_locks import take_locks_away
 
 pytestmark = pytest.mark.distributed
 
@@ -429,10 +429,6 @@ def test_a_file_system_without_locks_is_named_as_that(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A network file system, say. "In use, try again" would never come true."""
-
-    def no_locks(*_: object) -> None:
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-
-    monkeypatch.setattr(fcntl, "flock", no_locks)
+    take_locks_away(monkeypatch)
     with pytest.raises(DataDirUnusable, match="No locks available; choose another directory"):
         DirectoryLock(tmp_path / "kafka")

@@ -195,17 +195,16 @@ async def test_another_thread_takes_the_place_of_one_that_hangs(
     monkeypatch.setattr(crew_module, "LET_GO", timedelta(0))
     crew, release = make(patience, limit=2), threading.Event()
     before = len(threads_of_tests())
-    begun: list[int] = []
+    begun = threading.Semaphore(0)
 
     def hang(_: object) -> None:
-        begun.append(1)
+        begun.release()
         release.wait(60)
 
-    for turn in range(3):
+    for _ in range(3):
         hanging = [asyncio.ensure_future(crew.run(hang)) for _ in range(2)]
-        async with asyncio.timeout(30):
-            while len(begun) < 2 * (turn + 1):
-                await asyncio.sleep(0.001)
+        for _ in hanging:
+            assert await asyncio.to_thread(begun.acquire, timeout=30)
         for one in hanging:
             one.cancel()
         await asyncio.gather(*hanging, return_exceptions=True)

@@ -39,10 +39,13 @@ class Looks:
     """Each ends in a way that nobody has foreseen."""
 
     def __init__(self) -> None:
-        self.count = 0
+        self._count = 0
+        self._loop, self._enough = asyncio.get_running_loop(), asyncio.Event()
 
     def look(self, _: object = None) -> NoReturn:
-        self.count += 1
+        self._count += 1
+        if self._count == 3:
+            self._loop.call_soon_threadsafe(self._enough.set)
         raise Unforeseen
 
     async def ask(self, _: str) -> NoReturn:
@@ -51,9 +54,7 @@ class Looks:
     async def go_on(self, said: str, begin: Callable[[], None]) -> None:
         with capture_logs() as lines:
             begin()
-            async with asyncio.timeout(10):
-                while self.count < 3:
-                    await asyncio.sleep(0.001)
+            await asyncio.wait_for(self._enough.wait(), 10)
         assert said in [line["event"] for line in lines if line["log_level"] == "error"]
 
 
