@@ -9,12 +9,11 @@ from __future__ import annotations
 import logging
 import re
 import socket
-import threading
 import time
 from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
-from confluent_kafka import KafkaError, KafkaException, Producer
+from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
 
 from schemas.errors import KafkaUnreachable, NoBroker, PipelineError, SettingsError
@@ -314,13 +313,3 @@ def _ssl_context(settings: Settings) -> Any:
 
 def _text(path: object) -> str | None:
     return None if path is None else str(path)
-
-
-def let_go(producers: list[Producer]) -> None:
-    """Give up the only reference to them in a thread of its own.
-
-    The end of a librdkafka client waits for its threads; with its brokers away that takes long, or for ever. In the commit
-    thread it would stop all commits, in the one that serves reports all of them. Left to the garbage collector, it would stop
-    whoever holds a lock then, and so everything.
-    """
-    threading.Thread(target=producers.clear, name="end of a producer", daemon=True).start()

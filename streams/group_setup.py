@@ -26,6 +26,7 @@ from schemas.offsetmap import EMPTY_MAP
 from streams.clients import FENCED, kafka_failed, producer_config, reader_config
 from streams.committed import committed_offsets
 from streams.offset_sender import send_offsets
+from streams.producer_end import see_out
 from streams.scan import EARLIEST, Partition, offsets, partitions_of, scan
 from streams.settings import Settings
 
@@ -100,6 +101,7 @@ def set_up_group(settings: Settings, admin: AdminClient, cluster_id: str) -> boo
                 return False
             _write(settings, admin, producer, state, cluster_id)
         except KafkaException as error:
+            see_out(producer)
             if error.args[0].code() not in FENCED or time.monotonic() > deadline:
                 raise kafka_failed(settings, error, _KAFKA_S) from error
             log.info("another one sets up the group", group=settings.topics.group)

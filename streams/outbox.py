@@ -25,9 +25,10 @@ from schemas.codec import peek_id
 from schemas.errors import DeliveryFailed, KafkaUnreachable, WireError
 from schemas.headers import RawHeaders
 from schemas.wire import WireSchema
-from streams.clients import kafka_failed, let_go, producer_config
+from streams.clients import kafka_failed, producer_config
 from streams.outgoing import OutgoingJob
 from streams.partition_counts import equal_count
+from streams.producer_end import let_go
 from streams.schemas_topic import schema_record
 from streams.settings import Settings
 

@@ -30,6 +30,7 @@ from streams.client_log import ConnectionWatch
 from streams.clients import FENCED, MAX_FORWARDED_BYTES, TRANSACTION_TIMEOUT_MS, kafka_failed, producer_config
 from streams.dead_letters import LOOK_S, DeadLetter, DeadLetterFilter, DeadLetters, read_dead_letters
 from streams.jobinfo import JobState, status_now
+from streams.producer_end import let_go
 from streams.reader import JobNotFound, JobReader
 from streams.registry import build_codec
 from streams.schemas_topic import publish_schemas
@@ -405,6 +406,12 @@ class _Session:
             log.warning("Kafka has kept a part of a transaction; the rest is written now", records=len(torn))
             self._write(torn)
 
+    def end(self) -> None:
+        """Nothing can be committed any more."""
+        ended = [self._producer]
+        del self._producer
+        let_go(ended)
+
     def _records_of(self, life: NewLife) -> tuple[Written, Written]:
         return (
             Written.of(life.topic, life.partition, life.key, life.value, life.headers),
@@ -456,6 +463,8 @@ def _in_sessions(
             doubt = error
         else:
             return
+        finally:
+            session.end()
     raise DeliveryFailed(
         f"Kafka's answers could not be trusted {_STARTS} times ({doubt}); {len(progress.done):,} job(s) "
         "were certainly given a new life. Run it again for what is left"

@@ -22,8 +22,9 @@ from schemas.records import StatusChange, StatusWriter, tail_of
 from schemas.topics import Topics
 from schemas.wire import WireSchema
 from streams.client_log import ConnectionWatch
-from streams.clients import FENCED, TRANSACTION_TIMEOUT_MS, let_go
+from streams.clients import FENCED, TRANSACTION_TIMEOUT_MS
 from streams.offset_sender import OffsetSender
+from streams.producer_end import let_go
 from streams.schemas_topic import schema_record
 from streams.visible import Written
 from workers.lease import Lease
@@ -148,9 +149,7 @@ class Transactions:
         Raises:
             KafkaException: the transactional id is not ours to use, or nobody waits any more.
         """
-        if self._producer is not None:
-            replaced, self._producer = [self._producer], None
-            let_go(replaced)
+        self._end_producer()
         waited = 0.05
         while True:
             producer = self._make_producer(self._watch.logger)
@@ -178,8 +177,14 @@ class Transactions:
                 return
 
     def close(self) -> None:
-        """End the thread that sends offsets. Nothing can be written any more."""
+        """End the producer and the thread that sends offsets. Nothing can be written any more."""
         self._offsets.close()
+        self._end_producer()
+
+    def _end_producer(self) -> None:
+        if self._producer is not None:
+            ended, self._producer = [self._producer], None
+            let_go(ended)
 
     def write(self, outcomes: list[Outcome], offsets: Collection[tuple[Any, list[TopicPartition]]]) -> None:
         """Everything of ``outcomes`` and the offsets, each with their group metadata, or nothing. Blocks.

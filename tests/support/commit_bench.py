@@ -182,6 +182,12 @@ class FakeProducer:
     def abort_transaction(self, timeout_s: float) -> None:
         self._step("abort")
 
+    def purge(self, *, in_flight: bool) -> None:
+        """Nothing is ever under way."""
+
+    def __len__(self) -> int:
+        return 0
+
     def poll(self, timeout_s: float) -> int:
         self._fail("poll")
         while self.kafka.lines:

@@ -196,7 +196,7 @@ class FakeProducer:
         self.unreported -= 1
         report(ticket, error, key)
 
-    def purge(self) -> None:
+    def purge(self, *, in_flight: bool = True) -> None:
         self.report(KafkaError._PURGE_QUEUE)
 
     def list_topics(self, timeout: float) -> Any:

@@ -142,6 +142,9 @@ class MemoryProducer:
         self.poll()
         return 0
 
+    def purge(self, *, in_queue: bool = True, in_flight: bool = True, blocking: bool = True) -> None:
+        """Nothing is ever under way."""
+
     def __len__(self) -> int:
         return len(self._reports)
 
