@@ -6,6 +6,7 @@ check that somebody answers. No other module writes a client option down.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 import socket
@@ -90,6 +91,17 @@ _NO_ANSWER: Final = frozenset(
         KafkaError.OFFSET_NOT_AVAILABLE,
         KafkaError.FENCED_LEADER_EPOCH,
         KafkaError.UNKNOWN_LEADER_EPOCH,
+    }
+)
+
+
+_NOT_LET_IN: Final = frozenset(
+    {
+        KafkaError._AUTHENTICATION,
+        KafkaError._SSL,
+        KafkaError.SASL_AUTHENTICATION_FAILED,
+        KafkaError.UNSUPPORTED_SASL_MECHANISM,
+        KafkaError.ILLEGAL_SASL_STATE,
     }
 )
 
@@ -254,6 +266,28 @@ def check_reachable(settings: Settings, timeout_s: float = 5.0) -> None:
         admin.list_topics(timeout=timeout_s)
     except KafkaException as error:
         raise KafkaUnreachable(settings.bootstrap_servers(), timeout_s) from error
+
+
+def why_not_let_in(settings: Settings, timeout_s: float = 3.0) -> str | None:
+    """What stands between these settings and a broker that is there: a password, a certificate. None: nothing of that kind.
+
+    librdkafka takes such a broker for one that is away, and tries again. Asks once more, since it tells its reasons only to who
+    listens. Blocks.
+    """
+    if settings.kafka_security_protocol == "PLAINTEXT":
+        return None
+    reasons: list[str] = []
+
+    def listen(error: KafkaError) -> None:
+        if error.code() in _NOT_LET_IN:
+            reasons.append(error.str())
+
+    config: dict[str, Any] = {**admin_config(settings), "error_cb": listen}
+    admin = AdminClient(config)
+    with contextlib.suppress(KafkaException):
+        admin.list_topics(timeout=timeout_s)
+    admin.poll(0)
+    return reasons[0] if reasons else None
 
 
 def client_id() -> str:

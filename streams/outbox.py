@@ -483,7 +483,16 @@ class Outbox:
         key, value = schema_record(schema)
         finished = threading.Event()
         ticket = Ticket(finished.set)
-        self.produce(self._topics.schemas, key, value, 0, ticket)
+        deadline = time.monotonic() + self._delivery_timeout_s
+        while not self.produce(self._topics.schemas, key, value, 0, ticket):
+            # The thread that serves reports makes room, and needs no lock of ours for it.
+            if time.monotonic() > deadline:
+                raise DeliveryFailed(
+                    f"the schema of {schema.full_name} found no room in the queue within {self._delivery_timeout_s:g} s, "
+                    "so no job was sent: Kafka takes less than is scheduled"
+                )
+            self.serve()
+            time.sleep(_POLL_S)
         ticket.seal(1)
         self.serve()
         finished.wait()

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -39,8 +39,9 @@ from streams.visible import Written, is_forbidden, visible_records
 
 log = structlog.get_logger("rustfs_workers.redrive")
 
-#: Letters of one transaction.
+#: Letters of one transaction, and their bytes: Kafka ends one that takes longer than its time-out, and whoever wrote it.
 _BATCH: Final = 200
+_BATCH_BYTES: Final = 4 * 1024 * 1024
 #: Of one letter. What follows it has fewer headers, and one more attempt to tell of.
 _MOST_BYTES: Final = MAX_FORWARDED_BYTES - 4096
 #: Nothing is redriven on half a picture.
@@ -145,8 +146,7 @@ def redrive(
         reports.append(_report(found, which, progress))
         batch = _BATCH if rate is None else max(1, int(min(_BATCH, rate / 4)))
         waiting = [letter for letter in found.letters if can_live(letter) and which.matches(letter)]
-        for start in range(0, len(waiting), batch):
-            letters = waiting[start : start + batch]
+        for letters in batches(waiting, batch):
             now_ms = time.time_ns() // 1_000_000
             session.commit(
                 [
@@ -156,12 +156,27 @@ def redrive(
             )
             if after_batch is not None:
                 after_batch(len(progress.done))
-            if rate is not None and start + batch < len(waiting):
+            if rate is not None and letters[-1] is not waiting[-1]:
                 _keep_pace(progress, rate)
 
     _in_sessions(settings, codec, run, progress)
     first = reports[0]
     return replace(first, redriven=tuple(progress.done))
+
+
+def batches(letters: Sequence[DeadLetter], most: int) -> Iterator[list[DeadLetter]]:
+    """In their order: at most so many at a time, and no more bytes than a transaction should have. Pure."""
+    batch: list[DeadLetter] = []
+    size = 0
+    for letter in letters:
+        one = len(letter.value or b"")
+        if batch and (len(batch) == most or size + one > _BATCH_BYTES):
+            yield batch
+            batch, size = [], 0
+        batch.append(letter)
+        size += one
+    if batch:
+        yield batch
 
 
 def retry_job(settings: Settings, job_id: str, *, codec: Codec | None = None) -> None:

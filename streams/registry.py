@@ -119,6 +119,24 @@ def build_codec(settings: Settings, *, client: SchemaRegistryClient | None = Non
     return Codec(RegistryFraming(client, settings.topics, store), store)
 
 
+def forget_subjects(settings: Settings, *, client: SchemaRegistryClient | None = None) -> None:
+    """Delete the subjects of this deployment, if there is a registry: for prefixes that were made up for one run.
+
+    ``client``: a registry client to use; by default one is made.
+
+    Raises:
+        RegistryFailed: the registry did not answer, or refused.
+    """
+    if client is None:
+        if settings.schema_registry_url is None:
+            return
+        client = registry_client(settings)
+    with _registry_errors(f"subjects of {settings.topic_prefix}"):
+        for subject in client.get_subjects():
+            if subject.startswith(settings.topic_prefix):
+                client.delete_subject(subject)
+
+
 @contextmanager
 def _registry_errors(subject: str, but_not: type[Exception] | tuple[()] = ()) -> Iterator[None]:
     try:

@@ -274,7 +274,7 @@ class Settings(BaseSettings):
         """Where Kafka is: the setting, else the address that the embedded broker left.
 
         Raises:
-            NoKafkaAddress: neither is there.
+            NoKafkaAddress: neither is there. SettingsError: an embedded broker does not speak what is set.
         """
         if self.kafka_bootstrap_servers:
             return self.kafka_bootstrap_servers
@@ -285,7 +285,20 @@ class Settings(BaseSettings):
             address = ""
         if not address:
             raise NoKafkaAddress(address_file)
+        self.check_for_embedded()
         return address
+
+    def check_for_embedded(self) -> None:
+        """Whether a Kafka of our own can be spoken to.
+
+        Raises:
+            SettingsError: not with these settings.
+        """
+        if self.kafka_security_protocol != "PLAINTEXT":
+            raise SettingsError(
+                f"KAFKA_SECURITY_PROTOCOL is {self.kafka_security_protocol}, and a Kafka of our own speaks PLAINTEXT: "
+                "set KAFKA_BOOTSTRAP_SERVERS to the cluster that it is meant for, or unset it"
+            )
 
     @field_validator("*", mode="before")
     @classmethod

@@ -20,7 +20,7 @@ from confluent_kafka.admin import AdminClient
 from streams.embedded import BrokerConfig, EmbeddedBroker, EmbeddedKafkaError, state
 from streams.provision import provision
 from streams.settings import Settings, load_settings
-from streams.settings_sources import APP_NAME
+from streams.settings_sources import APP_NAME, FILE_NAME
 from tests.support.memory_directory import memory_directory
 from tests.support.quick_start import rehearsed, use
 
@@ -53,10 +53,13 @@ def _ports_of_its_own() -> Iterator[None]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Whoever wants no bytecode beside the sources gets it elsewhere.
+    """No settings of the developer's; and whoever wants no bytecode beside the sources gets it elsewhere.
 
     Without any, each of the processes that tests start would compile all that it imports, a second of it.
     """
+    in_the_way = Path.cwd() / FILE_NAME
+    if in_the_way.exists():
+        raise pytest.UsageError(f"{in_the_way} would be read by every test; move it away while they run")
     cache: pytest.Cache | None = getattr(config, "cache", None)  # not there with -p no:cacheprovider
     if not sys.dont_write_bytecode or "PYTHONPYCACHEPREFIX" in os.environ or cache is None:
         return

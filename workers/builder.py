@@ -8,6 +8,7 @@ from typing import Any, Self, cast
 
 from schemas.errors import InvalidJob
 from schemas.job import Job, job_class
+from schemas.jobtype import job_type as declared
 from schemas.topics import JobPriority
 from workers.fields import no_such_field, parse_fields
 
@@ -21,11 +22,12 @@ class JobBuilder:
         job_id = await queue.schedule_job(builder.build(), **builder.options)
 
     Raises:
-        UnknownJobType: no class with this type name has been imported.
+        UnknownJobType: no class with this type name has been imported. JobTypeError: it is declared in a way that cannot work.
     """
 
     def __init__(self, job_type: str) -> None:
         self._cls = job_class(job_type)
+        declared(self._cls)  # whoever has forgotten @dataclass hears of it here
         self._fields: dict[str, Any] = {}
         self.options: dict[str, Any] = {}
 

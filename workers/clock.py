@@ -7,7 +7,8 @@ acknowledgement arrived at local time ``a``: broker time is at least ``local + (
 last minute's bounds is used, so the estimate is late by one acknowledgement at most, and never early.
 
 Local time is the steady clock: the clock on the wall can be set, and a bound from before that would be
-wrong for a minute.
+wrong for a minute. The broker's clock can be set too: it stamped the record after that was sent, and where
+that contradicts older bounds these are dropped.
 """
 
 from __future__ import annotations
@@ -33,8 +34,15 @@ class BrokerClock:
         #: Broker time minus the steady clock, at least. Before the first sample there is only the local clock to go by.
         self._ahead_ms = wall_ns() // _NS - steady_ns() // _NS
 
-    def sample(self, broker_ms: int) -> None:
-        """A record with this timestamp of the broker's has just been acknowledged."""
+    def steady_ns(self) -> int:
+        """What a record is sent at, for ``sample``."""
+        return self._steady_ns()
+
+    def sample(self, broker_ms: int, sent_ns: int) -> None:
+        """A record that was sent at this steady time has just been acknowledged, with this timestamp of the broker's."""
+        # A stamp is a whole millisecond, the one that has begun.
+        if self._ahead_ms > broker_ms + 1 - sent_ns // _NS:
+            self._bounds.clear()  # the clock has been set back
         # Rounded up: a bound must not be too good by a part of a millisecond.
         self._bounds.append(broker_ms - -(-self._steady_ns() // _NS))
         self._ahead_ms = max(self._bounds)

@@ -31,24 +31,18 @@ import structlog
 from confluent_kafka import Producer, TopicPartition
 
 from schemas.codec import Codec
-from schemas.errors import (
-    CommitVanished,
-    DeliveryFailed,
-    GroupNotInitialised,
-    KafkaUnreachable,
-    PipelineError,
-)
+from schemas.errors import CommitVanished, DeliveryFailed, GroupNotInitialised
 from schemas.lifecycle import JobStatus
 from schemas.offsetmap import MAX_CHARACTERS, OffsetMap
 from schemas.records import StatusChange
-from streams.visible import Written, is_forbidden
 from workers.counters import Counters
 from workers.lease import Lease
 from workers.message import Message
 from workers.offsets import PartitionState, Place
 from workers.outcome import Outcome
 from workers.router import Router
-from workers.torn import WrittenOutcome, what_is_left
+from workers.standing import ReadBack, ReadVisible, Standing
+from workers.torn import what_is_left
 from workers.transactions import Ambiguous, NotCommitted, Refused, Stale, Transactions, forget_frames
 
 log = structlog.get_logger("rustfs_workers.commit")
@@ -57,6 +51,8 @@ log = structlog.get_logger("rustfs_workers.commit")
 MAX_BATCH: Final = 2_000
 #: The same for what they forward: one that takes longer than its time-out is ended by Kafka, each time it is tried again.
 MAX_BATCH_BYTES: Final = 8 * 1024 * 1024
+#: Where that is too much for the way to Kafka, less is tried, down to this.
+_LEAST_BATCH_BYTES: Final = 256 * 1024
 #: So many times as many jobs as end between two commits may start before the next one: those until this one is made, those
 #: until the next one is, and as many again, since no two take the same time. A successor suspects each of them.
 _AHEAD: Final = 3
@@ -64,9 +60,6 @@ _LEAST_AHEAD: Final = 64
 _PATIENCE_AT_STOP: Final = 5
 #: Pause before metadata that were refused are sent again.
 _LOOK_AGAIN_S: Final = 1.0
-#: Longer than Kafka takes to end a dead worker's transaction, which may hide our records; and than we take to find one that
-#: it has forgotten.
-_PATIENCE_TO_SEE_S: Final = 40.0
 
 
 class Membership(Protocol):
@@ -83,22 +76,6 @@ class Membership(Protocol):
 
     def rejoin(self) -> None:
         """Let the poll thread leave the group, and join it again."""
-        ...
-
-
-class ReadBack(Protocol):
-    """Reads what is committed, waiting for pending transactions."""
-
-    def __call__(self, places: Iterable[Place]) -> dict[Place, OffsetMap]:
-        """Offset and map of each partition."""
-        ...
-
-
-class ReadVisible(Protocol):
-    """Reads which of some records were committed, waiting for pending transactions."""
-
-    def __call__(self, records: Collection[Written], since_ms: int) -> set[Written]:
-        """Those that stand in Kafka, if they were not written before then."""
         ...
 
 
@@ -128,8 +105,6 @@ class Committer:
         least_ahead: int = _LEAST_AHEAD,
     ) -> None:
         self._membership = membership
-        self._read_back = read_back
-        self._read_visible = read_visible
         self._now_ms = now_ms
         self._router = router
         self._worker = worker_name
@@ -137,7 +112,6 @@ class Committer:
         self._tick_s = tick_ms / 1000
         self._on_committed = on_committed
         self._on_failure = on_failure
-        self._end_forgotten = end_forgotten
         self._on_fenced = on_fenced
         self._upcoming = upcoming
         self._transactions = Transactions(
@@ -162,8 +136,18 @@ class Committer:
         #: All partitions of ours, kept by the poll thread under the lock.
         self.parts: set[PartitionState] = set()
         self.counters = Counters(job_types)
+        self._standing = Standing(
+            read_back=read_back,
+            read_visible=read_visible,
+            end_forgotten=end_forgotten,
+            renew=self._transactions.renew,
+            given_up=lambda: self._stop,
+            counters=self.counters,
+        )
         #: Jobs that end between two commits lately.
         self._pace = 0
+        #: Bytes that a transaction may forward now.
+        self._batch_bytes = MAX_BATCH_BYTES
         self._least_ahead = least_ahead
         self._thread = threading.Thread(target=self._run, name="commit", daemon=True)
 
@@ -274,7 +258,7 @@ class Committer:
                 if outcome.records:
                     size += outcome.size
                     footprint += outcome.footprint
-                    if size >= MAX_BATCH_BYTES:
+                    if size >= self._batch_bytes:
                         break
             # A release is the last commit: what ended before it and does not fit into this transaction goes first.
             if taken == waiting:
@@ -338,6 +322,11 @@ class Committer:
                     outcomes, is_known = self._recover(outcomes, began_ms)
                     if is_known:
                         began_ms = recovering_ms
+                        if failures > 1 and self._is_too_much(outcomes):
+                            middle = len(outcomes) // 2
+                            self._commit(outcomes[:middle], set())
+                            self._commit(outcomes[middle:], released)
+                            return
                 case Stale():
                     log.info("group metadata was stale", error=str(error))
                     self.counters.event("stale_metadata")
@@ -352,6 +341,14 @@ class Committer:
                     if refusals > 1:
                         self._divide(outcomes, released, str(error))
                         return
+
+    def _is_too_much(self, outcomes: list[Outcome]) -> bool:
+        """Whether a transaction that did not come to its end, time and again, may be too large for its time-out."""
+        if len(outcomes) == 1 or _bytes_of(outcomes) <= _LEAST_BATCH_BYTES:
+            return False
+        self._batch_bytes = max(self._batch_bytes // 2, _LEAST_BATCH_BYTES)
+        log.warning("transactions are made smaller", outcomes=len(outcomes), bytes=self._batch_bytes)
+        return True
 
     def _plan(
         self, outcomes: list[Outcome], released: set[PartitionState]
@@ -418,7 +415,7 @@ class Committer:
             self._settle()
         owned, read = self._read_what_stands(outcomes)
         written = [self._transactions.records_of(outcome) for outcome in outcomes]
-        visible = self._read_what_is_visible(written, began_ms)
+        visible = self._standing.visible(written, began_ms)
         with self._lock:
             taken = self._give_up_what_others_have(owned, read)
             for part in owned:
@@ -481,49 +478,9 @@ class Committer:
             with self._lock:
                 owned = [part for part in self.parts if part.owned]
                 lost = {o.message.part.place for o in outcomes if o.message and not o.message.part.owned}
-            try:
-                read = self._read_back({part.place for part in owned})
-            except KafkaUnreachable as error:
-                if self._stop:
-                    raise
-                log.warning("what is committed cannot be read yet", error=str(error))
-            else:
-                return owned, self._read_what_is_lost(lost - read.keys()) | read
-            # Either Kafka is away again, and this waits for it; or our own transaction is the one that stays open.
-            try:
-                self._end_forgotten()
-            except PipelineError as error:
-                log.warning("a forgotten transaction cannot be ended now", error=str(error))
-            self._transactions.renew()
-
-    def _read_what_is_lost(self, places: set[Place]) -> dict[Place, OffsetMap]:
-        """Of partitions that others have: what we have finished there, and nobody after us, nobody else will write."""
-        try:
-            return self._read_back(places) if places else {}
-        except (
-            PipelineError
-        ) as error:  # an heir's map may be of a newer version, or its transaction stay open
-            log.info("what is committed of lost partitions cannot be read", error=str(error))
-            return {}
-
-    def _read_what_is_visible(self, written: list[WrittenOutcome], began_ms: int) -> set[Written] | None:
-        """Which of these records stand; None if that cannot be known, or not for too long."""
-        wanted = {
-            record for status, records in written for record in (status, *records) if record is not None
-        }
-        deadline = time.monotonic() + _PATIENCE_TO_SEE_S
-        while True:
-            try:
-                return self._read_visible(wanted, began_ms)
-            except PipelineError as error:
-                if is_forbidden(error) or self._stop or time.monotonic() > deadline:
-                    self.counters.event("unverified_commits")
-                    log.warning(
-                        "what is visible of a transaction cannot be read: its offsets have to speak for its records",
-                        error=str(error),
-                    )
-                    return None
-                log.warning("what is visible of a transaction cannot be read yet", error=str(error))
+            read = self._standing.committed({part.place for part in owned}, lost)
+            if read is not None:
+                return owned, read
 
     def _divide(self, outcomes: list[Outcome], released: set[PartitionState], error: str) -> None:
         """The same refusal twice: find the outcome that cannot be written, so that it stops nobody else."""
@@ -564,6 +521,8 @@ class Committer:
             self._settle()
         if self._beyond_reach:
             self._wake.set()
+        if self._batch_bytes < MAX_BATCH_BYTES and _bytes_of(outcomes) >= self._batch_bytes:
+            self._batch_bytes += self._batch_bytes // 16  # perhaps there is room for more
         if outcomes:
             self.counters.event("transactions")
         for outcome in outcomes:
@@ -585,6 +544,11 @@ class Committer:
                 error_type=status.error_type,
                 error=status.error_message,
             )
+
+
+def _bytes_of(outcomes: Iterable[Outcome]) -> int:
+    """What they forward."""
+    return sum(outcome.size for outcome in outcomes if outcome.records)
 
 
 def _to_commit(plans: Mapping[PartitionState, OffsetMap]) -> Collection[tuple[Any, list[TopicPartition]]]:

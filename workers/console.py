@@ -183,6 +183,8 @@ def errors_in_one_line() -> Iterator[None]:
         raise SystemExit(INTERRUPTED) from error
     except PipelineError as error:
         say(f"error: {error}")
+        if isinstance(error, KafkaUnreachable):
+            _say_why_not_let_in()
         raise SystemExit(exit_code(error)) from error
     except KafkaException as error:
         raise SystemExit(_say_what_kafka_says(error)) from error
@@ -194,6 +196,19 @@ def errors_in_one_line() -> Iterator[None]:
         raise SystemExit(FAILED) from error
 
 
+def _say_why_not_let_in() -> None:
+    """A broker that refuses a password looks like one that is away."""
+    from streams.clients import why_not_let_in
+    from streams.settings import load_settings
+
+    try:
+        reason = why_not_let_in(load_settings())
+    except PipelineError:
+        return  # there is no address, and that has been said
+    if reason is not None:
+        say(f"error: {reason}; look at the settings named kafka_ in `rustfs-workers config show`")
+
+
 def end_if_stdout_is_lost(error: OSError) -> None:
     """Exit if this is about where data goes: its reader is gone, or its disk is full."""
     if isinstance(error, BrokenPipeError):  # `… | head` has seen enough
@@ -203,6 +218,15 @@ def end_if_stdout_is_lost(error: OSError) -> None:
         _write_no_more()
         say(f"error: {error.strerror}; nothing more can be written")
         raise SystemExit(FAILED) from error
+
+
+@contextmanager
+def while_somebody_reads() -> Iterator[None]:
+    """Data goes to stdout in here. If its reader is gone (``… | head``), what comes after still decides how the command ends."""
+    try:
+        yield
+    except BrokenPipeError:
+        _write_no_more()
 
 
 def _write_no_more() -> None:

@@ -92,13 +92,16 @@ class Delays:
     def holds_enough(self, part: PartitionState, now_ms: int, *, paused: bool) -> bool:
         """Whether the partition should be paused; once paused it stays so until half of it is gone.
 
-        Records that are due go through and stay for a moment only: pausing them would fetch them twice.
+        Records that are due go through and stay for a moment only: pausing them would fetch them twice. But if the event loop
+        does not keep up with them, those that have their share of what all may hold wait as well.
         """
         held = self._held.get(part)
-        if held is None or self._newest_due.get(part, 0) <= now_ms:
+        if held is None:
             return False
         records, size = held
         share = 2 if paused else 1
+        if self._newest_due.get(part, 0) <= now_ms:
+            return size * share >= MAX_HELD_BYTES and self._bytes * share >= MAX_TOTAL_BYTES
         return (
             records * share >= MAX_HELD_RECORDS
             or size * share >= MAX_HELD_BYTES

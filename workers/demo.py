@@ -6,11 +6,13 @@ In:  a folder of files. Out: what was copied, checked by hashes that the demo co
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import fcntl
 import hashlib
 import os
 import shutil
+import stat
 import sysconfig
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -31,6 +33,7 @@ from streams.clients import admin_config, check_reachable
 from streams.embedded import BrokerConfig, EmbeddedBroker, running_broker
 from streams.provision import provision
 from streams.queue import JobQueue
+from streams.registry import RegistryFailed, forget_subjects
 from streams.settings import Settings, load_settings
 from workers.builtin import builtin_workers
 from workers.config import WorkerConfig
@@ -136,7 +139,8 @@ def prepared_directory(directory: Path) -> Iterator[None]:
         raise WrongFolder(f"--dir {directory} is no directory")
     if directory.is_dir() and any(directory.iterdir()) and not (directory / _MARKER).exists():
         raise WrongFolder(f"--dir {directory} is not empty and not the demo's own; choose another")
-    directory.mkdir(parents=True, exist_ok=True)
+    # Files that nobody else may read are copied into it.
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     with (directory / _MARKER).open("a", encoding="utf-8") as marker:
         try:
             fcntl.flock(marker, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -156,7 +160,7 @@ def prepared_directory(directory: Path) -> Iterator[None]:
         for name in ("node-1", *TARGETS, "kafka"):
             shutil.rmtree(directory / name, ignore_errors=True)
         for name in ("node-1", *TARGETS):
-            (directory / name).mkdir()
+            (directory / name).mkdir(mode=0o700)
         yield
 
 
@@ -191,7 +195,8 @@ def gather(source: Path, node: Path, progress: Progress, *, without: Collection[
                     f"no room for {path} in {node}: {error.strerror}; choose another --dir"
                 ) from error
             found.leave_out(f"not readable ({error.strerror})", path)
-            target.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # of a name that cannot be made either
+                target.unlink()
             continue
         found.keys[name] = target.stat().st_size
         if number % 100 == 0:
@@ -241,15 +246,13 @@ def run_demo(source: Path, directory: Path, progress: Progress) -> DemoReport:
         raise WrongFolder(
             f"--source {source} lies inside of --dir {directory}, which is emptied first; choose another --dir"
         )
-    where: dict[str, Any] = {
-        "topic_prefix": f"demo-{uuid4().hex[:8]}.",
-        "nodes": {name: (directory / name).resolve().as_uri() for name in ("node-1", *TARGETS)},
-        "worker_id": "demo",
-    }
-    settings = load_settings(**where)
+    where: dict[str, Any] = {"topic_prefix": f"demo-{uuid4().hex[:8]}.", "worker_id": "demo"}
+    settings = _with_own_nodes(load_settings(**where), directory)
     given = settings.kafka_bootstrap_servers is not None
     if given:
         check_reachable(settings)
+    else:
+        settings.check_for_embedded()
     without = _NOT_PYTHONS if source == default_source() else frozenset[str]()
     with prepared_directory(directory):
         objects = gather(source, directory / "node-1", progress, without=without)
@@ -262,7 +265,14 @@ def run_demo(source: Path, directory: Path, progress: Progress) -> DemoReport:
             settings = load_settings(
                 **where, kafka_bootstrap_servers=broker.bootstrap_servers, data_dir=directory
             )
+            settings = _with_own_nodes(settings, directory)
             return _on(settings, directory, objects, progress, broker.check)
+
+
+def _with_own_nodes(settings: Settings, directory: Path) -> Settings:
+    """And no others: what the operator has configured beside them is none of the demo's business."""
+    nodes = {name: (directory / name).resolve().as_uri() for name in ("node-1", *TARGETS)}
+    return settings.model_copy(update={"nodes": nodes})
 
 
 @contextmanager
@@ -326,6 +336,7 @@ async def _replicate(
         await queue.schedule_job(_job(missing_object(objects.keys)), max_retries=_RETRIES)
         seconds = 0.0
         async with manager:
+            failing = asyncio.create_task(manager.wait())
             while True:
                 counts = _final_counts(manager)
                 progress("replicating", counts["succeeded"], len(jobs))
@@ -333,8 +344,8 @@ async def _replicate(
                     seconds = time.monotonic() - began
                 if counts["succeeded"] + counts["failed"] + counts["skipped"] > len(jobs):
                     break
-                if manager.process.failure.done():
-                    manager.process.failure.result()
+                if failing.done():
+                    failing.result()
                 try:
                     check()
                 except PipelineError:
@@ -401,11 +412,15 @@ def deleted_afterwards(settings: Settings) -> Iterator[None]:
 
 @uninterrupted()
 def delete_deployment(settings: Settings) -> None:
-    """Delete every topic and group of this deployment: for prefixes that were made up for one run.
+    """Delete every topic, group and registered schema of this deployment: for prefixes that were made up for one run.
 
     Raises:
         KafkaException: Kafka refuses.
     """
+    try:
+        forget_subjects(settings)
+    except RegistryFailed as error:
+        log.warning("schemas not deleted from the registry", prefix=settings.topic_prefix, error=str(error))
     admin = AdminClient(admin_config(settings))
     names = [name for name in admin.list_topics(timeout=10).topics if name.startswith(settings.topic_prefix)]
     for deleted in (admin.delete_topics(names) if names else {}).values():
@@ -427,19 +442,30 @@ def _walk(source: Path, found: Objects, without: Collection[str]) -> Iterator[Pa
         source, onerror=lambda error: found.leave_out("not readable", Path(str(error.filename)))
     ):
         here = Path(root)
-        for name in [name for name in directories if (here / name).is_symlink()]:
-            found.leave_out("symbolic link", here / name)
-        directories[:] = sorted(
-            name for name in directories if name not in without and not (here / name).is_symlink()
-        )
+        directories[:] = [
+            name
+            for name in sorted(directories)
+            if name not in without and not _is_left_out(here / name, stat.S_ISDIR, found)
+        ]
         for name in sorted(files):
             path = here / name
-            if path.is_symlink():
-                found.leave_out("symbolic link", path)
-            elif not path.is_file():
-                found.leave_out("no regular file", path)
-            else:
+            if not _is_left_out(path, stat.S_ISREG, found):
                 yield path
+
+
+def _is_left_out(path: Path, is_right: Callable[[int], bool], found: Objects) -> bool:
+    try:
+        mode = path.lstat().st_mode
+    except OSError as error:  # a folder may be listed and not entered
+        found.leave_out(f"not readable ({error.strerror})", path)
+        return True
+    if stat.S_ISLNK(mode):
+        found.leave_out("symbolic link", path)
+    elif not is_right(mode):
+        found.leave_out("no regular file", path)
+    else:
+        return False
+    return True
 
 
 def _sha256(path: Path) -> str | None:

@@ -13,8 +13,10 @@ import re
 import types
 import typing
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
 from typing import Any, Final
+from uuid import UUID
 
 from schemas.errors import InvalidJob
 from schemas.job import Job
@@ -24,6 +26,10 @@ _PARSERS: Final[dict[type, tuple[Callable[[str], Any], str]]] = {
     int: (int, "a whole number"),
     float: (float, "a number"),
     datetime: (datetime.fromisoformat, "a time such as 2026-01-31T12:00:00+00:00"),
+    date: (date.fromisoformat, "a day such as 2026-01-31"),
+    time: (time.fromisoformat, "a time of day such as 12:00:00"),
+    UUID: (UUID, "a UUID"),
+    Decimal: (Decimal, "a decimal number"),
 }
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)?")
 
@@ -108,7 +114,7 @@ def _value(kind: Any, text: str) -> Any:  # noqa: PLR0911 - one line per kind
 def _parsed(parse: Callable[[str], Any], text: str, what: str) -> Any:
     try:
         return parse(text)
-    except ValueError as error:
+    except (ValueError, ArithmeticError) as error:  # a decimal's error is no ValueError
         raise ValueError(f"it takes {what}") from error
 
 

@@ -8,6 +8,8 @@ from datetime import timedelta
 from types import TracebackType
 from typing import Self
 
+import structlog
+
 from schemas.job import Job
 from streams.registry import build_codec
 from streams.settings import Settings, load_settings
@@ -16,9 +18,13 @@ from workers.own_schemas import frame, own_schemas
 from workers.process import WorkerProcess
 from workers.worker import Handlers, Worker
 
+log = structlog.get_logger("rustfs_workers.manager")
+
 
 class WorkerManager:
     """Runs one worker process's worth of handlers.
+
+    If the worker fails while nobody is in ``wait``, it is shut down, and the next ``wait`` says why.
 
     .. code-block:: python
 
@@ -35,6 +41,10 @@ class WorkerManager:
         self.config = config if config is not None else WorkerConfig.from_settings(self._settings)
         self.handlers = Handlers()
         self._process: WorkerProcess | None = None
+        #: How many wait for its end, the error that it ended with though nobody did, and the shutdown that follows.
+        self._waiters = 0
+        self._failed: BaseException | None = None
+        self._ending: asyncio.Task[None] | None = None
         #: After ``shutdown``: handlers that go on all the same, being threads or having swallowed their cancellation.
         #: Python and asyncio wait for them when the program ends.
         self.left_behind = 0
@@ -71,6 +81,8 @@ class WorkerManager:
         process = WorkerProcess(self.config, self.handlers, self._settings, codec)
         await process.start()
         self._process = process
+        self._failed = self._ending = None
+        process.failure.add_done_callback(self._look_who_waits)
 
     async def wait(self) -> None:
         """Until ``shutdown``, or until the worker fails.
@@ -78,7 +90,13 @@ class WorkerManager:
         Raises:
             PipelineError, KafkaException: why it cannot go on.
         """
-        await asyncio.shield(self._running.failure)
+        if self._process is None and self._failed is not None:
+            raise self._failed
+        self._waiters += 1
+        try:
+            await asyncio.shield(self._running.failure)
+        finally:
+            self._waiters -= 1
 
     async def shutdown(self, timeout: timedelta | None = None) -> None:  # noqa: ASYNC109 - a deadline for jobs, not for us
         """Drain and stop: running jobs get ``timeout`` (default: the config's ``drain_timeout``), then are cancelled.
@@ -87,6 +105,8 @@ class WorkerManager:
         """
         process, self._process = self._process, None
         if process is None:
+            if self._ending is not None and self._ending is not asyncio.current_task():
+                await asyncio.shield(self._ending)
             return
         limit = self.config.drain_timeout if timeout is None else timeout
         try:
@@ -97,6 +117,17 @@ class WorkerManager:
             self.left_behind = process.left_behind
             if not process.failure.done():
                 process.failure.set_result(None)
+
+    def _look_who_waits(self, failure: asyncio.Future[None]) -> None:
+        """A worker that failed commits nothing: it must not keep its partitions because its program is not in ``wait``."""
+        error = None if failure.cancelled() else failure.exception()
+        if error is None or self._waiters or self._process is None:
+            return
+        log.error("worker failed: it is shut down", worker=self.config.name, error=str(error))
+        self._failed = error
+        self._ending = asyncio.get_running_loop().create_task(
+            self.shutdown(), name="shutdown of a failed worker"
+        )
 
     @property
     def process(self) -> WorkerProcess:

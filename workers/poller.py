@@ -210,9 +210,13 @@ class Poller:
             self._member_id = consumer.memberid() or ""
         self.metadata.look_for_newer(consumer, now)
         if first is not None:
+            where: Any = (first.topic(), first.partition())
+            owner = self.parts.get(where)
             # poll() waits, consume() with no time does not: together they return what there is, at once
             more = consumer.consume(_TIER_ROUND if first.topic() in self._topics.tier_of else _ROUND, 0)
-            self._receive([first, *more])
+            # It may call us back, more than once, and drops what it has of a partition that it takes away. What it gave before
+            # is up to us: where the partition has come back meanwhile, all that lies before this record would count as finished.
+            self._receive([first, *more] if self.parts.get(where) is owner else more)
         self._control_flow(consumer)
         if first is None and now - self._positions_at > _POSITIONS_EVERY_S:
             self._positions_at = now

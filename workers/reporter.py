@@ -95,12 +95,14 @@ class Reporter:
             self._on_failure(error)
 
     def _send(self, state: str, done: Callable[[], None] = lambda: None) -> None:
+        sent_ns = self._clock.steady_ns()
+
         def answered(error: KafkaError | None, message: Message) -> None:
             if error is not None:
                 log.warning("report not delivered", error=str(error))
                 return
             self._on_answer()
-            self._sample(message)
+            self._sample(message, sent_ns)
             done()
 
         try:
@@ -108,11 +110,11 @@ class Reporter:
         except (BufferError, KafkaException) as error:
             log.warning("report not sent", error=str(error))
 
-    def _sample(self, message: Message) -> None:
+    def _sample(self, message: Message, sent_ns: int) -> None:
         kind, broker_ms = message.timestamp()
         if kind != 2 or broker_ms <= 0:  # noqa: PLR2004 - 2: LogAppendTime, the broker's own clock
             return
-        self._clock.sample(broker_ms)
+        self._clock.sample(broker_ms, sent_ns)
         if abs(self._clock.offset_ms) > WARN_OFFSET_MS and not self._warned:
             self._warned = True
             log.warning("clocks differ", broker_minus_local_ms=self._clock.offset_ms)

@@ -221,8 +221,11 @@ class Scheduler:
     def _has_no_place(self, message: Message) -> bool:
         """Whether it has to wait for a process; one that may kill, for one in which nothing else runs."""
         if not (message.part.suspects and self._is_for_sandbox(message)):
+            if self._sandbox is not None:
+                # While it waited, for its commit or for a place, an owner was heard of that it was suspected of: it is as any
+                # other.
+                self._sandbox.leave(message)
             if message.sandboxed:
-                # While it waited for its commit an owner was heard of that it was suspected of: it is as any other.
                 message.sandboxed = False
                 self._leave_pool(message)
             return self._pool is not None and self._pool.refuses(message)

@@ -25,6 +25,7 @@ from confluent_kafka import (
 from schemas.errors import KafkaUnreachable, PipelineError
 from schemas.offsetmap import OffsetMap, parse
 from streams.committed import committed_offsets, passes
+from streams.producer_end import let_go
 from streams.settings import Settings
 from workers.forgotten import PATIENCE_S, SPREAD_S, ForgottenTransactions
 from workers.offsets import Place
@@ -122,8 +123,9 @@ class CommittedOffsets:
         ):
             ended.add(transactional_id)
             started = time.monotonic()
+            taker = [self._make_producer(transactional_id)]
             try:
-                self._make_producer(transactional_id).init_transactions(_READ_TIMEOUT_S)
+                taker[0].init_transactions(_READ_TIMEOUT_S)
             except KafkaException as error:
                 # Two heirs take the same id at once: one is fenced, and the transaction is ended all the same.
                 log.info(
@@ -135,6 +137,8 @@ class CommittedOffsets:
                     transactional_id=transactional_id,
                     seconds=round(time.monotonic() - started, 3),
                 )
+            finally:
+                let_go(taker)
         return True
 
     def _end_forgotten_transactions(

@@ -152,7 +152,9 @@ class Transactions:
         self._end_producer()
         waited = 0.05
         while True:
-            producer = self._make_producer(self._watch.logger)
+            # Its own: what happens to an earlier one while it comes to its end is no news of this one.
+            watch = ConnectionWatch()
+            producer = self._make_producer(watch.logger)
             try:
                 producer.init_transactions(_INIT_TIMEOUT_S)
             except KafkaException as error:
@@ -173,7 +175,7 @@ class Transactions:
                 threading.Event().wait(waited)
                 waited = min(waited * 2, 2.0)
             else:
-                self._producer = producer
+                self._producer, self._watch = producer, watch
                 return
 
     def close(self) -> None:

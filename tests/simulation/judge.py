@@ -10,18 +10,22 @@ from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Final
 
 from schemas.codec import peek_id
-from schemas.errors import WireError
+from schemas.errors import PipelineError, WireError
 from schemas.headers import parse as parse_headers
 from schemas.offsetmap import MAX_OWNERS, Suspect, parse
 from schemas.records import StatusChange, decode_status
 from tests.simulation.sim_jobs import SimJob
 
 if TYPE_CHECKING:
-    from tests.simulation.sim_worker import Execution, SimWorker
+    from tests.simulation.sim_executor import Execution
+    from tests.simulation.sim_worker import SimWorker
     from tests.simulation.world import World
 
 #: Deaths of its workers after which a job that kills is found.
 DEATHS = 3
+
+#: What a worker that ended by an error of nobody's making is called.
+CRASHED: Final = "crashed"
 
 #: More deaths than anybody can count.
 _NEVER: Final = MAX_OWNERS + 1
@@ -163,8 +167,9 @@ class Judge:
                 self._may_be_condemned.add(peek_id(world.kafka.log((topic, number)).records[offset].value))
 
     def failed(self, worker: SimWorker, error: BaseException) -> None:
-        """A worker that ends by itself."""
-        self.broken.append(f"failed: {worker.incarnation}: {type(error).__name__}: {error}")
+        """A worker that ends by itself: it says why, or it is broken."""
+        what = "failed" if isinstance(error, PipelineError) else CRASHED
+        self.broken.append(f"{what}: {worker.incarnation}: {type(error).__name__}: {error}")
 
     def is_done(self) -> bool:
         """Whether every record of every job and retry topic is finished, and everything that was written can be read."""

@@ -14,7 +14,9 @@ from schemas.headers import Delivery
 from schemas.lifecycle import JobStatus
 from schemas.offsetmap import OffsetMap, Suspect
 from streams.client_log import ConnectionWatch
-from tests.simulation.sim_worker import OffsetsAtOnce, SimCommitter, SimExecutor, SimWorker
+from tests.simulation.sim_executor import SimExecutor
+from tests.simulation.sim_threads import OffsetsAtOnce, SimCommitter
+from tests.simulation.sim_worker import SimWorker
 from workers.commit import Committer
 from workers.delay import Delays
 from workers.duplicates import DuplicateWindow
@@ -28,6 +30,7 @@ from workers.process import WorkerProcess
 from workers.results import Success
 from workers.router import Router
 from workers.scheduler import Scheduler
+from workers.standing import Standing
 from workers.survivors import CUT_OFF
 from workers.transactions import Transactions
 from workers.verdicts import Verdicts
@@ -267,7 +270,7 @@ def _blind_replay() -> Any:
 
 def _trusts_offsets() -> Any:
     """After an ambiguous commit the offsets speak for the records: a part that Kafka has kept is not looked for."""
-    return patch.object(Committer, "_read_what_is_visible", lambda _self, _written, _began_ms: None)
+    return patch.object(Standing, "visible", lambda _self, _written, _since_ms: None)
 
 
 def _trusts_success() -> Any:

@@ -7,278 +7,40 @@ router, the decoder, the verdicts and the way of a message between them (``Worke
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
-from confluent_kafka import KafkaException, TopicPartition
+from confluent_kafka import KafkaException
 
-from schemas.errors import KafkaUnreachable, WireError
-from schemas.headers import Delivery
-from schemas.lifecycle import JobStatus
+from schemas.errors import KafkaUnreachable
 from schemas.offsetmap import OffsetMap, parse
 from streams.visible import Written, places_of
 from tests.simulation.hub import Actor, CheckedLock
-from tests.simulation.sim_jobs import SimJob
+from tests.simulation.sim_executor import SimExecutor
 from tests.simulation.sim_loop import SimLoop
+from tests.simulation.sim_threads import OffsetsAtOnce, SimCommitter, SimPoller, SimVerdicts
 from workers.arrivals import Arrivals
 from workers.children import ChildJobs
-from workers.commit import Committer
 from workers.config import WorkerConfig
-from workers.decoder import Decoded, Decoder
+from workers.decoder import Decoder
 from workers.delay import Delays
 from workers.key_places import KeyPlaces
 from workers.lease import Lease
 from workers.message import Message
-from workers.offsets import PartitionState, Place
-from workers.outcome import Outcome
-from workers.poller import Poller
+from workers.offsets import Place
 from workers.pool_places import PoolPlaces
 from workers.process import WorkerProcess
-from workers.router import Router, Run, status_of
+from workers.router import Router
 from workers.scheduler import Scheduler
 from workers.survivors import Signs
-from workers.verdicts import Verdicts
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
 
-SLOTS: Final = 4
 #: Pauses that a read waits for somebody's open transaction before it does something about it.
 _PATIENCE: Final = 4
 _MOST_READS: Final = 400
-
-
-@dataclass(eq=False, slots=True)
-class Execution:
-    """One call of a handler."""
-
-    message: Message
-    decoded: Decoded
-    incarnation: str
-    started_ms: int
-    was_sandboxed: bool
-    began_in_trouble: bool
-    was_given_away: bool
-    announced: bool = False
-    ended_ms: int | None = None
-    #: Cancelled, or its process died: it has no outcome.
-    cut_short: bool = False
-
-    @property
-    def job(self) -> SimJob:
-        job: SimJob = self.decoded.job
-        return job
-
-    @property
-    def delivery(self) -> Delivery:
-        return self.message.delivery
-
-
-class SimExecutor:
-    """Takes what the scheduler gives, and lets it end when the seed says so."""
-
-    def __init__(self, worker: SimWorker, decoder: Decoder, planner: ChildJobs) -> None:
-        self._worker = worker
-        self._decoder = decoder
-        self._planner = planner
-        self.running: list[Execution] = []
-
-    def wake(self) -> None:
-        """Nothing to do: the event loop has its turn when the seed says so."""
-
-    def release(self, parts: set[PartitionState], timeout_s: float) -> Any:
-        """For ``_in_loop``, which knows what to do with it."""
-        return parts, timeout_s
-
-    def cancel_all(self, _reason: str) -> None:
-        self.cancel({one.message.part for one in self.running})
-
-    def runs_on(self, parts: Iterable[PartitionState]) -> bool:
-        return any(one.message.part in parts for one in self.running)
-
-    def cancel(self, parts: set[PartitionState]) -> None:
-        for one in [one for one in self.running if one.message.part in parts]:
-            self._end(one, cut_short=True)
-            if one.message.part.owned and not one.message.part.releasing:
-                self._worker._scheduler.put_back(one.message)
-            else:
-                self._worker._scheduler.done(one.message)
-
-    def die(self) -> None:
-        for one in list(self.running):
-            self._end(one, cut_short=True)
-
-    def start_one(self) -> Execution | None:
-        if not self._worker._lease.holds or self._worker.is_torn or len(self.running) >= SLOTS:
-            return None
-        message = self._worker._scheduler.take(self._worker.now_ms())
-        if message is None:
-            if self._worker._scheduler.has_parked:
-                self._worker._committer.emit(Outcome(None, None))
-            return None
-        try:
-            decoded = self._decoder.decode(message)
-        except WireError as error:
-            worker = self._worker
-            worker._committer.emit(
-                worker._router.unreadable(message, error, worker.now_ms(), worker.config.name)
-            )
-            worker._scheduler.done(message)
-            return None
-        execution = Execution(
-            message,
-            decoded,
-            self._worker.incarnation,
-            self._worker.now_ms(),
-            began_in_trouble=self._worker.is_cut_off,
-            was_given_away=self._worker.has_been_forgotten([message.part.place]),
-            was_sandboxed=message.sandboxed,
-        )
-        self.running.append(execution)
-        return execution
-
-    def finish(self, one: Execution, snoozed: int) -> None:
-        self._end(one)
-        result = one.job.result(one.message.delivery.attempt, snoozed)
-        children = tuple(
-            self._planner(SimJob(-1), one.decoded.priority, job_id=self._worker.world.new_id())[1]
-            for _ in range(one.job.children)
-        )
-        run = self._run(one, children)
-        self._worker._committer.emit(self._worker._router.settle(run, result, one.decoded.rules))
-        self._worker._scheduler.done(one.message)
-
-    def dies_in_sandbox(self, one: Execution) -> None:
-        """Its own process ends, and nobody else's."""
-        worker = self._worker
-        self._end(one, cut_short=True)
-        worker._committer.emit(
-            worker._router.worker_lost(one.message, worker.config.name, worker.now_ms(), "its own")
-        )
-        worker._scheduler.done(one.message)
-
-    def sweep(self) -> None:
-        """What the tick's look around does: announce what is still running, and let who has survived rejoin the others."""
-        now = self._worker.now_ms()
-        isolated = self._worker._scheduler.isolated
-        for one in self.running:
-            if not one.announced:
-                one.announced = True
-                change = status_of(self._run(one), JobStatus.RUNNING)
-                self._worker._committer.emit(Outcome(None, change, owner=one.message))
-            if one.message is isolated and self._worker._scheduler.has_survived(now - one.started_ms):
-                self._worker._scheduler.survived()
-                self._worker._committer.emit(Outcome(None, None))
-
-    def _end(self, one: Execution, *, cut_short: bool = False) -> None:
-        one.ended_ms, one.cut_short = self._worker.now_ms(), cut_short
-        self.running.remove(one)
-
-    def _run(self, one: Execution, children: tuple[Any, ...] = ()) -> Run:
-        record = one.decoded.record
-        return Run(
-            one.message,
-            one.decoded.job_type,
-            one.message.priority or one.decoded.priority,
-            record["key"],
-            record["created_at"],
-            one.started_ms,
-            self._worker.now_ms(),
-            self._worker.config.name,
-            children=children,
-        )
-
-
-class SimEvent:
-    """An event whose wait lets others run."""
-
-    def __init__(self, worker: SimWorker, event: threading.Event) -> None:
-        self._worker = worker
-        self._event = event
-
-    def wait(self, timeout_s: float) -> bool:
-        self._worker.pause_until(self._event.is_set, timeout_s)
-        if not self._event.is_set():
-            # It goes without a last word, like one that dies.
-            self._worker.world.trouble(self._worker, "slow")
-            self._worker.world.judge.ends(self._worker)
-        return self._event.is_set()
-
-
-class SimCommitter(Committer):
-    """Without its thread."""
-
-    worker: SimWorker
-
-    def release(self, parts: Iterable[PartitionState]) -> Any:
-        return SimEvent(self.worker, super().release(parts))
-
-    def settled(self, places: Collection[Place]) -> Any:
-        return SimEvent(self.worker, super().settled(places))
-
-    def _commit(self, outcomes: list[Outcome], released: set[PartitionState]) -> None:
-        super()._commit(outcomes, released)
-        self.worker.is_torn = False
-
-    def main(self) -> None:
-        self._transactions.renew()
-        while True:
-            self._wake.clear()
-            self._tick()
-            self.worker.pause()
-
-
-class SimPoller(Poller):
-    """Without its thread."""
-
-    worker: SimWorker
-
-    def main(self) -> None:
-        consumer = self._consumer = self._make_consumer(self._on_error)
-        self._subscribe(consumer)
-        while not self._stop:
-            self._round(consumer)
-            self.worker.pause()
-        consumer.close()
-
-    def _lose(self, consumer: Any, lost: list[TopicPartition]) -> None:
-        self.worker.world.trouble(self.worker, "lost")
-        super()._lose(consumer, lost)
-
-    def _in_loop(self, work: Any, _timeout_s: float) -> None:
-        parts, timeout_s = work
-        self.worker.turns.run()
-        self.worker.pause_until(lambda: not self.worker._executor.runs_on(parts), timeout_s)
-        self.worker._executor.cancel(parts)
-
-
-class SimVerdicts(Verdicts):
-    """Looks when the seed says so."""
-
-    def expect(self, messages: Iterable[Message]) -> None:
-        self._open.update(messages)
-
-    def look(self) -> None:
-        if self._open:
-            signs = self._signs(self._losses())
-            for message in [one for one in self._scheduler.condemned if one in self._open]:
-                self._judge(message, signs)
-
-
-class OffsetsAtOnce:
-    """Sends offsets in the commit thread itself."""
-
-    def __init__(self, worker: SimWorker) -> None:
-        self.worker = worker
-
-    def send(self, producer: Any, offsets: list[TopicPartition], metadata: Any, timeout_s: float) -> None:
-        producer.send_offsets_to_transaction(offsets, metadata, timeout_s)
-
-    def close(self) -> None:
-        """There is no thread."""
 
 
 class _Clock:

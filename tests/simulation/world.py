@@ -23,8 +23,9 @@ from schemas.topics import PRIORITIES, Topics
 from streams.outgoing import JobOptions, Rules, plan
 from tests.simulation.hub import Hub, Killed
 from tests.simulation.judge import Judge
+from tests.simulation.sim_executor import Execution
 from tests.simulation.sim_jobs import SimJob
-from tests.simulation.sim_worker import Execution, SimWorker
+from tests.simulation.sim_worker import SimWorker
 from workers.offsets import MAX_REACH
 from workers.survivors import CUT_OFF, Signs
 from workers.testing import MemoryKafka

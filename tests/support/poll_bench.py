@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -91,11 +91,15 @@ class FakeConsumer:
         self.paused: set[Place] = set()
         self.assigned: dict[Place, int] = {}
         self.positions: dict[Place, int] = {}
+        #: What the group does while more is taken, once.
+        self.meanwhile: Callable[[], None] = lambda: None
 
     def poll(self, timeout_s: float) -> FakeRecord | None:
         return self.coming.popleft() if self.coming else None
 
     def consume(self, count: int, timeout_s: float) -> list[FakeRecord]:
+        meanwhile, self.meanwhile = self.meanwhile, lambda: None
+        meanwhile()
         return [self.coming.popleft() for _ in range(min(count, len(self.coming)))]
 
     def consumer_group_metadata(self) -> int:

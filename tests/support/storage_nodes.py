@@ -145,5 +145,8 @@ class _MeddledIncoming(Incoming):
     def sha256(self) -> str:
         return self._incoming.sha256()
 
+    def checked(self) -> None:
+        self._incoming.checked()
+
     def before_publish(self) -> None:
         self._incoming.before_publish()

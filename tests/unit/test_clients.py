@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import contextlib
+import socket
+import threading
 import time
 from pathlib import Path
 
@@ -100,6 +103,28 @@ def test_nobody_there_is_said_in_time(settings: Settings) -> None:
     with pytest.raises(KafkaUnreachable, match=r"127\.0\.0\.1:1 within 1 s"):
         clients.check_reachable(settings, timeout_s=1)
     assert time.monotonic() - began < 5
+
+
+def test_a_broker_that_is_there_and_lets_nobody_in_is_no_absence() -> None:
+    """It speaks no TLS: as with a wrong password, librdkafka takes that for a broker that is away."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=_answer_in_plain_text, args=(server,), daemon=True).start()
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        settings = load_settings(kafka_bootstrap_servers=address, kafka_security_protocol="SSL")
+        why = clients.why_not_let_in(settings)
+    assert why is not None
+    assert "SSL" in why
+    plain = load_settings(kafka_bootstrap_servers="127.0.0.1:1")
+    assert clients.why_not_let_in(plain) is None
+
+
+def _answer_in_plain_text(server: socket.socket) -> None:
+    with contextlib.suppress(OSError):  # closed at the end of the test
+        while True:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(1024)
+                connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
 
 
 @pytest.mark.parametrize(

@@ -30,10 +30,11 @@ class Clocks:
         self.wall_us += us
 
     def report(self, *, to_broker_us: int, back_us: int) -> None:
+        sent_ns = self.worker.steady_ns()
         self.pass_us(to_broker_us)
         stamped_ms = self.broker_us // 1_000
         self.pass_us(back_us)
-        self.worker.sample(stamped_ms)
+        self.worker.sample(stamped_ms, sent_ns)
 
     @property
     def early_us(self) -> int:
@@ -69,6 +70,17 @@ def test_it_is_late_by_the_quickest_acknowledgement_at_most(backs: list[int]) ->
     for back in backs:
         clocks.report(to_broker_us=0, back_us=back)
     assert clocks.early_us >= -min(backs) - 3_000  # milliseconds are whole
+
+
+@given(st.lists(st.tuples(delays, delays, st.sampled_from([0, 0, -(10**7), 10**7])), min_size=1, max_size=80))
+def test_after_the_brokers_clock_was_set_back_it_is_early_by_an_answers_time_at_most(
+    reports: list[tuple[int, int, int]],
+) -> None:
+    clocks = Clocks()
+    for there, back, set_by_us in reports:
+        clocks.broker_us += set_by_us
+        clocks.report(to_broker_us=there, back_us=back)
+        assert clocks.early_us <= there + back + 1_000, "a bound from before contradicts this one"
 
 
 def test_a_good_answer_counts_for_a_minute_of_reports() -> None:

@@ -14,6 +14,7 @@ from schemas.lifecycle import JobStatus
 from schemas.offsetmap import Suspect
 from tests.support.commit_bench import (
     Bench,
+    FakeProducer,
     kafka_error,
     status,
     succeeded,
@@ -266,6 +267,36 @@ def test_a_transaction_is_bounded_in_bytes_as_well_and_a_release_waits_for_the_r
     bench.tick()
     assert bench.committer.pending_bytes == 0
     assert (bench.stored.offset, bench.stored.clean, done.is_set()) == (3, True, True)
+
+
+def forwarding(bench: Bench, offset: int, size: int) -> Outcome:
+    one = message(bench.part, offset)
+    return Outcome(
+        one, status(one, JobStatus.FAILED), (OutRecord(TOPICS.dlq, 0, one.key, offset.to_bytes(size), []),)
+    )
+
+
+def test_what_is_too_much_for_the_way_to_kafka_is_written_in_parts() -> None:
+    """The same transaction would be tried for ever: by this worker, and by each heir."""
+    bench = Bench(records=64)
+    room, failed = 3 * 1024 * 1024, 0
+
+    def is_slow(producer: FakeProducer) -> Exception | None:
+        nonlocal failed
+        too_much = sum(len(sent.value or b"") for sent in producer.open.records) > room
+        failed += too_much
+        assert failed < 100, "it goes round in circles"
+        return kafka_error(KafkaError._TIMED_OUT, retriable=True) if too_much else None
+
+    for _ in range(200):
+        bench.kafka.fault("commit", is_slow)
+    for offset in range(64):
+        bench.emit(forwarding(bench, offset, 1024 * 1024))
+    while bench.committer.pending:
+        bench.tick()
+    assert bench.stored.offset == 64
+    assert len(bench.kafka.statuses) == 64
+    assert failed < len(bench.kafka.committed) / 2, f"{failed}: it is found out again and again"
 
 
 def test_a_full_producer_queue_is_waited_for() -> None:

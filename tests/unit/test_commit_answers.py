@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -326,6 +327,24 @@ def test_after_a_transaction_that_was_aborted_and_lost_a_connection_comes_a_new_
     assert [change.state for change in bench.kafka.statuses] == [JobStatus.SUCCEEDED]
 
 
+def test_what_happens_to_a_producer_that_was_replaced_is_no_news_of_its_successor() -> None:
+    bench = Bench()
+    replaced = bench.kafka.logger
+    bench.kafka.fault("commit", kafka_error(KafkaError._TIMED_OUT, retriable=True))
+    bench.success(0)
+    bench.tick()
+    assert bench.kafka.producers == 2
+    assert replaced is not None
+
+    def late_news(_: FakeProducer) -> None:
+        replaced.log(logging.INFO, "FAIL [thrd:main]: Disconnected (after 3 ms)")
+
+    bench.kafka.fault("commit", late_news)
+    bench.success(1)
+    bench.tick()
+    assert bench.kafka.producers == 2
+
+
 def test_a_connection_lost_before_the_transaction_does_not_matter() -> None:
     bench = Bench()
     bench.kafka.lose_connection()
@@ -482,7 +501,7 @@ def test_an_ambiguous_one_is_settled_by_the_next_producer_and_not_before() -> No
 
     bench.kafka.fault("commit", kafka_error(KafkaError._TIMED_OUT, retriable=True))
     bench.kafka.fault("init", look)
-    bench.committer._read_back = read_back
+    bench.committer._standing._read_back = read_back
     bench.success(0)
     bench.tick()
     assert seen == [False, True]

@@ -286,6 +286,28 @@ def test_a_reader_that_has_seen_enough_is_no_failure() -> None:
         assert process.wait(30) == 0
 
 
+def test_a_verdict_counts_though_nobody_reads_the_data() -> None:
+    """``rustfs-workers topics check | head -1``, with ``pipefail``"""
+    code = (
+        "from workers.console import emit, errors_in_one_line, say, while_somebody_reads\n"
+        "with errors_in_one_line():\n"
+        "    with while_somebody_reads():\n"
+        "        for n in range(100_000):\n"
+        "            emit({'n': n})\n"
+        "    say('error: it is not as it must be')\n"
+        "    raise SystemExit(1)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == "error: it is not as it must be\n"
+        assert process.wait(30) == 1
+
+
 @pytest.mark.usefixtures("_logging_afterwards")
 @pytest.mark.parametrize("form", ["json", "console"])
 def test_logs_go_to_stderr_and_only_as_many_as_asked_for(

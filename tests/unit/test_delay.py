@@ -183,6 +183,26 @@ def test_all_of_it_together_is_bounded() -> None:
     assert len(delays) > 100
 
 
+def test_due_records_that_nobody_looks_at_are_bounded_as_well_and_starve_nobody() -> None:
+    """The event loop stands still, in a handler that blocks it; what waits for its time takes all the room."""
+    delays = Delays()
+    due_ms = TIERS[0].delay_ms
+    parts = [partition(TOPICS.retry[TIERS[0]], number) for number in range(200)]
+    waits = partition(TOPICS.retry[TIERS[-1]], 300)
+    value = bytes(MAX_HELD_BYTES // 2)
+    counted = 0
+    for part in parts * 4:
+        if not delays.holds_enough(part, due_ms, paused=False):
+            delays.arrived([waiting(part, 0, value=value)])
+            counted += 1
+    assert counted * len(value) <= MAX_TOTAL_BYTES + len(parts) * MAX_HELD_BYTES
+    assert delays.holds_enough(parts[0], due_ms, paused=False)
+    small = partition(TOPICS.retry[TIERS[0]], 400)
+    hold(delays, waiting(small, 0))
+    assert not delays.holds_enough(small, due_ms, paused=False), "it has not had its share"
+    assert not delays.holds_enough(waits, due_ms, paused=False)
+
+
 class Holding(RuleBasedStateMachine):
     """Whatever comes and goes: what is held is known, and nothing of it stays in the books."""
 

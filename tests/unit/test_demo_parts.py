@@ -72,6 +72,36 @@ def test_what_cannot_become_an_object_is_counted_and_named(
     assert everything.keys.keys() - found.keys.keys() == {"sub/__pycache__/c.pyc", "site-packages/d.py"}
 
 
+def test_a_folder_that_may_be_listed_and_not_entered_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, node = tmp_path / "source", tmp_path / "node"
+    (source / "shut").mkdir(parents=True)
+    for name in ("a", "shut/b"):
+        (source / name).write_text(name)
+    lstat = Path.lstat
+
+    def refuse(path: Path) -> os.stat_result:
+        # Permissions do not stop root, who runs the tests in a container.
+        if path.parent.name == "shut":
+            raise PermissionError(13, "Permission denied", str(path))
+        return lstat(path)
+
+    monkeypatch.setattr(Path, "lstat", refuse)
+    found = gather(source, node, ignore)
+    assert found.keys == {"a": 1}
+    assert found.left_out == {"not readable (Permission denied)": [str(source / "shut" / "b")]}
+
+
+def test_nobody_else_may_look_into_what_the_demo_copies(tmp_path: Path) -> None:
+    with prepared_directory(tmp_path / "new"):
+        assert (tmp_path / "new").stat().st_mode & 0o777 == 0o700
+    there = tmp_path / "there"
+    there.mkdir(mode=0o755)
+    with prepared_directory(there):
+        assert {path.stat().st_mode & 0o777 for path in there.iterdir() if path.is_dir()} == {0o700}
+
+
 def test_verify_finds_the_objects_that_are_the_same_everywhere(tmp_path: Path) -> None:
     for node in ("node-1", "node-2", "node-3"):
         (tmp_path / node / "demo").mkdir(parents=True)
@@ -215,12 +245,14 @@ def test_a_demo_uses_the_cluster_that_a_file_names(tmp_path: Path, monkeypatch: 
         return 1.0, []
 
     monkeypatch.setattr(demo, "_replicate", replicate)
+    monkeypatch.setenv("RUSTFS_WORKERS_NODES__OTHER", "file:///srv/other")
     (tmp_path / "source").mkdir()
     (tmp_path / "source" / "a").touch()
 
     demo.run_demo(tmp_path / "source", tmp_path / "dir", ignore)
 
     assert [settings.kafka_bootstrap_servers for settings in (*asked, *ran, *deleted)] == ["kafka-1:9092"] * 3
+    assert [set(settings.nodes) for settings in ran] == [{"node-1", "node-2", "node-3"}]
 
 
 @pytest.mark.usefixtures("_named_in_a_file")
@@ -244,6 +276,7 @@ def test_a_demo_looks_at_the_settings_and_at_kafka_before_it_copies_a_file(
     for variable, value, error in (
         ("RUSTFS_WORKERS_PARTITIONS", "0", SettingsError),
         ("KAFKA_BOOTSTRAP_SERVERS", "127.0.0.1:1", KafkaUnreachable),
+        ("KAFKA_SECURITY_PROTOCOL", "SSL", SettingsError),
     ):
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv(variable, value)

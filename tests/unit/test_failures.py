@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from structlog.testing import capture_logs
 
 from schemas.codec import Codec
 from streams.settings import Settings
 from workers.config import WorkerConfig
+from workers.manager import WorkerManager
 from workers.process import WorkerProcess
 from workers.worker import Handlers
 
@@ -26,6 +28,53 @@ async def test_only_a_failure_where_handlers_are_called_is_a_death_for_the_succe
         assert process.poller.leaves_unclean is unclean
         with pytest.raises(ZeroDivisionError):
             await asyncio.wait_for(process.failure, 10)
+
+
+async def test_a_failed_worker_for_which_nobody_waits_is_shut_down_and_says_why(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its program waits for Ctrl-C, say: the worker would keep its partitions, and commit nothing any more."""
+    manager, stopped = started_manager(monkeypatch)
+    await manager.start()
+    process = manager.process
+    with capture_logs() as logs:
+        process._committer._on_failure(ZeroDivisionError("of the commit thread"))
+        await asyncio.wait_for(stopped.wait(), 10)
+        await manager.shutdown()
+    assert [(line["log_level"], line["error"]) for line in logs] == [("error", "of the commit thread")]
+    with pytest.raises(ZeroDivisionError):
+        await manager.wait()
+
+
+async def test_a_failed_worker_for_which_somebody_waits_is_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
+    manager, stopped = started_manager(monkeypatch)
+    await manager.start()
+    waiting = asyncio.create_task(manager.wait())
+    await asyncio.sleep(0)
+    manager.process._committer._on_failure(ZeroDivisionError())
+    with pytest.raises(ZeroDivisionError):
+        await waiting
+    await asyncio.sleep(0)
+    assert not stopped.is_set()
+    await manager.shutdown()
+    assert stopped.is_set()
+
+
+def started_manager(monkeypatch: pytest.MonkeyPatch) -> tuple[WorkerManager, asyncio.Event]:
+    """One whose process neither starts nor stops anything; and what is set when it would have stopped."""
+    stopped = asyncio.Event()
+
+    async def nothing(*_: object) -> None:
+        """There is no Kafka here."""
+
+    async def stop(_: WorkerProcess) -> None:
+        stopped.set()
+
+    monkeypatch.setattr(WorkerProcess, "start", nothing)
+    monkeypatch.setattr(WorkerProcess, "drain", nothing)
+    monkeypatch.setattr(WorkerProcess, "stop", stop)
+    settings = Settings(kafka_bootstrap_servers="127.0.0.1:1")
+    return WorkerManager(WorkerConfig(worker_id="w"), settings), stopped
 
 
 def test_a_thread_that_outlives_the_event_loop_ends_without_a_word() -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
+from decimal import Decimal
 from typing import Any
+from uuid import UUID
 
 import pytest
+from dataclasses_avroschema import types
 
 from schemas import Job, JobPriority
-from schemas.errors import InvalidJob, UnknownJobType
+from schemas.errors import InvalidJob, JobTypeError, UnknownJobType
 from workers import JobBuilder
 from workers.fields import duration, parse_fields
 
@@ -37,6 +40,10 @@ class Everything(Job):
     wait: timedelta = timedelta(0)
     when: datetime | None = None
     raw: bytes = b""
+    day: date = date(2026, 1, 1)
+    hour: time = time(0)
+    tag: UUID | None = None
+    price: types.condecimal(max_digits=10, decimal_places=2) = Decimal(0)  # type: ignore[valid-type]
     labels: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -71,6 +78,10 @@ def test_a_field_is_given_once() -> None:
         ("when=2026-01-31T12:00:00+00:00", datetime(2026, 1, 31, 12, tzinfo=UTC)),
         ("when=", None),
         ("raw=ü", "ü".encode()),
+        ("day=2026-01-31", date(2026, 1, 31)),
+        ("hour=12:30:00", time(12, 30)),
+        ("tag=01a20bd1-1946-743e-922d-c32f1fd9b001", UUID("01a20bd1-1946-743e-922d-c32f1fd9b001")),
+        ("price=12.50", Decimal("12.50")),
         ('labels={"a": "b"}', {"a": "b"}),
     ],
 )
@@ -89,6 +100,9 @@ def test_values_are_parsed_by_the_type_of_their_field(text: str, value: Any) -> 
         ("wait=long", "test_everything_typed.wait is 'long': 'long' is not a duration; write 500ms"),
         ("when=noon", "it takes a time such as 2026-01-31"),
         ("labels=a", "it takes JSON"),
+        ("day=tomorrow", "it takes a day such as 2026-01-31"),
+        ("tag=a", "it takes a UUID"),
+        ("price=much", "it takes a decimal number"),
         ("cuont=1", "no field 'cuont'; did you mean count?"),
         ("path", "'path': write FIELD=VALUE"),
     ],
@@ -134,6 +148,15 @@ def test_the_builder_builds_a_job_and_keeps_how_to_schedule_it() -> None:
         "max_retries": 7,
         "timeout": timedelta(minutes=1),
     }
+
+
+def test_the_builder_says_what_a_class_lacks() -> None:
+    class Undeclared(Job):
+        job_type = "test_undeclared"
+        path: str
+
+    with pytest.raises(JobTypeError, match="put @dataclass above it"):
+        JobBuilder("test_undeclared")
 
 
 def test_the_builder_names_what_is_missing_unknown_or_refused() -> None:

@@ -299,6 +299,22 @@ def test_a_full_queue_takes_nothing_and_says_so(outbox: Outbox, broker: Broker) 
     assert outbox.send(job(), ticket)
 
 
+def test_a_schema_waits_for_room_in_the_queue(outbox: Outbox, broker: Broker) -> None:
+    """Whoever waits for the report of what was never handed over waits for ever, with the lock of all others."""
+    broker.refusals = [BufferError("full")] * 3
+    outbox.prepare(STATUS)
+    assert [topic for topic, _, _ in broker.records] == [TOPICS.schemas]
+
+
+def test_a_queue_that_stays_full_is_named(outbox: Outbox, broker: Broker) -> None:
+    outbox._delivery_timeout_s = 0.2
+    broker.refusals = [BufferError("full")] * 1_000
+    with pytest.raises(DeliveryFailed, match=r"found no room in the queue within 0\.2 s"):
+        outbox.prepare(STATUS)
+    broker.refusals = []
+    outbox.prepare(STATUS)
+
+
 def test_the_key_places_what_has_an_order_and_the_rest_takes_turns(outbox: Outbox, broker: Broker) -> None:
     outbox.prepare()
     ticket = Ticket(lambda: None)

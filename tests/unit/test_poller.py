@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -36,7 +37,7 @@ LOW: Place = (TOPICS.jobs[JobPriority.LOW], 0)
 TIER: Place = (TOPICS.retry[TIERS[2]], 0)
 
 
-def offsets_of(found: list[object]) -> list[object]:
+def offsets_of(found: Sequence[object]) -> list[object]:
     return [one.offset for one in found]  # type: ignore[attr-defined]
 
 
@@ -71,6 +72,27 @@ async def test_records_of_partitions_that_are_not_ours_are_left_to_their_owner()
     lost.owned = False
     assert bench.round(*records(NORMAL, 0), *records(BESIDE, 0)) == []
     assert len(bench.scheduler) == 0
+
+
+@pytest.mark.parametrize("comes_back", [True, False])
+async def test_what_was_taken_before_a_partition_went_and_came_back_opens_no_gap(
+    comes_back: bool,  # noqa: FBT001
+) -> None:
+    """All that lies before it would count as finished, though it was unfinished when the partition went."""
+    bench = Bench()
+    bench.assign(NORMAL)
+    assert offsets_of(bench.round(*records(NORMAL, 0, 1, 2))) == [0, 1, 2]
+
+    def the_group_moves() -> None:
+        bench.poller._on_lost(*bench._leaving([NORMAL]))
+        if comes_back:
+            bench.assign(NORMAL)
+
+    bench.consumer.meanwhile = the_group_moves
+    assert await asyncio.to_thread(bench.round, *records(NORMAL, 3)) == []
+    if not comes_back:
+        bench.assign(NORMAL)
+    assert offsets_of(bench.round(*records(NORMAL, 0, 1, 2, 3))) == [0, 1, 2, 3]
 
 
 async def test_only_the_one_that_ran_alone_at_a_death_is_condemned() -> None:

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 from confluent_kafka import KafkaError
+from hypothesis import given
+from hypothesis import strategies as st
 
 from schemas.errors import DeliveryFailed, IllegalTransition, KafkaUnreachable, ReadIncomplete
 from schemas.headers import Delivery, parse
@@ -21,7 +23,7 @@ from streams.clients import KafkaRefused
 from streams.dead_letters import DeadLetter, DeadLetterFilter, DeadLetters, mark_redriven
 from streams.jobinfo import JobEvent, JobState, StatusSeen
 from streams.reader import JobNotFound
-from streams.redrive import RedriveReport, RedriveTakenOver, redrive, retry_job
+from streams.redrive import RedriveReport, RedriveTakenOver, batches, redrive, retry_job
 from streams.settings import load_settings
 from streams.visible import Written
 from tests.support.commit_bench import CODEC, FakeKafka, FakeProducer, Transaction, kafka_error
@@ -34,6 +36,7 @@ pytestmark = pytest.mark.job_processing
 SETTINGS = load_settings(kafka_bootstrap_servers="127.0.0.1:1", topic_prefix=TOPICS.prefix)
 TIMED_OUT = kafka_error(KafkaError._TIMED_OUT, retriable=True)
 STATUSES = StatusWriter(CODEC)
+_BYTES = memoryview(bytes(3_000_000))
 
 
 def job_id(number: int) -> str:
@@ -369,3 +372,14 @@ def test_a_job_is_neither_missing_nor_finished_on_half_a_picture(cemetery: Cemet
 def test_a_job_whose_record_is_gone_is_not_found(cemetery: Cemetery) -> None:
     with pytest.raises(JobNotFound):
         retry_job(SETTINGS, job_id(99), codec=CODEC)
+
+
+@given(st.lists(st.integers(0, 3_000_000), max_size=30), st.integers(1, 7))
+def test_a_batch_has_no_more_letters_nor_bytes_than_a_transaction_should(sizes: list[int], most: int) -> None:
+    """What takes longer than its time-out is ended by Kafka, and the same one would be tried for ever."""
+    letters = [letter_of(number, value=_BYTES[:size]) for number, size in enumerate(sizes)]
+    made = list(batches(letters, most))
+    assert [one for batch in made for one in batch] == letters
+    for batch in made:
+        assert 1 <= len(batch) <= most
+        assert len(batch) == 1 or sum(len(one.value or b"") for one in batch) <= 4 * 1024 * 1024

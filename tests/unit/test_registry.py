@@ -17,7 +17,7 @@ from streams.clients import registry_client
 from streams.outgoing import JobOptions, Rules, plan
 from streams.producer import JobProducer
 from streams.queue import JobQueue
-from streams.registry import RegistryFailed, RegistrySchemas, build_codec
+from streams.registry import RegistryFailed, RegistrySchemas, build_codec, forget_subjects
 from streams.settings import Settings, load_settings
 from tests.support.deployments import Sample
 from tests.support.statuses import status
@@ -42,6 +42,19 @@ def test_with_a_registry_jobs_have_confluents_frame_and_subjects(settings: Setti
     name = job_type(Sample).wire.full_name
     # Its bytes are forwarded between priorities as they are.
     assert {f"p.jobs.{priority.value}-{name}" for priority in JobPriority} <= set(client.get_subjects())
+
+
+def test_what_was_registered_for_one_run_is_forgotten_and_nothing_else(settings: Settings) -> None:
+    client = registry_client(settings)
+    for prefix in ("p.", "other."):
+        mine = settings.model_copy(update={"topic_prefix": prefix})
+        build_codec(mine, client=client).prefix(STATUS)
+    forget_subjects(settings, client=client)
+    assert client.get_subjects() == ["other.jobs.status-rustfs.status.StatusChange"]
+    forget_subjects(settings.model_copy(update={"schema_registry_url": None}))
+    silent = settings.model_copy(update={"schema_registry_url": "http://127.0.0.1:1"})
+    with pytest.raises(RegistryFailed):
+        forget_subjects(silent)
 
 
 def test_statuses_are_registered_for_their_topic(settings: Settings) -> None:

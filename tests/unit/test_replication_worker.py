@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import sys
 import textwrap
@@ -445,6 +446,28 @@ async def test_a_copy_that_makes_no_step_is_given_up_and_tried_again_later(disks
     task = asyncio.current_task()
     assert task is not None
     assert not task.cancelling(), "whoever runs it goes on"
+
+
+async def test_a_large_copy_whose_node_hangs_in_a_write_is_given_up(
+    disks: Disks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its reader waits for room, and asks all the time whether to stop: that is no step."""
+    disks.put("n1", "bucket/key", os.urandom(16 << 20))
+    release = threading.Event()
+
+    def hang(*_: object) -> int:
+        release.wait(60)
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "write", hang)
+    worker = ReplicationWorker(disks.registry, standstill=timedelta(seconds=2))
+    try:
+        async with asyncio.timeout(30):
+            result = failure(await worker.process_job(job(), context()))
+    finally:
+        release.set()
+        worker.close()
+    assert (result.retryable, result.error_type) == (True, "NodeUnreachable")
 
 
 async def test_who_makes_steps_or_waits_for_a_thread_may_take_its_time(

@@ -105,6 +105,33 @@ def test_who_is_absolved_while_it_waits_for_its_commit_runs_as_any_other() -> No
     assert (first.sandboxed, second.sandboxed) == (False, False)
 
 
+def test_who_is_absolved_while_it_waits_for_a_place_does_not_get_one() -> None:
+    """It would keep that for as long as it runs, which may be an hour, and those that need one would wait."""
+    scheduler = with_sandbox(1)
+    absolved, others = dangerous(range(1)), dangerous(range(2), number=1)
+    runs, waits = message(others, 0), message(others, 1)
+    innocent = message(absolved, 0)
+    arrive(scheduler, runs)
+    commit(others)
+    take_joined(scheduler, runs)
+    arrive(scheduler, innocent, waits)
+    commit(absolved)
+    commit(others)
+    assert scheduler.take(NOW_MS) is None, "there is one place"
+    absolved.absolve(("first",))
+    commit(absolved)
+    scheduler.done(runs)
+    started: list[Message] = []
+    for _ in range(4):
+        while (one := scheduler.take(NOW_MS)) is not None:
+            started.append(one)
+        commit(absolved)
+        commit(others)
+        scheduler.unpark()
+    assert started == [innocent, waits]
+    assert (innocent.sandboxed, waits.sandboxed) == (False, True)
+
+
 def test_those_of_a_lost_partition_wait_for_no_place() -> None:
     scheduler = with_sandbox(1)
     part, kept = dangerous(range(2)), dangerous(range(1), number=1)

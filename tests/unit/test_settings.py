@@ -352,6 +352,15 @@ def test_no_address_names_the_command_that_starts_a_broker(tmp_path: Path) -> No
     assert str(tmp_path / "kafka" / "address") in str(refused.value)
 
 
+def test_a_kafka_of_our_own_is_not_asked_in_a_language_that_it_does_not_speak(tmp_path: Path) -> None:
+    (tmp_path / "kafka").mkdir()
+    (tmp_path / "kafka" / "address").write_text("127.0.0.1:9092")
+    secured = load_settings(data_dir=tmp_path, kafka_security_protocol="SSL")
+    with pytest.raises(SettingsError, match=r"KAFKA_SECURITY_PROTOCOL is SSL.*KAFKA_BOOTSTRAP_SERVERS"):
+        secured.bootstrap_servers()
+    assert load_settings(data_dir=tmp_path).bootstrap_servers() == "127.0.0.1:9092"
+
+
 def test_default_worker_id_fits_where_it_is_used() -> None:
     settings = Settings()
     assert settings.worker_id

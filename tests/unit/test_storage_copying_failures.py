@@ -15,6 +15,7 @@ from tests.support.storage_nodes import LARGE, SMALL, Disks, both_sizes
 from workers.storage import copy_object, fanout
 from workers.storage.copying import TargetResult
 from workers.storage.errors import Stopped
+from workers.storage.node import Verify
 
 pytestmark = pytest.mark.job_processing
 
@@ -236,3 +237,55 @@ def test_a_cancellation_is_noticed_while_a_target_does_not_move(
     with pytest.raises(Stopped):
         copy(disks, replace(ORDER, stopped=stopped), n2=meddle(disks, "n2", before=hang))
     assert disks.get("n2", "bucket/key") is disks.get("n3", "bucket/key") is None
+
+
+def test_waiting_for_a_target_is_no_step(disks: Disks, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever asks all the time whether to stop would never be taken for one that hangs."""
+    monkeypatch.setattr(fanout, "_PATIENCE_S", 0.01)
+    disks.put("n1", "bucket/key", os.urandom(16 << 20))
+    cancelled = threading.Event()
+    steps: list[int] = []
+    looks: list[int] = []
+
+    def hang() -> None:
+        assert cancelled.wait(10)
+
+    def stopped() -> bool:
+        looks.append(len(steps))
+        if looks[-20:] == [len(steps)] * 20:
+            cancelled.set()
+        return cancelled.is_set()
+
+    order = replace(ORDER, stopped=stopped, step=lambda: steps.append(1))
+    with pytest.raises(Stopped):
+        copy(disks, order, n2=meddle(disks, "n2", before=hang))
+    # Two looks at targets, and the pieces that found room.
+    assert len(steps) <= 2 + fanout.QUEUE_CHUNKS + 1
+
+
+def test_a_copy_that_is_read_again_makes_steps(disks: Disks) -> None:
+    """Of a terabyte that takes an hour, and its source is read to the end by then."""
+    pieces = 8
+    disks.put("n1", "bucket/key", os.urandom(pieces << 20))
+
+    def steps(verify: Verify) -> int:
+        made: list[int] = []
+        copy(disks, replace(ORDER, verify=verify, overwrite="always", step=lambda: made.append(1)))
+        return len(made)
+
+    assert steps("readback") == steps("hash") + 2 * pieces, "two targets"
+
+
+def test_a_run_that_is_cancelled_reads_its_copy_no_further(disks: Disks) -> None:
+    disks.put("n1", "bucket/key", os.urandom(8 << 20))
+    cancelled = threading.Event()
+    checked: list[int] = []
+
+    def step() -> None:
+        if cancelled.is_set():
+            checked.append(1)
+
+    targets = {"n2": meddle(disks, "n2", written=cancelled.set)}
+    with pytest.raises(Stopped):
+        copy_object(replace(ORDER, stopped=cancelled.is_set, step=step), disks.registry.node("n1"), targets)
+    assert len(checked) <= 2, "one piece, and the end of the call"

@@ -57,6 +57,9 @@ class Content(Incoming):
     def sha256(self) -> str:
         return sha256(self.content).hexdigest()
 
+    def checked(self) -> None:
+        """Whoever waits for it goes on waiting."""
+
     def before_publish(self) -> None:
         self._publish()
 

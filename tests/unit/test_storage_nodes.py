@@ -49,6 +49,7 @@ def test_an_s3_url_names_bucket_prefix_endpoint_and_region() -> None:
         ("s3://bk/x", "needs a bucket"),
         ("s3://bucket/a/../b", "prefix"),
         ("s3://bucket?endpoint=host:9000", "endpoint like"),
+        ("s3://bucket?endpoint=http://host:99999", "port"),
         ("s3://bucket?secret_access_key=hunter2", "AWS_SECRET_ACCESS_KEY"),
         ("s3://AKIA1:hunter2@bucket", "holds credentials"),
         ("s3://AKIA1:abc/hunter2@bucket", "holds credentials"),
@@ -111,6 +112,11 @@ def test_neighbouring_directories_are_two_nodes(tmp_path: Path) -> None:
 def test_two_names_for_one_bucket_are_refused() -> None:
     with pytest.raises(NodeConfigError, match="share a bucket"):
         NodeRegistry({"a": "s3://bucket", "b": "s3://bucket/prefix"})
+    for other in ("https://s3.local/", "https://S3.Local", "https://s3.local:443", "HTTPS://s3.local"):
+        with pytest.raises(NodeConfigError, match="share a bucket"):
+            NodeRegistry({"a": "s3://bucket?endpoint=https://s3.local", "b": f"s3://bucket?endpoint={other}"})
+    for other in ("https://s3.local:8443", "http://s3.local", "https://s3.local/path"):
+        NodeRegistry({"a": "s3://bucket?endpoint=https://s3.local", "b": f"s3://bucket?endpoint={other}"})
     assert len(NodeRegistry({"a": "s3://bucket/x", "b": "s3://bucket/y", "c": "s3://other"})) == 3
 
 

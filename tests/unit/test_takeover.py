@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from confluent_kafka import KafkaError, KafkaException, TopicPartition
 from schemas.errors import GroupNotInitialised, KafkaUnreachable
 from schemas.offsetmap import EMPTY_MAP, OffsetMap
 from streams.settings import Settings, load_settings
+from tests.support.waiting import eventually
 from workers import takeover
 from workers.forgotten import ForgottenTransactions
 from workers.offsets import Place
@@ -71,6 +73,15 @@ class FakeProducer:
         if self.heir.fenced:
             raise error(KafkaError._FENCED)
 
+    def purge(self, *, in_flight: bool) -> None:
+        """Nothing is ever under way."""
+
+    def __len__(self) -> int:
+        return 0
+
+    def __del__(self) -> None:
+        self.heir.ended_in.append(threading.current_thread().name)
+
 
 class Noted(ForgottenTransactions):
     """Notes for which ids it was asked to end what Kafka has forgotten."""
@@ -92,6 +103,8 @@ class Heir:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.ended: list[str] = []
+        #: The threads in which producers came to their ends.
+        self.ended_in: list[str] = []
         self.fenced = False
         self.owners: dict[Place, str] = {}
         self.unstable_reads = 0
@@ -131,6 +144,14 @@ def test_offset_and_map_come_from_one_read(heir: Heir) -> None:
     found = heir.take(consumer)
     assert {place: each.offset for place, each in found.items()} == {PLACES[0]: 5, PLACES[1]: 6}
     assert (consumer.asked, heir.ended) == (1, []), "nobody's transaction is touched without need"
+
+
+def test_producers_that_took_a_dead_owners_id_end_elsewhere(heir: Heir) -> None:
+    """The end of one may take long, and the poll thread's group would wait for it."""
+    heir.owners = {PLACES[0]: "t.worker.dead.0"}
+    heir.take(FakeConsumer(HELD_BACK[0], GOOD))
+    assert heir.ended == ["t.worker.dead.0"]
+    eventually(lambda: heir.ended_in == ["end of a producer"], 10, "it ends in a thread of its own")
 
 
 @pytest.mark.parametrize("held_back", HELD_BACK, ids=str)

@@ -16,7 +16,7 @@ from streams.clients import KafkaRefused
 from streams.visible import Written, places_of
 from tests.support.commit_bench import Bench, FakeProducer, Transaction, kafka_error, status, succeeded
 from tests.support.messages import TOPICS, committed, message, partition
-from workers import commit as commit_module
+from workers import standing as standing_module
 from workers.message import Message
 from workers.offsets import PartitionState
 from workers.outcome import Outcome, OutRecord
@@ -234,7 +234,7 @@ def test_but_not_for_ever(monkeypatch: pytest.MonkeyPatch, why: str) -> None:
     bench = Bench()
     bench.kafka.hidden = [forbidden()] if why == "refused" else [ReadIncomplete(5)] * 9
     if why == "for too long":
-        monkeypatch.setattr(commit_module, "_PATIENCE_TO_SEE_S", -1.0)
+        monkeypatch.setattr(standing_module, "_PATIENCE_TO_SEE_S", -1.0)
     bench.committer._stop = why == "stopped"
     bench.kafka.fault("commit", TIMED_OUT)
     bench.success(0)
@@ -289,7 +289,7 @@ def test_a_partition_that_is_lost_meanwhile_holds_up_nobody(bench: Bench, *, rea
         lost.owned = False
         return TIMED_OUT
 
-    bench.committer._read_back = careful
+    bench.committer._standing._read_back = careful
     bench.kafka.committed.clear()
     bench.kafka.fault("commit", lands)
     bench.success(0)

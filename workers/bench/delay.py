@@ -17,11 +17,11 @@ from typing import Any, Final
 from confluent_kafka import Message
 
 from schemas import JobPriority
-from schemas.codec import Codec
 from schemas.errors import PipelineError
-from schemas.records import decode_report
+from schemas.records import REPORT, decode_report
 from streams.provision import provision
 from streams.queue import JobQueue
+from streams.registry import build_codec
 from streams.scan import scan
 from streams.settings import Settings
 from workers.bench.jobs import StampJob
@@ -103,7 +103,8 @@ def _broker_clock_ahead_ms(settings: Settings) -> int:
     Raises:
         PipelineError: there is no report.
     """
-    codec = Codec()
+    codec = build_codec(settings)
+    codec.prefix(REPORT)  # where there is a registry, it knows what it reads from here on
     differences: list[int] = []
 
     def take(message: Message) -> None:

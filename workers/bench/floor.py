@@ -10,16 +10,23 @@ import time
 from confluent_kafka import Consumer, Producer, TopicPartition
 
 from schemas import JobPriority, JobStatus
-from schemas.codec import Codec
+from schemas.errors import PipelineError
 from schemas.jobtype import job_type
 from schemas.records import STATUS
 from streams.clients import producer_config, reader_config
+from streams.registry import build_codec
 from streams.settings import Settings
 from workers.bench.jobs import NoopJob
 
+_SILENCE_S = 30.0
+
 
 def floor_per_s(settings: Settings, jobs: int, per_transaction: int) -> float:
-    """Records a second, from the first record to the last commit. Blocks."""
+    """Records a second, from the first record to the last commit. Blocks.
+
+    Raises:
+        PipelineError: no record comes any more.
+    """
     group = f"{settings.topic_prefix}floor"
     consumer = Consumer({**reader_config(settings), "group.id": group})
     topic = settings.topics.jobs[JobPriority.NORMAL]
@@ -31,13 +38,17 @@ def floor_per_s(settings: Settings, jobs: int, per_transaction: int) -> float:
         }
     )
     producer.init_transactions(30)
-    codec, kind = Codec(), job_type(NoopJob)
-    done, began = 0, 0.0
+    codec, kind = build_codec(settings), job_type(NoopJob)
+    codec.prefix(kind.wire)  # where there is a registry, it knows what it reads from here on
+    done, began, heard = 0, 0.0, time.monotonic()
     while done < jobs:
         batch = consumer.consume(per_transaction, 0.02)
         records = [message for message in batch if message.error() is None]
         if not records:
+            if time.monotonic() - heard > _SILENCE_S:
+                raise PipelineError(f"Kafka gave no record for {_SILENCE_S:g} s; look whether it runs")
             continue
+        heard = time.monotonic()
         began = began or time.perf_counter()
         now = time.time_ns() // 1_000_000
         ends: dict[int, int] = {}

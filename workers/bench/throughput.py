@@ -14,12 +14,12 @@ from typing import Any
 from confluent_kafka import Consumer, Message, TopicPartition
 
 from schemas import JobPriority
-from schemas.codec import Codec
 from schemas.errors import PipelineError
-from schemas.records import decode_report
+from schemas.records import REPORT, decode_report
 from streams.clients import reader_config
 from streams.producer import JobProducer
 from streams.provision import provision
+from streams.registry import build_codec
 from streams.scan import scan
 from streams.settings import Settings
 from workers.bench.floor import floor_per_s
@@ -95,7 +95,8 @@ def _jobs_per_transaction(settings: Settings, jobs: int) -> int:
     Raises:
         PipelineError: there is no report.
     """
-    codec = Codec()
+    codec = build_codec(settings)
+    codec.prefix(REPORT)  # where there is a registry, it knows what it reads from here on
     last: dict[str, int] = {}
 
     def take(message: Message) -> None:

@@ -27,6 +27,8 @@ def throughput(
 ) -> None:
     """Jobs per second, taken in and run, and the share of what Kafka and Avro alone would do.
 
+    What those would do (the floor) is measured with one process, however many workers there are.
+
     \b
     Examples:
       rustfs-workers bench throughput
@@ -145,6 +147,7 @@ def _deployment(progress: Progress) -> Iterator[Settings]:
             check_reachable(settings)
             stack.enter_context(deleted_afterwards(settings))
         else:
+            settings.check_for_embedded()
             directory = Path(tempfile.mkdtemp(prefix="rustfs-workers-bench-"))
             stack.callback(remove_directory, directory)
             broker = stack.enter_context(temporary_kafka(directory, progress))

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from workers.console import FAILED, configure_logging, counted, emit, errors_in_one_line, say
+from workers.console import (
+    FAILED,
+    configure_logging,
+    counted,
+    emit,
+    errors_in_one_line,
+    say,
+    while_somebody_reads,
+)
 
 if TYPE_CHECKING:
     from workers.demo import DemoReport
@@ -68,10 +76,11 @@ def demo(
         finally:
             if directory is None:
                 remove_directory(where)
-        if as_json:
-            emit(report.to_json())
-        else:
-            _print(report, directory)
+        with while_somebody_reads():
+            if as_json:
+                emit(report.to_json())
+            else:
+                _print(report, directory)
         if not report.succeeded:
             say(f"error: {report.problem}")
             raise SystemExit(FAILED)
@@ -107,9 +116,8 @@ def _print(report: DemoReport, directory: Path | None) -> None:
             ):
                 echo(f"  {program} {command}")
         else:
-            echo(
-                "It is gone with the demo's topics; `--dir DIR` keeps them. In a deployment of yours such jobs are shown by"
-            )
+            kept = "" if directory is not None else "; `--dir DIR` keeps those of a Kafka of its own"
+            echo(f"It is gone with the demo's topics{kept}. In a deployment of yours such jobs are shown by")
             echo(
                 "`rustfs-workers dlq list` and `dlq show ID`, and `rustfs-workers dlq redrive ID` gives them a new life."
             )

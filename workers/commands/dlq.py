@@ -16,6 +16,7 @@ from workers.console import (
     read_settings,
     say,
     table,
+    while_somebody_reads,
 )
 
 app = typer.Typer(help="Dead letters: jobs that failed for good.", no_args_is_help=True)
@@ -137,29 +138,34 @@ def redrive(
                     f"interrupted: at least {counted(done, 'job')} got a new life; run it again for what is left"
                 )
             raise
-        if as_json:
-            for job_id in report.redriven:
-                emit({"id": job_id, "redriven": not dry_run})
-            emit(
-                {
-                    "redriven": 0 if dry_run else len(report.redriven),
-                    "matching": len(report.redriven),
-                    "refused": [letter.id for letter in report.refused],
-                    "not_waiting": list(report.not_waiting),
-                    "dry_run": dry_run,
-                }
-            )
-        else:
-            said = "would get a new life" if dry_run else "got a new life"
-            say(f"{counted(len(report.redriven), 'job')} {said}")
-            for letter in report.refused:
-                why = "is too large to be written again" if letter.can_run else "holds no job that could run"
-                say(
-                    f"refused: {letter.id} {why} ({letter.error_type}); "
-                    f"`rustfs-workers dlq show {letter.id}` shows its bytes"
+        with while_somebody_reads():
+            if as_json:
+                for job_id in report.redriven:
+                    emit({"id": job_id, "redriven": not dry_run})
+                emit(
+                    {
+                        "redriven": 0 if dry_run else len(report.redriven),
+                        "matching": len(report.redriven),
+                        "refused": [letter.id for letter in report.refused],
+                        "not_waiting": list(report.not_waiting),
+                        "dry_run": dry_run,
+                    }
                 )
-            for job_id in report.not_waiting:
-                say(f"not waiting: {job_id} is no dead letter, or was redriven before")
+            else:
+                said = "would get a new life" if dry_run else "got a new life"
+                say(f"{counted(len(report.redriven), 'job')} {said}")
+                for letter in report.refused:
+                    why = (
+                        "is too large to be written again"
+                        if letter.can_run
+                        else "holds no job that could run"
+                    )
+                    say(
+                        f"refused: {letter.id} {why} ({letter.error_type}); "
+                        f"`rustfs-workers dlq show {letter.id}` shows its bytes"
+                    )
+                for job_id in report.not_waiting:
+                    say(f"not waiting: {job_id} is no dead letter, or was redriven before")
         # Who asks for all means those that can run; who names one wants to know.
         if report.not_waiting or (ids and report.refused):
             raise SystemExit(FAILED)

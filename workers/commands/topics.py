@@ -6,7 +6,15 @@ from typing import Annotated
 
 import typer
 
-from workers.console import FAILED, counted, emit, errors_in_one_line, read_settings, say
+from workers.console import (
+    FAILED,
+    counted,
+    emit,
+    errors_in_one_line,
+    read_settings,
+    say,
+    while_somebody_reads,
+)
 
 app = typer.Typer(help="The topics and the group of a deployment.", no_args_is_help=True)
 
@@ -71,19 +79,20 @@ def check(as_json: AsJson = False) -> None:
         check_reachable(settings)
         findings = look(settings)
         errors = sum(finding.level is Level.ERROR for finding in findings)
-        for finding in findings:
+        with while_somebody_reads():
+            for finding in findings:
+                if as_json:
+                    emit(
+                        {
+                            "level": finding.level.name.lower(),
+                            "subject": finding.subject,
+                            "fact": finding.fact,
+                            "remedy": finding.remedy,
+                        }
+                    )
+                else:
+                    typer.echo(f"{finding.level.name.lower():>8}  {finding}")
             if as_json:
-                emit(
-                    {
-                        "level": finding.level.name.lower(),
-                        "subject": finding.subject,
-                        "fact": finding.fact,
-                        "remedy": finding.remedy,
-                    }
-                )
-            else:
-                typer.echo(f"{finding.level.name.lower():>8}  {finding}")
-        if as_json:
-            emit({"findings": len(findings), "errors": errors})
+                emit({"findings": len(findings), "errors": errors})
         if errors:
             raise SystemExit(FAILED)

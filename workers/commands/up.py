@@ -70,6 +70,7 @@ def up(
                         f"--port {port} is for a Kafka of our own; the given one is used, and none is started"
                     )
             else:
+                settings.check_for_embedded()
                 directory = settings.data_dir / "kafka"
                 running = running_broker(directory)
                 if running is not None:

@@ -249,12 +249,8 @@ class ReplicationWorker(Worker):
         pulse = _Pulse(self._standstill_s)
 
         def replicate(given_up: Callable[[], bool]) -> JobResult:
-            def stopped() -> bool:
-                pulse.beat()
-                return given_up()
-
             pulse.beat()
-            return self.replicate(job, context, stopped)
+            return self.replicate(job, context, given_up, pulse.beat)
 
         crew = self._quick if self._is_quick(job) else self._slow
         try:
@@ -280,16 +276,23 @@ class ReplicationWorker(Worker):
         self._slow.close()
 
     def replicate(
-        self, job: ReplicationJob, context: WorkerContext, given_up: Callable[[], bool] | None = None
+        self,
+        job: ReplicationJob,
+        context: WorkerContext,
+        given_up: Callable[[], bool] = lambda: False,
+        step: Callable[[], None] = lambda: None,
     ) -> JobResult:
-        """The same, blocking, in the calling thread. Failures are results, not exceptions."""
+        """The same, blocking, in the calling thread. Failures are results, not exceptions.
+
+        ``given_up`` is asked whether to stop; ``step`` is called as the copy makes its way.
+        """
 
         def stopped() -> bool:
-            return context.cancelled or (given_up is not None and given_up())
+            return context.cancelled or given_up()
 
         try:
             plan = plan_of(job)
-            report = self._copy(plan, context, stopped)
+            report = self._copy(plan, context, stopped, step)
         except StorageError as error:
             return Failed(str(error), retryable=error.retryable, error_type=error.name)
         copied = report.count("COMPLETED")
@@ -313,7 +316,9 @@ class ReplicationWorker(Worker):
         names = (*job.target_nodes, *sources)
         return all(self._nodes.is_quick(name) for name in names)
 
-    def _copy(self, plan: Plan, context: WorkerContext, stopped: Callable[[], bool]) -> CopyReport:
+    def _copy(
+        self, plan: Plan, context: WorkerContext, stopped: Callable[[], bool], step: Callable[[], None]
+    ) -> CopyReport:
         targets: dict[str, Node] = {}
         unknown: dict[str, TargetResult] = {}
         for name in plan.targets:
@@ -331,6 +336,7 @@ class ReplicationWorker(Worker):
             overwrite=plan.overwrite,
             verify=plan.verify,
             stopped=stopped,
+            step=step,
             progress=context.progress,
         )
         with find_source(self._nodes, plan) as source:

@@ -54,6 +54,10 @@ def _never() -> bool:
     return False
 
 
+def _unseen() -> None:
+    """Nobody looks."""
+
+
 def _silent(done: int, total: int) -> None:
     """Nobody wants to know."""
 
@@ -69,7 +73,8 @@ class CopyOrder:
         expected_size: size that it must have.
         overwrite: when a target that holds something else, or the same, is replaced.
         verify: how a fresh copy is checked.
-        stopped: asked between any two pieces; True ends the run with ``Stopped``.
+        stopped: asked between any two pieces, and while a node keeps the others waiting; True ends the run with ``Stopped``.
+        step: called after each piece that was read, or read again, and each small thing that was done; not while waiting.
         progress: called with (bytes done, bytes in all) for objects over 64 MiB.
     """
 
@@ -80,6 +85,7 @@ class CopyOrder:
     overwrite: Overwrite = "if_different"
     verify: Verify = "readback"
     stopped: Callable[[], bool] = _never
+    step: Callable[[], None] = _unseen
     progress: Callable[[int, int], None] = _silent
 
 
@@ -144,6 +150,9 @@ class _Small(Incoming):
 
     def sha256(self) -> str:
         return self._digest
+
+    def checked(self) -> None:
+        """It is read again in one piece."""
 
     def before_publish(self) -> None:
         self._before_publish()
@@ -246,6 +255,7 @@ class _Run:
             self.source,
             writes,
             on_chunk=self._on_chunk,
+            on_checked=self._go_on,
             check_digest=self._check_digest,
             before_publish=self._before_publish,
         )
@@ -277,7 +287,7 @@ class _Run:
         def hash_of(name: str) -> None:
             digest = sha256()
             for chunk in opened[name].chunks():
-                self._check_stopped()
+                self._go_on()
                 digest.update(chunk)
             digests[name] = digest.hexdigest()
 
@@ -332,6 +342,8 @@ class _Run:
 
     def _on_chunk(self, size: int) -> None:
         self._check_stopped()
+        if size:
+            self.order.step()
         self._seen += size
         total = self.source.version.size
         if total > PROGRESS_BYTES and self._seen - self._told >= _PROGRESS_STEP_BYTES:
@@ -348,6 +360,11 @@ class _Run:
     def _before_publish(self) -> None:
         self._check_stopped()
         self.source.check_unchanged()
+
+    def _go_on(self) -> None:
+        """After a piece, if anybody still wants the rest."""
+        self.order.step()
+        self._check_stopped()
 
     def _check_stopped(self) -> None:
         if self.order.stopped():
@@ -377,6 +394,7 @@ class _Run:
                 errors[name] = error
             else:
                 errors[name] = None
+            self.order.step()
 
         if self.small:
             beside = [name for name in names if self.targets[name].waits_for == "network"]

@@ -38,8 +38,9 @@ _END: Final = _End()
 class Lane(Incoming):
     """The way to one target."""
 
-    def __init__(self, size: int, before_publish: Callable[[], None]) -> None:
+    def __init__(self, size: int, on_checked: Callable[[], None], before_publish: Callable[[], None]) -> None:
         self.size = size
+        self._on_checked = on_checked
         self._before_publish = before_publish
         self._queue: queue.Queue[bytes | BaseException | _End] = queue.Queue(QUEUE_CHUNKS)
         self._digest = ""
@@ -59,6 +60,10 @@ class Lane(Incoming):
     def sha256(self) -> str:
         """See ``Incoming.sha256``."""
         return self._digest
+
+    def checked(self) -> None:
+        """See ``Incoming.checked``."""
+        self._on_checked()
 
     def before_publish(self) -> None:
         """See ``Incoming.before_publish``."""
@@ -102,6 +107,7 @@ def fan_out(
     writes: Mapping[str, Write],
     *,
     on_chunk: Callable[[int], None],
+    on_checked: Callable[[], None],
     check_digest: Callable[[str], None],
     before_publish: Callable[[], None],
 ) -> tuple[str | None, dict[str, BaseException | None]]:
@@ -112,6 +118,7 @@ def fan_out(
         writes: target name to the function that stores it there.
         on_chunk: called with the size of each piece, and with 0 now and then while a target is behind; raises
             to stop.
+        on_checked: called by each target for each piece of its copy that it has read again; raises to stop that one.
         check_digest: called with the hash of the whole; raises to stop.
         before_publish: called by each target just before its copy becomes visible; raises to stop.
 
@@ -122,7 +129,7 @@ def fan_out(
         Exception: what reading, ``on_chunk``, ``check_digest`` or ``before_publish`` (before the end of the
             stream) raised. All targets have given up by then, and nothing was published.
     """
-    lanes = {name: Lane(source.version.size, before_publish) for name in writes}
+    lanes = {name: Lane(source.version.size, on_checked, before_publish) for name in writes}
     errors: dict[str, BaseException | None] = dict.fromkeys(writes)
     threads: list[threading.Thread] = []
     try:

@@ -138,6 +138,7 @@ class FilePlace(Place):
             digest = sha256()
             for chunk in _chunks_of(file, size):
                 digest.update(chunk)
+                incoming.checked()
             if digest.hexdigest() != incoming.sha256():
                 raise self._corrupt("differs from what was written to it")
 

@@ -146,6 +146,10 @@ class Incoming(ABC):
         """Hash of all of it, in hex; known after ``chunks`` ended."""
 
     @abstractmethod
+    def checked(self) -> None:
+        """A piece of the copy has been read again. Raises if nobody wants the copy any more."""
+
+    @abstractmethod
     def before_publish(self) -> None:
         """The last look: raises if the copy must not become visible."""
 

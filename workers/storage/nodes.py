@@ -36,6 +36,7 @@ NAME_LIMIT: Final = 64
 NAME: Final = re.compile(rf"[a-z0-9][a-z0-9._-]{{0,{NAME_LIMIT - 1}}}")
 
 _CONNECT_TIMEOUT: Final = timedelta(seconds=5)
+_DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 _REQUEST_TIMEOUT: Final = timedelta(seconds=60)
 _RETRY_TIMEOUT: Final = timedelta(seconds=10)
 
@@ -213,7 +214,25 @@ def _s3_url(name: str, url: str, parts: SplitResult, options: dict[str, str]) ->
         target = urlsplit(endpoint)
         if target.scheme not in {"http", "https"} or not target.hostname or USER_INFO.search(endpoint):
             raise _wrong(name, url, "needs an endpoint like https://host:port, without credentials")
+        try:
+            endpoint = _as_one_spells_it(target)
+        except ValueError:
+            raise _wrong(name, url, "has an endpoint whose port is no number up to 65535") from None
     return NodeUrl("s3", bucket=parts.netloc, prefix=prefix, endpoint=endpoint, region=options.get("region"))
+
+
+def _as_one_spells_it(endpoint: SplitResult) -> str:
+    """The same for all spellings of a place: two names for it would count one copy twice.
+
+    Raises:
+        ValueError: the port is none.
+    """
+    host = (endpoint.hostname or "").rstrip(".")
+    port = endpoint.port
+    where = f"[{host}]" if ":" in host else host
+    if port is not None and port != _DEFAULT_PORTS[endpoint.scheme]:
+        where = f"{where}:{port}"
+    return f"{endpoint.scheme}://{where}{endpoint.path.rstrip('/')}"
 
 
 def _s3_node(name: str, url: NodeUrl) -> ObjectNode:
@@ -221,7 +240,7 @@ def _s3_node(name: str, url: NodeUrl) -> ObjectNode:
 
     options: dict[str, str] = {}
     if url.endpoint is not None:
-        options["endpoint"] = url.endpoint.rstrip("/")
+        options["endpoint"] = url.endpoint
     if url.region is not None:
         options["region"] = url.region
     store = S3Store(

@@ -185,6 +185,7 @@ class ObjectPlace(Place):
                 digest = sha256()
                 for chunk in copy.chunks():
                     digest.update(chunk)
+                    incoming.checked()
                 same = digest.hexdigest() == incoming.sha256()
             if not same:
                 copy.check_unchanged()  # only what was seen to be wrong is removed, no other writer's object

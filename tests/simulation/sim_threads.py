@@ -1,0 +1,108 @@
+"""The worker's threads, as the seed sees them: what would wait in one of them lets the others go on meanwhile."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Collection, Iterable
+from typing import TYPE_CHECKING, Any
+
+from confluent_kafka import TopicPartition
+
+from workers.commit import Committer
+from workers.message import Message
+from workers.offsets import PartitionState, Place
+from workers.outcome import Outcome
+from workers.poller import Poller
+from workers.verdicts import Verdicts
+
+if TYPE_CHECKING:
+    from tests.simulation.sim_worker import SimWorker
+
+
+class SimEvent:
+    """An event whose wait lets others run."""
+
+    def __init__(self, worker: SimWorker, event: threading.Event) -> None:
+        self._worker = worker
+        self._event = event
+
+    def wait(self, timeout_s: float) -> bool:
+        self._worker.pause_until(self._event.is_set, timeout_s)
+        if not self._event.is_set():
+            # It goes without a last word, like one that dies.
+            self._worker.world.trouble(self._worker, "slow")
+            self._worker.world.judge.ends(self._worker)
+        return self._event.is_set()
+
+
+class SimCommitter(Committer):
+    """Without its thread."""
+
+    worker: SimWorker
+
+    def release(self, parts: Iterable[PartitionState]) -> Any:
+        return SimEvent(self.worker, super().release(parts))
+
+    def settled(self, places: Collection[Place]) -> Any:
+        return SimEvent(self.worker, super().settled(places))
+
+    def _commit(self, outcomes: list[Outcome], released: set[PartitionState]) -> None:
+        super()._commit(outcomes, released)
+        self.worker.is_torn = False
+
+    def main(self) -> None:
+        self._transactions.renew()
+        while True:
+            self._wake.clear()
+            self._tick()
+            self.worker.pause()
+
+
+class SimPoller(Poller):
+    """Without its thread."""
+
+    worker: SimWorker
+
+    def main(self) -> None:
+        consumer = self._consumer = self._make_consumer(self._on_error)
+        self._subscribe(consumer)
+        while not self._stop:
+            self._round(consumer)
+            self.worker.pause()
+        consumer.close()
+
+    def _lose(self, consumer: Any, lost: list[TopicPartition]) -> None:
+        self.worker.world.trouble(self.worker, "lost")
+        super()._lose(consumer, lost)
+
+    def _in_loop(self, work: Any, _timeout_s: float) -> None:
+        parts, timeout_s = work
+        self.worker.turns.run()
+        self.worker.pause_until(lambda: not self.worker._executor.runs_on(parts), timeout_s)
+        self.worker._executor.cancel(parts)
+
+
+class SimVerdicts(Verdicts):
+    """Looks when the seed says so."""
+
+    def expect(self, messages: Iterable[Message]) -> None:
+        self._open.update(messages)
+
+    def look(self) -> None:
+        if self._open:
+            signs = self._signs(self._losses())
+            for message in [one for one in self._scheduler.condemned if one in self._open]:
+                self._judge(message, signs)
+
+
+class OffsetsAtOnce:
+    """Sends offsets in the commit thread itself."""
+
+    def __init__(self, worker: SimWorker) -> None:
+        self.worker = worker
+
+    def send(self, producer: Any, offsets: list[TopicPartition], metadata: Any, timeout_s: float) -> None:
+        producer.send_offsets_to_transaction(offsets, metadata, timeout_s)
+
+    def close(self) -> None:
+        """There is no thread."""
