@@ -275,15 +275,7 @@ def test_a_reader_that_has_seen_enough_is_no_failure() -> None:
         "    for n in range(100_000):\n"
         "        emit({'n': n})\n"
     )
-    with subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        assert json.loads(process.stdout.readline()) == {"n": 0}
-        process.stdout.close()
-        assert process.stderr.read() == ""
-        assert process.wait(30) == 0
+    assert read_one_line(code) == ('{"n": 0}\n', "", 0)
 
 
 def test_a_verdict_counts_though_nobody_reads_the_data() -> None:
@@ -297,15 +289,19 @@ def test_a_verdict_counts_though_nobody_reads_the_data() -> None:
         "    say('error: it is not as it must be')\n"
         "    raise SystemExit(1)\n"
     )
+    assert read_one_line(code) == ('{"n": 0}\n', "error: it is not as it must be\n", 1)
+
+
+def read_one_line(code: str) -> tuple[str, str, int]:
+    """What ``| head -1`` sees of a program; what that says on stderr; and how it ends."""
     with subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
         assert process.stderr is not None
-        process.stdout.readline()
+        line = process.stdout.readline()
         process.stdout.close()
-        assert process.stderr.read() == "error: it is not as it must be\n"
-        assert process.wait(30) == 1
+        return line, process.stderr.read(), process.wait(30)
 
 
 @pytest.mark.usefixtures("_logging_afterwards")

@@ -116,8 +116,11 @@ def _print(report: DemoReport, directory: Path | None) -> None:
             ):
                 echo(f"  {program} {command}")
         else:
-            kept = "" if directory is not None else "; `--dir DIR` keeps those of a Kafka of its own"
-            echo(f"It is gone with the demo's topics{kept}. In a deployment of yours such jobs are shown by")
+            kept = (
+                " (`--dir DIR` keeps it, where the demo has a Kafka of its own)" if directory is None else ""
+            )
+            echo(f"It is gone with the demo's topics{kept}.")
+            echo("In a deployment of yours such jobs are shown by")
             echo(
                 "`rustfs-workers dlq list` and `dlq show ID`, and `rustfs-workers dlq redrive ID` gives them a new life."
             )
