@@ -1,17 +1,20 @@
-"""How fast the replication handler is by itself, without Kafka. Not collected by pytest.
+"""How fast objects are replicated: through Kafka, and by the handler alone. Not collected by pytest.
 
+    python tests/benchmarks/bench_replication.py whole [--objects 2000] [--bytes 4096] [--durable]
     python tests/benchmarks/bench_replication.py small [--objects 2000] [--bytes 4096] [--durable]
     python tests/benchmarks/bench_replication.py large [--bytes 2147483648] [--durable]
 
 In:  a directory to work in (``--dir``, on the disk to be measured). Out: one JSON object per line.
 
-Both copy from one file node to two through ``process_job``, as a worker calls it, and compare with a loop
-that reads, hashes and writes to the same number of files (and, with ``--durable``, flushes them), without
-temporary names, verification or anything else.
+All copy from one file node to two, and compare with a loop that reads, hashes and writes to the same number
+of files (and, with ``--durable``, flushes them), without temporary names, verification or anything else.
 
-``small`` copies many objects, at ``--concurrency`` a time. Directories are new in each round and removed at
-the very end: some file systems (ext4 without a journal) take several times as long to make a file for a
-minute after many were deleted.
+``whole`` schedules one job per object on a Kafka that it starts, and lets one worker process replicate them;
+objects a second, from the worker's first commit to its last.
+
+``small`` copies many objects through ``process_job``, as a worker calls it, at ``--concurrency`` a time.
+Directories are new in each round and removed at the very end: some file systems (ext4 without a journal) take
+several times as long to make a file for a minute after many were deleted.
 
 ``large`` copies one object. Each copy runs in a process of its own, in turns; memory is the process's peak
 above its size before the copy.
@@ -38,8 +41,14 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from schemas import JobPriority
+from streams.producer import JobProducer
+from streams.provision import provision
+from streams.settings import load_settings
+from workers.bench.throughput import drained_per_s
 from workers.context import WorkerContext
+from workers.demo import temporary_kafka
 from workers.handlers.replication import ReplicationJob, ReplicationWorker
+from workers.progress import unseen
 from workers.results import Success
 from workers.storage import NodeRegistry
 
@@ -100,13 +109,48 @@ def plain_copies(base: Path, keys: list[str], *, durable: bool) -> float:
     return len(keys) / (time.perf_counter() - started)
 
 
-def small(base: Path, options: argparse.Namespace) -> dict[str, Any]:
+def make_objects(base: Path, options: argparse.Namespace) -> list[str]:
     make_nodes(base)
     keys = [f"d{number % 20}/o{number}" for number in range(options.objects)]
     for key in keys:
         path = base / "n1/bench" / key
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(os.urandom(options.bytes))
+    return keys
+
+
+def check_copies(base: Path, keys: list[str]) -> None:
+    for key in keys:
+        want = (base / "n1/bench" / key).read_bytes()
+        assert all((base / name / "bench" / key).read_bytes() == want for name in TARGETS)
+
+
+def whole(base: Path, options: argparse.Namespace, bootstrap: str) -> dict[str, Any]:
+    keys = make_objects(base, options)
+    plain = plain_copies(base, keys, durable=options.durable)
+    settings = load_settings(
+        kafka_bootstrap_servers=bootstrap, topic_prefix=f"bench-{base.name}.", data_dir=base / "data"
+    )
+    provision(settings)
+    with JobProducer(settings) as producer:
+        producer.schedule_jobs(
+            ReplicationJob(source_path=f"bench/{key}", source_node="n1", target_nodes=TARGETS) for key in keys
+        )
+    how = "?durable=true" if options.durable else ""
+    nodes = {f"RUSTFS_WORKERS_NODES__{name}": f"file://{base / name}{how}" for name in ("n1", *TARGETS)}
+    per_s = drained_per_s(settings, len(keys), 1, unseen, **nodes)
+    check_copies(base, keys)
+    return {
+        "objects": len(keys),
+        "bytes": options.bytes,
+        "durable": options.durable,
+        "objects_per_s": round(per_s),
+        "plain_loop_per_s": round(plain),
+    }
+
+
+def small(base: Path, options: argparse.Namespace) -> dict[str, Any]:
+    keys = make_objects(base, options)
     plain = plain_copies(base, keys, durable=options.durable)
     worker = ReplicationWorker(registry(base, durable=options.durable), threads=options.threads)
     cpu, started = time.process_time(), time.perf_counter()
@@ -116,9 +160,7 @@ def small(base: Path, options: argparse.Namespace) -> dict[str, Any]:
     asyncio.run(copy_many(worker, keys, options.concurrency))
     again = time.perf_counter() - started
     worker.close()
-    for key in keys:
-        want = (base / "n1/bench" / key).read_bytes()
-        assert all((base / name / "bench" / key).read_bytes() == want for name in TARGETS)
+    check_copies(base, keys)
     return {
         "objects": len(keys),
         "bytes": options.bytes,
@@ -216,7 +258,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=["small", "large"])
+    parser.add_argument("what", choices=["whole", "small", "large"])
     parser.add_argument("--dir", type=Path, help="where to work; default: the system's temporary directory")
     parser.add_argument("--objects", type=int, default=2000)
     parser.add_argument("--bytes", type=int)
@@ -225,14 +267,19 @@ def main() -> None:
     parser.add_argument("--durable", action="store_true")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    if options.what == "small":
-        options.bytes = options.bytes or 4096
-        with fresh(options.dir) as base:
-            for number in range(options.rounds):
-                report(small(base / str(number), options))
-    else:
+    if options.what == "large":
         options.bytes = options.bytes or 2 << 30
         report(large(options))
+        return
+    options.bytes = options.bytes or 4096
+    with fresh(options.dir) as base:
+        if options.what == "small":
+            for number in range(options.rounds):
+                report(small(base / str(number), options))
+        else:
+            with temporary_kafka(base / "kafka", unseen) as broker:
+                for number in range(options.rounds):
+                    report(whole(base / str(number), options, broker.bootstrap_servers))
 
 
 def report(figures: dict[str, Any]) -> None:

@@ -180,4 +180,4 @@ def test_jobs_that_are_done_between_two_looks_are_too_few_to_measure(monkeypatch
     monkeypatch.setattr(throughput, "worker_processes", lambda *_: nullcontext(lambda: None))
     monkeypatch.setattr(throughput, "_committed", lambda *_: 1_000)
     with pytest.raises(PipelineError, match="1,000 jobs are too few to measure"):
-        throughput._drain(settings, 1_000, 4, lambda *_: None)
+        throughput.drained_per_s(settings, 1_000, 4, lambda *_: None)

@@ -43,7 +43,7 @@ def throughput(settings: Settings, jobs: int, workers: int, progress: Progress =
         producer.schedule_jobs(NoopJob(number) for number in range(jobs))
         enqueue_s = time.perf_counter() - began
     progress("scheduling", jobs, jobs)
-    drain_per_s = _drain(settings, jobs, workers, progress)
+    drain_per_s = drained_per_s(settings, jobs, workers, progress)
     # As large as the workers' own were: fewer, larger transactions are most of what makes either of them fast.
     per_transaction = _jobs_per_transaction(settings, jobs)
     progress("Kafka and Avro alone", 0, jobs)
@@ -60,11 +60,25 @@ def throughput(settings: Settings, jobs: int, workers: int, progress: Progress =
     }
 
 
-def _drain(settings: Settings, jobs: int, workers: int, progress: Progress) -> float:
+def drained_per_s(
+    settings: Settings, jobs: int, workers: int, progress: Progress = unseen, **environment: str
+) -> float:
+    """Jobs a second, from the first commit to the last one, by workers that are started and ended here. Blocks.
+
+    Args:
+        settings: a deployment on whose normal topic just these jobs wait.
+        jobs: how many there are.
+        workers: processes to start.
+        progress: told how far they are.
+        environment: for the workers, beside our own.
+
+    Raises:
+        PipelineError: a worker ended by itself, or the jobs were not done in ten minutes.
+    """
     # Not a member: it only asks what is committed, without waiting for the transactions that are open.
     observer = Consumer({**reader_config(settings, read_committed=False), "group.id": settings.topics.group})
     try:
-        with worker_processes(settings, workers) as check:
+        with worker_processes(settings, workers, **environment) as check:
             first: tuple[float, int] | None = None
             deadline = time.perf_counter() + _LIMIT_S
             while True:
