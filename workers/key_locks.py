@@ -113,10 +113,12 @@ class KeyLocks:
             self._keys[key] = following
         return following
 
-    def is_wanted(self, message: Message) -> bool:
-        """Whether others wait for the key that this one has."""
+    def held_up_by(self, message: Message) -> int:
+        """How many wait for the key that this one has."""
         lock = self._keys.get(message.key) if message.key is not None else None
-        return isinstance(lock, _Contended) and lock.holder is message and any(lock.waiting.values())
+        if not isinstance(lock, _Contended) or lock.holder is not message:
+            return 0
+        return sum(map(len, lock.waiting.values()))
 
     def next_behind(self, messages: Iterable[Message], count: int) -> list[Message]:
         """About the next ``count`` of those that wait behind the keys of these. Any thread."""

@@ -17,7 +17,7 @@ from workers.message import Message
 from workers.offsets import PartitionState
 from workers.turns import Turns
 
-#: Each so many-th has its place by its turn, whoever else would have to go before it.
+#: Each so many-th has its place by its turn, however many wait for others.
 _IN_TURN_EACH: Final = 4
 
 
@@ -73,14 +73,22 @@ class PoolPlaces:
         if self.needs(message):
             self._taken.add(message)
 
-    def admit(self, now_ms: int, *, before: Callable[[Message], bool] | None = None) -> list[Message]:
-        """Those who have a place now, in the order of their turns; ``before``: of four, three are such ones, while there are any."""
+    def admit(self, now_ms: int, *, held_up_by: Callable[[Message], int] | None = None) -> list[Message]:
+        """Those who have a place now, in the order of their turns.
+
+        Args:
+            now_ms: the time, for the turns.
+            held_up_by: how many others wait for this one. Of four places three go to whom most wait for, while there is anybody.
+        """
         admitted: list[Message] = []
         while len(self._taken) < self._size and any(self._waiting.values()):
             self._admissions += 1
             message = None
-            if before is not None and self._admissions % _IN_TURN_EACH:
-                message = next((one for line in self._waiting.values() for one in line if before(one)), None)
+            if held_up_by is not None and self._admissions % _IN_TURN_EACH:
+                everybody = (one for line in self._waiting.values() for one in line)
+                message = max(everybody, key=held_up_by)  # the first of those that are equal
+                if not held_up_by(message):
+                    message = None
             if message is not None:
                 assert message.priority is not None  # noqa: S101
                 self._waiting[message.priority].remove(message)

@@ -171,8 +171,8 @@ class Scheduler:
             if pool.can_admit:
                 # Half-minute innocents may have all places of the sandbox: hundreds of others, behind the key of one that waits
                 # for a place, would wait for all of them.
-                before = self._keys.is_wanted if pool is self._sandbox else None
-                for admitted in reversed(pool.admit(now_ms, before=before)):
+                held_up_by = self._keys.held_up_by if pool is self._sandbox else None
+                for admitted in reversed(pool.admit(now_ms, held_up_by=held_up_by)):
                     assert admitted.priority is not None  # noqa: S101
                     self._buffers[admitted.priority].appendleft(admitted)
         if self._alone and self._is_turn_of_alone(now_ms):

@@ -6,9 +6,18 @@ import pytest
 
 from schemas.offsetmap import Suspect
 from tests.support.messages import commit, message, partition
-from tests.support.schedule_bench import NOW_MS, arrive, dangerous, open_partition, take, take_alone
+from tests.support.schedule_bench import (
+    CRITICAL,
+    LOW,
+    NOW_MS,
+    arrive,
+    dangerous,
+    open_partition,
+    take,
+    take_alone,
+)
 from workers.message import Message
-from workers.offsets import SANDBOX_UNTIL
+from workers.offsets import SANDBOX_UNTIL, PartitionState
 from workers.pool_places import PoolPlaces
 from workers.scheduler import Scheduler
 
@@ -179,6 +188,22 @@ def test_without_a_sandbox_it_runs_alone_as_before() -> None:
     assert scheduler.isolated is one
 
 
+def started_one_by_one(scheduler: Scheduler, count: int, *parts: PartitionState) -> list[Message]:
+    """The first ``count`` that start in the sandbox, each of which ends before the next one starts."""
+    began: list[Message] = []
+    while len(began) < count:
+        running: list[Message] = []
+        while (taken := scheduler.take(NOW_MS)) is not None:
+            running.append(taken)
+        for taken in running:
+            scheduler.done(taken)
+        began += [one for one in running if one.sandboxed]
+        for part in parts:
+            commit(part)
+        scheduler.unpark()
+    return began
+
+
 def test_those_whose_key_others_wait_for_have_their_places_first_but_for_one_of_four() -> None:
     """Half-minute jobs that nobody waits for had all the places, and a thousand waited behind the key of a quick one."""
     scheduler, part = with_sandbox(1), dangerous(range(12))
@@ -189,17 +214,26 @@ def test_those_whose_key_others_wait_for_have_their_places_first_but_for_one_of_
         part.note_delivered(one.offset)
     arrive(scheduler, *unwanted, *wanted, *behind)
     commit(part)
-    began: list[Message] = []
-    while len(began) < 8:
-        running: list[Message] = []
-        while (taken := scheduler.take(NOW_MS)) is not None:
-            running.append(taken)
-        for taken in running:
-            scheduler.done(taken)
-        began += [one for one in running if one.sandboxed]
-        commit(part)
-        scheduler.unpark()
+    began = started_one_by_one(scheduler, 8, part)
     assert [one in wanted for one in began] == [False, True, True, True, False, True, True, True], (
         "the first had its place at once, before anybody waited"
     )
     assert began[4] is unwanted[1]
+
+
+def test_whom_most_wait_for_has_its_place_first_whatever_its_priority() -> None:
+    """Half-minute jobs that one or two others waited for had the places for minutes: thousands waited behind a quick one."""
+    scheduler = with_sandbox(1)
+    urgent, low = dangerous(range(5), priority=CRITICAL), dangerous(range(1), number=1, priority=LOW)
+    few = [message(urgent, offset, key=f"long-{offset}".encode()) for offset in range(5)]
+    many = message(low, 0, key=b"hot")
+    behind = [message(urgent, 5 + offset, key=one.key) for offset, one in enumerate(few)]
+    behind += [message(low, 1 + offset, key=b"hot") for offset in range(3)]
+    for one in behind:
+        one.part.note_delivered(one.offset)
+    arrive(scheduler, *few, many, *behind)
+    commit(urgent)
+    commit(low)
+    first, second = started_one_by_one(scheduler, 2, urgent, low)[:2]
+    assert first is few[0], "it had its place at once, before anybody waited"
+    assert second is many
