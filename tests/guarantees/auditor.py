@@ -560,8 +560,9 @@ def _look_at_runs(evidence: Evidence, verdict: Verdict, told: _Told) -> None:
             verdict.reexecuted += 1
             later = [one for one in told.runs[job_id] if one.start_ns > run.start_ns]
             reason = explain(run, later[0] if later else None)
-            if ends and all(run.start_ns > end.start_ns for end in ends):
-                reason = None  # whatever happened: it began after the one that was the job's end
+            ends_of_life = [end for end in ends if end.redrives == run.redrives]
+            if ends_of_life and all(run.start_ns > end.start_ns for end in ends_of_life):
+                reason = None  # whatever happened: it began after the one that was its life's end
             if reason is None:
                 verdict.unexplained.add(
                     f"{job_id} ({run.type}) at {run.worker}, {run.how or 'no end'}, had no outcome"

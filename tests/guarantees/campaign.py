@@ -56,7 +56,7 @@ _HEALTHY_S: Final = 90.0
 _BROKER_START_S: Final = 300.0
 #: Jobs that were in flight at two kills run alone, half a minute each at the most: that is how long nothing else may end.
 _NO_MORE_ENDS_S: Final = 150.0
-_LAST_JOBS_S: Final = 1_200.0
+_LAST_JOBS_S: Final = 2_400.0
 
 Progress = Callable[[str], None]
 

@@ -45,10 +45,15 @@ class Explanations:
             return self._of_cancelled(run, life, moved=moved)
         if not moved:
             return None
-        end_ns = run.end_ns
-        if end_ns is None:
-            over = life.end == "stays" and following is None  # nobody waited for its end
+        #: Those that are left at the end of a campaign are killed, whatever they are at.
+        over = life.end == "stays" and following is None
+        if run.end_ns is None:
             return "killed" if over else life.end if life.end in _CUT_SHORT else None
+        return self._of_ended(run, run.end_ns, life, over=over)
+
+    def _of_ended(self, run: Run, end_ns: int, life: Life, *, over: bool) -> str | None:
+        if over and end_ns > life.end_ns - COMMIT_NS:
+            return "killed before its commit"
         if self._was_frozen(run, life):
             return "frozen"
         in_trouble = self._was_in_trouble(end_ns)

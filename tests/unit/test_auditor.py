@@ -466,6 +466,29 @@ def test_a_job_that_is_given_a_new_life_has_two_ends() -> None:
     assert (verdict.broken, verdict.redriven, verdict.reexecuted) == ({}, 1, 1)
 
 
+def test_a_run_of_a_new_life_that_has_not_ended_yet_is_explained_like_any_other() -> None:
+    """The campaign was over before it: the end of the life before is not its own."""
+    evidence = honest()
+    redrive(evidence)
+    evidence.topics.statuses["two"].pop()
+    evidence.runs[-1] = ran("two", 8.5, 8.7, redrives=1)
+    evidence.runs.sort(key=lambda run: run.start_ns)
+    verdict = judge(evidence)
+    assert set(verdict.broken) == {"lost"}
+    assert verdict.reasons == {"killed": 1, "killed before its commit": 1}
+
+
+@pytest.mark.parametrize(("start_s", "found"), [(29.5, set()), (21.0, {"unexplained"})])
+def test_what_ends_as_the_campaign_does_waits_for_no_commit(start_s: float, found: set[str]) -> None:
+    """Workers that are left are killed then."""
+    evidence = honest()
+    evidence.runs.append(ran("five", start_s, start_s + 0.2, "b.0"))
+    evidence.topics.jobs.append(record("five", 4))
+    evidence.accepted.append(Accepted("five", "t", "succeeded", "low", None))
+    evidence.topics.statuses["five"] = []
+    assert set(judge(evidence).broken) - {"lost"} == found
+
+
 def test_who_was_perhaps_accepted_and_stands_there_counts_apart() -> None:
     evidence = honest()
     evidence.accepted = [one for one in evidence.accepted if one.job_id != "two"]
