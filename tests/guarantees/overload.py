@@ -62,6 +62,8 @@ _QUIET_S: Final = 0.3
 _CATCHES_UP_NS: Final = 5_000_000_000
 #: Of a broker that cannot start all at once, and of an operating system that counts pages.
 _FLAT_MIB: Final = 8.0
+#: For a moment: a fetch of all partitions, and seconds of outcomes that Kafka does not take.
+_SURGE_MIB: Final = 32.0
 _URGENT_P99_MS: Final = 250.0
 _FEWEST_SAMPLES: Final = 20
 #: Of what was planned, at least.
@@ -123,16 +125,26 @@ class Found:
         return median(steady[-tenth:]) - median(steady[tenth : 2 * tenth]) if tenth else 0.0
 
     def growth_filled(self) -> float:
-        """Of the worker, from the time before the backlog was filled up to the end of it."""
-        return self._growth_since_steady(self.worker_mib[self.steady : self.filled])
+        """Of the worker, from the time before the backlog was filled up to the second half of that."""
+        filling = self.worker_mib[self.steady : self.filled]
+        return self._growth_since_steady(filling[len(filling) // 2 :])
 
     def growth_recovering(self) -> float:
-        """Of the worker, from the time before the backlog was filled up to the end of everything."""
-        return self._growth_since_steady(self.worker_mib[self.filled :])
+        """Of the worker, from the time before the backlog was filled up to the last tenth of everything."""
+        recovering = self.worker_mib[self.filled :]
+        return self._growth_since_steady(recovering[-max(len(recovering) // 10, 1) :])
+
+    def surge(self) -> float:
+        """Of the worker, at its highest: what is on its way for a moment (fetches, what a Kafka that stands still does not take)."""
+        return max(self.worker_mib, default=0.0) - self._steady_mib()
 
     def _growth_since_steady(self, samples: list[float]) -> float:
+        return median(samples) - self._steady_mib() if samples else 0.0
+
+    def _steady_mib(self) -> float:
+        """Before the backlog was filled up."""
         before = self.worker_mib[self.steady - self.steady // 10 : self.steady]
-        return max(samples) - median(before) if samples and before else 0.0
+        return median(before) if before else max(self.worker_mib, default=0.0)
 
     def broken(self) -> list[str]:
         """Whatever should not be."""
@@ -147,6 +159,7 @@ class Found:
             f"the worker grew by {worker:.0f} MiB": worker > _FLAT_MIB,
             f"the worker grew by {filled:.0f} MiB while the backlog was filled": filled > _FLAT_MIB,
             f"the worker grew by {recovering:.0f} MiB while it recovered": recovering > _FLAT_MIB,
+            f"the worker held {self.surge():.0f} MiB more for a moment": self.surge() > _SURGE_MIB,
             f"the producer grew by {producer:.0f} MiB": producer > _FLAT_MIB,
             f"memory was looked at {self.steady} times only": self.steady < _FEWEST_SAMPLES,
             f"only {self.urgent} urgent jobs came": self.urgent < _PROBES_PER_S,
@@ -173,6 +186,7 @@ class Found:
             "worker_growth_mib": round(self.growth(self.worker_mib), 1),
             "worker_growth_filled_mib": round(self.growth_filled(), 1),
             "worker_growth_recovering_mib": round(self.growth_recovering(), 1),
+            "worker_surge_mib": round(self.surge(), 1),
             "producer_peak_mib": round(max(self.producer_mib, default=0.0), 1),
             "producer_growth_mib": round(self.growth(self.producer_mib), 1),
             "urgent_p50_ms": self.urgent_p50_ms,

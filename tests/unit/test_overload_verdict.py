@@ -39,8 +39,17 @@ def grown(first: int, by: float = 9.0) -> list[float]:
     return [100.0 + (by if number >= first else 0.0) for number in range(STEADY + FILLED + AFTER)]
 
 
+def surging(at: int, by: float) -> list[float]:
+    """Memory that is more for the length of one sample."""
+    return [100.0 + (by if number == at else 0.0) for number in range(STEADY + FILLED + AFTER)]
+
+
 def test_nothing_is_broken_where_nothing_was_wrong() -> None:
     assert fine().broken() == []
+
+
+def test_what_is_on_its_way_for_a_moment_is_no_growth() -> None:
+    assert replace(fine(), worker_mib=surging(STEADY + FILLED - 1, 31.0)).broken() == []
 
 
 @pytest.mark.parametrize(
@@ -53,6 +62,7 @@ def test_nothing_is_broken_where_nothing_was_wrong() -> None:
         ({"worker_mib": grown(STEADY // 2)}, "the worker grew by 9 MiB"),
         ({"worker_mib": grown(STEADY + 5)}, "the worker grew by 9 MiB while the backlog was filled"),
         ({"worker_mib": grown(STEADY + FILLED + 5)}, "the worker grew by 9 MiB while it recovered"),
+        ({"worker_mib": surging(STEADY + FILLED - 1, 33.0)}, "the worker held 33 MiB more for a moment"),
         ({"producer_mib": grown(STEADY // 2)}, "the producer grew by 9 MiB"),
         ({"steady": 19, "filled": 19}, "memory was looked at 19 times only"),
         ({"urgent": 19}, "only 19 urgent jobs came"),
