@@ -45,14 +45,18 @@ class ConnectionWatch:
     """Notices, from librdkafka's own log, that a connection was lost while a transaction was open.
 
     librdkafka retries an EndTxn by itself and then reports success; the straggler can still arrive later, inside the next
-    transaction of the same epoch. This is the only trace that it leaves.
+    transaction of the same epoch. This is the only trace that it leaves. For one producer: librdkafka keeps repeated lines
+    to itself, so whoever has heard one between two transactions makes a new producer.
     """
 
     def __init__(self) -> None:
         self.lost = False
+        #: Connections that were there and are lost; those that could not be made are none.
+        self.times = 0
         self.logger = ClientLog(self.hear)
 
     def hear(self, line: str) -> None:
         """One line of librdkafka's log."""
         if "FAIL" in line or "Disconnected" in line or "REQTMOUT" in line:
             self.lost = True
+            self.times += "Connect to " not in line

@@ -337,6 +337,13 @@ class _Doubt(Exception):
     """Whether the transaction was committed is not known: start over, and read what is there."""
 
 
+class _LostWhileIdle(_Doubt):
+    """A connection, and nothing was under way: of the next one perhaps nobody would hear, see ``ConnectionWatch``.
+
+    A new producer alone would not do: another process may have taken the id, and redriven what we still have before us.
+    """
+
+
 class _Session:
     """One producer that holds the deployment's redrive id, from taking it to the first doubt."""
 
@@ -364,9 +371,10 @@ class _Session:
         """Write these, all or none, and note them as done.
 
         Raises:
-            _Doubt: perhaps they were written.
+            _Doubt: perhaps they were written. _LostWhileIdle: they were not.
             RedriveTakenOver: another process took the id; they were not written.
         """
+        self._look_for_losses()
         self._progress.doubtful = lives
         self._write([record for life in lives for record in self._records_of(life)])
         self._progress.done += [life.job_id for life in lives]
@@ -381,6 +389,8 @@ class _Session:
         Raises:
             _Doubt: perhaps they were written, or what stands cannot be read. RedriveTakenOver: they were not written.
         """
+        self._poll()
+        self._connection.lost = False  # while it began, nothing of a transaction was on its way
         lives = [(life, *self._records_of(life)) for life in self._progress.doubtful]
         if not lives:
             return
@@ -419,6 +429,7 @@ class _Session:
                 torn.append(status)
         if torn:
             log.warning("Kafka has kept a part of a transaction; the rest is written now", records=len(torn))
+            self._look_for_losses()
             self._write(torn)
 
     def end(self) -> None:
@@ -435,10 +446,21 @@ class _Session:
             ),
         )
 
+    def _look_for_losses(self) -> None:
+        self._poll()
+        if self._connection.lost:
+            raise _LostWhileIdle("a connection was lost between two transactions")
+
+    def _poll(self) -> None:
+        try:
+            self._producer.poll(0)
+        except KafkaException as error:
+            if error.args[0].code() in FENCED:
+                raise RedriveTakenOver(len(self._progress.done)) from error
+            raise _Doubt(error.args[0].str()) from error
+
     def _write(self, records: Sequence[Written]) -> None:
         try:
-            self._producer.poll(0)  # news of connections that were lost while nothing was open
-            self._connection.lost = False
             self._producer.begin_transaction()
             for record in records:
                 self._produce(record)
@@ -468,7 +490,9 @@ def _in_sessions(
     settings: Settings, codec: Codec, run: Callable[[_Session], None], progress: _Progress
 ) -> None:
     doubt: _Doubt | None = None
-    for _ in range(_STARTS):
+    doubts = 0
+    while doubts < _STARTS:
+        before = len(progress.done)
         session = _Session(settings, codec, progress)
         try:
             session.complete()
@@ -476,6 +500,8 @@ def _in_sessions(
         except _Doubt as error:
             log.warning("redrive starts over", reason=str(error), done=len(progress.done))
             doubt = error
+            # A slow rate leaves connections idle between two jobs, and brokers close those.
+            doubts += not isinstance(error, _LostWhileIdle) or len(progress.done) == before
         else:
             return
         finally:

@@ -41,6 +41,9 @@ _ROOM_S: Final = 0.1
 
 #: Of a plain success, whose status has no record of its own until it is written.
 _SUCCEEDED: Final = by_worker(JobStatus.RUNNING, JobStatus.SUCCEEDED)
+#: librdkafka tells of a connection to a broker that is lost in the same way twice, and then no more for half a minute
+#: (``rd_kafka_broker_set_error``). A producer that has told of one will tell of the next one, and of that only.
+_TOLD_ONCE: Final = 1
 #: The group has moved on since the metadata was taken. Ordinary: fetch newer metadata and filter again.
 _STALE: Final = frozenset(
     {
@@ -157,6 +160,7 @@ class Transactions:
             producer = self._make_producer(watch.logger)
             try:
                 producer.init_transactions(_INIT_TIMEOUT_S)
+                producer.poll(0)
             except KafkaException as error:
                 kafka_error = error.args[0]
                 if kafka_error.code() in (
@@ -169,14 +173,16 @@ class Transactions:
                 if self._given_up():
                     raise
                 forget_frames(error)
-                useless = [producer]
-                del producer
-                let_go(useless)
-                threading.Event().wait(waited)
-                waited = min(waited * 2, 2.0)
             else:
-                self._producer, self._watch = producer, watch
-                return
+                if watch.times <= _TOLD_ONCE or self._given_up():
+                    watch.lost = False  # while it began, nothing of a transaction was on its way
+                    self._producer, self._watch = producer, watch
+                    return
+            useless = [producer]
+            del producer
+            let_go(useless)
+            threading.Event().wait(waited)
+            waited = min(waited * 2, 2.0)
 
     def close(self) -> None:
         """End the producer and the thread that sends offsets. Nothing can be written any more."""
@@ -194,10 +200,11 @@ class Transactions:
         Raises:
             Ambiguous, Stale, Refused: it is not surely committed.
         """
+        _take_news(self.producer)
+        if self._watch.lost:
+            self.renew()  # it may not hear of the next one: see ``_TOLD_ONCE``
         producer = self.producer
-        _take_news(producer)
         proof = self._lease.begin()
-        self._watch.lost = False
         self._doubtful |= self._introducing
         self._introducing.clear()
         try:

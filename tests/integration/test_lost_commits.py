@@ -144,13 +144,14 @@ class Straggler:
         self._after = after
         self._with_jobs = False
         self.kept: Request | None = None
+        self.is_due = False
         self.armed = False
         self.has_its_place = False
 
     def on_request(self, request: Request) -> Action:
         if self._name not in request.frame:
             return Action.PASS
-        self._with_jobs |= carries_jobs(request)
+        self._with_jobs |= self.is_due and carries_jobs(request)
         if self.armed:
             return Action.SWALLOW if request.api in KEPT_BACK[self._after] else Action.PASS
         if self.kept is None and self._with_jobs and request.api == kafka_proxy.END_TXN:
@@ -172,15 +173,29 @@ class Straggler:
         pytest.param(kafka_proxy.TXN_OFFSET_COMMIT, id="between offsets and their records"),
     ],
 )
+@pytest.mark.parametrize(
+    "idle_losses",
+    [
+        pytest.param(0, id="the first connection that is lost"),
+        pytest.param(2, id="the third one, of which librdkafka says nothing"),
+    ],
+)
 def test_a_commit_that_comes_late_ends_no_later_transaction(
-    proxy: KafkaProxy, settings: Settings, tmp_path: Path, after: int
+    proxy: KafkaProxy, settings: Settings, tmp_path: Path, after: int, idle_losses: int
 ) -> None:
     """Under the same epoch it would commit one part without the other. Who then dies has forked its jobs, or lost them."""
     straggler = Straggler("worker.victim.0", after)
     proxy.on_request, proxy.on_answer = straggler.on_request, straggler.on_answer
     with workers(settings, tmp_path) as start, JobProducer(settings) as producer:
         victim = start("victim")
-        ids = producer.schedule_jobs(Fails(times=1) for _ in range(6))
+        ids = []
+        for _ in range(idle_losses):
+            ids.append(producer.schedule_job(Note()))
+            all_final(settings, ids, 40)
+            eventually(lambda: proxy.quiet_s(kafka_proxy.END_TXN) > 1.5, 20, "nothing is under way")
+            proxy.close_connection_of(kafka_proxy.END_TXN)
+        straggler.is_due = True
+        ids += producer.schedule_jobs(Fails(times=1) for _ in range(6))
         all_final(settings, ids, 40)
         assert straggler.kept is not None
         straggler.armed = True

@@ -13,6 +13,7 @@ import enum
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -69,6 +70,8 @@ class KafkaProxy:
         self.on_request: Callable[[Request], Action] = _pass
         self.on_answer: Callable[[Answer], Action] = _pass
         self._connections: dict[asyncio.Task[None], socket.socket] = {}
+        #: When the last request of each kind came, and what brings those of its connection.
+        self._latest: dict[int, tuple[float, asyncio.AbstractEventLoop, asyncio.Task[None]]] = {}
 
     @property
     def bootstrap_servers(self) -> str:
@@ -91,6 +94,15 @@ class KafkaProxy:
             with connection.makefile("rb") as stream:
                 (size,) = struct.unpack(">i", stream.read(4))
                 return stream.read(size)
+
+    def quiet_s(self, api: int) -> float:
+        """Since the last request of this kind."""
+        return time.monotonic() - self._latest[api][0]
+
+    def close_connection_of(self, api: int) -> None:
+        """Of the last request of this kind, as a broker closes those that are idle."""
+        _, loop, task = self._latest[api]
+        loop.call_soon_threadsafe(task.cancel)
 
     async def serve(self, ready: threading.Event, stop: asyncio.Event) -> None:
         """Until ``stop``."""
@@ -156,6 +168,9 @@ class KafkaProxy:
             api, version, correlation, length = struct.unpack_from(">hhih", frame)
             client_id = frame[10 : 10 + max(length, 0)].decode()
             request = Request(api, version, correlation, client_id, frame)
+            task = asyncio.current_task()
+            assert task is not None
+            self._latest[api] = (time.monotonic(), task.get_loop(), task)
             action = self.on_request(request)
             if action is Action.CUT:
                 return
