@@ -145,8 +145,8 @@ def check(settings: Settings) -> list[Finding]:
     findings += internal_findings(_describe_topics(settings, admin, INTERNAL_TOPICS), cluster.brokers)
     if not missing:
         findings += look_at_group(settings, admin, cluster.cluster_id)
-    session_ms = group_session_timeout_ms(settings, admin)
-    return [*findings, *broker_findings(cluster, session_ms)]
+    times = group_times(settings, admin)
+    return [*findings, *broker_findings(cluster, times.session_ms if times is not None else None)]
 
 
 def look_at_group(settings: Settings, admin: AdminClient, cluster_id: str) -> list[Finding]:
@@ -204,15 +204,26 @@ def group_findings(settings: Settings, state: GroupState, cluster_id: str) -> li
     return findings or [Finding(Level.OK, name, f"set up at {state.marker.created_at}")]
 
 
-def group_session_timeout_ms(settings: Settings, admin: AdminClient) -> int | None:
-    """After how long Kafka gives up a silent member of the workers' group, if it tells. Blocks."""
+@dataclass(frozen=True, slots=True)
+class GroupTimes:
+    """What Kafka grants the members of a group, and asks of them."""
+
+    #: After so long a silence it gives a member up.
+    session_ms: int
+    #: So often it wants to hear of each.
+    heartbeat_ms: int
+
+
+def group_times(settings: Settings, admin: AdminClient) -> GroupTimes | None:
+    """Those of the workers' group, if Kafka tells. Blocks."""
     resource = ConfigResource(ResourceType.GROUP, settings.topics.group)
     try:
         config = admin.describe_configs([resource], request_timeout=_KAFKA_S)[resource].result()
     except KafkaException:
         return None  # a broker older than group settings
-    entry = config.get("consumer.session.timeout.ms")
-    return int(entry.value) if entry is not None and str(entry.value).isdigit() else None
+    found = [config.get(f"consumer.{name}.ms") for name in ("session.timeout", "heartbeat.interval")]
+    session, heartbeat = [str(entry.value) if entry is not None else "" for entry in found]
+    return GroupTimes(int(session), int(heartbeat)) if session.isdigit() and heartbeat.isdigit() else None
 
 
 def _readable(committed: tuple[int, str] | None) -> bool:

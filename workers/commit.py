@@ -361,7 +361,11 @@ class Committer:
         for outcome in outcomes:
             message = outcome.message
             if outcome.late:
-                pass  # what it belongs to is finished: whoever owns the partition now will not write it
+                # What it belongs to is finished: whoever owns the partition now will not write it. But a retry that stands may
+                # have run there since, and "retrying" must not be the last word about its job.
+                if _is_overtaken(outcome):
+                    self.counters.event("fenced_outcomes")
+                    continue
             elif message is not None:
                 if not message.part.owned:
                     self.counters.event("fenced_outcomes")
@@ -544,6 +548,13 @@ class Committer:
                 error_type=status.error_type,
                 error=status.error_message,
             )
+
+
+def _is_overtaken(outcome: Outcome) -> bool:
+    """Whether nothing but a word on the way is missing, and others may have said a later one."""
+    owner, state = outcome.owner, outcome.state
+    is_lost = owner is not None and not owner.part.owned
+    return is_lost and not outcome.records and state is not None and not state.final
 
 
 def _bytes_of(outcomes: Iterable[Outcome]) -> int:

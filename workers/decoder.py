@@ -19,6 +19,7 @@ from schemas.topics import JobPriority
 from schemas.wire import Record
 from streams.outgoing import MAX_RETRIES
 from streams.registry import CONFLUENT_KEY_LENGTH
+from workers.blocking import in_thread
 from workers.message import Message
 from workers.router import Rules
 
@@ -171,7 +172,7 @@ class Decoder:
         # A look takes as long as Kafka takes to answer. One that finds nothing answers for all that were here before it:
         # a producer that never publishes its schema, or thousands that make one up, would cost a look for every few jobs.
         here = {known: known.top for known in (*self._settled, part) if known.owned}
-        found = await asyncio.to_thread(learn, key)
+        found = await in_thread(learn, key)
         if found is False and len(key) != CONFLUENT_KEY_LENGTH:
             newer = {known: max(top, self._settled.get(known, 0)) for known, top in here.items()}
             self._settled = {**self._settled, **newer}

@@ -202,8 +202,12 @@ class Executor:
     def _add_slot(self) -> None:
         if self._bystander is None:
             self._bystander = asyncio.create_task(asyncio.Event().wait(), name="bystander")
-        slot = asyncio.get_running_loop().create_task(
-            self._slot(), name="slot", context=self._clean_context.copy()
+        # Not by the loop's factory, which makes each step of a task dearer: what a slot awaits, it looks after itself.
+        slot = asyncio.Task(
+            self._slot(),
+            loop=asyncio.get_running_loop(),
+            name="slot",
+            context=self._clean_context.copy(),
         )
         self._slots.add(slot)
         slot.add_done_callback(self._slot_ended)

@@ -36,6 +36,7 @@ from streams.transaction_log import (
     read_all_entries,
     read_entries,
 )
+from workers.blocking import in_thread
 
 log = structlog.get_logger("rustfs_workers.forgotten")
 
@@ -103,7 +104,7 @@ class ForgottenTransactions:
             return False
 
     async def _end(self, transactional_id: str, hanging: set[Partition] | None) -> bool:
-        entries = await asyncio.to_thread(self._read, transactional_id)
+        entries = await in_thread(self._read, transactional_id)
         if entries is not None:
             if not entries:
                 return True
@@ -112,7 +113,7 @@ class ForgottenTransactions:
                 return False
         async with taken_over(self._settings, transactional_id, timeout_s=_ANSWER_S) as ours:
             # Read again: whatever comes later than our taking it over makes the requests below fail.
-            decided = await asyncio.to_thread(self._decided, transactional_id)
+            decided = await in_thread(self._decided, transactional_id)
             for commit in (True, False):
                 partitions = sorted(place for place, was_commit in decided.items() if was_commit is commit)
                 touches_offsets = any(topic == _OFFSETS_TOPIC for topic, _ in partitions)

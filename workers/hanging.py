@@ -20,6 +20,7 @@ from confluent_kafka import IsolationLevel, KafkaException
 from schemas.errors import PipelineError
 from streams.scan import LATEST, Partition, informed_admin, offsets
 from streams.settings import Settings
+from workers.blocking import in_thread
 
 log = structlog.get_logger("rustfs_workers.hanging")
 
@@ -110,10 +111,10 @@ class HangingWatch:
             await asyncio.sleep(self._interval_s)
             found: set[Partition] = set()
             try:
-                found = self._hanging.look(await asyncio.to_thread(self._ends))
+                found = self._hanging.look(await in_thread(self._ends))
                 if found:
                     log.warning("a transaction hangs", partitions=sorted(f"{t}/{n}" for t, n in found))
-                    if not await asyncio.to_thread(self._end, found):
+                    if not await in_thread(self._end, found):
                         self._hanging.again(found)
             except (KafkaException, PipelineError) as error:
                 self._hanging.again(found)

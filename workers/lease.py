@@ -12,6 +12,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Final
+
+#: In which everything can be cancelled.
+_TO_CANCEL_S: Final = 1.0
+
+
+def lease_s(session_s: float, heartbeat_s: float | None = None) -> float:
+    """How long a member may be without an answer until it must take its partitions for lost.
+
+    Kafka counts a session from the last heartbeat, which is up to one interval older than the last answer to anything. Where it
+    does not say how long that is, a third of the session, as is usual.
+    """
+    return max(session_s - (session_s / 3 if heartbeat_s is None else heartbeat_s) - _TO_CANCEL_S, 1.0)
 
 
 class Lease:

@@ -13,6 +13,7 @@ import structlog
 from schemas.job import Job
 from streams.registry import build_codec
 from streams.settings import Settings, load_settings
+from workers.blocking import in_thread
 from workers.config import WorkerConfig
 from workers.own_schemas import frame, own_schemas
 from workers.process import WorkerProcess
@@ -77,7 +78,7 @@ class WorkerManager:
 
             self.register(*builtin_workers(self._settings))
         schemas = own_schemas(self.handlers)
-        codec = await asyncio.to_thread(lambda: frame(build_codec(self._settings), schemas))
+        codec = await in_thread(lambda: frame(build_codec(self._settings), schemas))
         process = WorkerProcess(self.config, self.handlers, self._settings, codec)
         await process.start()
         self._process = process

@@ -16,6 +16,7 @@ from confluent_kafka import KafkaException
 
 from schemas.errors import TopicsMismatch
 from streams.partition_counts import TopicKnown, changed, equal_count
+from workers.blocking import in_thread
 
 log = structlog.get_logger("rustfs_workers.partition_watch")
 
@@ -56,7 +57,7 @@ class PartitionWatch:
             TopicsMismatch: topics are missing, or their counts differ.
             KafkaException: no answer.
         """
-        return await asyncio.to_thread(self._count)
+        return await in_thread(self._count)
 
     def start(self, count: int) -> None:
         """Watch that it stays ``count``."""
@@ -75,7 +76,7 @@ class PartitionWatch:
         while True:
             await asyncio.sleep(self._interval_s)
             try:
-                now = await asyncio.to_thread(self._count)
+                now = await in_thread(self._count)
             except KafkaException as error:
                 log.info("partition counts not to be had now", error=str(error.args[0]))
             except TopicsMismatch as error:

@@ -28,13 +28,14 @@ from streams.clients import admin_config, kafka_failed, producer_config, worker_
 from streams.clients import log as client_log
 from streams.group_members import Member, describe_member
 from streams.outgoing import Rules
-from streams.provision import group_session_timeout_ms
+from streams.provision import group_times
 from streams.scan import EARLIEST, LATEST, informed_admin, offsets
 from streams.schemas_topic import schema_lookup
 from streams.settings import Settings
 from streams.visible import Written, visible_records
 from workers.active import RELEASED
 from workers.arrivals import Arrivals
+from workers.blocking import in_thread
 from workers.children import ChildJobs
 from workers.clock import BrokerClock
 from workers.commit import Committer
@@ -45,7 +46,7 @@ from workers.executor import Executor
 from workers.forgotten import ForgottenTransactions
 from workers.hanging import HangingWatch, ends_of
 from workers.key_places import KeyPlaces
-from workers.lease import Lease
+from workers.lease import Lease, lease_s
 from workers.membership_watch import MembershipWatch, lost_heartbeats
 from workers.message import Message
 from workers.offsets import Place
@@ -100,7 +101,8 @@ class WorkerProcess:
         self.left_behind = 0
         self._lock = threading.Lock()
         self._clock = BrokerClock()
-        self._lease = Lease(_lease_s(config.session_timeout / timedelta(seconds=1)))
+        self._session_s = config.session_timeout / timedelta(seconds=1)
+        self._lease = Lease(lease_s(self._session_s))
         self._cut_off = False
         self._lease_timer: asyncio.TimerHandle | None = None
         self._draining = False
@@ -173,7 +175,7 @@ class WorkerProcess:
             sandbox=self._sandbox,
             is_crowded=lambda: sum(part.dangerous for part in list(self.poller.parts.values())) > FEW,
         )
-        self._executor.on_failure(self._fail_at_work)
+        self._executor.on_failure(self.fail_at_work)
         self._verdicts = Verdicts(
             scheduler=self._scheduler,
             lock=self._lock,
@@ -278,7 +280,7 @@ class WorkerProcess:
         try:
             await self._introduce_itself()
         except BaseException:
-            await asyncio.to_thread(self._committer.stop, _ANSWER_S)
+            await in_thread(self._committer.stop, _ANSWER_S)
             await self._processes.close()
             await self._sandbox.close()
             raise
@@ -297,13 +299,11 @@ class WorkerProcess:
 
     async def _introduce_itself(self) -> None:
         """What others must know before the first job is taken, and the lease."""
-        await asyncio.to_thread(
-            introduce, self._settings, own_schemas(self._handlers), timeout_s=_FIRST_ANSWER_S
-        )
-        if not await asyncio.to_thread(self._reporter.first, _FIRST_ANSWER_S):
+        await in_thread(introduce, self._settings, own_schemas(self._handlers), timeout_s=_FIRST_ANSWER_S)
+        if not await in_thread(self._reporter.first, _FIRST_ANSWER_S):
             did = f"acknowledged the worker's first report ({self._topics.reports})"
             raise KafkaUnreachable(self._settings.bootstrap_servers(), _FIRST_ANSWER_S, did)
-        self._lease.seconds = await asyncio.to_thread(self._lease_from_broker)
+        await in_thread(self._ask_for_group_times)
 
     async def drain(self, timeout_s: float) -> None:
         """Stop taking, let running jobs end until the deadline, cancel the rest, commit, leave the group in order."""
@@ -320,7 +320,7 @@ class WorkerProcess:
         running = len(self._executor.active)
         await self._executor.release(parts, timeout_s)
         released = self._committer.release(parts)
-        await asyncio.to_thread(released.wait, 10.0)
+        await in_thread(released.wait, 10.0)
         self._drained = True
         log.info(
             "worker drained",
@@ -339,15 +339,15 @@ class WorkerProcess:
         self._arrivals.stop()
         if self._lease_timer is not None:
             self._lease_timer.cancel()
-        if not await asyncio.to_thread(self.poller.stop, 10.0):
+        if not await in_thread(self.poller.stop, 10.0):
             log.error("poll thread did not end", worker=self.config.name)
-        if not await asyncio.to_thread(self._committer.stop, 10.0):
+        if not await in_thread(self._committer.stop, 10.0):
             log.error("commit thread did not end", worker=self.config.name)
         await self._executor.stop()
         await self._processes.close()
         await self._sandbox.close()
-        await asyncio.to_thread(self._reporter.stop)
-        await asyncio.to_thread(self._schemas.close)
+        await in_thread(self._reporter.stop)
+        await in_thread(self._schemas.close)
         self.left_behind = self._executor.left_behind
         if self.left_behind:
             log.error("handlers did not end", worker=self.config.name, handlers=self.left_behind)
@@ -383,7 +383,7 @@ class WorkerProcess:
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(guarded(callback, self._fail), *arguments)
 
-    def _fail_at_work(self, error: BaseException) -> None:
+    def fail_at_work(self, error: BaseException) -> None:
         """Where handlers are called: one of the jobs may be the cause, so for our successor this is a death."""
         self.poller.leaves_unclean = True
         self._fail(error)
@@ -427,8 +427,7 @@ class WorkerProcess:
 
     def _noticed_ms(self) -> int:
         """A worker that dies is missed after a session. One that gave up before it died was silent for a lease before that."""
-        session_s = self._lease.seconds + 1
-        return int((session_s + self._lease.seconds) * 1000)
+        return int((self._session_s + self._lease.seconds) * 1000)
 
     def _signs_of_life(self, losses: Mapping[str, int]) -> Signs:
         return signs_of_life(self._settings, self._codec, losses, int(self._lease.seconds * 1000))
@@ -508,10 +507,12 @@ class WorkerProcess:
     def _learn_schema(self, key: bytes) -> bool:
         return self._schemas.learn(key, 10.0)
 
-    def _lease_from_broker(self) -> float:
-        """From the session that the group's coordinator grants."""
-        session_ms = group_session_timeout_ms(self._settings, AdminClient(admin_config(self._settings)))
-        return self._lease.seconds if session_ms is None else _lease_s(session_ms / 1000)
+    def _ask_for_group_times(self) -> None:
+        """The session that the group's coordinator grants, and with it the lease."""
+        times = group_times(self._settings, AdminClient(admin_config(self._settings)))
+        if times is not None:
+            self._session_s = times.session_ms / 1000
+            self._lease.seconds = lease_s(self._session_s, times.heartbeat_ms / 1000)
 
     def _report(self, asked: str) -> bytes:
         return self._self_report.encoded(self._state(asked))
@@ -525,11 +526,6 @@ class WorkerProcess:
             failed=self.failure.done(),
             left_in_order=self._drained and not (self.poller.leaves_unclean or self._executor.left_behind),
         )
-
-
-def _lease_s(session_s: float) -> float:
-    """A second less than the session, in which everything can be cancelled."""
-    return max(session_s - 1, 1.0)
 
 
 class _LateMembership:

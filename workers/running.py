@@ -12,21 +12,22 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from datetime import timedelta
 from typing import Final
 
 import structlog
 
 from schemas.errors import PipelineError
-from workers.console import INTERRUPTED, OK, ending_signals, exit_code
+from workers.console import FAILED, INTERRUPTED, OK, ending_signals, exit_code
+from workers.contained import contained_task
 from workers.manager import WorkerManager
 from workers.watchdog import watchdog
 
 log = structlog.get_logger("rustfs_workers.running")
 
 _LOOK_S: Final = 1.0
-#: After the drain, for everything else that a command has to end.
+#: After the drain, for what Python and asyncio wait for.
 _LAST_S: Final = 5.0
 
 
@@ -34,13 +35,18 @@ async def run_until_signal(
     manager: WorkerManager,
     ready: Callable[[], None] = lambda: None,
     check: Callable[[], None] = lambda: None,
+    *,
+    last_s: float = _LAST_S,
 ) -> int:
     """Start, wait, drain. 0 after SIGTERM, 130 after Ctrl-C.
+
+    Whoever has started a worker with this ends its process soon: in ``last_s`` after that at the latest, whatever handlers have left behind.
 
     Args:
         manager: what runs.
         ready: called when it has started.
         check: called now and then; it raises if there is no sense in going on, and then nothing is waited for.
+        last_s: what the command needs in the end for other things.
 
     Raises:
         PipelineError, KafkaException: why the worker could not start, or not go on.
@@ -61,12 +67,15 @@ async def run_until_signal(
     signals = ending_signals()
     for number in signals:
         loop.add_signal_handler(number, on_signal, number)
+    loop.set_task_factory(contained_task)
     # What is loaded by now stays: looking for garbage in it stopped everything for 50 ms, twice a second under load.
     gc.collect()
     gc.freeze()
     watch = contextlib.ExitStack()
+    started = False
     try:
         await manager.start()
+        started = True
         watch.enter_context(watchdog())
         ready()
         stopping = asyncio.create_task(stop.wait(), name="signal")
@@ -81,6 +90,10 @@ async def run_until_signal(
                 raise
         if not stopping.done():
             failing.result()
+    except asyncio.CancelledError:
+        # Nobody cancels this but asyncio, when something has ended its loop: a callback that a job has left there.
+        manager.process.fail_at_work(PipelineError("a job has ended the event loop: sys.exit in a callback"))
+        raise
     finally:
         for task in waiting:
             task.cancel()
@@ -91,16 +104,29 @@ async def run_until_signal(
         for number in signals:
             loop.remove_signal_handler(number)
         code = INTERRUPTED if received and received[0] is signal.SIGINT else OK
-        if manager.left_behind:
-            _end_soon(code, sys.exception())
+        if started:
+            _end_soon(code, sys.exception(), last_s)
     return code
 
 
-def _end_soon(code: int, error: BaseException | None) -> None:
-    """Python waits for its threads, and asyncio for its tasks: handlers that do not end must not keep a stopped worker."""
-    if error is not None:
-        log.error("worker failed", error=str(error))  # whoever would say it may wait for ever
-        code = exit_code(error)
-    last = threading.Timer(_LAST_S, os._exit, (code,))
+def run(main: Callable[[], Coroutine[None, None, int]]) -> int:
+    """An event loop for a command, whatever jobs do to it. The exit code."""
+    try:
+        return asyncio.run(main())
+    except SystemExit as error:
+        log.exception("a job has ended the worker: sys.exit in a callback of the event loop", code=error.code)
+        return FAILED
+
+
+def _end_soon(code: int, error: BaseException | None, last_s: float) -> None:
+    """Python waits for its threads, and asyncio for its tasks and its own: what handlers have left there may go on for hours."""
+
+    def end() -> None:
+        if error is not None:
+            log.error("worker failed", error=str(error))  # whoever would say it waits
+        log.error("ended by force: something that handlers have left behind goes on", seconds=last_s)
+        os._exit(code if error is None else exit_code(error))
+
+    last = threading.Timer(last_s, end)
     last.daemon = True
     last.start()

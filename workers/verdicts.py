@@ -23,6 +23,7 @@ from typing import Any, Final
 import structlog
 
 from schemas.offsetmap import MAX_OWNERS
+from workers.blocking import in_thread
 from workers.message import Message
 from workers.offsets import PartitionState
 from workers.scheduler import Scheduler
@@ -120,7 +121,7 @@ class Verdicts:
     async def _look(self) -> None:
         while self._open:
             losses = self._losses()
-            signs = await asyncio.to_thread(self._signs, losses)
+            signs = await in_thread(self._signs, losses)
             # Those that still wait for their turn, or behind their key, are judged when they have it: in their order.
             for message in [one for one in self._scheduler.condemned if one in self._open]:
                 # Who has come in the meantime: nobody has looked for its worker yet.

@@ -54,8 +54,8 @@ _PROBES_PER_S: Final = 20.0
 _MIB: Final = 1024 * 1024
 #: So much that a producer's queue is full within a second or two of Kafka's standing still.
 _CONTENT: Final = bytes(2048)
-#: Shorter than a session: nobody is given up because of it.
-_STANDS_STILL_S: Final = 4.5
+#: Shorter than a worker's lease: nobody is given up because of it, nor gives up.
+_STANDS_STILL_S: Final = 4.0
 #: The producer reads tens of thousands a second.
 _QUIET_S: Final = 0.3
 #: After it the producers' queues hold tens of megabytes, which urgent jobs stand behind.

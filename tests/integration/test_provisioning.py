@@ -29,7 +29,7 @@ from streams.clients import (
 )
 from streams.committed import committed_offsets
 from streams.group_setup import group_state, marker_key
-from streams.provision import check, group_session_timeout_ms, provision
+from streams.provision import GroupTimes, check, group_times, provision
 from streams.settings import Settings, load_settings
 from streams.topic_rules import Level
 from tests.support.deployments import read_all, settings_for
@@ -198,11 +198,9 @@ def test_more_copies_than_brokers_is_refused_by_the_settings_name(
         provision(settings)
 
 
-def test_the_brokers_session_time_is_known(settings: Settings, admin: AdminClient) -> None:
+def test_the_groups_session_and_heartbeats_are_known(settings: Settings, admin: AdminClient) -> None:
     provision(settings)
-    session_ms = group_session_timeout_ms(settings, admin)
-    assert session_ms is not None
-    assert session_ms >= 1000
+    assert group_times(settings, admin) == GroupTimes(session_ms=6_000, heartbeat_ms=500)
 
 
 async def test_a_map_stands_in_kafka_with_the_zero_behind_it(settings: Settings) -> None:

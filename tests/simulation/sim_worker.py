@@ -95,7 +95,8 @@ class SimWorker(WorkerProcess):
         self._clock: Any = _Clock(self.now_ms)
         self._topics = world.topics
         self._transactional_id = self._producer_id = f"{self._topics.prefix}worker.{name}"
-        self._lease = Lease(world.session_ms / 1000 - 1, lambda: world.now_ms / 1000)
+        self._session_s = world.session_ms / 1000
+        self._lease = Lease(self._session_s - 1, lambda: world.now_ms / 1000)
         self._cut_off = False
         self._reporter: Any = _Reporter()
         self._lease_timer = None

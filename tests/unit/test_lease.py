@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from workers.lease import Lease
+from workers.lease import Lease, lease_s
 
 pytestmark = pytest.mark.worker_coordination
 
@@ -25,6 +25,16 @@ def clock() -> Clock:
 @pytest.fixture
 def lease(clock: Clock) -> Lease:
     return Lease(5.0, clock)
+
+
+@pytest.mark.parametrize(
+    ("session_s", "heartbeat_s", "found"),
+    [(45.0, 5.0, 39.0), (6.0, 0.5, 4.5), (45.0, None, 29.0), (2.0, 1.5, 1.0)],
+)
+def test_it_ends_before_the_session_though_the_last_heartbeat_was_an_interval_ago(
+    session_s: float, heartbeat_s: float | None, found: float
+) -> None:
+    assert lease_s(session_s, heartbeat_s) == found
 
 
 def test_it_holds_as_long_as_kafka_answers(lease: Lease, clock: Clock) -> None:

@@ -217,6 +217,26 @@ def test_the_rest_is_looked_for_again_if_its_own_transaction_is_torn() -> None:
     assert bench.counted == 1
 
 
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_a_word_on_the_way_is_not_said_late_where_others_may_have_said_the_last_one(*, goes_on: bool) -> None:
+    """The retry stands, and the partition is lost while that is looked at: its heir may have run it by now."""
+    bench = Bench()
+    tear(bench, offsets=True, statuses=False, records=True)
+    look = bench.committer._standing._read_visible
+
+    def lost_meanwhile(records: Collection[Written], since_ms: int) -> set[Written]:
+        bench.part.owned = False
+        return look(records, since_ms)
+
+    bench.committer._standing._read_visible = lost_meanwhile
+    if goes_on:
+        bench.emit(retry_of(message(bench.part, 0)))
+    else:
+        bench.success(0)
+    bench.tick()
+    assert [change.state for change in bench.kafka.statuses] == ([] if goes_on else [JobStatus.SUCCEEDED])
+
+
 def test_what_hides_the_records_is_waited_for() -> None:
     bench = Bench()
     bench.kafka.hidden = [ReadIncomplete(5), KafkaUnreachable("nowhere", 5)]

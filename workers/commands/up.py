@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -11,6 +11,9 @@ from workers.console import errors_in_one_line, read_settings, say
 
 if TYPE_CHECKING:
     from streams.settings import Settings
+
+#: After the worker, its Kafka is stopped.
+_LAST_S: Final = 30.0
 
 
 def up(
@@ -42,7 +45,6 @@ def up(
       KAFKA_BOOTSTRAP_SERVERS=kafka-1:9092 rustfs-workers up --import my_package.jobs
     """
     with errors_in_one_line():
-        import asyncio
         from contextlib import ExitStack
 
         from streams.clients import check_reachable
@@ -57,7 +59,7 @@ def up(
         from workers.config import WorkerConfig
         from workers.imports import import_modules
         from workers.manager import WorkerManager
-        from workers.running import run_until_signal
+        from workers.running import run, run_until_signal
 
         settings = read_settings(worker_id=worker_id)
         # Before Kafka is started: a node's URL, say, may be wrong.
@@ -92,10 +94,13 @@ def up(
                 manager = WorkerManager(WorkerConfig.from_settings(settings), settings)
                 manager.register(*handlers)
                 return await run_until_signal(
-                    manager, lambda: say("worker ready; Ctrl-C drains and ends"), check
+                    manager,
+                    lambda: say("worker ready; Ctrl-C drains and ends"),
+                    check,
+                    last_s=_LAST_S,
                 )
 
-            code = asyncio.run(main())
+            code = run(main)
         raise SystemExit(code)
 
 

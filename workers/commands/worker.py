@@ -66,13 +66,11 @@ def worker(
                 )
             )
 
-        import asyncio
-
         from workers.builtin import builtin_workers
         from workers.config import WorkerConfig
         from workers.imports import import_modules
         from workers.manager import WorkerManager
-        from workers.running import run_until_signal
+        from workers.running import run, run_until_signal
 
         config = WorkerConfig.from_settings(settings, process=process_index or 0)
 
@@ -81,7 +79,7 @@ def worker(
             manager.register(*builtin_workers(settings), *import_modules(imports or [], to_run=True))
             return await run_until_signal(manager)
 
-        raise SystemExit(asyncio.run(main()))
+        raise SystemExit(run(main))
 
 
 def _child_command(
