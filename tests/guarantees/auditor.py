@@ -426,7 +426,7 @@ def _look_at_starts(evidence: Evidence, verdict: Verdict) -> None:
 
 
 def _look_at_keys(evidence: Evidence, verdict: Verdict) -> None:
-    """No two runs of one key at the same time; the key is the one that the producer has written."""
+    """No two runs of one key at the same time; the key is the one that the producer has written, or the job's id."""
     ends = Lives(evidence.lives)
     keys = {record.job_id: record.key for record in evidence.topics.jobs}
     by_key: dict[str, list[Run]] = defaultdict(list)
@@ -434,8 +434,7 @@ def _look_at_keys(evidence: Evidence, verdict: Verdict) -> None:
         key = keys.get(run.job_id, run.key)
         if key != run.key:
             verdict.illegal.add(f"{run.job_id} was told the key {run.key}, and has {key}")
-        if key is not None:
-            by_key[key].append(run)
+        by_key[run.job_id if key is None else key].append(run)
     for key, runs in by_key.items():
         for first, second in _pairs_that_overlap(runs, ends):
             frozen = _covering(evidence.troubles, first, second)
