@@ -69,6 +69,8 @@ def check_for(schema: Any, named: dict[str, Check | None]) -> Check | None:
 
 def _lenient(schema: Any, named: dict[str, Check | None]) -> Check | None:  # noqa: PLR0911 - one for each type
     match schema:
+        case list():
+            return _one_of(schema, named)
         case str():
             return _LENIENT.get(schema) or named.get(schema)
         case {"logicalType": str(name)} if name in _LOGICAL:
@@ -83,10 +85,20 @@ def _lenient(schema: Any, named: dict[str, Check | None]) -> Check | None:  # no
             checks = [(field["name"], _lenient(field["type"], named)) for field in fields]
             named[name] = _record([(field, check) for field, check in checks if check is not None])
             return named[name]
-        case {"type": dict() | str() as inner} if inner not in ("enum", "fixed"):
+        case {"type": "enum", "name": name}:
+            named[name] = _STRICT["string"]  # the library has made it one; fastavro knows the symbols
+            return named[name]
+        case {"type": dict() | list() | str() as inner} if inner != "fixed":
             return _lenient(inner, named)
         case _:
             return None
+
+
+def _one_of(branches: list[Any], named: dict[str, Check | None]) -> Check | None:
+    if all(isinstance(branch, str) and branch not in named for branch in branches):
+        return None  # between plain types fastavro chooses by what the value is
+    checks = [check_for(branch, named) for branch in branches]
+    return lambda value: any(check is None or check(value) for check in checks)
 
 
 def _each(container: Any, item: Check | None, *, values: bool) -> Check:

@@ -22,6 +22,7 @@ from schemas.backoff import Backoff
 from schemas.errors import BadRecord, InvalidJob, JobTypeError
 from schemas.fieldcheck import Check, check_for
 from schemas.job import Job, declared_job_types
+from schemas.unions import clash_in, sequences_in
 from schemas.wire import Record, Schema, WireSchema, load_avsc
 
 NAMESPACE: Final = "rustfs.jobs"
@@ -65,6 +66,7 @@ class JobType:
                 f"{cls.__qualname__}: its fields are {', '.join(self.own_names) or 'none'}, "
                 f"but {cls.schema_file}.avsc has {', '.join(field['name'] for field in own) or 'none'}"
             )
+        _check_unions(cls, own)
         # Enums, nested records, durations and tuples need the library's converters; the rest is itself.
         self.plain = not (
             any(_needs_conversion(field["type"]) for field in own)
@@ -253,6 +255,20 @@ def _check_identity(cls: type[Job], name: str, own_names: tuple[str, ...]) -> No
         if other != name and record_name(other) == record_name(name):
             raise JobTypeError(
                 f"job types {name!r} and {other!r} would both be Avro record {record_name(name)}; rename one"
+            )
+
+
+def _check_unions(cls: type[Job], own: list[Schema]) -> None:
+    # Else a value would be changed without a word, or be a dead letter once a worker reads it.
+    hints = typing.get_type_hints(cls)
+    named: dict[str, Any] = {}
+    for field in own:
+        name = field["name"]
+        clash = sequences_in(name, hints[name]) or clash_in(name, field["type"], named)
+        if clash is not None:
+            raise JobTypeError(
+                f"{cls.__qualname__}.{clash.path}: {clash.one} and {clash.other} in one union cannot be told apart "
+                "when they are read; give it one type, or make it two optional fields"
             )
 
 

@@ -99,6 +99,27 @@ class Dated(Job):
     tag: uuid.UUID
 
 
+@dataclass
+class Either(Job):
+    job_type = "jt_either"
+    scalar: bool | int | str = 0
+    point: Point | list[Point] | str | None = None
+    items: list[int | str] = field(default_factory=list)
+    named: dict[str, float | bool | None] = field(default_factory=dict)
+    shade: Shade | int | None = None
+    raw: bytes | int = 0
+
+
+@dataclass
+class EitherPlain(Job):
+    job_type = "jt_either_plain"
+    scalar: int | bool | str = 0
+    at: datetime | str | None = None
+    tag: uuid.UUID | int | None = None
+    day: date | bool | None = None
+    numbers: list[int] | str | None = None
+
+
 @dataclass(slots=True)
 class Slotted(Job):
     job_type = "jt_slotted"
@@ -162,6 +183,12 @@ SAMPLES: list[Job] = [
     Timed(timedelta(seconds=1.5), AT),
     Timed(timedelta(-1, 1), AT, timedelta(microseconds=1), AT, [timedelta(days=400)], timedelta(0), AT),
     Dated(date(2025, 10, 9), time(8, 7, 6), uuid.UUID("01970c4e-8c00-7abc-8def-0123456789ab")),
+    Either(True, Point(1), [1, "1"], {"k": 2.0, "l": True, "m": None}, Shade.DARK, b"1"),
+    Either(1, [Point(1)], ["dark"], {}, 1, 1),
+    Either("1", "point"),
+    EitherPlain(False, AT, uuid.UUID(int=7), date(2025, 10, 9), [1]),
+    EitherPlain(0, "2025-10-09", 7, True, "1"),
+    EitherPlain("0"),
     Slotted("a", [1, 2], Shade.DARK),
     Frozen(path="a", shade=Shade.DARK, pair=(1, 2)),
     Frozen(path="a", shade=Shade.DARK),
@@ -395,6 +422,13 @@ def test_a_class_is_compiled_once_whoever_asks_first(monkeypatch: pytest.MonkeyP
         (Timed("x", AT), "wait"),  # type: ignore[arg-type]
         (Timed(timedelta(1), 5), "at"),  # type: ignore[arg-type]
         (Timed(timedelta(1), "2025-01-01"), "at"),  # type: ignore[arg-type]
+        (Timed(timedelta(1), AT, until=5), "until"),  # type: ignore[arg-type]
+        (EitherPlain(tag="no uuid"), "tag"),  # type: ignore[arg-type]
+        (EitherPlain(day=AT), "day"),
+        (EitherPlain(day="2025-10-09"), "day"),  # type: ignore[arg-type]
+        (EitherPlain(numbers=b"ab"), "numbers"),  # type: ignore[arg-type]
+        (Either(shade="green"), "shade"),  # type: ignore[arg-type]
+        (Either(shade=1.5), "shade"),  # type: ignore[arg-type]
         (Dated(AT, time(1), uuid.UUID(int=7)), "day"),
         (Dated(date(2025, 1, 1), 5, uuid.UUID(int=7)), "hour"),  # type: ignore[arg-type]
         (Dated(date(2025, 1, 1), time(1), "no uuid"), "tag"),  # type: ignore[arg-type]

@@ -3,11 +3,12 @@ from __future__ import annotations
 import dataclasses
 import enum
 from dataclasses import InitVar, dataclass, field
-from datetime import timedelta
-from typing import Any
+from datetime import date, datetime, time, timedelta
+from typing import Any, Literal
+from uuid import UUID
 
 import pytest
-from dataclasses_avroschema import AvroModel
+from dataclasses_avroschema import AvroModel, types
 
 import schemas.job as job_module
 from schemas.backoff import Backoff
@@ -306,6 +307,85 @@ class JobPriority(enum.Enum):
 def test_a_field_that_avro_cannot_hold_is_refused(kind: Any, reason: str) -> None:
     cls = dataclasses.make_dataclass("Odd", [("it", kind)], bases=(Job,), namespace={"job_type": "decl_odd"})
     with pytest.raises(JobTypeError, match=f"^Odd: .*{reason}"):
+        job_type(cls)
+
+
+class Colour(enum.Enum):
+    RED = "red"
+
+
+@dataclass
+class Left(AvroModel):
+    x: int = 0
+
+
+@dataclass
+class Right(AvroModel):
+    x: int = 0
+
+
+@dataclass
+class Around(AvroModel):
+    inner: int | float = 0
+
+
+@dataclass
+class Above(AvroModel):
+    around: list[Around]
+
+
+PRICE: Any = types.condecimal(max_digits=10, decimal_places=2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "path", "said"),
+    [
+        (Left | Right, "it", "Left and Right"),
+        (Left | dict[str, str], "it", r"Left and dict\[str, str\]"),
+        (datetime | int, "it", "datetime and int"),
+        (datetime | float, "it", "datetime and float"),
+        (date | datetime, "it", "date and datetime"),
+        (time | int, "it", "time and int"),
+        (timedelta | float, "it", "timedelta and float"),
+        (Colour | str, "it", "Colour and str"),
+        (Colour | Literal["blue"], "it", "Colour and str"),
+        (float | int, "it", "float and int"),
+        (int | types.Int32, "it", "int and Int32"),
+        (UUID | str, "it", "UUID and str"),
+        (date | str, "it", "date and str"),
+        (bytes | str, "it", "bytes and str"),
+        (bytes | PRICE, "it", "bytes and Decimal"),
+        (bytes | list[int], "it", r"bytes and list\[int\]"),
+        (list[int] | list[str], "it", r"list\[int\] and list\[str\]"),
+        (list[int] | tuple[int, ...], "it", r"list\[int\] and tuple\[int, \.\.\.\]"),
+        (tuple[str, ...] | dict[str, str], "it", r"list\[str\] and dict\[str, str\]"),
+        (dict[str, int] | dict[str, str], "it", r"dict\[str, int\] and dict\[str, str\]"),
+        (int | str | float, "it", "int and float"),
+        (int | float | None, "it", "int and float"),
+        (list[int | float], "it", "int and float"),
+        (dict[str, list[int | float]], "it", "int and float"),
+        (list[list[int] | tuple[int, ...]], "it", r"list\[int\] and tuple"),
+        (Above | None, r"it\.around\.inner", "int and float"),
+    ],
+    ids=str,
+)
+def test_a_union_of_what_avro_cannot_tell_apart_is_refused_by_name(kind: Any, path: str, said: str) -> None:
+    """Its values would come back as others, or be dead letters."""
+    cls = dataclasses.make_dataclass("Odd", [("it", kind)], bases=(Job,), namespace={"job_type": "decl_odd"})
+    with pytest.raises(
+        JobTypeError, match=rf"^Odd\.{path}: {said}.* cannot be told apart.* two optional fields"
+    ):
+        job_type(cls)
+
+
+def test_a_union_with_a_type_that_an_earlier_field_defines_is_refused_as_well() -> None:
+    cls = dataclasses.make_dataclass(
+        "Odd",
+        [("first", Left), ("it", dict[str, str] | Left)],
+        bases=(Job,),
+        namespace={"job_type": "decl_odd"},
+    )
+    with pytest.raises(JobTypeError, match=r"^Odd\.it: dict\[str, str\] and Left"):
         job_type(cls)
 
 
