@@ -86,10 +86,9 @@ def no_such_field(cls: type[Job], name: str) -> InvalidJob:
 def _value(kind: Any, text: str) -> Any:  # noqa: PLR0911 - one line per kind
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
-        others = [argument for argument in arguments if argument is not type(None)]
-        if text == "" and len(others) < len(arguments):
-            return None
-        return _value(others[0], text)
+        return _first_that_takes(arguments, text)
+    if origin is typing.Literal:
+        return _listed(arguments, text)
     if origin in (list, tuple):
         item = arguments[0] if arguments else str
         return [_value(item, part.strip()) for part in text.split(",") if part.strip()]
@@ -108,7 +107,57 @@ def _value(kind: Any, text: str) -> Any:  # noqa: PLR0911 - one line per kind
     for parsed, (parse, what) in _PARSERS.items():
         if kind is parsed:
             return _parsed(parse, text, what)
+    if kind is dict or origin is dict or dataclasses.is_dataclass(kind):
+        return _parsed(_object, text, 'JSON such as {"name": "value"}')
     return _parsed(json.loads, text, "JSON")
+
+
+def _first_that_takes(kinds: tuple[Any, ...], text: str) -> Any:
+    others = [kind for kind in kinds if kind is not type(None)]
+    if text == "" and len(others) < len(kinds):
+        return None
+    refusals: list[str] = []
+    for kind in sorted(others, key=_rank):
+        try:
+            return _value(kind, text)
+        except (ValueError, InvalidJob) as error:
+            refusals.append(str(error))
+    raise ValueError(", or ".join(refusals))
+
+
+def _rank(kind: Any) -> int:
+    """Where in a union a type is tried: "1" is a number before it is a truth, and what nothing else takes is a text."""
+    first, last = (int, float, bool), (str, bytes)
+    return first.index(kind) if kind in first else len(first) + (kind in last)
+
+
+def _listed(values: tuple[Any, ...], text: str) -> Any:
+    written = {_as_typed(value): value for value in values}
+    if text not in written:
+        raise ValueError(f"it takes one of {', '.join(written)}")
+    return written[text]
+
+
+def _as_typed(value: Any) -> str:
+    """A value of a Literal as people type it."""
+    match value:
+        case None:
+            return ""
+        case bool():
+            return str(value).lower()
+        case bytes():
+            return value.decode(errors="replace")
+        case enum.Enum():
+            return str(value.value)
+        case _:
+            return str(value)
+
+
+def _object(text: str) -> dict[str, Any]:
+    value = json.loads(text)
+    if not isinstance(value, dict):
+        raise ValueError("no object")  # noqa: TRY004 - the text is wrong, not its type
+    return value
 
 
 def _parsed(parse: Callable[[str], Any], text: str, what: str) -> Any:

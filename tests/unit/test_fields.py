@@ -6,7 +6,7 @@ import enum
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
 import pytest
@@ -49,6 +49,74 @@ class Everything(Job):
     def __post_init__(self) -> None:
         if self.count < 0:
             raise ValueError("count must not be negative")
+
+
+@dataclass
+class Choices(Job):
+    """Fields that take one of several types, or of several values."""
+
+    job_type = "test_choices_typed"
+    number: int | str = 0
+    share: str | float | None = None
+    flag: str | bool | int = False
+    at: str | datetime | None = None
+    shade: Colour | int | None = None
+    sizes: list[int] | str | None = None
+    labels: dict[str, str] | str | None = None
+    strict: bool | int = 0
+    speed: Literal["fast", "slow"] = "fast"
+    level: Literal[1, 2] | None = None
+    sure: Literal[True] | None = None
+    speeds: list[Literal["fast", "slow"]] = field(default_factory=list)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("number=12", 12),
+        ("number=abc", "abc"),
+        ("number=", ""),
+        ("share=0.5", 0.5),
+        ("share=half", "half"),
+        ("share=", None),
+        ("flag=1", 1),
+        ("flag=yes", True),
+        ("flag=perhaps", "perhaps"),
+        ("at=2026-01-31T12:00:00+00:00", datetime(2026, 1, 31, 12, tzinfo=UTC)),
+        ("at=noon", "noon"),
+        ("shade=blue", Colour.BLUE),
+        ("shade=7", 7),
+        ("sizes=1,2", [1, 2]),
+        ("sizes=all", "all"),
+        ('labels={"a": "b"}', {"a": "b"}),
+        ("labels=5", "5"),
+        ("strict=false", False),
+        ("speed=slow", "slow"),
+        ("level=2", 2),
+        ("level=", None),
+        ("sure=true", True),
+        ("speeds=slow,fast", ["slow", "fast"]),
+    ],
+)
+def test_a_field_of_several_types_takes_the_first_that_fits_and_a_text_last(text: str, value: Any) -> None:
+    parsed = parse_fields(Choices, [text])[text.partition("=")[0]]
+    assert (type(parsed), parsed) == (type(value), value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("strict=maybe", "is 'maybe': it takes a whole number, or it takes true or false"),
+        ("shade=green", "it takes a whole number, or it takes one of red, blue"),
+        ("speed=medium", "test_choices_typed.speed is 'medium': it takes one of fast, slow"),
+        ("level=3", "it takes one of 1, 2"),
+        ("speeds=fast,medium", "it takes one of fast, slow"),
+    ],
+)
+def test_what_none_of_several_types_or_values_takes_is_refused_with_all_of_them(text: str, said: str) -> None:
+    with pytest.raises(InvalidJob) as refusal:
+        parse_fields(Choices, [text])
+    assert said in str(refusal.value)
 
 
 def test_a_field_is_given_once() -> None:
@@ -100,6 +168,7 @@ def test_values_are_parsed_by_the_type_of_their_field(text: str, value: Any) -> 
         ("wait=long", "test_everything_typed.wait is 'long': 'long' is not a duration; write 500ms"),
         ("when=noon", "it takes a time such as 2026-01-31"),
         ("labels=a", "it takes JSON"),
+        ("labels=5", 'it takes JSON such as {"name": "value"}'),
         ("day=tomorrow", "it takes a day such as 2026-01-31"),
         ("tag=a", "it takes a UUID"),
         ("price=much", "it takes a decimal number"),
