@@ -25,7 +25,8 @@ class Success(JobResult):
     """The work is done.
 
     Attributes:
-        output: kept with the job's final status as JSON, at most 16 KiB.
+        output: kept with the job's final status as JSON, at most 16 KiB. JSON has neither NaN nor infinity: the
+            run fails with ``BadResult``.
     """
 
     output: Mapping[str, Any] | None = None

@@ -414,7 +414,8 @@ def _json(output: Any) -> str | None:
         return None
     if isinstance(output, Mapping):
         output = dict(output)  # json writes a mapping of any other kind as one text
-    text = json.dumps(output, separators=(",", ":"), ensure_ascii=False, default=str)
+    # Python would write NaN and infinity as words that no other reader of JSON takes.
+    text = json.dumps(output, separators=(",", ":"), ensure_ascii=False, default=str, allow_nan=False)
     if len(text.encode("utf-8", "replace")) > MAX_OUTPUT_BYTES:
         # Each of its characters may need a backslash, and the name around it some more.
         return json.dumps({"truncated": clip(text, MAX_OUTPUT_BYTES // 2 - 16)}, ensure_ascii=False)

@@ -84,6 +84,8 @@ def answer(how: str, context: WorkerContext) -> Any:  # noqa: PLR0911 - one for 
             return 42
         case "bad output":
             return Success({("a", "tuple"): 1})  # type: ignore[dict-item]
+        case "no number":
+            return Success({"shares": [0.5, float("nan")]})
         case "unprintable":
             return Success({"what": Unprintable()})
         case "large output":

@@ -99,6 +99,7 @@ async def test_a_result_that_cannot_be_written_is_a_failure_that_says_so() -> No
         for how, words in (
             ("not a result", "returned int"),
             ("bad output", "keys must be str"),
+            ("no number", "JSON compliant"),
             ("unprintable", "no words for it"),
             ("exception as reason", "must be str"),
         ):

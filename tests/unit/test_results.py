@@ -24,6 +24,11 @@ LOOP["itself"] = LOOP
         Success({("a", "tuple"): 1}),  # type: ignore[dict-item]
         {("a", "tuple"): 1},
         Success(LOOP),
+        {"share": float("nan")},
+        Success({"shares": [0.5, float("inf")]}),
+        Success({"deep": {"low": (float("-inf"),)}}),
+        Success({float("nan"): 1}),  # type: ignore[dict-item]
+        Success({"long": "x" * 100_000, "share": float("nan")}),
         Failed(NOT_TEXT),
         Failed("reason", error_type=NOT_TEXT),
         Skipped(NOT_TEXT),
@@ -32,7 +37,7 @@ LOOP["itself"] = LOOP
         object,
         7,
     ],
-    ids=repr,
+    ids=lambda value: repr(value)[:60],
 )
 def test_a_result_that_cannot_be_written_fails_its_own_job_for_good(value: object) -> None:
     """Raised later, while the outcome is made, it would end the worker."""
