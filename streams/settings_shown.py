@@ -11,8 +11,11 @@ from typing import Any, Final
 from pydantic import BaseModel, SecretStr
 
 _MASK: Final = "******"
-#: Any but those that are known to be none: nobody can name all that a URL may hide (``sig``, ``credential``, ``passwd``).
-_PARAMETER: Final = re.compile(r"(?<=[?&])(?!(?:endpoint|region|durable)=)([^=&]*)=[^&]*")
+#: Parameters that are known to be no secret. Nobody can name all that are one (``sig``, ``credential``, ``passwd``).
+_HARMLESS: Final = frozenset({"endpoint", "region", "durable"})
+#: In a path only ";" begins a parameter; behind "?" or "#" all of them do, so that none hides in another's value.
+_IN_PATH: Final = re.compile(r"(;)([^;]*)")
+_BEHIND_PATH: Final = re.compile(r"([?&#;])([^?&#;]*)")
 #: User and password in a URL, or in each one of several. "/" in a password that was not written as %2F is of it.
 USER_INFO: Final = re.compile(r"(?<=://)(?:[^/?#:]*:(?:(?!://).)*|[^/?#]*)@")
 
@@ -40,4 +43,15 @@ def shown(value: Any) -> str:  # noqa: PLR0911 - one line per kind of value
 
 def _without_secrets(url: str) -> str:
     """A URL with what may be a secret masked: the user's part, and all parameters that are not known to be none."""
-    return _PARAMETER.sub(rf"\1={_MASK}", USER_INFO.sub(f"{_MASK}@", url))
+    url = USER_INFO.sub(f"{_MASK}@", url)
+    path = re.split("[?#]", url, maxsplit=1)[0]
+    return _IN_PATH.sub(_masked, path) + _BEHIND_PATH.sub(_masked, url[len(path) :])
+
+
+def _masked(parameter: re.Match[str]) -> str:
+    mark, text = parameter.groups()
+    name, _, value = text.partition("=")
+    if not text or (mark in "?&" and value and name in _HARMLESS):
+        return parameter[0]
+    # A token may end in "=" itself: what stands before it is a name only if something follows.
+    return f"{mark}{name}={_MASK}" if value.strip("=") else f"{mark}{_MASK}"

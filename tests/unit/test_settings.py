@@ -309,8 +309,41 @@ def test_a_parameter_that_nobody_knows_may_be_a_secret(name: str, monkeypatch: p
     assert shown["nodes"] == f"n1=s3://bucket?region=eu&{name}=******"
 
 
+@pytest.mark.parametrize(
+    ("url", "seen"),
+    [
+        ("http://h:1/?hunter2", "http://h:1/?******"),
+        ("http://h:1?region=eu&hunter2", "http://h:1?region=eu&******"),
+        ("http://h:1/#hunter2", "http://h:1/#******"),
+        ("http://h:1/#access_token=hunter2&id=hunter2", "http://h:1/#access_token=******&id=******"),
+        ("http://h:1/a;token=hunter2/b", "http://h:1/a;token=******"),
+        ("http://h:1/a;hunter2?region=eu", "http://h:1/a;******?region=eu"),
+        ("http://h:1/a;b=c;token=hunter2?durable=true", "http://h:1/a;b=******;token=******?durable=true"),
+        ("http://h:1/?region=eu;token=hunter2", "http://h:1/?region=eu;token=******"),
+        ("s3://b?endpoint=https://host/?hunter2", "s3://b?endpoint=https://host/?******"),
+        ("s3://b?endpoint=https://host#t=hunter2", "s3://b?endpoint=https://host#t=******"),
+        ("s3://b?region=eu#region=hunter2", "s3://b?region=eu#region=******"),
+        ("http://h:1/?hunter2==", "http://h:1/?******"),
+        ("http://h:1/?=hunter2", "http://h:1/?=******"),
+        ("http://h:1/?a=hunter2?hunter2#hunter2", "http://h:1/?a=******?******#******"),
+    ],
+)
+def test_a_secret_without_a_name_or_outside_the_query_is_masked_as_well(
+    url: str, seen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RUSTFS_WORKERS_NODES__N1", url)
+    shown = {row.name: row.value for row in describe(load_settings())}
+    assert shown["nodes"] == f"n1={seen}"
+
+
 def test_an_url_without_secrets_is_shown_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    for url in ("file:///srv/n1?durable=true", "s3://bucket/a@b?endpoint=https://host:9000", "file://[x"):
+    for url in (
+        "file:///srv/n1?durable=true",
+        "s3://bucket/a@b?endpoint=https://host:9000",
+        "s3://bucket/a&b=c?endpoint=https://host:9000/d&region=eu-central-1",
+        "http://h:1/?",
+        "file://[x",
+    ):
         monkeypatch.setenv("RUSTFS_WORKERS_NODES__N1", url)
         assert f"n1={url}" in {row.value for row in describe(load_settings())}
 
