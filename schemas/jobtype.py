@@ -12,6 +12,7 @@ import inspect
 import re
 import threading
 import typing
+from collections.abc import Iterator
 from datetime import timedelta
 from io import BytesIO
 from typing import Any, Final
@@ -33,6 +34,10 @@ _PRIMITIVE: Final = frozenset(ENVELOPE_NAMES)
 #: Attributes of the class, not of a job: an annotation would make them fields that nobody reads.
 _CLASS_ATTRIBUTES: Final = frozenset(typing.get_type_hints(Job))
 _METHODS: Final = frozenset(name for name in vars(Job) if not name.startswith("_")) - _CLASS_ATTRIBUTES
+#: What the schema library calls on the class that it makes of the fields: a field's default would stand in its place.
+_LIBRARY_METHODS: Final = frozenset(
+    {"parse_obj", "avro_schema_to_python", "generate_schema", "_generate_parser", "_reset_parser"}
+)
 _AVRO_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 _compiled: dict[type[Job], JobType] = {}
@@ -66,6 +71,7 @@ class JobType:
                 f"{cls.__qualname__}: its fields are {', '.join(self.own_names) or 'none'}, "
                 f"but {cls.schema_file}.avsc has {', '.join(field['name'] for field in own) or 'none'}"
             )
+        _check_type_names(cls, own)
         _check_unions(cls, own)
         # Enums, nested records, durations and tuples need the library's converters; the rest is itself.
         self.plain = not (
@@ -209,6 +215,10 @@ def _fields_of(cls: type[Job]) -> tuple[dataclasses.Field[Any], ...]:
         raise JobTypeError(
             f"{cls.__qualname__}: the names {', '.join(taken)} belong to every job; choose other names"
         )
+    if taken := [name for name in names if name in _LIBRARY_METHODS]:
+        raise JobTypeError(
+            f"{cls.__qualname__}: the names {', '.join(taken)} belong to the schema library; choose other names"
+        )
     if unfit := [name for name in names if not _AVRO_NAME.fullmatch(name)]:
         raise JobTypeError(
             f"{cls.__qualname__}: {', '.join(unfit)}: Avro names have ASCII letters, digits and _"
@@ -256,6 +266,35 @@ def _check_identity(cls: type[Job], name: str, own_names: tuple[str, ...]) -> No
             raise JobTypeError(
                 f"job types {name!r} and {other!r} would both be Avro record {record_name(name)}; rename one"
             )
+
+
+def _check_type_names(cls: type[Job], own: list[Schema]) -> None:
+    # In one Avro schema a name is defined once, and the envelope's types and the job's record are there already.
+    taken = {record_name(cls.job_type), *(name for field in ENVELOPE_FIELDS for name in _defined_in(field))}
+    for field in own:
+        for name in _defined_in(field):
+            if name in taken:
+                raise JobTypeError(
+                    f"{cls.__qualname__}.{field['name']}: a job's schema has a type called {name} already; "
+                    "use a class of your own under another name"
+                )
+
+
+def _defined_in(schema: Any) -> Iterator[str]:
+    """The names of the types that a schema defines where it is."""
+    match schema:
+        case list():
+            for branch in schema:
+                yield from _defined_in(branch)
+        case {"namespace": _}:
+            return  # they are called otherwise
+        case {"type": "record", "name": name, "fields": fields}:
+            yield name
+            yield from _defined_in(fields)
+        case {"type": "enum" | "fixed", "name": name}:
+            yield name
+        case {"type": "array", "items": inner} | {"type": "map", "values": inner} | {"type": inner}:
+            yield from _defined_in(inner)
 
 
 def _check_unions(cls: type[Job], own: list[Schema]) -> None:

@@ -10,9 +10,12 @@ from uuid import UUID
 import pytest
 from dataclasses_avroschema import AvroModel, types
 
+import schemas
 import schemas.job as job_module
 from schemas.backoff import Backoff
+from schemas.codec import Codec
 from schemas.errors import JobTypeError, UnknownJobType
+from schemas.ids import new_job_id
 from schemas.job import Job, declared_job_types, job_class
 from schemas.jobtype import ENVELOPE_NAMES, job_type
 
@@ -298,7 +301,6 @@ class JobPriority(enum.Enum):
         (Tree, "contains itself"),
         (list[Nothing], "take no bytes"),
         (Code, "Symbol 200"),
-        (JobPriority, "redefined"),
         (Simple, "Simple"),
         ("Unheard", "Unheard"),
     ],
@@ -387,6 +389,73 @@ def test_a_union_with_a_type_that_an_earlier_field_defines_is_refused_as_well() 
     )
     with pytest.raises(JobTypeError, match=r"^Odd\.it: dict\[str, str\] and Left"):
         job_type(cls)
+
+
+@dataclass
+class Hidden(AvroModel):
+    deep: list[schemas.JobPriority]
+
+
+@dataclass
+class DeclOdd(AvroModel):
+    x: int = 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "taken"),
+    [
+        (JobPriority, "JobPriority"),
+        (schemas.JobPriority, "JobPriority"),
+        (schemas.JobPriority | None, "JobPriority"),
+        (list[schemas.JobPriority], "JobPriority"),
+        (dict[str, Hidden], "JobPriority"),
+        (DeclOdd, "DeclOdd"),
+    ],
+    ids=str,
+)
+def test_a_type_called_like_one_that_the_schema_has_already_is_refused_with_the_remedy(
+    kind: Any, taken: str
+) -> None:
+    cls = dataclasses.make_dataclass("Odd", [("it", kind)], bases=(Job,), namespace={"job_type": "decl_odd"})
+    with pytest.raises(JobTypeError, match=rf"^Odd\.it: .* called {taken} already; .*under another name"):
+        job_type(cls)
+
+
+LIBRARY_METHODS = [
+    "parse_obj",
+    "avro_schema_to_python",
+    "generate_schema",
+    "_generate_parser",
+    "_reset_parser",
+]
+
+
+def called(name: str, kind: Any, value: Any) -> type[Job]:
+    """A class with one field, which has a default."""
+    return dataclasses.make_dataclass(
+        "Odd", [(name, kind, value)], bases=(Job,), namespace={"job_type": "decl_odd"}
+    )
+
+
+@pytest.mark.parametrize("name", LIBRARY_METHODS)
+@pytest.mark.parametrize(("kind", "value"), [(Colour, Colour.RED), (str, "red")])
+def test_a_field_called_like_what_the_schema_library_calls_is_refused(
+    name: str, kind: Any, value: Any
+) -> None:
+    """Its default would stand in place of the method: all of its jobs would be dead letters."""
+    with pytest.raises(JobTypeError, match=f"{name} belong to the schema library; choose other names"):
+        job_type(called(name, kind, value))
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in dir(AvroModel) if not name.startswith("__") and name not in LIBRARY_METHODS]
+)
+def test_a_field_called_like_anything_else_of_the_schema_library_comes_back(name: str) -> None:
+    cls = called(name, Colour, Colour.RED)
+    kind = job_type(cls)
+    envelope = dict.fromkeys(ENVELOPE_NAMES) | {"id": new_job_id(), "type": kind.name, "priority": "normal"}
+    value = Codec().encode_job(kind, cls(), envelope | {"created_at": 0, "source": ""})
+    assert kind.from_record(Codec().decode(kind.wire, value)) == cls()
 
 
 def test_a_field_whose_name_is_not_ascii_is_refused() -> None:
