@@ -337,21 +337,26 @@ async def _replicate(
         seconds = 0.0
         async with manager:
             failing = asyncio.create_task(manager.wait())
-            while True:
-                counts = _final_counts(manager)
-                progress("replicating", counts["succeeded"], len(jobs))
-                if not seconds and counts["succeeded"] + counts["failed"] >= len(jobs):
-                    seconds = time.monotonic() - began
-                if counts["succeeded"] + counts["failed"] + counts["skipped"] > len(jobs):
-                    break
-                if failing.done():
-                    failing.result()
-                try:
-                    check()
-                except PipelineError:
-                    await manager.shutdown(timedelta(0))  # nothing can be committed any more
-                    raise
-                await asyncio.sleep(0.05)
+            try:
+                while True:
+                    counts = _final_counts(manager)
+                    progress("replicating", counts["succeeded"], len(jobs))
+                    if not seconds and counts["succeeded"] + counts["failed"] >= len(jobs):
+                        seconds = time.monotonic() - began
+                    if counts["succeeded"] + counts["failed"] + counts["skipped"] > len(jobs):
+                        break
+                    if failing.done():
+                        failing.result()
+                    try:
+                        check()
+                    except PipelineError:
+                        await manager.shutdown(timedelta(0))  # nothing can be committed any more
+                        raise
+                    await asyncio.sleep(0.05)
+            finally:
+                # The worker of a Kafka that has died fails as well: asyncio would show a trace if nobody took its error.
+                failing.cancel()
+                await asyncio.gather(failing, return_exceptions=True)
     return seconds, await asyncio.to_thread(_dead_letters, settings)
 
 

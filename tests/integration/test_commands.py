@@ -323,6 +323,28 @@ async def test_a_demo_ends_by_name_when_its_kafka_dies(settings: Settings) -> No
     assert ended.value is dead
 
 
+@pytest.mark.timeout(180)
+def test_a_demo_whose_kafka_is_killed_says_so_in_one_line(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    for number in range(5_000):  # enough to be at it when the Kafka dies
+        (source / str(number)).write_text(str(number))
+    command = CommandLine(tmp_path, {"RUSTFS_WORKERS_PARTITIONS": "2"})
+
+    with command.running("demo", "--source", "source", "--dir", "demo", "--json") as demo:
+        demo.wait_for("replicating", 120)
+        broker = running_broker(tmp_path / "demo" / "kafka")
+        assert broker is not None
+        os.kill(broker.pid, signal.SIGKILL)
+        ended = demo.end(90)
+
+    assert (ended.code, ended.out) == (1, ""), ended.err
+    assert "Traceback" not in ended.err
+    assert "never retrieved" not in ended.err
+    (error,) = [line for line in ended.err.splitlines() if line.startswith("error: ")]
+    assert error.startswith("error: Kafka ended by itself")
+
+
 def snapshot(directory: Path) -> dict[str, tuple[int, int, bytes | None]]:
     """Names, kinds, times of change and contents of everything below."""
     return {

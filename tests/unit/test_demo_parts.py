@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
+import gc
 import os
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import NoReturn
+from types import SimpleNamespace
+from typing import Any, NoReturn, Self
 
 import pytest
 
@@ -18,7 +22,16 @@ from streams.settings import Settings
 from tests.support.no_locks import take_locks_away
 from workers import demo
 from workers.commands.bench import _deployment
-from workers.demo import MISSING, DemoReport, gather, missing_object, prepared_directory, verify
+from workers.demo import (
+    MISSING,
+    DemoReport,
+    Objects,
+    _replicate,
+    gather,
+    missing_object,
+    prepared_directory,
+    verify,
+)
 
 pytestmark = pytest.mark.job_processing
 
@@ -302,3 +315,60 @@ def test_a_file_system_without_locks_is_named_as_that(
         prepared_directory(tmp_path / "new"),
     ):
         pass
+
+
+class Orphaned:
+    """A manager whose Kafka has died: its worker fails while it is shut down for that."""
+
+    def __init__(self, *_: object) -> None:
+        self.process = SimpleNamespace(counters={})
+        self.failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def register(self, what: object) -> None:
+        pass
+
+    async def wait(self) -> None:
+        await asyncio.shield(self.failure)
+
+    async def shutdown(self, *_: object) -> None:
+        if not self.failure.done():
+            self.failure.set_exception(KafkaUnreachable("nowhere", 1))
+        for _turn in range(5):  # whoever is in wait() has heard of it
+            await asyncio.sleep(0)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.shutdown()
+
+
+async def test_what_follows_from_the_death_of_its_kafka_is_not_complained_about(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The command has one line for it; asyncio would add a trace for a task whose error nobody has taken."""
+
+    @asynccontextmanager
+    async def connect(_: Settings) -> AsyncIterator[Any]:
+        async def schedule(*_: object, **__: object) -> None:
+            pass
+
+        yield SimpleNamespace(schedule_jobs=schedule, schedule_job=schedule)
+
+    lives = iter([True, False])
+
+    def check() -> None:
+        if not next(lives):
+            raise PipelineError("Kafka ended by itself")
+
+    monkeypatch.setattr(demo, "JobQueue", SimpleNamespace(connect=connect))
+    monkeypatch.setattr(demo, "WorkerManager", Orphaned)
+    complaints: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, complaint: complaints.append(complaint))
+
+    with pytest.raises(PipelineError, match="Kafka ended by itself"):
+        await _replicate(Settings(), Objects({"a": 1}), ignore, check)
+
+    gc.collect()
+    assert complaints == []
+    assert asyncio.all_tasks() == {asyncio.current_task()}
