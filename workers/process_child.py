@@ -177,8 +177,7 @@ def _serve(channel: socket.socket) -> None:
                 {
                     "error": f"{type(error).__name__}: {error}",
                     "stacktrace": trace,
-                    # The system had not enough of something: next time it may have.
-                    "passes": isinstance(error, MemoryError | OSError),
+                    "passes": _passes(error),
                 }
             )
         )
@@ -227,6 +226,13 @@ def _load(announced: list[dict[str, Any]]) -> dict[str, Handler]:
         if handler is None or handler.job_type.wire.fingerprint.hex() != one["schema"]:
             raise JobTypeError(f"job type {one['type']!r} has changed since the worker started; restart it")
     return loaded
+
+
+def _passes(error: Exception) -> bool:
+    """Whether the system had not enough of something: next time it may have."""
+    if isinstance(error, JobTypeError) and error.__cause__ is not None:  # of a constructor
+        return isinstance(error.__cause__, MemoryError | OSError)
+    return isinstance(error, MemoryError | OSError)
 
 
 def _import(name: list[str]) -> Any:

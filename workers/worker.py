@@ -83,13 +83,13 @@ class Handlers:
         """Add a worker (an instance, a class or another factory), or a job class that runs itself.
 
         Raises:
-            JobTypeError: its type is not declared, or has a handler already; or it is an instance that was made with
-                arguments, and runs in processes, which do not have them.
+            JobTypeError: its type is not declared, or has a handler already; or the worker cannot be made; or it is an
+                instance that was made with arguments, and runs in processes, which do not have them.
         """
         if isinstance(what, type) and issubclass(what, Job):
             self._add(self._of_job(what))
             return
-        worker = what if isinstance(what, Worker) else what()
+        worker = what if isinstance(what, Worker) else _made_by(what)
         if not isinstance(worker, Worker):
             raise JobTypeError(f"{what!r} gives {type(worker).__qualname__}, not a Worker")
         if not worker.worker_type:
@@ -152,6 +152,20 @@ class Handlers:
             worker,
             factory,
         )
+
+
+def _made_by(factory: Callable[[], Any]) -> Any:
+    try:
+        return factory()
+    except Exception as error:  # it is the user's code: it may raise anything
+        if isinstance(factory, type):
+            fact = f"{factory.__qualname__} cannot be made"
+        else:
+            fact = f"{getattr(factory, '__qualname__', repr(factory))}() cannot make a Worker"
+        raise JobTypeError(
+            f"{fact}: {type(error).__name__}: {error}; it is called without arguments: give them defaults, or register "
+            "an instance, or a function that makes one (`def make() -> Worker`), in a program of your own"
+        ) from error
 
 
 def _call_execute(job: Any, context: WorkerContext) -> Any:

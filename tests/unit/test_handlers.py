@@ -103,3 +103,36 @@ def test_what_cannot_handle_anything_is_refused_with_the_remedy() -> None:
         Handlers().register(Worker)
     with pytest.raises(JobTypeError, match="not a Worker"):
         Handlers().register(dict)  # type: ignore[arg-type]
+
+
+class Needy(Handles):
+    def __init__(self, unit: str) -> None:
+        self.unit = unit
+
+
+class Lost(Handles):
+    def __init__(self) -> None:
+        raise KeyError("SCALES_URL")
+
+
+def make_lost() -> Worker:
+    return Lost()
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        (Needy, r"Needy cannot be made: TypeError: .*missing 1 required positional argument: 'unit'"),
+        (Lost, r"Lost cannot be made: KeyError: 'SCALES_URL'"),
+        (make_lost, r"make_lost\(\) cannot make a Worker: KeyError: 'SCALES_URL'"),
+        (partial(Lost), r"partial\(.*\) cannot make a Worker: KeyError: 'SCALES_URL'"),
+    ],
+    ids=["arguments", "error", "function", "partial"],
+)
+def test_a_worker_that_cannot_be_made_is_refused_by_name_with_what_its_constructor_said(
+    what: Any, said: str
+) -> None:
+    handlers = Handlers()
+    with pytest.raises(JobTypeError, match=rf"{said}; .*defaults.*def make\(\) -> Worker"):
+        handlers.register(what)
+    assert len(handlers) == 0

@@ -226,6 +226,30 @@ async def test_what_a_child_cannot_import_because_the_system_is_short_of_somethi
         assert not isinstance(refused.value, JobTypeError)
 
 
+async def test_a_worker_that_a_child_cannot_make_because_the_system_is_short_of_something_may_pass(
+    own_module: tuple[Any, Path],
+) -> None:
+    _, file = own_module
+    hands = file.with_name("short_of_files.py")
+    hands.write_text(
+        textwrap.dedent("""
+            from workers.worker import Worker
+
+            class Hands(Worker):
+                worker_type = "child_own"
+                execution = "process"
+        """),
+        "utf-8",
+    )
+    invalidate_caches()
+    async with pool_of(import_module("own_jobs_of_a_user.short_of_files").Hands) as running:
+        with hands.open("a", encoding="utf-8") as source:
+            source.write("    def __init__(self):\n        raise OSError(24, 'Too many open files')\n")
+        with pytest.raises(PipelineError, match="Too many open files") as refused:
+            await running.pool.start()
+        assert not isinstance(refused.value, JobTypeError)
+
+
 async def test_a_job_whose_process_does_not_start_is_snoozed(own_module: tuple[Any, Path]) -> None:
     """The job has not failed; and not every job tries again at once."""
     module, file = own_module
