@@ -84,7 +84,8 @@ class Handlers:
 
         Raises:
             JobTypeError: its type is not declared, or has a handler already; or the worker cannot be made; or it is an
-                instance that was made with arguments, and runs in processes, which do not have them.
+                instance that was made with arguments, and runs in processes, which do not have them; or its
+                ``execution`` does not fit its function.
         """
         if isinstance(what, type) and issubclass(what, Job):
             self._add(self._of_job(what))
@@ -134,14 +135,14 @@ class Handlers:
             raise JobTypeError(
                 f"{kind.__qualname__} has no execute(); give it one, or register a Worker for {kind.job_type!r}"
             )
-        execution = kind.execution or _execution_of(kind.execute)
+        execution = _execution_of(kind, "execute", kind.execute, kind.execution)
         call = _call_execute if _takes_context(kind) else _call_execute_alone
         return Handler(job_type(kind), call, execution, kind.max_retries, kind.timeout, kind.backoff)
 
     @staticmethod
     def _of_worker(worker: Worker, factory: Callable[[], Worker]) -> Handler:
         cls = job_class(worker.worker_type)
-        execution = worker.execution or _execution_of(worker.process_job)
+        execution = _execution_of(type(worker), "process_job", worker.process_job, worker.execution)
         return Handler(
             job_type(cls),
             worker.process_job,
@@ -189,5 +190,29 @@ def _takes_context(kind: type[Job]) -> bool:
     )
 
 
-def _execution_of(function: Callable[..., Any]) -> Execution:
-    return "async" if inspect.iscoroutinefunction(function) else "thread"
+def _execution_of(
+    cls: type, method: str, function: Callable[..., Any], wanted: Execution | None
+) -> Execution:
+    is_async = inspect.iscoroutinefunction(function)
+    if wanted is None:
+        return "async" if is_async else "thread"
+    said = f"{cls.__qualname__}.execution is {wanted!r}"
+    if wanted not in ("async", "thread", "process"):
+        raise JobTypeError(f"{said}; use async, thread or process")
+    # Either would fail at each run, and what a plain function does would be done by then.
+    if wanted == "async" and not is_async and _is_plain(function):
+        raise JobTypeError(
+            f"{said}, and {method} is a plain function; write `async def {method}`, or leave execution out: "
+            "it runs in a thread then"
+        )
+    if wanted == "thread" and is_async:
+        raise JobTypeError(
+            f"{said}, and {method} is an `async def`; leave execution out, or write a plain `def {method}`"
+        )
+    return wanted
+
+
+def _is_plain(function: Callable[..., Any]) -> bool:
+    """Whether it is certainly no coroutine function: a decorator's may return the coroutine of what it wraps."""
+    inner = inspect.unwrap(function)
+    return inspect.isroutine(inner) and not inspect.iscoroutinefunction(inner)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 import pytest
 
-from schemas import Job, JobPriority
+from schemas import Job, JobPriority, job
 from schemas.errors import JobTypeError
 from workers import Worker, WorkerContext
 from workers.worker import Handlers
@@ -136,3 +137,85 @@ def test_a_worker_that_cannot_be_made_is_refused_by_name_with_what_its_construct
     with pytest.raises(JobTypeError, match=rf"{said}; .*defaults.*def make\(\) -> Worker"):
         handlers.register(what)
     assert len(handlers) == 0
+
+
+def plain(self: Any, *_: Any) -> str:
+    return "plain"
+
+
+async def coroutine(self: Any, *_: Any) -> str:
+    return "coroutine"
+
+
+def through_decorator(self: Any, *_: Any) -> Any:
+    return coroutine(self)
+
+
+@wraps(coroutine)
+def wrapped(self: Any, *_: Any) -> Any:
+    return coroutine(self)
+
+
+@pytest.fixture
+def _undeclared() -> Iterator[None]:
+    """Other tests look at all declared types."""
+    yield
+    job._declared.pop("test_handlers_places", None)
+
+
+def job_that(function: Callable[..., Any], execution: Any) -> Any:
+    members = {"job_type": "test_handlers_places", "execution": execution, "execute": function}
+    return dataclass(type("Placed", (Job,), members))
+
+
+def worker_that(function: Callable[..., Any], execution: Any) -> Any:
+    members = {"worker_type": "test_handlers_passive", "execution": execution, "process_job": function}
+    return type("Placed", (Worker,), members)
+
+
+@pytest.mark.usefixtures("_undeclared")
+@pytest.mark.parametrize(
+    ("make", "method"), [(job_that, "execute"), (worker_that, "process_job")], ids=["job", "worker"]
+)
+@pytest.mark.parametrize(
+    ("function", "execution", "said"),
+    [
+        (
+            plain,
+            "async",
+            "'async', and {0} is a plain function; write `async def {0}`, or leave execution out",
+        ),
+        (coroutine, "thread", "'thread', and {0} is an `async def`; leave execution out, or write a plain"),
+        (plain, "fork", "'fork'; use async, thread or process"),
+    ],
+)
+def test_an_execution_that_the_function_is_not_made_for_is_refused(
+    make: Callable[..., Any], method: str, function: Callable[..., Any], execution: str, said: str
+) -> None:
+    with pytest.raises(JobTypeError, match=rf"^Placed\.execution is {said.format(method)}"):
+        Handlers().register(make(function, execution))
+
+
+@pytest.mark.usefixtures("_undeclared")
+@pytest.mark.parametrize("make", [job_that, worker_that], ids=["job", "worker"])
+@pytest.mark.parametrize(
+    ("function", "execution", "place"),
+    [
+        (plain, None, "thread"),
+        (plain, "thread", "thread"),
+        (plain, "process", "process"),
+        (coroutine, None, "async"),
+        (coroutine, "async", "async"),
+        (coroutine, "process", "process"),
+        (wrapped, "async", "async"),
+        # What a plain function returns is not known before it is called.
+        (through_decorator, "thread", "thread"),
+    ],
+)
+def test_an_execution_that_can_work_is_taken(
+    make: Callable[..., Any], function: Callable[..., Any], execution: str | None, place: str
+) -> None:
+    handlers = Handlers()
+    handlers.register(make(function, execution))
+    (handler,) = handlers
+    assert handler.execution == place
