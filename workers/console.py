@@ -251,6 +251,41 @@ def uninterrupted() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def take_for_ctrl_c() -> None:
+    """From now on SIGTERM and a closed terminal raise KeyboardInterrupt, so that a command leaves nothing behind."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(number, signal.default_int_handler)
+
+
+class _Ended(BaseException):
+    """A signal asked us to end. Like KeyboardInterrupt it passes through everything that handles errors."""
+
+
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """SIGTERM, Ctrl-C and a closed terminal end the block once; while it cleans up, further ones are not heard.
+
+    Exit codes: 130 after Ctrl-C, else 0.
+    """
+    received: list[int] = []
+
+    def on_signal(number: int, _frame: object) -> None:
+        received.append(number)
+        if len(received) == 1:
+            raise _Ended
+
+    before = {number: signal.signal(number, on_signal) for number in ending_signals()}
+    try:
+        yield
+    except _Ended:
+        if received[0] == signal.SIGINT:
+            raise SystemExit(INTERRUPTED) from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def _say_what_kafka_says(error: Any) -> int:
     """What librdkafka finds by itself has a number below zero: nobody answered. The rest is a broker's answer."""
     fact = error.args[0]

@@ -309,6 +309,26 @@ def test_up_ends_by_name_when_its_kafka_dies(tmp_path: Path) -> None:
     assert str(data / "kafka" / "broker.log") in ended.err
 
 
+@pytest.mark.timeout(180)
+def test_an_up_that_is_told_to_end_while_it_starts_leaves_no_kafka_that_others_would_look_for(
+    tmp_path: Path,
+) -> None:
+    data = tmp_path / "data"
+    command = CommandLine(tmp_path, {"RUSTFS_WORKERS_DATA_DIR": str(data), "RUSTFS_WORKERS_PARTITIONS": "2"})
+
+    with command.running("up") as up:
+        eventually((data / "kafka" / "address").exists, 120, "its Kafka answers")
+        broker = running_broker(data / "kafka")
+        up.interrupt(signal.SIGTERM)
+        ended = up.end(90)
+
+    assert broker is not None
+    assert ended.code == 0, ended.err
+    assert "worker ready" not in ended.err, "it still started"
+    assert not psutil.pid_exists(broker.pid)
+    assert [name for name in ("address", "broker.json") if (data / "kafka" / name).exists()] == []
+
+
 async def test_a_demo_ends_by_name_when_its_kafka_dies(settings: Settings) -> None:
     """Its worker would wait for a Kafka that nobody brings back."""
     provision(settings)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import pytest
 import structlog
@@ -18,8 +19,9 @@ import typer.core
 import typer.main
 from typer.testing import CliRunner, Result
 
+from streams.embedded import BrokerConfig
 from streams.redrive import RedriveReport
-from streams.settings import load_settings
+from streams.settings import Settings, load_settings
 from workers.cli import app
 from workers.commands.up import with_a_name_of_its_own
 from workers.demo import DemoReport
@@ -549,3 +551,44 @@ def test_the_name_of_a_worker_is_the_hosts_only_where_a_cluster_is_given(
     assert run("worker", "--processes", "2").exit_code == 0
     host = load_settings().worker_id
     assert names == [f"{host}-{os.getpid()}", host]
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGTERM, 0), (signal.SIGHUP, 0), (signal.SIGINT, 130)],
+    ids=["sigterm", "closed terminal", "ctrl-c"],
+)
+def test_an_up_that_is_told_to_end_while_it_starts_takes_its_kafka_along(
+    monkeypatch: pytest.MonkeyPatch, number: signal.Signals, code: int
+) -> None:
+    did: list[str] = []
+
+    class Broker:
+        def __init__(self, _: BrokerConfig) -> None:
+            pass
+
+        def __enter__(self) -> Self:
+            did.append("started")
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            signal.raise_signal(number)  # once more: it is not heard
+            did.append("stopped")
+
+    def check_reachable(_: Settings) -> None:
+        signal.raise_signal(number)
+        did.append("went on")
+
+    monkeypatch.setattr("streams.embedded.EmbeddedBroker", Broker)
+    monkeypatch.setattr("streams.clients.check_reachable", check_reachable)
+    monkeypatch.setattr("streams.provision.provision", lambda _: pytest.fail("it went on"))
+    # Whoever runs the tests would end with them, or ignores them, as under nohup.
+    before = {each: signal.signal(each, lambda *_: None) for each in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        ended = run("up")
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+    assert did == ["started", "stopped"]
+    assert ended.exit_code == code

@@ -21,6 +21,7 @@ from streams.embedded import BrokerConfig
 from streams.settings import Settings
 from tests.support.no_locks import take_locks_away
 from workers import demo
+from workers.commands import bench
 from workers.commands.bench import _deployment
 from workers.demo import (
     MISSING,
@@ -279,6 +280,44 @@ def test_a_bench_uses_the_cluster_that_a_file_names(monkeypatch: pytest.MonkeyPa
         assert settings.topic_prefix.startswith("bench-")
 
     assert deleted == [settings]
+
+
+@pytest.fixture
+def _ends_at_no_signal() -> Iterator[None]:
+    """Whoever runs the tests would end with what they are about, or ignores it, as under nohup."""
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, lambda *_: None) for number in numbers}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("_named_in_a_file", "_ends_at_no_signal")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=["sigterm", "closed terminal"])
+def test_a_bench_that_is_told_to_end_leaves_nothing_behind(
+    monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    deleted: list[Settings] = []
+    monkeypatch.setattr("streams.clients.check_reachable", lambda _: None)
+    monkeypatch.setattr(demo, "delete_deployment", deleted.append)
+    monkeypatch.setattr(bench, "configure_logging", lambda _: None)
+
+    with pytest.raises(SystemExit) as ended, bench._bench() as (settings, _):
+        signal.raise_signal(number)
+
+    assert ended.value.code == 130
+    assert deleted == [settings]
+
+
+@pytest.mark.usefixtures("_named_in_a_file", "_ends_at_no_signal")
+def test_under_nohup_a_closed_terminal_is_no_reason_to_end_a_bench(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streams.clients.check_reachable", lambda _: None)
+    monkeypatch.setattr(demo, "delete_deployment", lambda _: None)
+    monkeypatch.setattr(bench, "configure_logging", lambda _: None)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    with bench._bench():
+        signal.raise_signal(signal.SIGHUP)
 
 
 def test_a_demo_looks_at_the_settings_and_at_kafka_before_it_copies_a_file(

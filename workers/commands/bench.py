@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from workers.console import configure_logging, emit, errors_in_one_line
+from workers.console import configure_logging, emit, errors_in_one_line, take_for_ctrl_c
 
 if TYPE_CHECKING:
     from streams.settings import Settings
@@ -117,13 +117,11 @@ def priority(
 @contextmanager
 def _bench() -> Iterator[tuple[Settings, Progress]]:
     """What every bench needs: its own deployment, and somebody to tell how far it is."""
-    import signal
-
     from workers.progress import shown
 
     configure_logging("warning")
-    # As Ctrl-C: nothing is left behind.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # Its topics are deleted, or the Kafka that it started is stopped, and its files are removed.
+    take_for_ctrl_c()
     with errors_in_one_line(), shown() as progress, _deployment(progress) as settings:
         yield settings, progress
 

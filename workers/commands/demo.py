@@ -16,6 +16,7 @@ from workers.console import (
     emit,
     errors_in_one_line,
     say,
+    take_for_ctrl_c,
     while_somebody_reads,
 )
 
@@ -54,17 +55,14 @@ def demo(
       rustfs-workers demo --json
     """
     with errors_in_one_line():
-        import signal
         import tempfile
 
         from workers.demo import check_place_for_temporary, default_source, remove_directory, run_demo
         from workers.progress import shown
 
         configure_logging("warning")
-        # As Ctrl-C: the Kafka that it started is stopped, and its files are removed. A terminal that is closed sends SIGHUP.
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
-                signal.signal(number, signal.default_int_handler)
+        # The Kafka that it started is stopped, and its files are removed.
+        take_for_ctrl_c()
         objects = (source or default_source()).expanduser()
         if directory is None:
             # Before it is made: even that would change SOURCE.

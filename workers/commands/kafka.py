@@ -5,16 +5,13 @@ In:  a port and a directory, or none. Out: the address on stdout; errors in one 
 
 from __future__ import annotations
 
-import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from workers.console import FAILED, INTERRUPTED, emit, ending_signals, errors_in_one_line, read_settings, say
+from workers.console import FAILED, emit, ended_by_signals, errors_in_one_line, read_settings, say
 
 if TYPE_CHECKING:
     from streams.settings import Settings
@@ -51,7 +48,7 @@ def run(port: Port = None, data_dir: DataDir = None, *, as_json: AsJson = False)
       rustfs-workers kafka run --json
       rustfs-workers kafka run --port 9092 --data-dir /srv/kafka
     """
-    with errors_in_one_line(), _ended_by_signals():
+    with errors_in_one_line(), ended_by_signals():
         from streams.embedded import BrokerConfig, EmbeddedBroker
 
         settings = read_settings()
@@ -165,31 +162,3 @@ def _directory(given: Path | None, settings: Settings) -> Path:
     from streams.settings import ADDRESS_FILE
 
     return given if given is not None else (settings.data_dir / ADDRESS_FILE).parent
-
-
-class _Ended(BaseException):
-    """A signal asked us to end. Like KeyboardInterrupt it passes through everything that handles errors."""
-
-
-@contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """SIGTERM, Ctrl-C and a closed terminal end the block once; while it cleans up, further ones are not heard.
-
-    Exit codes: 130 after Ctrl-C, else 0.
-    """
-    received: list[int] = []
-
-    def on_signal(number: int, _frame: object) -> None:
-        received.append(number)
-        if len(received) == 1:
-            raise _Ended
-
-    before = {number: signal.signal(number, on_signal) for number in ending_signals()}
-    try:
-        yield
-    except _Ended:
-        if received[0] == signal.SIGINT:
-            raise SystemExit(INTERRUPTED) from None
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from workers.console import errors_in_one_line, read_settings, say
+from workers.console import ended_by_signals, errors_in_one_line, read_settings, say
 
 if TYPE_CHECKING:
     from streams.settings import Settings
@@ -44,7 +44,8 @@ def up(
       RUSTFS_WORKERS_NODES__N1=file:///srv/n1 rustfs-workers up --port 9092
       KAFKA_BOOTSTRAP_SERVERS=kafka-1:9092 rustfs-workers up --import my_package.jobs
     """
-    with errors_in_one_line():
+    # Until the worker hears signals itself: a Kafka that was started by then is stopped, and its address taken back.
+    with errors_in_one_line(), ended_by_signals():
         from contextlib import ExitStack
 
         from streams.clients import check_reachable
