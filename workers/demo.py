@@ -230,12 +230,20 @@ def check_place_for_temporary(source: Path, temporary: Path) -> None:
         )
 
 
-def run_demo(source: Path, directory: Path, progress: Progress) -> DemoReport:
+def run_demo(source: Path | None, directory: Path, progress: Progress) -> DemoReport:
     """The whole demo. Blocks; starts and stops a Kafka of its own unless the settings name one.
+
+    Args:
+        source: the folder of files; None: Python's own library, without what others have put there.
+        directory: where the nodes are.
+        progress: told how far it is.
 
     Raises:
         WrongFolder: one of the two cannot be used. PipelineError: why it cannot be run.
     """
+    without = _NOT_PYTHONS if source is None else frozenset[str]()
+    if source is None:
+        source = default_source()
     if not source.is_dir():
         raise WrongFolder(f"--source {source} is no directory; name a folder of files")
     if directory.resolve().is_relative_to(source.resolve()):
@@ -253,7 +261,6 @@ def run_demo(source: Path, directory: Path, progress: Progress) -> DemoReport:
         check_reachable(settings)
     else:
         settings.check_for_embedded()
-    without = _NOT_PYTHONS if source == default_source() else frozenset[str]()
     with prepared_directory(directory):
         objects = gather(source, directory / "node-1", progress, without=without)
         if not objects.keys:

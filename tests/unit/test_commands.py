@@ -9,9 +9,10 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Self, cast
+from typing import Any, NoReturn, Self, cast
 
 import pytest
 import structlog
@@ -19,12 +20,13 @@ import typer.core
 import typer.main
 from typer.testing import CliRunner, Result
 
+from schemas.errors import PipelineError
 from streams.embedded import BrokerConfig
 from streams.redrive import RedriveReport
 from streams.settings import Settings, load_settings
 from workers.cli import app
 from workers.commands.up import with_a_name_of_its_own
-from workers.demo import DemoReport
+from workers.demo import DemoReport, Objects
 
 pytestmark = pytest.mark.job_processing
 
@@ -419,6 +421,31 @@ def test_the_demo_makes_no_directory_in_what_it_must_not_change(
     assert result.exit_code == 2
     assert "give --dir a folder outside of it" in result.stderr
     assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def test_the_demo_takes_all_files_of_a_folder_that_is_named_be_it_pythons_own_library(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    library = tmp_path / "library"
+    for name in ("os.py", "site-packages/others.py", "__pycache__/os.pyc"):
+        (library / name).parent.mkdir(parents=True, exist_ok=True)
+        (library / name).touch()
+    taken: list[list[str]] = []
+
+    def on(_: Settings, __: Path, objects: Objects, *___: object) -> NoReturn:
+        taken.append(sorted(objects.keys))
+        raise PipelineError("seen enough")
+
+    monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", "kafka.example:9092")
+    monkeypatch.setattr("workers.demo.default_source", lambda: library)
+    monkeypatch.setattr("workers.demo.check_reachable", lambda _: None)
+    monkeypatch.setattr("workers.demo.deleted_afterwards", nullcontext)
+    monkeypatch.setattr("workers.demo._on", on)
+
+    for arguments in ([], ["--source", str(library)]):
+        assert run("demo", *arguments, "--dir", str(tmp_path / "demo")).stderr.endswith("seen enough\n")
+
+    assert taken == [["os.py"], ["__pycache__/os.pyc", "os.py", "site-packages/others.py"]]
 
 
 def test_up_looks_at_the_nodes_before_it_starts_kafka(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,10 +63,10 @@ def demo(
         configure_logging("warning")
         # The Kafka that it started is stopped, and its files are removed.
         take_for_ctrl_c()
-        objects = (source or default_source()).expanduser()
+        objects = None if source is None else source.expanduser()
         if directory is None:
             # Before it is made: even that would change SOURCE.
-            check_place_for_temporary(objects, Path(tempfile.gettempdir()))
+            check_place_for_temporary(objects or default_source(), Path(tempfile.gettempdir()))
         where = directory or Path(tempfile.mkdtemp(prefix="rustfs-workers-demo-"))
         try:
             with shown() as progress:
