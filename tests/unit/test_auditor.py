@@ -241,6 +241,16 @@ def vanish(e: Evidence) -> None:
     e.runs.append(ran("four", 11, None, "b.0", fence=1, key=None))
 
 
+def run_one_without_a_key_at_two_owners(e: Evidence) -> None:
+    """Both live, and nothing is wrong anywhere."""
+    e.lives[0] = Life("a", 10, 0, 30 * S, "stays")
+    e.topics.jobs[3] = replace(e.topics.jobs[3], key=None)
+    e.runs[3:] = [
+        ran("four", 12, 14, how="cancelled", key=None),
+        ran("four", 13, 13.5, "b.0", fence=1, key=None),
+    ]
+
+
 def run_what_is_finished_while_a_broker_is_away(e: Evidence) -> None:
     e.runs.append(ran("one", 16, 16.5, "b.0", fence=1))
     e.troubles.append(Trouble("broker_kill", 14 * S, 15 * S))
@@ -428,7 +438,8 @@ def lose_who_was_perhaps_accepted(e: Evidence) -> None:
         (skip_attempts, {"illegal"}),
         (forget_what_came_before, {"illegal"}),
         (cancel_for_nothing, {"unexplained"}),
-        (vanish, {"unexplained"}),
+        (vanish, {"unexplained", "overlaps"}),
+        (run_one_without_a_key_at_two_owners, {"overlaps"}),
         (run_what_is_finished_while_a_broker_is_away, {"unexplained"}),
         (run_again_what_was_kept_while_a_broker_is_away, {"unexplained"}),
         (break_the_order_at_the_heir, {"order"}),
