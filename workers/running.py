@@ -36,17 +36,17 @@ async def run_until_signal(
     ready: Callable[[], None] = lambda: None,
     check: Callable[[], None] = lambda: None,
     *,
-    last_s: float = _LAST_S,
+    last_s: float | None = None,
 ) -> int:
     """Start, wait, drain. 0 after SIGTERM, 130 after Ctrl-C.
 
-    Whoever has started a worker with this ends its process soon: in ``last_s`` after that at the latest, whatever handlers have left behind.
+    Whoever has started a worker with this ends its process soon: ``last_s`` after that at the latest, whatever handlers have left behind.
 
     Args:
         manager: what runs.
         ready: called when it has started.
         check: called now and then; it raises if there is no sense in going on, and then nothing is waited for.
-        last_s: what the command needs in the end for other things.
+        last_s: what the command needs in the end for other things; five seconds if it does not say.
 
     Raises:
         PipelineError, KafkaException: why the worker could not start, or not go on.
@@ -105,7 +105,7 @@ async def run_until_signal(
             loop.remove_signal_handler(number)
         code = INTERRUPTED if received and received[0] is signal.SIGINT else OK
         if started:
-            _end_soon(code, sys.exception(), last_s)
+            _end_soon(code, sys.exception(), _LAST_S if last_s is None else last_s)
     return code
 
 

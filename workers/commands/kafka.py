@@ -54,16 +54,17 @@ def run(port: Port = None, data_dir: DataDir = None, *, as_json: AsJson = False)
         settings = read_settings()
         given = settings.kafka_bootstrap_servers
         with EmbeddedBroker(BrokerConfig(_directory(data_dir, settings), port)) as broker:
-            if as_json:
-                emit({"running": True, "address": broker.bootstrap_servers, "pid": broker.pid})
-            else:
-                typer.echo(f"Kafka ready at {broker.bootstrap_servers}")
+            # First, since whoever waits for the line on stdout may end us as soon as it is there.
             if given and given != broker.bootstrap_servers:
                 say(
                     f"{_source_of_address(settings)} is set: the other commands use the Kafka at {given}, not this one"
                 )
             elif _directory(data_dir, settings).absolute() != _directory(None, settings):
                 say(f"for the other commands: export KAFKA_BOOTSTRAP_SERVERS={broker.bootstrap_servers}")
+            if as_json:
+                emit({"running": True, "address": broker.bootstrap_servers, "pid": broker.pid})
+            else:
+                typer.echo(f"Kafka ready at {broker.bootstrap_servers}")
             while True:
                 time.sleep(_LOOK_S)
                 broker.check()
