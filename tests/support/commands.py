@@ -16,13 +16,18 @@ from typing import Any
 import pytest
 import structlog
 from structlog.testing import ReturnLoggerFactory
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from streams.settings import Settings
 from tests.support.waiting import eventually
 from tests.support.workers import ROOT
 from workers import console
 from workers.cli import app
+
+
+def invoke(*arguments: str) -> Result:
+    """A command within this process, with the environment of the test."""
+    return CliRunner().invoke(app, list(arguments), prog_name="rustfs-workers")
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ class LeavesATask(Job):
 async def _never_ends() -> None:
     while True:
         try:
-            await asyncio.sleep(LONG_S)
+            await asyncio.Event().wait()
         except asyncio.CancelledError:
             continue
 
@@ -64,7 +64,7 @@ class ExitsInATask(Job):
 
     async def execute(self) -> None:
         async def step() -> None:
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0)  # a step later, so that it is the task's own
             sys.exit("usage: tool FILE")
 
         async with asyncio.TaskGroup() as group:

@@ -11,14 +11,12 @@ import pytest
 from tests.guarantees.auditor import Verdict, judge
 from tests.guarantees.evidence import (
     Accepted,
-    Doubt,
     Evidence,
     JobRecord,
     Life,
     Status,
     Trouble,
     load,
-    read_doubts,
     save,
 )
 from tests.guarantees.pulse import Stalls
@@ -489,96 +487,11 @@ def test_a_run_of_a_new_life_that_has_not_ended_yet_is_explained_like_any_other(
     assert verdict.reasons == {"killed": 1, "killed before its commit": 1}
 
 
-@pytest.mark.parametrize(("start_s", "found"), [(29.5, set()), (21.0, {"unexplained"})])
-def test_what_ends_as_the_campaign_does_waits_for_no_commit(start_s: float, found: set[str]) -> None:
-    """Workers that are left are killed then."""
-    evidence = honest()
-    evidence.runs.append(ran("five", start_s, start_s + 0.2, "b.0"))
-    evidence.topics.jobs.append(record("five", 4))
-    evidence.accepted.append(Accepted("five", "t", "succeeded", "low", None))
-    evidence.topics.statuses["five"] = []
-    assert set(judge(evidence).broken) - {"lost"} == found
-
-
 def test_who_was_perhaps_accepted_and_stands_there_counts_apart() -> None:
     evidence = honest()
     evidence.accepted = [one for one in evidence.accepted if one.job_id != "two"]
     verdict = judge(evidence)
     assert (verdict.broken, verdict.accepted, verdict.doubtful_standing) == ({}, 3, 1)
-
-
-def test_a_handlers_process_that_outlives_its_worker_for_a_moment_was_killed_with_it() -> None:
-    evidence = honest()
-    evidence.runs[3] = ran("four", 9.9, 10.05, pid=11)
-    verdict = judge(evidence)
-    assert (verdict.broken, verdict.reasons) == ({}, {"killed before its commit": 1})
-
-
-@pytest.mark.parametrize(
-    ("reason", "troubles", "fence"),
-    [
-        ("cancelled: moved", [], 1),
-        ("cancelled: frozen", [Trouble("worker_freeze", 5 * S, 12 * S, 20)], 0),
-        ("cancelled: broker away", [Trouble("broker_kill", 5 * S, 7 * S)], 0),
-        (None, [], 0),
-    ],
-)
-def test_a_run_that_was_cancelled_has_a_reason(
-    reason: str | None, troubles: list[Trouble], fence: int
-) -> None:
-    evidence = honest()
-    evidence.troubles += troubles
-    evidence.runs[4] = replace(evidence.runs[4], fence=1 + fence)
-    evidence.runs.insert(3, ran("four", 11, 12, "b.0", how="cancelled", fence=1))
-    evidence.runs.sort(key=lambda run: run.start_ns)
-    verdict = judge(evidence)
-    assert verdict.reasons == {"killed": 1, **({reason: 1} if reason else {})}
-    assert bool(verdict.broken) == (reason is None)
-
-
-@pytest.mark.parametrize(
-    ("worker", "at_s", "explained"),
-    [
-        pytest.param("a", 4.0, True, id="its worker knew of no answer"),
-        pytest.param("b", 4.0, False, id="another one did not"),
-        pytest.param("a", 60.0, False, id="much later"),
-        pytest.param(None, 0.0, False, id="nobody has noticed anything"),
-    ],
-)
-def test_a_run_that_had_ended_is_explained_by_a_broker_only_if_its_worker_met_that(
-    worker: str | None, at_s: float, *, explained: bool
-) -> None:
-    """In a storm some broker is away most of the time."""
-    evidence = honest()
-    evidence.lives[0] = replace(evidence.lives[0], end_ns=70 * S)
-    evidence.troubles.append(Trouble("broker_kill", 2 * S, 4 * S))
-    evidence.runs.append(ran("three", 13, 13.5, "b.0", fence=1))
-    evidence.topics.statuses["three"] = [said("three", "succeeded", 13.5, 2, "b.0")]
-    if worker is not None:
-        evidence.doubts = [Doubt(worker, WALL_MS + round(at_s * 1000), "commit without a clear answer")]
-    verdict = judge(evidence)
-    assert verdict.unexplained.count == (not explained)
-    assert verdict.reasons.get("broker away", 0) == explained
-
-
-def test_a_worker_says_itself_when_it_does_not_know_what_became_of_a_commit(tmp_path: Path) -> None:
-    line = '{"event": "commit without a clear answer", "timestamp": "2027-01-15T08:00:03.250000Z", "level": "warning"}'
-    (tmp_path / "w2.stderr").write_text(f"Picked up JAVA\n{line}\n" + '{"event": "other"}\n{"event": "comm')
-    assert read_doubts(tmp_path) == [Doubt("w2", 1_800_000_003_250, "commit without a clear answer")]
-
-
-def test_what_a_frozen_process_does_when_it_wakes_is_counted_apart() -> None:
-    """Worker a stands still from 9.6 to 20 with a job in its hands, which b runs meanwhile."""
-    evidence = honest()
-    evidence.lives[0] = Life("a", 10, 0, 30 * S, "stays")
-    evidence.troubles.append(Trouble("worker_freeze", round(9.6 * S), 20 * S, 10))
-    evidence.runs[3:] = [ran("four", 9.5, 20.5, how="cancelled"), ran("four", 15, 15.5, "b.0", fence=1)]
-    evidence.topics.statuses["four"] = [said("four", "succeeded", 15.5, 3, "b.0")]
-    verdict = judge(evidence)
-    assert verdict.broken == {}
-    assert verdict.fenced_remainders == 1
-    evidence.runs[3] = ran("four", 9.5, 21.6, how="cancelled")
-    assert set(judge(evidence).broken) == {"overlaps"}, "it has to end soon after it wakes"
 
 
 def test_a_record_that_stands_twice_and_was_passed_over_is_no_fork() -> None:
@@ -608,20 +521,6 @@ def test_a_seed_means_the_same_jobs_and_faults() -> None:
     assert len(set(kinds)) == 9, "every kind once in a round"
     some = (Kind.WORKER_KILL, Kind.WORKER_LEAVE)
     assert {fault.kind for _, fault in zip(range(9), storm(3, only=some), strict=False)} == {*some}
-
-
-def test_what_ran_in_a_worker_that_stood_still_is_no_finding() -> None:
-    """Others have its partitions after a session; its watchdog ends it much later."""
-    evidence = replace(honest(), stood_still=["a"])
-    evidence.runs[4] = ran("four", 15, 15.5, "b.0", fence=1)
-    evidence.topics.statuses["four"] = [said("four", "succeeded", 15.5, 3, "b.0")]
-    evidence.lives[0] = Life("a", 10, 0, 163 * S, "stood still")
-    evidence.troubles.append(Trouble("worker_freeze", 9_600_000_000, 163 * S, 10))
-    verdict = judge(evidence)
-    assert (verdict.broken, verdict.stood_still, verdict.reasons) == ({}, 1, {"stood still": 1})
-    assert verdict.fenced_remainders == 1, "nobody knows when its handlers ended"
-    evidence.lives[0] = Life("a", 10, 0, 163 * S, "failed")
-    assert set(judge(evidence).broken) == {"unexplained"}
 
 
 def test_a_worker_that_ends_by_itself_is_reported_and_not_raised() -> None:
