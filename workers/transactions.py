@@ -178,6 +178,9 @@ class Transactions:
                     watch.lost = False  # while it began, nothing of a transaction was on its way
                     self._producer, self._watch = producer, watch
                     return
+                log.warning(
+                    "connections were lost while a producer began: another one is made", times=watch.times
+                )
             useless = [producer]
             del producer
             let_go(useless)

@@ -357,6 +357,24 @@ def test_a_connection_lost_before_the_transaction_makes_a_new_producer() -> None
     assert bench.committer.counters.events.get("ambiguous", 0) == 0
 
 
+@pytest.mark.parametrize(("losses", "producers"), [(1, 2), (2, 3)])
+def test_a_producer_that_has_lost_two_connections_by_its_beginning_is_not_used(
+    losses: int, producers: int
+) -> None:
+    """Of the third one, in its first transaction, nobody would hear."""
+    bench = Bench()
+
+    def loses(_: FakeProducer) -> None:
+        for _number in range(losses):
+            bench.kafka.lose_connection()
+
+    bench.kafka.fault("init", loses)
+    bench.kafka.lose_connection()
+    bench.success(0)
+    bench.tick()
+    assert (bench.kafka.producers, len(bench.kafka.statuses)) == (producers, 1)
+
+
 @pytest.mark.parametrize(
     "error",
     [
