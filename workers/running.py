@@ -92,7 +92,10 @@ async def run_until_signal(
             failing.result()
     except asyncio.CancelledError:
         # Nobody cancels this but asyncio, when something has ended its loop: a callback that a job has left there.
-        manager.process.fail_at_work(PipelineError("a job has ended the event loop: sys.exit in a callback"))
+        if started:
+            manager.process.fail_at_work(
+                PipelineError("a job has ended the event loop: sys.exit in a callback")
+            )
         raise
     finally:
         for task in waiting:
