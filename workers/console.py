@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import errno
 import json
-import logging
 import math
 import os
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, Final, TextIO
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
 
 from schemas.errors import (
     JobRefused,
@@ -24,6 +23,7 @@ from schemas.errors import (
     SettingsError,
     WorkerIdTaken,
 )
+from workers.logs import LogStream, coloured, configure_logging
 
 if TYPE_CHECKING:
     from streams.settings import Settings
@@ -38,65 +38,6 @@ INTERRUPTED: Final = 130
 _LAST_COLUMN: Final = 20
 
 
-class LogStream:
-    """Where logs go: a full disk, or a reader that is gone, costs their lines, and never the work that they tell of.
-
-    Without it an error of the stream would be raised in whatever logs: it failed jobs, and made workers deaf to SIGTERM.
-    """
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-
-    def write(self, text: str) -> int:
-        """Write what can be written; as the standard library's logging, there is nobody left to be told of the rest."""
-        with suppress(OSError):
-            self._stream.write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        """As ``write``."""
-        with suppress(OSError):
-            self._stream.flush()
-
-
-def configure_logging(level: str = "info", form: str = "console") -> None:
-    """One event a line on stderr; ``json`` for programs, ``console`` for people (colours only on a terminal)."""
-    import structlog  # a fifth of a second: help and version do without
-
-    number = logging.getLevelNamesMapping()[level.upper()]
-    renderer: Any = structlog.processors.JSONRenderer()
-    if form == "console":
-        renderer = structlog.dev.ConsoleRenderer(colors=coloured(sys.stderr))
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso"),
-            structlog.processors.format_exc_info,
-            renderer,
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=structlog.PrintLoggerFactory(LogStream(sys.stderr)),  # type: ignore[arg-type]  # print() asks no more
-        cache_logger_on_first_use=True,
-    )
-    # Lines of libraries look like ours: a program that reads JSON finds nothing else.
-    handler = logging.StreamHandler(LogStream(sys.stderr))
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=[
-                structlog.stdlib.add_log_level,
-                structlog.stdlib.add_logger_name,
-                structlog.processors.TimeStamper(fmt="iso"),
-                structlog.processors.format_exc_info,
-            ],
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
-        )
-    )
-    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
-    # What librdkafka tries again by itself is no news.
-    logging.getLogger("rustfs_workers.librdkafka").setLevel(logging.ERROR)
-
-
 def read_settings(**given: Any) -> Settings:
     """The settings, with logging set up as they say. Values given here win; None means "not given".
 
@@ -108,11 +49,6 @@ def read_settings(**given: Any) -> Settings:
     settings = load_settings(**given)
     configure_logging(settings.log_level, settings.log_format)
     return settings
-
-
-def coloured(stream: Any) -> bool:
-    """Whether people look at this stream, and want colours."""
-    return bool(stream.isatty()) and not os.environ.get("NO_COLOR")
 
 
 def emit(record: Mapping[str, Any]) -> None:

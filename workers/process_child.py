@@ -35,8 +35,8 @@ from schemas.job import Job
 from schemas.jobtype import JobType, job_type
 from schemas.topics import JobPriority
 from workers import frames, process_wire
-from workers.console import LogStream
 from workers.context import WorkerContext
+from workers.logs import LogStream
 from workers.results import JobResult, failed_by
 from workers.router import as_result
 from workers.worker import Handler, Handlers

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from workers.console import coloured, say
+from workers.console import say
+from workers.logs import coloured
 
 #: Called with the stage's name, what is done, and the whole.
 Progress = Callable[[str, int, int], None]

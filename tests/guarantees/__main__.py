@@ -19,7 +19,7 @@ from tests.guarantees.campaign import Plan, run
 from tests.guarantees.evidence import load, save
 from tests.guarantees.storm import Kind
 from tests.support.quick_start import rehearsed, use
-from workers.console import configure_logging
+from workers.logs import configure_logging
 
 
 def main() -> int:

@@ -46,7 +46,7 @@ from tests.support.workers import WorkerUnderTest, workers
 from workers.bench.jobs import STAMPS_VARIABLE, StampJob
 from workers.bench.percentile import percentile
 from workers.bench.stamps import parse
-from workers.console import configure_logging
+from workers.logs import configure_logging
 
 _PREFIX: Final = "o."
 _IMPORTS: Final = ("--import", "tests.guarantees.overload_jobs", "--import", "workers.bench.jobs")

@@ -294,7 +294,7 @@ def test_a_killed_parent_leaves_no_broker_behind(directory: Path) -> None:
 import sys
 from pathlib import Path
 from streams.embedded import BrokerConfig, EmbeddedBroker
-from workers.console import configure_logging
+from workers.logs import configure_logging
 configure_logging()
 broker = EmbeddedBroker(BrokerConfig(Path(sys.argv[1]), heap_mb=256))
 broker.start()
@@ -332,7 +332,7 @@ def test_a_background_broker_outlives_its_starter_until_it_is_stopped(directory:
 import sys
 from pathlib import Path
 from streams.embedded import BrokerConfig, start_background
-from workers.console import configure_logging
+from workers.logs import configure_logging
 configure_logging()
 print(start_background(BrokerConfig(Path(sys.argv[1]), heap_mb=256)).pid, flush=True)
 """

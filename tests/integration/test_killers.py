@@ -81,6 +81,20 @@ def have_reported_since(settings: Settings, worker: WorkerUnderTest, at: float) 
     return len(heard) == 2
 
 
+def both_own_partitions(worker: WorkerUnderTest) -> bool:
+    """Whether each of its two processes that run now was given partitions: who has none gives up nothing."""
+    owns = {}
+    for line in worker.events():
+        match line["event"]:
+            case "worker started":
+                owns[line["worker"]] = False
+            case "worker process ended":
+                owns[f"w.{line['process']}"] = False
+            case "partitions assigned":
+                owns[line["worker"]] = True
+    return owns == {"w.0": True, "w.1": True}
+
+
 def said(worker: WorkerUnderTest, event: str) -> int:
     """How often, all its processes together."""
     return sum(line["event"] == event for line in worker.events())
@@ -198,15 +212,22 @@ def test_one_that_was_cancelled_before_its_worker_died_is_not_taken_for_one_that
         eventually(lambda: said(worker, "partitions assigned") == 2, 60, "both processes have partitions")
         (long,) = producer.schedule_jobs([Waits(until=str(go), limit_s=200)])
 
-        def runs_for_the(time: int) -> int:
-            eventually(lambda: starts(tmp_path)[long] == time, 60, f"it runs for the {time}. time")
-            return int(runs(tmp_path)[-1]["pid"])
+        killed: set[int] = set()
 
-        for time in (1, 2):
-            psutil.Process(runs_for_the(time)).kill()
-        kill_while_away(broker, worker, runs_for_the(3), signal.SIGSTOP)
-        kill_while_away(broker, worker, runs_for_the(4), signal.SIGKILL)
-        runs_for_the(5)
+        def runs_in() -> int:
+            """The process that runs it, once the other one takes part as well."""
+            eventually(lambda: both_own_partitions(worker), 60, "both processes have partitions")
+            eventually(
+                lambda: runs(tmp_path) and runs(tmp_path)[-1]["pid"] not in killed, 60, "it runs again"
+            )
+            killed.add(process := int(runs(tmp_path)[-1]["pid"]))
+            return process
+
+        for _ in range(2):
+            psutil.Process(runs_in()).kill()
+        kill_while_away(broker, worker, runs_in(), signal.SIGSTOP)
+        kill_while_away(broker, worker, runs_in(), signal.SIGKILL)
+        runs_in()
         go.touch()
         assert all_final(settings, [long], 100) == {long: JobStatus.SUCCEEDED}
         assert said(worker, "job runs alone once more: Kafka may have been away when its worker died") == 2

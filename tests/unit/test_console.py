@@ -28,7 +28,7 @@ from schemas.errors import (
     UnknownJobType,
     WorkerIdTaken,
 )
-from workers import console
+from workers import console, logs
 
 pytestmark = pytest.mark.job_processing
 
@@ -163,15 +163,15 @@ def test_a_hundred_thousand_rows_are_printed_in_seconds(capsys: pytest.CaptureFi
 
 def test_colours_are_for_terminals_that_want_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NO_COLOR", raising=False)
-    assert console.coloured(Terminal())
-    assert not console.coloured(io.StringIO())
+    assert logs.coloured(Terminal())
+    assert not logs.coloured(io.StringIO())
 
     with terminal(80) as screen:
         console.table(ROWS, ["id", "n", "error"])
     assert "\x1b[" in screen.getvalue()
 
     monkeypatch.setenv("NO_COLOR", "1")
-    assert not console.coloured(Terminal())
+    assert not logs.coloured(Terminal())
     with terminal(80) as screen:
         console.table(ROWS, ["id", "n", "error"])
     assert "\x1b[" not in screen.getvalue()
@@ -309,7 +309,7 @@ def read_one_line(code: str) -> tuple[str, str, int]:
 def test_logs_go_to_stderr_and_only_as_many_as_asked_for(
     form: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    console.configure_logging("warning", form)
+    logs.configure_logging("warning", form)
     log = structlog.get_logger("test")
 
     log.info("of no interest")
@@ -325,10 +325,29 @@ def test_logs_go_to_stderr_and_only_as_many_as_asked_for(
 
 
 @pytest.mark.usefixtures("_logging_afterwards")
+def test_each_line_says_whose_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Several processes write to one file; a line that is about another worker goes on naming that one."""
+    monkeypatch.setattr(logs, "_NAMES", {})
+    logs.configure_logging("info", "json")
+    log = structlog.get_logger("test")
+    log.info("before it had a name")
+
+    logs.name_lines(worker="rack4.1")
+    log.info("ours")
+    log.info("about another one", worker="rack5.0")
+    logging.getLogger("elsewhere").warning("a library's")
+
+    lines = map(json.loads, capsys.readouterr().err.splitlines())
+    assert [line.get("worker") for line in lines] == [None, "rack4.1", "rack5.0", "rack4.1"]
+
+
+@pytest.mark.usefixtures("_logging_afterwards")
 @pytest.mark.parametrize("form", ["json", "console"])
 def test_lines_of_libraries_look_like_ours(form: str, capsys: pytest.CaptureFixture[str]) -> None:
     """librdkafka's above all: whoever reads JSON from stderr finds nothing else there."""
-    console.configure_logging("info", form)
+    logs.configure_logging("info", form)
     lines = logging.getLogger("rustfs_workers.librdkafka")
     lines.warning("what it tries again by itself is no news")
     lines.error(f"FAIL [{form}#producer-7]: 127.0.0.1:1: Connection refused")
@@ -361,7 +380,8 @@ def test_logs_that_nobody_can_take_disturb_nobody(lost: str) -> None:
     """``rustfs-workers worker 2>&1 | head -1``, or ``2>>worker.log`` on a disk that fills up: the work goes on."""
     code = (
         "import structlog\n"
-        "from workers.console import configure_logging, emit, say\n"
+        "from workers.console import emit, say\n"
+        "from workers.logs import configure_logging\n"
         "configure_logging()\n"
         "for n in range(3):\n"
         "    structlog.get_logger().warning('x' * 10_000)\n"

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from workers.console import configure_logging, emit, errors_in_one_line, take_for_ctrl_c
+from workers.console import emit, errors_in_one_line, take_for_ctrl_c
+from workers.logs import configure_logging
 
 if TYPE_CHECKING:
     from streams.settings import Settings

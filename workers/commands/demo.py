@@ -11,7 +11,6 @@ import typer
 
 from workers.console import (
     FAILED,
-    configure_logging,
     counted,
     emit,
     errors_in_one_line,
@@ -19,6 +18,7 @@ from workers.console import (
     take_for_ctrl_c,
     while_somebody_reads,
 )
+from workers.logs import configure_logging
 
 if TYPE_CHECKING:
     from workers.demo import DemoReport

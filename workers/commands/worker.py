@@ -69,10 +69,12 @@ def worker(
         from workers.builtin import builtin_workers
         from workers.config import WorkerConfig
         from workers.imports import import_modules
+        from workers.logs import name_lines
         from workers.manager import WorkerManager
         from workers.running import run, run_until_signal
 
         config = WorkerConfig.from_settings(settings, process=process_index or 0)
+        name_lines(worker=config.name)
 
         async def main() -> int:
             manager = WorkerManager(config, settings)

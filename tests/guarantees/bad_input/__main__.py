@@ -16,7 +16,7 @@ from tests.guarantees.bad_input.flood import Plan, run
 from tests.guarantees.bad_input.judge import judge
 from tests.guarantees.bad_input.readers import look
 from tests.support.workers import workers
-from workers.console import configure_logging
+from workers.logs import configure_logging
 
 PARTITIONS = 4
 
