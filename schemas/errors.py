@@ -181,7 +181,7 @@ class TransientError(PipelineError):
 
 
 class PermanentError(PipelineError):
-    """Raised by a handler: no later run can succeed; the job is dead-lettered at once."""
+    """Raised by a handler, alone or in a group: no later run can succeed; the job is dead-lettered at once."""
 
 
 class HandlerNotFound(PermanentError):

@@ -61,6 +61,15 @@ class JobCounter:
 
 
 @dataclass(frozen=True, slots=True)
+class JobMetric:
+    """What runs of one type have added to a number with ``update_metrics`` since the process started."""
+
+    type: str
+    name: str
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerReport:
     """What one worker process says of itself each second. Counters are cumulative."""
 
@@ -77,6 +86,7 @@ class WorkerReport:
     buffered: int
     counters: tuple[JobCounter, ...]
     events: Mapping[str, int]
+    metrics: tuple[JobMetric, ...] = ()
 
 
 _STATUS_SCHEMA: Final = load_avsc("status_change")
@@ -246,6 +256,7 @@ def encode_report(codec: Codec, report: WorkerReport) -> bytes:
     """A worker report as bytes."""
     record = {f.name: getattr(report, f.name) for f in dataclasses.fields(report)}
     record["counters"] = [dataclasses.asdict(c) | {"priority": c.priority.value} for c in report.counters]
+    record["metrics"] = [dataclasses.asdict(metric) for metric in report.metrics]
     return codec.encode(REPORT, record)
 
 
@@ -260,6 +271,7 @@ def decode_report(codec: Codec, value: bytes) -> WorkerReport:
     record["counters"] = tuple(
         JobCounter(c["type"], JobPriority(c["priority"]), c["state"], c["count"]) for c in record["counters"]
     )
+    record["metrics"] = tuple(JobMetric(**metric) for metric in record["metrics"])
     for name in ("job_types", "partitions"):
         record[name] = tuple(record[name])
     return WorkerReport(**record)

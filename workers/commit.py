@@ -536,6 +536,8 @@ class Committer:
     def _count(self, outcome: Outcome) -> None:
         if outcome.counts_as is not None:
             self.counters.job(outcome.counts_as)
+            if isinstance(outcome.status, StatusChange):
+                self.counters.add(outcome.status.type, outcome.status.metrics)
         if outcome.event is not None:
             self.counters.event(outcome.event)
         status = outcome.status

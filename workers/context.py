@@ -107,7 +107,7 @@ class WorkerContext:
     def update_metrics(self, name: str, value: float = 1) -> None:
         """Add to a number that goes into the job's final status and into the worker's report.
 
-        The first 100 names are kept, 256 bytes of each.
+        The first 100 names of a run are kept, 256 bytes of each; a report holds the sums of the first 500 of its worker.
 
         Raises:
             TypeError, ValueError: the value is no number.

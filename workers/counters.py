@@ -1,4 +1,4 @@
-"""What a worker has done, in numbers: jobs by type, priority and state, and events by name.
+"""What a worker has done, in numbers: jobs by type, priority and state, what their handlers count, and events by name.
 
 Cumulative since the process started, and moved when a transaction has committed. The commit thread writes them, a report
 copies them.
@@ -6,12 +6,15 @@ copies them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 #: Names of types come from messages. So many counters of types that this worker does not run; what is beyond counts as
 #: ``other``. They travel in each report, once a second.
 MOST_OF_STRANGERS: Final = 100
+
+#: As many sums of what handlers count, for the same reason; those that come later stand in their jobs' statuses alone.
+MOST_METRICS: Final = 500
 
 #: Type, priority, state.
 JobName = tuple[str, str, str]
@@ -27,6 +30,8 @@ class Counters:
     def __init__(self, types: Iterable[str] = ()) -> None:
         self.jobs: dict[JobName, int] = {}
         self.events: dict[str, int] = {}
+        #: By type and name.
+        self.metrics: dict[tuple[str, str], float] = {}
         self._types = frozenset(types)
         self._strangers = 0
 
@@ -38,6 +43,14 @@ class Counters:
             else:
                 self._strangers += 1
         self.jobs[name] = self.jobs.get(name, 0) + 1
+
+    def add(self, job_type: str, metrics: Mapping[str, float]) -> None:
+        """Add what a run has counted with ``update_metrics``."""
+        for name, value in metrics.items():
+            if (sum_of := (job_type, name)) in self.metrics or len(self.metrics) < MOST_METRICS:
+                self.metrics[sum_of] = self.metrics.get(sum_of, 0.0) + value
+            else:
+                self.event("metrics_left_out")
 
     def event(self, name: str, count: int = 1) -> None:
         """Count something that is not a job's state."""

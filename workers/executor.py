@@ -343,17 +343,15 @@ class Executor:
                 raise  # the slot itself is being stopped
             else:
                 # Something that the handler waited for was cancelled, or the handler has cancelled its own task.
-                result = failed_by(error, retryable=True)
-        except PermanentError as error:
-            result = failed_by(error, retryable=False)
+                result = failed_by(error)
         except Exception as error:  # noqa: BLE001 - whatever a handler raises is a failure of its job
-            result = failed_by(error, retryable=True)
+            result = failed_by(error)
         except BaseException as error:
             # SystemExit from a library, KeyboardInterrupt from a REPL in a thread, a panic of native code: the job's failure,
             # not the worker's end. (Ctrl-C comes as a signal to the event loop.)
             if isinstance(error, GeneratorExit) and not _is_current(slot):
                 raise  # the slot itself is being closed
-            result = failed_by(error, retryable=True)
+            result = failed_by(error)
         finally:
             active.done = True
             del self.active[active]

@@ -29,7 +29,7 @@ from typing import Any, Final
 
 import structlog
 
-from schemas.errors import InvalidJob, JobTypeError, PermanentError
+from schemas.errors import InvalidJob, JobTypeError
 from schemas.headers import MAX_NAME_BYTES, clip
 from schemas.job import Job
 from schemas.jobtype import JobType, job_type
@@ -204,10 +204,8 @@ def _run(handler: Handler, body: bytes, context: WorkerContext) -> JobResult:
         return as_result(value)
     except Ended:
         raise
-    except PermanentError as error:
-        return failed_by(error, retryable=False)
     except BaseException as error:  # noqa: BLE001 - whatever a handler raises is a failure of its job
-        return failed_by(error, retryable=True)
+        return failed_by(error)
 
 
 async def _result(value: Any) -> Any:

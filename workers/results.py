@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, ClassVar
+from itertools import islice
+from typing import Any, ClassVar, Final
+
+from schemas.errors import PermanentError
+
+#: Of a group's errors so many are looked at. A reason has room for 1 KiB.
+_MOST_INSIDE: Final = 100
 
 
 class JobResult:
@@ -64,18 +70,48 @@ class Snooze(JobResult):
     reason: str = ""
 
 
-def failed_by(error: BaseException, *, retryable: bool) -> Failed:
-    """The failure that an exception stands for. What it says of itself is the user's code, and may raise as well."""
-    name = type(error).__name__
-    try:
-        reason = str(error) or name
-    except Exception as broken:  # noqa: BLE001 - it may raise anything
-        reason = f"{name}, which cannot say why: its __str__ raised {type(broken).__name__}"
+def failed_by(error: BaseException, *, retryable: bool | None = None) -> Failed:
+    """The failure that an exception stands for. What it says of itself is the user's code, and may raise as well.
+
+    Of a group (``asyncio.TaskGroup`` raises them) its errors are named, not that there is a group: a single one stands for it.
+
+    Args:
+        error: what a handler raised.
+        retryable: if not given, it is so unless this is a ``PermanentError``, or one is among a group's errors.
+    """
+    inside = list(islice(_errors_in(error), _MOST_INSIDE))
+    if retryable is None:
+        retryable = not any(isinstance(one, PermanentError) for one in inside)
+    if len(inside) == 1:
+        (one,) = inside
+        name, reason = type(one).__name__, _reason_of(one)
+    else:
+        name = type(error).__name__
+        reason = "; ".join(f"{type(one).__name__}: {_reason_of(one)}" for one in inside)
     try:
         trace = "".join(traceback.format_exception(error))
     except Exception as broken:  # noqa: BLE001 - groups that are nested too deep, for one
         trace = f"{name}, whose stack trace cannot be written: {type(broken).__name__}"
     return Failed(reason, retryable, name, trace)
+
+
+def _errors_in(error: BaseException) -> Iterator[BaseException]:
+    """Itself; those of a group, whatever is nested, in their order. Without recursion, which the depth could exhaust."""
+    waiting = [error]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, BaseExceptionGroup):
+            waiting.extend(reversed(one.exceptions))
+        else:
+            yield one
+
+
+def _reason_of(error: BaseException) -> str:
+    name = type(error).__name__
+    try:
+        return str(error) or name
+    except Exception as broken:  # noqa: BLE001 - it may raise anything
+        return f"{name}, which cannot say why: its __str__ raised {type(broken).__name__}"
 
 
 JobResult.Success = Success

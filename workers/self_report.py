@@ -9,7 +9,7 @@ import socket
 import time
 from typing import TYPE_CHECKING
 
-from schemas.records import JobCounter, WorkerReport, encode_report
+from schemas.records import JobCounter, JobMetric, WorkerReport, encode_report
 from schemas.topics import JobPriority
 from workers.survivors import CUT_OFF, LEFT
 
@@ -87,5 +87,9 @@ class SelfReport:
                 for (job_type, priority, job_state), count in sorted(self._counters.jobs.copy().items())
             ),
             events=dict(self._counters.events),
+            metrics=tuple(
+                JobMetric(job_type, name, value)
+                for (job_type, name), value in sorted(self._counters.metrics.copy().items())
+            ),
         )
         return encode_report(self._codec, report)

@@ -50,7 +50,7 @@ def test_exit_in_a_task_is_the_end_of_its_job_and_of_nothing_else(
     all_final(provisioned, ids, 60)
     assert worker.process is not None
     assert worker.process.poll() is None
-    assert any(event.get("error_type") == "ExceptionGroup" for event in worker.events())
+    assert any(event.get("error_type") == "TaskExited" for event in worker.events())
     assert worker.terminate() == 0
 
 

@@ -24,7 +24,7 @@ from schemas.codec import CONFLUENT, Codec, peek_id, split
 from schemas.headers import Delivery, build, parse
 from schemas.jobtype import ENVELOPE_FIELDS, job_type
 from schemas.partitions import partition_of
-from schemas.records import decode_report, decode_status
+from schemas.records import JobMetric, decode_report, decode_status
 from schemas.wire import WireSchema
 from streams import registry, schemas_topic
 from streams.clients import producer_config, registry_client
@@ -65,6 +65,7 @@ class WireJob(Job):
     async def execute(self, context: WorkerContext) -> Success:
         if self.with_child:
             await context.schedule(WireChild(text="of " + self.text))
+        context.update_metrics("letters", len(self.text) / 2)
         return Success({"text": self.text})
 
 
@@ -183,6 +184,8 @@ async def test_records_that_others_wrote_wrongly_are_failed_or_counted_and_hold_
     assert (last.state, last.events["misplaced_keys"]) == ("left", 1)
     counts = {(count.type, count.state): count.count for count in last.counters}
     assert counts == {("wire_job", "succeeded"): 8, ("wire_job", "failed"): 2}
+    # Eight of one letter each.
+    assert last.metrics == (JobMetric("wire_job", "letters", 4.0),)
     totals = [sum(count.count for count in one.counters) for one in said]
     assert totals == sorted(totals), "cumulative"
 

@@ -31,3 +31,14 @@ def test_they_take_no_place_from_types_that_the_worker_runs() -> None:
         counters.job((f"made-up-{number}", "low", "failed"))
     counters.job(("ours", "high", "succeeded"))
     assert counters.jobs["ours", "high", "succeeded"] == 1
+
+
+def test_sums_of_what_handlers_count_are_bounded_and_what_is_left_out_is_said(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(counters_module, "MOST_METRICS", 2)
+    counters = Counters(["ours"])
+    counters.add("ours", {"bytes": 1.5, "files": 1})
+    counters.add("ours", {"bytes": 2, "made-up-1": 1, "made-up-2": 1})
+    assert counters.metrics == {("ours", "bytes"): 3.5, ("ours", "files"): 1}
+    assert counters.events == {"metrics_left_out": 2}

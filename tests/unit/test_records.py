@@ -19,6 +19,7 @@ from schemas.records import (
     REPORT,
     STATUS,
     JobCounter,
+    JobMetric,
     StatusChange,
     StatusWriter,
     WorkerReport,
@@ -80,6 +81,7 @@ reports = st.builds(
         st.builds(JobCounter, texts, st.sampled_from(JobPriority), texts, longs), max_size=3
     ).map(tuple),
     events=st.dictionaries(texts, longs, max_size=3),
+    metrics=st.lists(st.builds(JobMetric, texts, texts, st.floats(allow_nan=False)), max_size=3).map(tuple),
 )
 PLAIN = StatusChange(
     job_id="01970c4e-8c00-7abc-8def-0123456789ab",

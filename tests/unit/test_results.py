@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from workers.results import Failed, JobResult, Skipped, Snooze, Success
+from schemas.errors import PermanentError
+from workers.results import Failed, JobResult, Skipped, Snooze, Success, failed_by
 from workers.router import as_result
 
 pytestmark = pytest.mark.job_processing
@@ -64,3 +65,32 @@ def test_a_result_without_details_may_be_returned_by_its_name() -> None:
     no_reason = as_result(JobResult.Failed)
     assert isinstance(no_reason, Failed)
     assert no_reason.error_type == "BadResult"
+
+
+@pytest.mark.parametrize(
+    ("error", "name", "reason", "retryable"),
+    [
+        (ValueError("bad"), "ValueError", "bad", True),
+        (PermanentError("never"), "PermanentError", "never", False),
+        (ExceptionGroup("tasks", [ValueError("bad")]), "ValueError", "bad", True),
+        (ExceptionGroup("tasks", [PermanentError("never")]), "PermanentError", "never", False),
+        (
+            ExceptionGroup("tasks", [ValueError("bad"), ExceptionGroup("more", [PermanentError("never"), KeyError("k")])]),
+            "ExceptionGroup",
+            "ValueError: bad; PermanentError: never; KeyError: 'k'",
+            False,
+        ),
+    ],
+)  # fmt: skip
+def test_a_failure_names_what_went_wrong_in_a_group_and_not_the_group(
+    error: Exception, name: str, reason: str, *, retryable: bool
+) -> None:
+    """``unhandled errors in a TaskGroup (1 sub-exception)`` tells nobody anything, and all dead letters say the same."""
+    failure = failed_by(error)
+    assert (failure.error_type, failure.reason, failure.retryable) == (name, reason, retryable)
+    assert type(error).__name__ in failure.stacktrace
+
+
+def test_a_group_of_very_many_errors_costs_no_more_than_some() -> None:
+    failure = failed_by(ExceptionGroup("tasks", [ValueError(str(number)) for number in range(50_000)]))
+    assert failure.reason.count("ValueError") == 100

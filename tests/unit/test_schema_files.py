@@ -29,6 +29,7 @@ from schemas.records import (
     REPORT,
     STATUS,
     JobCounter,
+    JobMetric,
     StatusChange,
     StatusWriter,
     WorkerReport,
@@ -122,6 +123,7 @@ REPORT_SAMPLE = WorkerReport(
     buffered=250,
     counters=(JobCounter("replication", JobPriority.LOW, "succeeded", 12_345),),
     events={"duplicates": 1},
+    metrics=(JobMetric("replication", "bytes_copied", 2048.5),),
 )
 REPLICATION_SAMPLE = ReplicationJob(
     source_path="bücket/größe.bin",
