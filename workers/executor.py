@@ -51,6 +51,8 @@ _SLICE_NS: Final = 2_000_000
 #: An unknown type may belong to a release that is being rolled out.
 UNKNOWN_TYPE_LIMIT_MS: Final = 15 * 60_000
 UNKNOWN_TYPE_SNOOZE: Final = timedelta(seconds=10)
+#: Their names come from messages: a line in the log for so many of them.
+_UNKNOWN_TYPES_SAID: Final = 100
 #: What a cancelled handler may take to end; a process has half a second of it before it is killed.
 _CANCEL_S: Final = 1.0
 
@@ -116,6 +118,7 @@ class Executor:
         )
         self._finished = asyncio.Event()
         self._durations = Durations()
+        self._unknown_types: set[str] = set()
         self._stopping = False
         self._failure: Callable[[BaseException], None] = lambda _: None
 
@@ -313,6 +316,7 @@ class Executor:
         if handler is None:
             # Anybody can write a time that is yet to come; counted from there it would wait for ever.
             since_ms = min(delivery.unknown_since_ms or started_ms, started_ms)
+            self._say_unknown(decoded.job_type)
             result: JobResult = _unknown_type(decoded.job_type, started_ms - since_ms)
             self._finish(message, decoded, context, started_ms, result, unknown_since_ms=since_ms)
             return
@@ -389,6 +393,17 @@ class Executor:
             message.kept_out = True
         self._give_back(message)
         self.wake()
+
+    def _say_unknown(self, job_type: str) -> None:
+        """The group may have workers of another release, or of another program; then this one's jobs are held up by it."""
+        if job_type in self._unknown_types or len(self._unknown_types) >= _UNKNOWN_TYPES_SAID:
+            return
+        self._unknown_types.add(job_type)
+        log.warning(
+            "no handler for this job type: its jobs wait for a worker of this group that has one (--import)",
+            job_type=job_type,
+            minutes=UNKNOWN_TYPE_LIMIT_MS // 60_000,
+        )
 
     def _finish(
         self,

@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from schemas.errors import BadRecord, InvalidJob, PermanentError, UnknownSchema
 from schemas.headers import LATEST_MS, Delivery, parse
@@ -319,6 +320,15 @@ async def test_an_unknown_type_waits_for_a_release_to_be_rolled_out(bench: Bench
     assert [state_of(o) for o in (fresh, waiting)] == [JobStatus.SCHEDULED] * 2
     assert [parse(o.records[0].headers).unknown_since_ms for o in (fresh, waiting)] == [NOW_MS, first + 1]
     assert (state_of(late), error_of(late)[0]) == (JobStatus.FAILED, "HandlerNotFound")
+
+
+async def test_an_unknown_type_is_said_once(bench: Bench) -> None:
+    """Two programs may share a group by mistake, each with types of its own: then the jobs of one are held up by the other."""
+    for _ in range(3):
+        bench.add(None, delivery=Delivery(job_type="test"))
+    with capture_logs() as logs:
+        await bench.ended(3)
+    assert [line["job_type"] for line in logs if line["log_level"] == "warning"] == ["test"]
 
 
 async def test_the_time_of_an_unknown_type_does_not_begin_in_the_future(bench: Bench) -> None:
