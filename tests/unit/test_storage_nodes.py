@@ -60,6 +60,9 @@ def test_an_s3_url_names_bucket_prefix_endpoint_and_region() -> None:
         ("s3://bucket?endpoint=http://u:hunter2@host", "without credentials"),
         ("s3://bucket?endpoint=http://u:abc/hunter2@host", "without credentials"),
         ("s3://[::1", "no URL"),
+        ("s3://bucket#hunter2", "%23"),
+        ("ftp://host/dir;password=hunter2", "unknown scheme"),
+        ("ftp:host;hunter2", "unknown scheme"),
     ],
 )
 def test_an_url_that_cannot_be_used_is_refused_by_the_nodes_name(url: str, why: str) -> None:

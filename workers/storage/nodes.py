@@ -304,6 +304,6 @@ def _with_credentials(name: str, url: str) -> NodeConfigError:
 
 
 def _wrong(name: str, url: str, why: str) -> NodeConfigError:
-    # Without the query: it may hold what somebody took for the place of a password.
-    shown = redact(USER_INFO.sub("***@", url).partition("?")[0])[:200]
+    # Without parameters and fragment: they may hold what somebody took for the place of a password.
+    shown = redact(re.split("[?#;]", USER_INFO.sub("***@", url), maxsplit=1)[0])[:200]
     return NodeConfigError(f"node {name}: {shown} {why}")
