@@ -106,6 +106,9 @@ async def run_until_signal(
             watch.close()
         for number in signals:
             loop.remove_signal_handler(number)
+            if started:
+                # The end is near, and bounded: whoever asks for it once more must not keep `up` from stopping its Kafka.
+                signal.signal(number, signal.SIG_IGN)
         code = INTERRUPTED if received and received[0] is signal.SIGINT else OK
         if started:
             _end_soon(code, sys.exception(), _LAST_S if last_s is None else last_s)

@@ -60,3 +60,18 @@ def test_under_nohup_a_closed_terminal_is_no_reason_to_stop() -> None:
         [sys.executable, "-c", program, "SIGHUP", "nohup"], capture_output=True, timeout=60, check=False
     )
     assert ended.returncode == 130, "only the second signal was heard"
+
+
+def test_who_asks_once_more_after_the_drain_does_not_keep_the_command_from_tidying_up() -> None:
+    """``up`` stops its Kafka then, and takes back the address that other commands would look for it at."""
+    waits = "threading.Thread(target=threading.Event().wait).start()\n        asyncio.create_task(deaf())"
+    assert waits in PROGRAM
+    end = "sys.exit(asyncio.run(running.run_until_signal(Manager())))"
+    assert end in PROGRAM
+    more = "; ".join(f"os.kill(os.getpid(), signal.{name})" for name in ("SIGTERM", "SIGINT", "SIGHUP"))
+    tidy = f"code = asyncio.run(running.run_until_signal(Manager(), last_s=60))\n{more}\nprint('tidied up')\nsys.exit(code)"
+    program = PROGRAM.replace(waits, "pass").replace(end, tidy)
+    ended = subprocess.run(
+        [sys.executable, "-c", program, "SIGTERM"], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (ended.returncode, ended.stdout.splitlines()[-1:]) == (0, ["tidied up"]), ended.stderr
