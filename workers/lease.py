@@ -10,6 +10,7 @@ offsets that began after the silence and was committed: the group's coordinator 
 
 from __future__ import annotations
 
+import enum
 import time
 from collections.abc import Callable
 from typing import Final
@@ -70,3 +71,30 @@ class Lease:
         self.answered()
         if transaction == self._silences:
             self._outlived = transaction
+
+
+class Turn(enum.Enum):
+    """What a look at the lease has found."""
+
+    LOST = "nothing may run any more"
+    REGAINED = "jobs may start again"
+
+
+class CutOff:
+    """Whether this process has cancelled everything, since its lease does not hold. For one thread."""
+
+    def __init__(self, lease: Lease) -> None:
+        self._lease = lease
+        self.is_so = False
+
+    def look(self) -> Turn | None:
+        """Notice that the lease does not hold any more, or holds again; whoever asks acts upon it."""
+        if self._lease.holds is not self.is_so:
+            return None
+        self.is_so = not self.is_so
+        return Turn.LOST if self.is_so else Turn.REGAINED
+
+    @property
+    def may_start(self) -> bool:
+        """Whether jobs may start: not before a look has found that they may, and no moment longer than the lease holds."""
+        return self._lease.holds and not self.is_so

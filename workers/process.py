@@ -46,7 +46,7 @@ from workers.executor import Executor
 from workers.forgotten import ForgottenTransactions
 from workers.hanging import HangingWatch, ends_of
 from workers.key_places import KeyPlaces
-from workers.lease import Lease, lease_s
+from workers.lease import CutOff, Lease, Turn, lease_s
 from workers.membership_watch import MembershipWatch, lost_heartbeats
 from workers.message import Message
 from workers.offsets import Place
@@ -103,7 +103,7 @@ class WorkerProcess:
         self._clock = BrokerClock()
         self._session_s = config.session_timeout / timedelta(seconds=1)
         self._lease = Lease(lease_s(self._session_s))
-        self._cut_off = False
+        self._cut_off = CutOff(self._lease)
         self._lease_timer: asyncio.TimerHandle | None = None
         self._draining = False
         #: A drain has come to its end: nothing that could be ended runs any more.
@@ -170,7 +170,7 @@ class WorkerProcess:
             now_ms=self._clock.now_ms,
             worker_name=config.name,
             # Nor while reports still say that nothing runs: a death would be taken for nobody's.
-            may_start=lambda: self._lease.holds and not self._cut_off,
+            may_start=lambda: self._cut_off.may_start,
             processes=self._processes,
             sandbox=self._sandbox,
             is_crowded=lambda: sum(part.dangerous for part in list(self.poller.parts.values())) > FEW,
@@ -446,20 +446,19 @@ class WorkerProcess:
         if not self.poller.parts and self._lease.silent_s <= self._lease.seconds:
             # Nothing that others could have by now; what will be given to us starts after a commit of its own.
             self._lease.committed(self._lease.begin())
-        if not self._lease.holds:
-            if not self._cut_off:
+        match self._cut_off.look():
+            case Turn.LOST:
                 silent_s = round(self._lease.silent_s, 1)
                 log.error("no answer from Kafka: everything is cancelled", silent_s=silent_s)
-                self._cut_off = True
                 self._committer.counters.event("cut_off")
                 self._executor.cancel_all(RELEASED)
+            case Turn.REGAINED:
+                log.info("Kafka answers again")
+                # Whatever runs alone next may kill this process: before that it has to be known that something runs again.
+                self._reporter.now()
+                self._executor.wake()
+        if self._cut_off.is_so:
             self._committer.prove()
-        elif self._cut_off:
-            log.info("Kafka answers again")
-            self._cut_off = False
-            # Whatever runs alone next may kill this process: before that it has to be known that something runs again.
-            self._reporter.now()
-            self._executor.wake()
 
     # --- called from other threads ---------------------------------------------------------------
 
@@ -520,7 +519,7 @@ class WorkerProcess:
     def _state(self, asked: str) -> str:
         return state_of(
             asked=asked,
-            cut_off=self._cut_off,
+            cut_off=self._cut_off.is_so,
             draining=self._draining,
             stopping=self._stopping,
             failed=self.failure.done(),

@@ -26,7 +26,7 @@ from workers.config import WorkerConfig
 from workers.decoder import Decoder
 from workers.delay import Delays
 from workers.key_places import KeyPlaces
-from workers.lease import Lease
+from workers.lease import CutOff, Lease
 from workers.message import Message
 from workers.offsets import Place
 from workers.pool_places import PoolPlaces
@@ -97,7 +97,7 @@ class SimWorker(WorkerProcess):
         self._transactional_id = self._producer_id = f"{self._topics.prefix}worker.{name}"
         self._session_s = world.session_ms / 1000
         self._lease = Lease(self._session_s - 1, lambda: world.now_ms / 1000)
-        self._cut_off = False
+        self._cut_off = CutOff(self._lease)
         self._reporter: Any = _Reporter()
         self._lease_timer = None
         self._draining = self._drained = self._stopping = self.can_drain = False

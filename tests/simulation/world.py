@@ -200,7 +200,7 @@ class World:
 
     def _report_of(self, worker: SimWorker) -> None:
         said = worker.reported()
-        worker.has_said_so = worker._cut_off
+        worker.has_said_so = worker._cut_off.is_so
         if said == CUT_OFF:
             self._last_report.pop(worker.incarnation, None)
             self._at_rest.add(worker.incarnation)
@@ -210,7 +210,7 @@ class World:
 
     def says_nothing_runs(self, worker: SimWorker) -> bool:
         """Whether it has cancelled everything, and has been able to say so, or Kafka is away."""
-        return worker._cut_off and (self.is_away or worker.has_said_so)
+        return worker._cut_off.is_so and (self.is_away or worker.has_said_so)
 
     def _something_happens(self) -> None:
         worker = self.rng.choice([*self.workers.values()] or [None])

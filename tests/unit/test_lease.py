@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from workers.lease import Lease, lease_s
+from workers.lease import CutOff, Lease, Turn, lease_s
 
 pytestmark = pytest.mark.worker_coordination
 
@@ -70,3 +70,38 @@ def test_a_transaction_that_begins_first_thing_after_the_silence_notices_it(
     assert not lease.holds
     lease.committed(after)
     assert lease.holds
+
+
+# --- cut off ---------------------------------------------------------------------------------------------
+
+
+def test_who_loses_its_lease_is_told_once_and_once_more_when_it_is_back(lease: Lease, clock: Clock) -> None:
+    cut_off = CutOff(lease)
+    assert [cut_off.look(), cut_off.is_so] == [None, False]
+    clock.now += 5.1
+    assert [cut_off.look(), cut_off.look(), cut_off.is_so] == [Turn.LOST, None, True]
+    lease.committed(lease.begin())
+    assert [cut_off.look(), cut_off.look(), cut_off.is_so] == [Turn.REGAINED, None, False]
+
+
+def test_nothing_starts_once_the_lease_is_over_whether_anybody_has_looked_or_not(
+    lease: Lease, clock: Clock
+) -> None:
+    cut_off = CutOff(lease)
+    assert cut_off.may_start
+    clock.now += 5.1
+    assert not cut_off.may_start
+
+
+def test_nothing_starts_before_the_one_who_acts_upon_it_has_found_that_the_lease_holds_again(
+    lease: Lease, clock: Clock
+) -> None:
+    """Its reports still say that nothing runs: a death would be taken for nobody's."""
+    cut_off = CutOff(lease)
+    clock.now += 5.1
+    cut_off.look()
+    lease.committed(lease.begin())
+    assert lease.holds
+    assert not cut_off.may_start
+    cut_off.look()
+    assert cut_off.may_start
