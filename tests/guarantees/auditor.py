@@ -81,6 +81,8 @@ class Verdict:
     lost: Finding = field(default_factory=Finding)
     forked: Finding = field(default_factory=Finding)
     illegal: Finding = field(default_factory=Finding)
+    #: Jobs that say something else after a retry, a redrive or as a dead letter than when they were scheduled.
+    altered: Finding = field(default_factory=Finding)
     early: Finding = field(default_factory=Finding)
     overlaps: Finding = field(default_factory=Finding)
     order: Finding = field(default_factory=Finding)
@@ -123,7 +125,17 @@ class Verdict:
         """The guarantees that do not hold, with cases."""
         findings = {
             name: getattr(self, name)
-            for name in ("lost", "forked", "illegal", "early", "overlaps", "order", "unexplained", "ended")
+            for name in (
+                "lost",
+                "forked",
+                "illegal",
+                "altered",
+                "early",
+                "overlaps",
+                "order",
+                "unexplained",
+                "ended",
+            )
         }
         return {name: finding.cases for name, finding in findings.items() if finding.count}
 
@@ -186,6 +198,7 @@ def judge(evidence: Evidence) -> Verdict:
     _look_at_lineages(evidence, verdict, children)
     _look_at_successors(evidence, verdict)
     _look_at_transitions(evidence, verdict)
+    _look_at_contents(evidence, verdict)
     _look_at_starts(evidence, verdict)
     _look_at_keys(evidence, verdict)
     _look_at_order(evidence, verdict, told)
@@ -379,6 +392,16 @@ def _compare(before: Status, status: Status, verdict: Verdict) -> None:
         expected = before.attempt + (before.state == "retrying")
         if status.attempt != expected:
             verdict.illegal.add(f"{status.job_id}: attempt {status.attempt}, and not {expected}")
+
+
+def _look_at_contents(evidence: Evidence, verdict: Verdict) -> None:
+    """All records of a job have the value that its first one has: workers and redrives hand on what they were given."""
+    contents: dict[str, set[int]] = defaultdict(set)
+    for record in evidence.topics.jobs:
+        contents[record.job_id].add(record.content)
+    for job_id, found in contents.items():
+        if len(found) > 1:
+            verdict.altered.add(f"{job_id} has {len(found)} values")
 
 
 def _look_at_starts(evidence: Evidence, verdict: Verdict) -> None:

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -54,6 +55,8 @@ class JobRecord:
     written_ms: int
     #: Who scheduled it; empty if no job did.
     parent: str = ""
+    #: A checksum of its value.
+    content: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -368,6 +371,7 @@ def _job(message: Message, topic: str, record: Mapping[str, Any]) -> JobRecord:
         priority=str(record["priority"]),
         written_ms=message.timestamp()[1],
         parent=str(record["parent_id"] or ""),
+        content=zlib.crc32(message.value() or b""),
     )
 
 

@@ -129,6 +129,12 @@ def retry_twice(e: Evidence) -> None:
     e.topics.jobs.append(record("two", 9, delivery=1))
 
 
+def retry_another(e: Evidence) -> None:
+    """The retry has a value that its job never had."""
+    retry(e)
+    e.topics.jobs[-1] = replace(e.topics.jobs[-1], content=7)
+
+
 def bury_twice(e: Evidence) -> None:
     e.topics.statuses["x"] = [said("x", "failed", 5, 9, error_type="worker_lost")]
     bury(e, "x")
@@ -419,6 +425,7 @@ def lose_who_was_perhaps_accepted(e: Evidence) -> None:
         (end_twice, {"forked", "illegal"}),
         (retry_twice, {"forked"}),
         (bury_twice, {"forked"}),
+        (retry_another, {"altered"}),
         (go_back, {"illegal"}),
         (end_wrongly, {"illegal"}),
         (start_before_the_producers_time, {"early"}),
