@@ -30,7 +30,7 @@ from confluent_kafka.admin import AdminClient
 from schemas import Backoff, JobPriority, JobStatus
 from schemas.errors import PipelineError, SettingsError
 from streams.clients import admin_config, check_reachable
-from streams.embedded import BrokerConfig, EmbeddedBroker, running_broker
+from streams.embedded import BrokerConfig, EmbeddedBroker, has_a_name_for_java, running_broker
 from streams.provision import provision
 from streams.queue import JobQueue
 from streams.registry import RegistryFailed, forget_subjects
@@ -246,6 +246,8 @@ def run_demo(source: Path | None, directory: Path, progress: Progress) -> DemoRe
         source = default_source()
     if not source.is_dir():
         raise WrongFolder(f"--source {source} is no directory; name a folder of files")
+    if not has_a_name_for_java(directory):
+        raise WrongFolder(f"--dir {str(directory)!a} is no UTF-8; choose another")
     if directory.resolve().is_relative_to(source.resolve()):
         raise WrongFolder(
             f"--dir {directory} lies inside of --source {source}, which must not change; choose another"

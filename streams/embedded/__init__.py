@@ -26,6 +26,7 @@ from streams.embedded.properties import Node
 from streams.embedded.state import (
     RunningBroker,
     forget_address,
+    has_a_name_for_java,
     refuse_other_port,
     running_broker,
     write_address,
@@ -50,6 +51,7 @@ __all__ = [
     "PortInUse",
     "RunningBroker",
     "forget_address",
+    "has_a_name_for_java",
     "refuse_other_port",
     "running_broker",
     "start_background",

@@ -139,6 +139,15 @@ def forget_address(data_dir: Path, address: str) -> None:
             path.unlink()
 
 
+def has_a_name_for_java(path: Path) -> bool:
+    """Whether it is UTF-8: Java takes any other name for that of another directory."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 class DirectoryLock:
     """The right to run a broker in a data directory. The broker inherits it: it lasts as long as that one."""
 
@@ -149,6 +158,10 @@ class DirectoryLock:
             DataDirInUse: somebody has it; the message says who.
             DataDirUnusable: the directory cannot be made or written, or holds something else.
         """
+        if not has_a_name_for_java(data_dir):
+            raise DataDirUnusable(
+                f"{str(data_dir)!a} is no UTF-8, and Java finds no directory of that name; {ANOTHER_DIRECTORY}"
+            )
         try:
             data_dir.mkdir(parents=True, exist_ok=True)
             if not (data_dir / _LOCK_FILE).exists():

@@ -91,6 +91,7 @@ def test_a_demo_that_fails_says_why_and_that_it_has_failed(monkeypatch: pytest.M
         (["--source", "files", "--dir", "files/inside"], "which must not change"),
         (["--source", "outside/files", "--dir", "outside"], "which is emptied first"),
         (["--source", "files", "--dir", "files/one"], "is no directory"),
+        (["--source", "files", "--dir", "new/\udcff"], "is no UTF-8"),
     ],
 )
 def test_the_demo_refuses_directories_that_are_not_its_own(

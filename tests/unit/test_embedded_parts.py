@@ -329,6 +329,13 @@ def test_a_directory_of_somebody_else_is_refused_and_not_touched(tmp_path: Path)
     assert [path.name for path in tmp_path.iterdir()] == ["server.properties"]
 
 
+def test_a_directory_whose_name_is_no_utf8_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    """Java takes its name for another one, and said so with a stack trace."""
+    with pytest.raises(DataDirUnusable, match="dcff/kafka' is no UTF-8"):
+        DirectoryLock(tmp_path / "\udcff" / "kafka")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("name", ["data", "lost+found"])
 def test_copied_data_and_an_empty_disk_are_taken(tmp_path: Path, name: str) -> None:
     (tmp_path / name).mkdir()

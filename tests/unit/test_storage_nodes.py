@@ -40,6 +40,8 @@ def test_an_s3_url_names_bucket_prefix_endpoint_and_region() -> None:
         ("file:///srv/..", "other than /"),
         ("file:relative", "absolute path"),
         ("file:///srv/%00", "absolute path"),
+        ("file:///srv/a%ff", "no UTF-8"),
+        ("file:///srv/a\udcff", "no UTF-8"),
         ("file:///srv#1", "%23"),
         ("file:///srv?durable=maybe", "true or false"),
         ("file:///srv?region=x", "unknown options: region"),

@@ -188,7 +188,12 @@ def _file_url(name: str, url: str, parts: SplitResult, options: dict[str, str]) 
         raise _wrong(
             name, url, f"names the host {parts.netloc!r}; write three slashes: file:///absolute/path"
         )
-    root = unquote(parts.path)
+    try:
+        root = unquote(parts.path, errors="strict")
+        root.encode()
+    except ValueError:
+        # Keys and messages are UTF-8: nobody could be told of a file there.
+        raise _wrong(name, url, "has a path that is no UTF-8") from None
     if "\0" in root or not root.startswith("/") or os.path.normpath(root) == "/":
         raise _wrong(name, url, "needs the absolute path of a directory other than /")
     match options.get("durable"):
