@@ -82,6 +82,10 @@ class JobTypeError(PipelineError):
     """A job class is declared in a way that cannot work."""
 
 
+class WorkerNotMade(PipelineError):
+    """A worker's constructor wanted something that is not there now, and may be next time: a file, a host, memory."""
+
+
 class WireError(PipelineError):
     """Bytes from Kafka that cannot be understood; the record goes to the dead letters unchanged."""
 

@@ -29,7 +29,7 @@ from typing import Any, Final
 
 import structlog
 
-from schemas.errors import InvalidJob, JobTypeError
+from schemas.errors import InvalidJob, JobTypeError, WorkerNotMade
 from schemas.headers import MAX_NAME_BYTES, clip
 from schemas.job import Job
 from schemas.jobtype import JobType, job_type
@@ -228,9 +228,7 @@ def _load(announced: list[dict[str, Any]]) -> dict[str, Handler]:
 
 def _passes(error: Exception) -> bool:
     """Whether the system had not enough of something: next time it may have."""
-    if isinstance(error, JobTypeError) and error.__cause__ is not None:  # of a constructor
-        return isinstance(error.__cause__, MemoryError | OSError)
-    return isinstance(error, MemoryError | OSError)
+    return isinstance(error, WorkerNotMade | MemoryError | OSError)
 
 
 def _import(name: list[str]) -> Any:

@@ -12,7 +12,7 @@ from datetime import timedelta
 from typing import Any, ClassVar, Self
 
 from schemas.backoff import Backoff
-from schemas.errors import JobTypeError
+from schemas.errors import JobTypeError, WorkerNotMade
 from schemas.job import Execution, Job, job_class
 from schemas.jobtype import JobType, job_type
 from workers.context import WorkerContext
@@ -83,6 +83,7 @@ class Handlers:
         """Add a worker (an instance, a class or another factory), or a job class that runs itself.
 
         Raises:
+            WorkerNotMade: its constructor wanted something that is not there now.
             JobTypeError: its type is not declared, or has a handler already; or the worker cannot be made; or it is an
                 instance that was made with arguments, and runs in processes, which do not have them; or its
                 ``execution`` does not fit its function.
@@ -163,6 +164,9 @@ def _made_by(factory: Callable[[], Any]) -> Any:
             fact = f"{factory.__qualname__} cannot be made"
         else:
             fact = f"{getattr(factory, '__qualname__', repr(factory))}() cannot make a Worker"
+        if isinstance(error, MemoryError | OSError):
+            # No fault of the declaration: whoever supervises this process may start it again.
+            raise WorkerNotMade(f"{fact}: {type(error).__name__}: {error}") from error
         raise JobTypeError(
             f"{fact}: {type(error).__name__}: {error}; it is called without arguments: give them defaults, or register "
             "an instance, or a function that makes one (`def make() -> Worker`), in a program of your own"

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from schemas import Job, JobPriority, job
-from schemas.errors import JobTypeError
+from schemas.errors import JobTypeError, WorkerNotMade
 from workers import Worker, WorkerContext
+from workers.console import FAILED, exit_code
 from workers.worker import Handlers
 
 pytestmark = pytest.mark.job_processing
@@ -137,6 +138,20 @@ def test_a_worker_that_cannot_be_made_is_refused_by_name_with_what_its_construct
     with pytest.raises(JobTypeError, match=rf"{said}; .*defaults.*def make\(\) -> Worker"):
         handlers.register(what)
     assert len(handlers) == 0
+
+
+class Offline(Handles):
+    def __init__(self) -> None:
+        raise ConnectionRefusedError("scales:7000")
+
+
+def test_a_worker_whose_constructor_finds_a_service_away_is_no_fault_of_its_declaration() -> None:
+    """Usage errors end a supervisor; this process is started again by it, with growing pauses."""
+    with pytest.raises(
+        WorkerNotMade, match=r"^Offline cannot be made: ConnectionRefusedError: scales:7000$"
+    ) as caught:
+        Handlers().register(Offline)
+    assert exit_code(caught.value) == FAILED
 
 
 def plain(self: Any, *_: Any) -> str:
