@@ -23,6 +23,7 @@ from schemas.errors import (
     SettingsError,
     WorkerIdTaken,
 )
+from workers.lean import import_structlog
 from workers.logs import LogStream, coloured, configure_logging
 
 if TYPE_CHECKING:
@@ -111,6 +112,7 @@ def exit_code(error: BaseException) -> int:
 @contextmanager
 def errors_in_one_line() -> Iterator[None]:
     """An error that has a name is a line on stderr and an exit code; one that has none is a bug, and shows its trace."""
+    import_structlog()  # before the command's own modules do
     from confluent_kafka import KafkaException
 
     try:

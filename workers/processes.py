@@ -43,6 +43,7 @@ _SNOOZE: Final = timedelta(seconds=10)
 #: The search path first: the working directory may hold a package with one of our names.
 _BOOT: Final = (
     "import sys; sys.path[:] = sys.argv[3:]; "
+    "from workers.lean import import_structlog; import_structlog(); "
     "from workers.process_child import main; main(int(sys.argv[1]), int(sys.argv[2]))"
 )
 
