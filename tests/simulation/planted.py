@@ -278,6 +278,17 @@ def _trusts_success() -> Any:
     return patch.object(ConnectionWatch, "hear", lambda _self, _line: None)
 
 
+def _forgets_idle_losses() -> Any:
+    """What was lost between two transactions is taken for no news of the next one, of whose loss librdkafka then says nothing."""
+    write = Transactions.write
+
+    def hopeful(self: Transactions, outcomes: list[Outcome], offsets: Any) -> None:
+        self._watch.lost = False
+        write(self, outcomes, offsets)
+
+    return patch.object(Transactions, "write", hopeful)
+
+
 def _no_key_lock() -> Any:
     """Jobs of one key start whenever it is their turn."""
     return patch.object(KeyLocks, "acquire", lambda _self, _message: True)

@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 #: Pauses that a read waits for somebody's open transaction before it does something about it.
 _PATIENCE: Final = 4
 _MOST_READS: Final = 400
+#: How often librdkafka tells of connections that are lost in the same way.
+_TOLD: Final = 2
 
 
 class _Clock:
@@ -105,6 +107,8 @@ class SimWorker(WorkerProcess):
         self._delays = Delays()
         self._scheduler = Scheduler(sandbox=PoolPlaces(1, lambda _: True) if world.has_sandbox else None)
         self.logger: Any = None
+        #: Connections that its producer has lost.
+        self._losses = 0
         committer = SimCommitter(
             make_producer=self._make_producer,
             membership=_Membership(self),
@@ -241,8 +245,10 @@ class SimWorker(WorkerProcess):
                 thread.kill()
 
     def lose_connection(self) -> None:
-        """What librdkafka writes into its log then."""
-        self.logger.error("FAIL [thrd:main]: Disconnected (after 3 ms)")
+        """What librdkafka writes into its log then; of what happens again and again it tells twice, and then no more."""
+        self._losses += 1
+        if self._losses <= _TOLD:
+            self.logger.error("FAIL [thrd:main]: Disconnected (after 3 ms)")
 
     def now_ms(self) -> int:
         """The world's clock."""
@@ -328,7 +334,7 @@ class SimWorker(WorkerProcess):
         return {place: parse(offset, metadata) for place, (offset, metadata) in found.items()}
 
     def _make_producer(self, logger: Any) -> Any:
-        self.logger = logger
+        self.logger, self._losses = logger, 0
         return self.world.producer(self, self._producer_id)
 
     def _make_consumer(self, _on_error: Any) -> Any:

@@ -44,5 +44,6 @@ def test_the_faults_that_matter_happen() -> None:
         "straggler",
         "straggler refused",
         "torn",
+        "disconnect",
     }
     assert wanted <= set(faults)

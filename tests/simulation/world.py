@@ -217,7 +217,7 @@ class World:
         what = self.rng.choice(
             (
                 *("kill", "kill", "freeze", "freeze", "cut", "cut", "recover", "recover", "leave"),
-                *("fence", "forget", "start", "wait"),
+                *("fence", "forget", "start", "wait", "disconnect"),
             )
         )
         match what:
@@ -233,6 +233,12 @@ class World:
                 self.trouble(worker, "freeze")
                 worker.is_frozen = True
                 self._frozen_ms[worker.incarnation] = self.now_ms
+            case "disconnect" if worker.logger is not None and not worker.is_frozen:
+                self.faults["disconnect"] += (
+                    1  # between two transactions it is no trouble, and explains nothing
+                )
+                for _ in range(self.rng.randint(1, 2)):
+                    worker.lose_connection()
             case "cut" if not worker.is_cut_off:
                 self.trouble(worker, "cut")
                 worker.is_cut_off = True
