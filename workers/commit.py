@@ -12,6 +12,10 @@ if somebody else has committed for the partition. What is lost and comes straigh
 away in Kafka's eyes, and the old metadata still count: so whoever begins anew with it first waits
 (``settled``).
 
+An epoch rises with what a member is given, not with each partition that it lets go: one that gives up some, and is asked
+for more at once, keeps its epoch, and Kafka would take offsets of what others have by then. So nothing is let go while
+offsets of it are on their way (``answered``), and none are sent of what has been let go.
+
 A commit whose answer we cannot trust is never repeated blindly. It may have succeeded, and then the
 same outcomes would be written twice. A new producer ends whatever is open, the committed offsets and
 maps are read back, and so are the records, for Kafka may have kept a part (``workers.torn``). Only what
@@ -43,7 +47,15 @@ from workers.outcome import Outcome
 from workers.router import Router
 from workers.standing import ReadBack, ReadVisible, Standing
 from workers.torn import what_is_left
-from workers.transactions import Ambiguous, NotCommitted, Refused, Stale, Transactions, forget_frames
+from workers.transactions import (
+    Ambiguous,
+    GivenAway,
+    NotCommitted,
+    Refused,
+    Stale,
+    Transactions,
+    forget_frames,
+)
 
 log = structlog.get_logger("rustfs_workers.commit")
 
@@ -121,6 +133,8 @@ class Committer:
             worker_name=worker_name,
             lease=lease,
             given_up=lambda: self._stop,
+            may_send=self._may_send,
+            answered=self._have_been_answered,
         )
         self._outbox: deque[Outcome] = deque()
         #: Too far behind their partition's lowest unfinished record: a map has no room for their ends before that one has come to its own.
@@ -133,6 +147,9 @@ class Committer:
         #: Whose offsets a transaction of ours may still change, and who waits for its end.
         self._unsettled: frozenset[PartitionState] = frozenset()
         self._until_settled: list[threading.Event] = []
+        #: Whose offsets have been sent, and not answered; and who waits for that.
+        self._on_the_way: frozenset[PartitionState] = frozenset()
+        self._until_answered: list[threading.Event] = []
         #: All partitions of ours, kept by the poll thread under the lock.
         self.parts: set[PartitionState] = set()
         self.counters = Counters(job_types)
@@ -182,7 +199,7 @@ class Committer:
         self._wake.set()
         return done
 
-    def settled(self, places: Collection[tuple[str, int]]) -> threading.Event:
+    def settled(self, places: Collection[Place]) -> threading.Event:
         """Set as soon as no transaction of ours, begun for a partition that we have lost, can change what is committed of these.
 
         Kafka takes metadata of an earlier epoch for what the member has kept since (KIP-1251), and a member that was fenced and
@@ -192,6 +209,16 @@ class Committer:
         with self._lock:
             if any(part.place in places for part in self._unsettled):
                 self._until_settled.append(done)
+            else:
+                done.set()
+        return done
+
+    def answered(self, places: Collection[Place]) -> threading.Event:
+        """Set as soon as no offsets of these, which are ours no longer, are on their way to Kafka. Any thread."""
+        done = threading.Event()
+        with self._lock:
+            if any(part.place in places for part in self._on_the_way):
+                self._until_answered.append(done)
             else:
                 done.set()
         return done
@@ -327,6 +354,8 @@ class Committer:
                             self._commit(outcomes[:middle], set())
                             self._commit(outcomes[middle:], released)
                             return
+                case GivenAway():
+                    self.counters.event("given_away")
                 case Stale():
                     log.info("group metadata was stale", error=str(error))
                     self.counters.event("stale_metadata")
@@ -402,8 +431,28 @@ class Committer:
         self._unsettled = frozenset(plans)
         return kept, plans
 
+    def _may_send(self) -> bool:
+        """Whether all that the transaction has offsets of is ours; if so, it stays so until they are answered."""
+        with self._lock:
+            if not all(part.owned for part in self._unsettled):
+                return False
+            self._on_the_way = self._unsettled
+            return True
+
+    def _have_been_answered(self) -> None:
+        with self._lock:
+            self._arrive()
+
+    def _arrive(self) -> None:
+        """Nothing is on its way any more. Under the lock."""
+        self._on_the_way = frozenset()
+        for done in self._until_answered:
+            done.set()
+        self._until_answered.clear()
+
     def _settle(self) -> None:
         """What was begun has ended, whichever way. Under the lock."""
+        self._arrive()
         self._unsettled = frozenset()
         for done in self._until_settled:
             done.set()

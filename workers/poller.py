@@ -527,10 +527,19 @@ class Poller:
             if self.leaves_unclean or not self._committer.release(leaving).wait(max(remaining, 0.5)):
                 log.warning("partitions released without a last commit", partitions=_numbers(places))
         self._forget(places)
+        if not self._committer.answered(places).wait(_LAST_COMMIT_S if self._stop else _SETTLED_WITHIN_S):
+            self._on_unanswered(places)
         consumer.incremental_unassign(revoked)
         log.info(
             "partitions released", partitions=_numbers(places), seconds=round(time.monotonic() - started, 3)
         )
+
+    def _on_unanswered(self, places: list[Place]) -> None:
+        """Whoever has them next may not see them. A worker that ends leaves the group, which then refuses them."""
+        log.warning("partitions released while offsets of them are on their way", partitions=_numbers(places))
+        if not self._stop:
+            self._on_failure(KafkaUnreachable("the group's coordinator", _SETTLED_WITHIN_S))
+            self._stop = True
 
     def _lose(self, consumer: Consumer, lost: list[TopicPartition]) -> None:
         """The group has given us up: others own these partitions already. Nothing of ours counts any more."""

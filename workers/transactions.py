@@ -102,6 +102,10 @@ class Refused(NotCommitted):
     """Refused because of what it contains."""
 
 
+class GivenAway(NotCommitted):
+    """A partition whose offsets were about to be sent is ours no longer."""
+
+
 class Transactions:
     """Owns the transactional producer.
 
@@ -112,6 +116,8 @@ class Transactions:
         worker_name: stands in each status.
         lease: lives by commits.
         given_up: whether nobody waits for a producer any more.
+        may_send: asked right before offsets are sent; from then on what they belong to is not given away.
+        answered: Kafka has answered all of them.
     """
 
     def __init__(
@@ -123,6 +129,8 @@ class Transactions:
         worker_name: str,
         lease: Lease,
         given_up: Callable[[], bool],
+        may_send: Callable[[], bool] = lambda: True,
+        answered: Callable[[], None] = lambda: None,
     ) -> None:
         self._make_producer = make_producer
         self._status = StatusWriter(codec)
@@ -131,6 +139,8 @@ class Transactions:
         self._worker = worker_name
         self._lease = lease
         self._given_up = given_up
+        self._may_send = may_send
+        self._answered = answered
         #: Fingerprints of schemas that a committed transaction of ours carried; those in the open one; and those of one that
         #: may have been committed without them.
         self._introduced: set[bytes] = set()
@@ -201,7 +211,7 @@ class Transactions:
         """Everything of ``outcomes`` and the offsets, each with their group metadata, or nothing. Blocks.
 
         Raises:
-            Ambiguous, Stale, Refused: it is not surely committed.
+            Ambiguous, Stale, GivenAway, Refused: it is not surely committed.
         """
         _take_news(self.producer)
         if self._watch.lost:
@@ -213,9 +223,12 @@ class Transactions:
         try:
             producer.begin_transaction()
             self._produce(producer, outcomes)
+            if offsets and not self._may_send():
+                raise GivenAway("a partition was given away while records were written")
             for metadata, those in offsets:
                 self._offsets.send(producer, those, metadata, _OFFSETS_TIMEOUT_S)
-        except (KafkaException, BufferError, *_NOT_WRITABLE) as error:
+            self._answered()
+        except (KafkaException, BufferError, GivenAway, *_NOT_WRITABLE) as error:
             self._abort(producer, error)
         try:
             producer.commit_transaction(COMMIT_TIMEOUT_S)
@@ -317,6 +330,9 @@ class Transactions:
             raise Ambiguous(
                 f"{error}; aborted, and a connection was lost before that", fenced=_says_fenced(error)
             )
+        if isinstance(error, GivenAway):
+            self._introducing.clear()
+            raise error
         if kafka_error is None:
             self._introducing.clear()
             raise Refused(f"{type(error).__name__}: {error}") from error

@@ -278,15 +278,20 @@ def _trusts_success() -> Any:
     return patch.object(ConnectionWatch, "hear", lambda _self, _line: None)
 
 
-def _forgets_idle_losses() -> Any:
-    """What was lost between two transactions is taken for no news of the next one, of whose loss librdkafka then says nothing."""
-    write = Transactions.write
+@contextlib.contextmanager
+def _lets_go_while_offsets_are_on_their_way() -> Iterator[None]:
+    """Whoever gives partitions up does not look whether offsets of them have been sent, or will be."""
 
-    def hopeful(self: Transactions, outcomes: list[Outcome], offsets: Any) -> None:
-        self._watch.lost = False
-        write(self, outcomes, offsets)
+    def at_once(_self: Committer, _places: Any) -> threading.Event:
+        done = threading.Event()
+        done.set()
+        return done
 
-    return patch.object(Transactions, "write", hopeful)
+    with (
+        patch.object(SimCommitter, "answered", at_once),
+        patch.object(Committer, "_may_send", lambda _self: True),
+    ):
+        yield
 
 
 def _no_key_lock() -> Any:
@@ -404,6 +409,8 @@ def _release_without_a_word() -> Any:
     return patch.object(Committer, "release", hasty)
 
 
+#: Where one that shows itself rarely is found.
+FIRST_SEEDS: Final[Mapping[str, int]] = MappingProxyType({"lets_go_while_offsets_are_on_their_way": 280})
 PLANTED: Final[Mapping[str, Plant]] = MappingProxyType(
     {
         name.removeprefix("_"): plant

@@ -25,9 +25,14 @@ class SimEvent:
     def __init__(self, worker: SimWorker, event: threading.Event) -> None:
         self._worker = worker
         self._event = event
+        #: After each step of others, how likely it is that whoever waits does so no longer.
+        self.may_end = 0.0
 
     def wait(self, timeout_s: float) -> bool:
-        self._worker.pause_until(self._event.is_set, timeout_s)
+        rng, chance = self._worker.world.rng, self.may_end
+        self._worker.pause_until(
+            lambda: self._event.is_set() or (chance > 0 and rng.random() < chance), timeout_s
+        )
         if not self._event.is_set():
             # It goes without a last word, like one that dies.
             self._worker.world.trouble(self._worker, "slow")
@@ -41,10 +46,17 @@ class SimCommitter(Committer):
     worker: SimWorker
 
     def release(self, parts: Iterable[PartitionState]) -> Any:
-        return SimEvent(self.worker, super().release(parts))
+        done = SimEvent(self.worker, super().release(parts))
+        rng = self.worker.world.rng
+        # Kafka takes longer than the deadline, wherever the transaction is by then.
+        done.may_end = 0.3 if rng.random() < 0.5 else 0.0
+        return done
 
     def settled(self, places: Collection[Place]) -> Any:
         return SimEvent(self.worker, super().settled(places))
+
+    def answered(self, places: Collection[Place]) -> Any:
+        return SimEvent(self.worker, super().answered(places))
 
     def _commit(self, outcomes: list[Outcome], released: set[PartitionState]) -> None:
         super()._commit(outcomes, released)

@@ -163,6 +163,10 @@ class FakeCommitter:
         #: Set: no transaction is under way for what comes back.
         self.settles = threading.Event()
         self.settles.set()
+        #: Set: no offsets are on their way.
+        self.answers = threading.Event()
+        self.answers.set()
+        self.asked_for: list[set[Place]] = []
 
     def nudge(self) -> None:
         self.nudges += 1
@@ -170,6 +174,12 @@ class FakeCommitter:
     def settled(self, places: Iterable[Place]) -> threading.Event:
         self.bench.steps.append("settled")
         return self.settles
+
+    def answered(self, places: Iterable[Place]) -> threading.Event:
+        self.asked_for.append(set(places))
+        if not self.answers.is_set():
+            self.bench.steps.append("offsets are on their way")
+        return self.answers
 
     def release(self, parts: Iterable[PartitionState]) -> LastCommit:
         self.bench.note("last commit", parts)

@@ -345,6 +345,8 @@ class MemoryConsumer:
             if self._group.members.get(self._id) is not member:
                 return
             self._group.give_up(member, revoked)
+            if revoked and self._group.to_revoke(member, self._owned):
+                return  # it is asked for more before anything else, and keeps its epoch
             taken = self._group.take(member)
             self._epoch = member.epoch
         taken -= self._owned

@@ -3,7 +3,8 @@
 In:  joins, heartbeats, departures. Out: what a member is to give up or gets; whether its commit counts.
 
 The rules are those of KIP-848: the coordinator computes the target; a member first gives up what is not its own any
-more and is then raised to the group's epoch; what others have not given up yet is not handed out. An offset commit
+more and is then raised to the group's epoch, so one that is asked for more at once keeps its epoch, and others have what it
+has given up already; what others have not given up yet is not handed out. An offset commit
 counts if it names the member's own epoch; who owns the partition is not looked at. With an earlier epoch it counts for
 partitions that the member has kept since (KIP-1251, Kafka 4.3); and one that was fenced has kept what it gets back.
 """
