@@ -30,9 +30,13 @@ class SimEvent:
 
     def wait(self, timeout_s: float) -> bool:
         rng, chance = self._worker.world.rng, self.may_end
-        self._worker.pause_until(
-            lambda: self._event.is_set() or (chance > 0 and rng.random() < chance), timeout_s
-        )
+
+        def is_over() -> bool:
+            # Whose transaction is torn waits for its rest: nobody else can know of it.
+            gives_up = chance > 0 and not self._worker.is_torn and rng.random() < chance
+            return self._event.is_set() or gives_up
+
+        self._worker.pause_until(is_over, timeout_s)
         if not self._event.is_set():
             # It goes without a last word, like one that dies.
             self._worker.world.trouble(self._worker, "slow")

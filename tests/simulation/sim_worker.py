@@ -207,8 +207,8 @@ class SimWorker(WorkerProcess):
     def turn_of_loop(self) -> None:
         """A turn of the event loop: callbacks, then a start or an end of a job."""
         self.turns.run()
-        if not self.is_alive:
-            return
+        if not self.is_alive or self.is_torn:
+            return  # a job that kills, say, would leave the rest of the transaction to somebody who cannot know of it
         rng = self.world.rng
         match rng.randrange(4):
             case 0:

@@ -176,7 +176,7 @@ class World:
             self.now_ms += 1_000  # what waits for a time shall not take for ever
         if self.is_away and self.now_ms >= self._away_until:
             self._return()
-        if self._doomed is not None and self.now_ms >= self._doomed[1]:
+        if self._doomed is not None and self.now_ms >= self._doomed[1] and not self._doomed[0].is_torn:
             self.kill(self._doomed[0])
             self._doomed = None
         if not self.is_away:
