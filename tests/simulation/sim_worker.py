@@ -262,7 +262,7 @@ class SimWorker(WorkerProcess):
     def has_been_forgotten(self, places: Iterable[Place]) -> bool:
         """Whether the coordinator has, or has had, others run something of this that we have, and we have not heard of it."""
         group = self.world.kafka.group(self._topics.group)
-        member = group.members.get(self.world.judge.members[self.incarnation])
+        member = group.members.get(self.world.judge.members.get(self.incarnation, ""))
         return member is not None and any(
             part.owned
             and part.metadata is not None
