@@ -220,7 +220,7 @@ async def test_a_worker_that_gave_partitions_away_between_two_steps_of_a_commit_
         assert set(final.values()) == {JobStatus.SUCCEEDED}
         events = one.process.events
     assert len(assert_exactly_once(provisioned, ids)) == 30
-    assert events["stale_metadata"] >= 1
+    assert events["given_away"] >= 1
     assert events["fenced_outcomes"] >= 1
 
 

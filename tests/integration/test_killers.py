@@ -81,18 +81,22 @@ def have_reported_since(settings: Settings, worker: WorkerUnderTest, at: float) 
     return len(heard) == 2
 
 
-def both_own_partitions(worker: WorkerUnderTest) -> bool:
-    """Whether each of its two processes that run now was given partitions: who has none gives up nothing."""
-    owns = {}
+def both_take_part(worker: WorkerUnderTest) -> bool:
+    """Whether each of its two processes that run now has partitions, and hears of Kafka: others have nothing to give up."""
+    has: dict[str, set[int]] = {"w.0": set(), "w.1": set()}
+    hears = dict.fromkeys(has, True)
     for line in worker.events():
+        name = f"w.{line['process']}" if line["event"] == "worker process ended" else line.get("worker", "")
         match line["event"]:
-            case "worker started":
-                owns[line["worker"]] = False
             case "worker process ended":
-                owns[f"w.{line['process']}"] = False
+                has[name], hears[name] = set(), True
             case "partitions assigned":
-                owns[line["worker"]] = True
-    return owns == {"w.0": True, "w.1": True}
+                has[name] |= set(line["partitions"])
+            case "partitions released" | "partitions lost":
+                has[name] -= set(line["partitions"])
+            case _ if line["event"] in (CUT_OFF, "Kafka answers again"):
+                hears[name] = line["event"] != CUT_OFF
+    return all(has[name] and hears[name] for name in has)
 
 
 def said(worker: WorkerUnderTest, event: str) -> int:
@@ -216,7 +220,7 @@ def test_one_that_was_cancelled_before_its_worker_died_is_not_taken_for_one_that
 
         def runs_in() -> int:
             """The process that runs it, once the other one takes part as well."""
-            eventually(lambda: both_own_partitions(worker), 60, "both processes have partitions")
+            eventually(lambda: both_take_part(worker), 60, "both processes have partitions")
             eventually(
                 lambda: runs(tmp_path) and runs(tmp_path)[-1]["pid"] not in killed, 60, "it runs again"
             )
