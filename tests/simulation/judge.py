@@ -142,12 +142,11 @@ class Judge:
         """Whatever Kafka says it runs alone, or is about to say, may be taken for the one that kills.
 
         Not if nothing of it runs, and it has said so. Nor if it will be missed so late that Kafka must have been away, unless
-        that has happened too often, or its coordinator has forgotten that it had something: others have that as soon as Kafka is
-        back, and nobody can tell how long it was away.
+        that has happened too often.
         """
         until = 0
         if not worker._executor.running and self._world.says_nothing_runs(worker):
-            until = _NEVER if worker.has_said_so else 0 if worker.is_forgotten else MAX_OWNERS - 1
+            until = _NEVER if worker.has_said_so else MAX_OWNERS - 1
         self._suspect(worker, spared_until=until)
 
     def given_away(self, worker: SimWorker) -> None:

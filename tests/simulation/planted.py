@@ -278,22 +278,6 @@ def _trusts_success() -> Any:
     return patch.object(ConnectionWatch, "hear", lambda _self, _line: None)
 
 
-@contextlib.contextmanager
-def _lets_go_while_offsets_are_on_their_way() -> Iterator[None]:
-    """Whoever gives partitions up does not look whether offsets of them have been sent, or will be."""
-
-    def at_once(_self: Committer, _places: Any) -> threading.Event:
-        done = threading.Event()
-        done.set()
-        return done
-
-    with (
-        patch.object(SimCommitter, "answered", at_once),
-        patch.object(Committer, "_may_send", lambda _self: True),
-    ):
-        yield
-
-
 def _no_key_lock() -> Any:
     """Jobs of one key start whenever it is their turn."""
     return patch.object(KeyLocks, "acquire", lambda _self, _message: True)
@@ -409,8 +393,6 @@ def _release_without_a_word() -> Any:
     return patch.object(Committer, "release", hasty)
 
 
-#: Where one that shows itself rarely is found.
-FIRST_SEEDS: Final[Mapping[str, int]] = MappingProxyType({"lets_go_while_offsets_are_on_their_way": 280})
 PLANTED: Final[Mapping[str, Plant]] = MappingProxyType(
     {
         name.removeprefix("_"): plant

@@ -25,18 +25,9 @@ class SimEvent:
     def __init__(self, worker: SimWorker, event: threading.Event) -> None:
         self._worker = worker
         self._event = event
-        #: After each step of others, how likely it is that whoever waits does so no longer.
-        self.may_end = 0.0
 
     def wait(self, timeout_s: float) -> bool:
-        rng, chance = self._worker.world.rng, self.may_end
-
-        def is_over() -> bool:
-            # Whose transaction is torn waits for its rest: nobody else can know of it.
-            gives_up = chance > 0 and not self._worker.is_torn and rng.random() < chance
-            return self._event.is_set() or gives_up
-
-        self._worker.pause_until(is_over, timeout_s)
+        self._worker.pause_until(self._event.is_set, timeout_s)
         if not self._event.is_set():
             # It goes without a last word, like one that dies.
             self._worker.world.trouble(self._worker, "slow")
@@ -50,11 +41,7 @@ class SimCommitter(Committer):
     worker: SimWorker
 
     def release(self, parts: Iterable[PartitionState]) -> Any:
-        done = SimEvent(self.worker, super().release(parts))
-        rng = self.worker.world.rng
-        # Kafka takes longer than the deadline, wherever the transaction is by then.
-        done.may_end = 0.3 if rng.random() < 0.5 else 0.0
-        return done
+        return SimEvent(self.worker, super().release(parts))
 
     def settled(self, places: Collection[Place]) -> Any:
         return SimEvent(self.worker, super().settled(places))

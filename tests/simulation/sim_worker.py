@@ -41,8 +41,6 @@ if TYPE_CHECKING:
 #: Pauses that a read waits for somebody's open transaction before it does something about it.
 _PATIENCE: Final = 4
 _MOST_READS: Final = 400
-#: How often librdkafka tells of connections that are lost in the same way.
-_TOLD: Final = 2
 
 
 class _Clock:
@@ -107,8 +105,6 @@ class SimWorker(WorkerProcess):
         self._delays = Delays()
         self._scheduler = Scheduler(sandbox=PoolPlaces(1, lambda _: True) if world.has_sandbox else None)
         self.logger: Any = None
-        #: Connections that its producer has lost.
-        self._losses = 0
         committer = SimCommitter(
             make_producer=self._make_producer,
             membership=_Membership(self),
@@ -207,8 +203,8 @@ class SimWorker(WorkerProcess):
     def turn_of_loop(self) -> None:
         """A turn of the event loop: callbacks, then a start or an end of a job."""
         self.turns.run()
-        if not self.is_alive or self.is_torn:
-            return  # a job that kills, say, would leave the rest of the transaction to somebody who cannot know of it
+        if not self.is_alive:
+            return
         rng = self.world.rng
         match rng.randrange(4):
             case 0:
@@ -245,10 +241,8 @@ class SimWorker(WorkerProcess):
                 thread.kill()
 
     def lose_connection(self) -> None:
-        """What librdkafka writes into its log then; of what happens again and again it tells twice, and then no more."""
-        self._losses += 1
-        if self._losses <= _TOLD:
-            self.logger.error("FAIL [thrd:main]: Disconnected (after 3 ms)")
+        """What librdkafka writes into its log then."""
+        self.logger.error("FAIL [thrd:main]: Disconnected (after 3 ms)")
 
     def now_ms(self) -> int:
         """The world's clock."""
@@ -262,7 +256,7 @@ class SimWorker(WorkerProcess):
     def has_been_forgotten(self, places: Iterable[Place]) -> bool:
         """Whether the coordinator has, or has had, others run something of this that we have, and we have not heard of it."""
         group = self.world.kafka.group(self._topics.group)
-        member = group.members.get(self.world.judge.members.get(self.incarnation, ""))
+        member = group.members.get(self.world.judge.members[self.incarnation])
         return member is not None and any(
             part.owned
             and part.metadata is not None
@@ -334,7 +328,7 @@ class SimWorker(WorkerProcess):
         return {place: parse(offset, metadata) for place, (offset, metadata) in found.items()}
 
     def _make_producer(self, logger: Any) -> Any:
-        self.logger, self._losses = logger, 0
+        self.logger = logger
         return self.world.producer(self, self._producer_id)
 
     def _make_consumer(self, _on_error: Any) -> Any:

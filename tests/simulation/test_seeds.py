@@ -44,6 +44,5 @@ def test_the_faults_that_matter_happen() -> None:
         "straggler",
         "straggler refused",
         "torn",
-        "disconnect",
     }
     assert wanted <= set(faults)

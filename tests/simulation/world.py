@@ -26,10 +26,9 @@ from tests.simulation.judge import Judge
 from tests.simulation.sim_executor import Execution
 from tests.simulation.sim_jobs import SimJob
 from tests.simulation.sim_worker import SimWorker
-from workers.offsets import MAX_REACH, Place
+from workers.offsets import MAX_REACH
 from workers.survivors import CUT_OFF, Signs
 from workers.testing import MemoryKafka
-from workers.testing.memory_group import Member
 from workers.testing.memory_log import CommittedOffset
 from workers.time_share import FEW
 from workers.worker import Handlers
@@ -67,12 +66,11 @@ class World:
         seed: decides everything.
     """
 
+    partitions = 2
     session_ms = 6_000
 
     def __init__(self, seed: int) -> None:
         self._weather = _WEATHERS[seed % len(_WEATHERS)]
-        #: Of more than two, several are taken from one worker one after another.
-        self.partitions = 4 if seed % 2 else 2
         #: In every other world two that must run alone are many: one that kills is found one death later.
         self.is_hurried = seed % 2 == 1
         #: Hardly anything may end before what stands in front of it has.
@@ -90,7 +88,6 @@ class World:
         self.is_storm = True
         #: Faults at Kafka's side come for a while, and then not: else nothing would ever get through.
         self.kafka = MemoryKafka(now_ms=lambda: self.now_ms, on_step=self._step_of_client, polls_wait=False)
-        self._ask_in_portions()
         for name in (*self.topics.consumed, self.topics.dlq, self.topics.status):
             self.kafka.create_topic(name, self.partitions)
         self.kafka.create_topic(self.topics.schemas)
@@ -176,7 +173,7 @@ class World:
             self.now_ms += 1_000  # what waits for a time shall not take for ever
         if self.is_away and self.now_ms >= self._away_until:
             self._return()
-        if self._doomed is not None and self.now_ms >= self._doomed[1] and not self._doomed[0].is_torn:
+        if self._doomed is not None and self.now_ms >= self._doomed[1]:
             self.kill(self._doomed[0])
             self._doomed = None
         if not self.is_away:
@@ -215,26 +212,12 @@ class World:
         """Whether it has cancelled everything, and has been able to say so, or Kafka is away."""
         return worker._cut_off.is_so and (self.is_away or worker.has_said_so)
 
-    def _ask_in_portions(self) -> None:
-        """What a member is to give up changes while it does so: it is asked for one number first, and for the rest then."""
-        group = self.kafka.group(self.topics.group)
-        all_at_once = group.to_revoke
-
-        def to_revoke(member: Member, held: set[Place]) -> set[Place]:
-            places = all_at_once(member, held)
-            if places and self.is_storm and self.rng.random() < 0.5:
-                first = min(number for _, number in places)
-                return {place for place in places if place[1] == first}
-            return places
-
-        group.to_revoke = to_revoke  # type: ignore[method-assign]
-
     def _something_happens(self) -> None:
         worker = self.rng.choice([*self.workers.values()] or [None])
         what = self.rng.choice(
             (
                 *("kill", "kill", "freeze", "freeze", "cut", "cut", "recover", "recover", "leave"),
-                *("fence", "forget", "start", "wait", "disconnect"),
+                *("fence", "forget", "start", "wait"),
             )
         )
         match what:
@@ -250,12 +233,6 @@ class World:
                 self.trouble(worker, "freeze")
                 worker.is_frozen = True
                 self._frozen_ms[worker.incarnation] = self.now_ms
-            case "disconnect" if worker.logger is not None and not worker.is_frozen:
-                self.faults["disconnect"] += (
-                    1  # between two transactions it is no trouble, and explains nothing
-                )
-                for _ in range(self.rng.randint(1, 2)):
-                    worker.lose_connection()
             case "cut" if not worker.is_cut_off:
                 self.trouble(worker, "cut")
                 worker.is_cut_off = True
