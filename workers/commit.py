@@ -56,6 +56,7 @@ from workers.transactions import (
     Transactions,
     forget_frames,
 )
+from workers.under_way import UnderWay
 
 log = structlog.get_logger("rustfs_workers.commit")
 
@@ -144,12 +145,10 @@ class Committer:
         self._wake = threading.Event()
         self._stop = False
         self._releases: list[tuple[frozenset[PartitionState], threading.Event]] = []
-        #: Whose offsets a transaction of ours may still change, and who waits for its end.
-        self._unsettled: frozenset[PartitionState] = frozenset()
-        self._until_settled: list[threading.Event] = []
-        #: Whose offsets have been sent, and not answered; and who waits for that.
-        self._on_the_way: frozenset[PartitionState] = frozenset()
-        self._until_answered: list[threading.Event] = []
+        #: Whose offsets a transaction of ours may still change.
+        self._unsettled = UnderWay()
+        #: Whose offsets have been sent, and not answered.
+        self._on_the_way = UnderWay()
         #: All partitions of ours, kept by the poll thread under the lock.
         self.parts: set[PartitionState] = set()
         self.counters = Counters(job_types)
@@ -205,23 +204,13 @@ class Committer:
         Kafka takes metadata of an earlier epoch for what the member has kept since (KIP-1251), and a member that was fenced and
         joins again has kept it: our own late commit would land behind the read with which we begin anew.
         """
-        done = threading.Event()
         with self._lock:
-            if any(part.place in places for part in self._unsettled):
-                self._until_settled.append(done)
-            else:
-                done.set()
-        return done
+            return self._unsettled.over(places)
 
     def answered(self, places: Collection[Place]) -> threading.Event:
         """Set as soon as no offsets of these, which are ours no longer, are on their way to Kafka. Any thread."""
-        done = threading.Event()
         with self._lock:
-            if any(part.place in places for part in self._on_the_way):
-                self._until_answered.append(done)
-            else:
-                done.set()
-        return done
+            return self._on_the_way.over(places)
 
     def stop(self, timeout_s: float) -> bool:
         """Write what is left and end. False: it did not end in time."""
@@ -428,35 +417,25 @@ class Committer:
                 or part.resting != part.rests(resting=resting)
             )
         }
-        self._unsettled = frozenset(plans)
+        self._unsettled.begin(plans)
         return kept, plans
 
     def _may_send(self) -> bool:
         """Whether all that the transaction has offsets of is ours; if so, it stays so until they are answered."""
         with self._lock:
-            if not all(part.owned for part in self._unsettled):
+            if not all(part.owned for part in self._unsettled.parts):
                 return False
-            self._on_the_way = self._unsettled
+            self._on_the_way.begin(self._unsettled.parts)
             return True
 
     def _have_been_answered(self) -> None:
         with self._lock:
-            self._arrive()
-
-    def _arrive(self) -> None:
-        """Nothing is on its way any more. Under the lock."""
-        self._on_the_way = frozenset()
-        for done in self._until_answered:
-            done.set()
-        self._until_answered.clear()
+            self._on_the_way.end()
 
     def _settle(self) -> None:
         """What was begun has ended, whichever way. Under the lock."""
-        self._arrive()
-        self._unsettled = frozenset()
-        for done in self._until_settled:
-            done.set()
-        self._until_settled.clear()
+        self._on_the_way.end()
+        self._unsettled.end()
 
     def _recover(self, outcomes: list[Outcome], began_ms: int) -> tuple[list[Outcome], bool]:
         """After an ambiguous commit: a new producer, then only what Kafka does not show.

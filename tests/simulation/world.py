@@ -482,7 +482,7 @@ class World:
         """Whether it will be there to write the rest: whoever has its partitions next cannot know of it."""
         member = self.kafka.group(self.topics.group).members.get(self.judge.members[worker.incarnation])
         keeps_all = member is not None and not (member.fenced or worker.is_cut_off or worker.is_forgotten)
-        owned = all(part.owned for part in worker._committer._unsettled)
+        owned = all(part.owned for part in worker._committer._unsettled.parts)
         return keeps_all and owned and worker._leave_thread is None
 
     def _straggle(self, client: Any, *, commit: bool) -> None:
