@@ -14,10 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.guarantees.auditor import Verdict, judge
+from tests.guarantees.auditor import judge
 from tests.guarantees.campaign import Plan, run
 from tests.guarantees.evidence import load, save
 from tests.guarantees.storm import Kind
+from tests.guarantees.verdict import Verdict
 from tests.support.quick_start import rehearsed, use
 from workers.logs import configure_logging
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.guarantees.auditor import Verdict, judge
+from tests.guarantees.auditor import judge
 from tests.guarantees.evidence import (
     Accepted,
     Evidence,
@@ -22,6 +22,7 @@ from tests.guarantees.evidence import (
 from tests.guarantees.pulse import Stalls
 from tests.guarantees.storm import Kind, storm
 from tests.guarantees.traffic import orders
+from tests.guarantees.verdict import Verdict
 from tests.support.honest_evidence import WALL_MS, S, honest, ran, record, said
 
 pytestmark = pytest.mark.distributed
