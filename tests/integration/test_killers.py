@@ -14,10 +14,12 @@ from pathlib import Path
 
 import psutil
 import pytest
+from confluent_kafka.admin import AdminClient
 
 from schemas import JobStatus
 from schemas.codec import Codec
 from schemas.offsetmap import parse
+from streams.clients import admin_config
 from streams.committed import committed_offsets
 from streams.embedded import BrokerConfig, EmbeddedBroker
 from streams.producer import JobProducer
@@ -81,22 +83,30 @@ def have_reported_since(settings: Settings, worker: WorkerUnderTest, at: float) 
     return len(heard) == 2
 
 
-def both_take_part(worker: WorkerUnderTest) -> bool:
-    """Whether each of its two processes that run now has partitions, and hears of Kafka: others have nothing to give up."""
-    has: dict[str, set[int]] = {"w.0": set(), "w.1": set()}
-    hears = dict.fromkeys(has, True)
+def hear_of_kafka(worker: WorkerUnderTest) -> bool:
+    """Whether none of its processes is cut off."""
+    cut_off: set[str] = set()
     for line in worker.events():
-        name = f"w.{line['process']}" if line["event"] == "worker process ended" else line.get("worker", "")
         match line["event"]:
+            case event if event == CUT_OFF:
+                cut_off.add(line["worker"])
+            case "Kafka answers again":
+                cut_off.discard(line["worker"])
             case "worker process ended":
-                has[name], hears[name] = set(), True
-            case "partitions assigned":
-                has[name] |= set(line["partitions"])
-            case "partitions released" | "partitions lost":
-                has[name] -= set(line["partitions"])
-            case _ if line["event"] in (CUT_OFF, "Kafka answers again"):
-                hears[name] = line["event"] != CUT_OFF
-    return all(has[name] and hears[name] for name in has)
+                cut_off.discard(f"w.{line['process']}")
+    return not cut_off
+
+
+def both_have_theirs(settings: Settings) -> bool:
+    """Whether each of two processes has partitions, and none is to be given up: who has none has nothing to cancel."""
+    group = settings.topics.group
+    admin = AdminClient(admin_config(settings))  # it must outlive its answer
+    described = admin.describe_consumer_groups([group])[group].result(20)
+    given = [
+        (set(member.assignment.topic_partitions), set(member.target_assignment.topic_partitions))
+        for member in described.members
+    ]
+    return len(given) == 2 and all(has and has == target for has, target in given)
 
 
 def said(worker: WorkerUnderTest, event: str) -> int:
@@ -219,12 +229,19 @@ def test_one_that_was_cancelled_before_its_worker_died_is_not_taken_for_one_that
         killed: set[int] = set()
 
         def runs_in() -> int:
-            """The process that runs it, once the other one takes part as well."""
-            eventually(lambda: both_take_part(worker), 60, "both processes have partitions")
-            eventually(
-                lambda: runs(tmp_path) and runs(tmp_path)[-1]["pid"] not in killed, 60, "it runs again"
-            )
-            killed.add(process := int(runs(tmp_path)[-1]["pid"]))
+            """The process that runs it, once the other one takes part as well and the partitions stay where they are."""
+
+            def steady() -> int | None:
+                # First of all: an owner that gave it up before that has written that it has cancelled it.
+                if not (hear_of_kafka(worker) and both_have_theirs(settings)):
+                    return None
+                last = next(reversed(runs(tmp_path)), {"what": "nothing yet"})
+                again = last["what"] == "started" and last["pid"] not in killed
+                return int(last["pid"]) if again else None
+
+            process = eventually(steady, 60, "it runs again, and both processes have partitions")
+            assert isinstance(process, int)
+            killed.add(process)
             return process
 
         for _ in range(2):

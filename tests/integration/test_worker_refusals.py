@@ -87,7 +87,8 @@ async def test_a_manager_that_cannot_start_leaves_nothing_running(
         await manager.start()
     assert psutil.Process().children(recursive=True) == children
     left = {thread.name for thread in threading.enumerate() if thread not in threads}
-    assert {name for name in left if not name.startswith("asyncio_")} == set()
+    shared = ("asyncio_", "rustfs-workers_")  # pools of the whole process, whose size is bounded
+    assert {name for name in left if not name.startswith(shared)} == set()
     await manager.shutdown()
 
 

@@ -106,10 +106,14 @@ class Waits(Job):
 
     async def execute(self, context: WorkerContext) -> None:
         write_log("started", context)
-        if self.until:
-            await file_appears(Path(self.until), self.limit_s)
-        else:
-            await asyncio.sleep(self.limit_s)  # work that nothing but a cancellation ends sooner
+        try:
+            if self.until:
+                await file_appears(Path(self.until), self.limit_s)
+            else:
+                await asyncio.sleep(self.limit_s)  # work that nothing but a cancellation ends sooner
+        except asyncio.CancelledError:
+            write_log("cancelled", context)
+            raise
         write_log("ended", context)
 
 
