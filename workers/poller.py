@@ -61,6 +61,8 @@ _POSITIONS_EVERY_S: Final = 2.0
 _LAST_COMMIT_S: Final = 3.0
 #: What the last transaction for partitions that come back to us may take until it has ended, one way or the other.
 _SETTLED_WITHIN_S: Final = 60.0
+#: After which it is said that partitions cannot be let go yet.
+_UNANSWERED_FOR_S: Final = 60.0
 
 
 class Poller:
@@ -124,7 +126,8 @@ class Poller:
         self._member_id_at = 0.0
         self._stop = False
         self._drain = False
-        self._left = threading.Event()
+        #: What is let go now goes with the membership: Kafka takes nothing more of us, whatever is on its way.
+        self._leaves = False
         #: A job may have ended this worker: no last map says that it left in order, or nobody would suspect what was running.
         self.leaves_unclean = False
         self.parts: dict[Place, PartitionState] = {}
@@ -186,6 +189,7 @@ class Poller:
             self._on_failure(error)
         finally:
             if self._consumer is not None:
+                self._leaves = True
                 with contextlib.suppress(RuntimeError):
                     self._consumer.close()
 
@@ -527,19 +531,24 @@ class Poller:
             if self.leaves_unclean or not self._committer.release(leaving).wait(max(remaining, 0.5)):
                 log.warning("partitions released without a last commit", partitions=_numbers(places))
         self._forget(places)
-        if not self._committer.answered(places).wait(_LAST_COMMIT_S if self._stop else _SETTLED_WITHIN_S):
-            self._on_unanswered(places)
+        self._await_answers(places)
         consumer.incremental_unassign(revoked)
         log.info(
             "partitions released", partitions=_numbers(places), seconds=round(time.monotonic() - started, 3)
         )
 
-    def _on_unanswered(self, places: list[Place]) -> None:
-        """Whoever has them next may not see them. A worker that ends leaves the group, which then refuses them."""
-        log.warning("partitions released while offsets of them are on their way", partitions=_numbers(places))
-        if not self._stop:
-            self._on_failure(KafkaUnreachable("the group's coordinator", _SETTLED_WITHIN_S))
-            self._stop = True
+    def _await_answers(self, places: list[Place]) -> None:
+        """As long as it takes: whoever has them next would not see what is committed late, and Kafka may be away for minutes.
+
+        The commit thread's end is an end of it as well, so a worker that is told to end does.
+        """
+        answered = self._committer.answered(places)
+        while not answered.wait(_LAST_COMMIT_S if self._leaves else _UNANSWERED_FOR_S):
+            log.warning(
+                "offsets of partitions that are to be let go have no answer", partitions=_numbers(places)
+            )
+            if self._leaves:
+                return
 
     def _lose(self, consumer: Consumer, lost: list[TopicPartition]) -> None:
         """The group has given us up: others own these partitions already. Nothing of ours counts any more."""

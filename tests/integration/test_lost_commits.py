@@ -21,10 +21,11 @@ from streams.settings import Settings
 from tests.support import kafka_proxy
 from tests.support.deployments import settings_for
 from tests.support.exactly_once import assert_exactly_once
+from tests.support.heartbeats import read_heartbeat
 from tests.support.jobs import Fails, Note, Parent
 from tests.support.kafka_proxy import Action, Answer, KafkaProxy, Request
 from tests.support.proxied import proxied_broker
-from tests.support.transaction_requests import error_code, read_end_txn
+from tests.support.transaction_requests import error_code, offset_error_codes, read_end_txn
 from tests.support.waiting import eventually
 from tests.support.workers import all_final, runs, workers
 from workers import WorkerConfig, WorkerManager, transactions
@@ -212,3 +213,62 @@ def test_a_commit_that_comes_late_ends_no_later_transaction(
         assert error_code(answer) in FENCED_EPOCHS
         assert heir.terminate() == 0
     assert set(assert_exactly_once(settings, ids).values()) == {JobStatus.SUCCEEDED}
+
+
+@dataclass
+class LateOffsets:
+    """Keeps back the first offsets that a worker sends once it has been asked to give partitions up."""
+
+    worker: bytes
+    partitions: int
+    is_due: bool = False
+    member_id: str = ""
+    asked: bool = False
+    kept: Request | None = None
+
+    def on_answer(self, answer: Answer) -> Action:
+        if answer.request.api == kafka_proxy.CONSUMER_GROUP_HEARTBEAT:
+            heartbeat = read_heartbeat(answer)
+            self.member_id = (
+                self.member_id or heartbeat.member_id
+            )  # the worker's, which is alone until it is due
+            of_the_worker = heartbeat.member_id == self.member_id
+            self.asked |= self.is_due and of_the_worker and 0 < heartbeat.partitions < self.partitions
+        return Action.PASS
+
+    def on_request(self, request: Request) -> Action:
+        is_it = request.api == kafka_proxy.TXN_OFFSET_COMMIT and self.worker in request.frame
+        if not (is_it and self.asked) or self.kept is not None:
+            return Action.PASS
+        self.kept = request
+        return Action.SWALLOW
+
+
+def test_partitions_are_not_given_up_while_offsets_of_them_are_on_the_way(
+    proxy: KafkaProxy, settings: Settings, tmp_path: Path
+) -> None:
+    """For longer than a release may take. A member that is asked for more keeps its epoch: Kafka would take them, late as they are."""
+    late = LateOffsets(b"worker.slow.0", settings.partitions * len(settings.topics.consumed))
+    proxy.on_request, proxy.on_answer = late.on_request, late.on_answer
+    with workers(settings, tmp_path) as start, JobProducer(settings) as producer:
+        slow = start("slow")
+        ids = producer.schedule_jobs(Note(text=str(number)) for number in range(10))
+        all_final(settings, ids, 40)
+        late.is_due = True
+        heir = start("heir")
+
+        def is_kept_back() -> bool:
+            ids.extend(producer.schedule_jobs(Fails(times=1) for _ in range(3)))
+            return late.kept is not None
+
+        eventually(is_kept_back, 60, "it is asked to give partitions up, and commits", pause_s=0.1)
+        eventually(lambda: slow.said("partitions released"), 60, "it has given them up")
+        assert late.kept is not None
+        answer = proxy.deliver_late(late.kept)
+        said = [line["event"] for line in slow.events()]
+        assert said.index("commit without a clear answer") < said.index("partitions released")
+        assert offset_error_codes(answer) <= FENCED_EPOCHS, "a new producer was there before that"
+        final = all_final(settings, ids, 60)
+        assert heir.terminate() == slow.terminate() == 0
+    assert set(final.values()) == {JobStatus.SUCCEEDED}
+    assert_exactly_once(settings, ids)

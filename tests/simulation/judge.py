@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final
 
 from schemas.codec import peek_id
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from tests.simulation.sim_executor import Execution
     from tests.simulation.sim_worker import SimWorker
     from tests.simulation.world import World
+    from workers.offsets import Place
+    from workers.testing.memory_group import ConsumerGroup
 
 #: Deaths of its workers after which a job that kills is found.
 DEATHS = 3
@@ -165,6 +168,16 @@ class Judge:
                 if suspects.get(offset, Suspect()).deaths < spared_until:
                     continue
                 self._may_be_condemned.add(peek_id(world.kafka.log((topic, number)).records[offset].value))
+
+    def offsets_taken(self, group: ConsumerGroup, member_id: str, places: Iterable[Place]) -> None:
+        """Kafka has taken these of a member. Of what others have by then they bring its records beside those of the others."""
+        others = [other for other in group.members.values() if other.member_id != member_id]
+        for place in places:
+            self.broken.extend(
+                f"taken: offsets of {place} from {member_id}, and {other.member_id} has it"
+                for other in others
+                if place in other.owned
+            )
 
     def failed(self, worker: SimWorker, error: BaseException) -> None:
         """A worker that ends by itself: it says why, or it is broken."""

@@ -278,6 +278,22 @@ def _trusts_success() -> Any:
     return patch.object(ConnectionWatch, "hear", lambda _self, _line: None)
 
 
+def _lets_go_of_what_is_on_the_way() -> Any:
+    """Whoever gives partitions up does not wait until offsets of them that have been sent are answered."""
+
+    def at_once(_self: Committer, _places: Any) -> threading.Event:
+        done = threading.Event()
+        done.set()
+        return done
+
+    return patch.object(SimCommitter, "answered", at_once)
+
+
+def _sends_what_is_others() -> Any:
+    """Nobody looks, right before offsets are sent, whether all of them are of partitions that are still ours."""
+    return patch.object(Committer, "_may_send", lambda _self: True)
+
+
 def _no_key_lock() -> Any:
     """Jobs of one key start whenever it is their turn."""
     return patch.object(KeyLocks, "acquire", lambda _self, _message: True)

@@ -173,7 +173,7 @@ class SimWorker(WorkerProcess):
             signs=self._signs,
             log_starts=lambda places: dict.fromkeys(places, 0),
             log_ends=lambda places: {place: world.kafka.log(place).end for place in places},
-            revoke_timeout_s=3.0,
+            revoke_timeout_s=1.0,
             release=self._executor.release,
             purge=self._arrivals.purge,
             deliver=self._deliver,

@@ -9,7 +9,7 @@ import contextlib
 import random
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any, Final, NamedTuple
@@ -26,9 +26,10 @@ from tests.simulation.judge import Judge
 from tests.simulation.sim_executor import Execution
 from tests.simulation.sim_jobs import SimJob
 from tests.simulation.sim_worker import SimWorker
-from workers.offsets import MAX_REACH
+from workers.offsets import MAX_REACH, Place
 from workers.survivors import CUT_OFF, Signs
 from workers.testing import MemoryKafka
+from workers.testing.memory_group import Member
 from workers.testing.memory_log import CommittedOffset
 from workers.time_share import FEW
 from workers.worker import Handlers
@@ -39,6 +40,12 @@ STORM: Final = 1_200
 PATIENCE: Final = 20_000
 _LOOK_EVERY: Final = 50
 _JOBS: Final = 32
+#: What happens to a worker, or to the world.
+_EVENTS: Final = (
+    *("kill", "kill", "freeze", "freeze", "cut", "cut", "recover", "recover", "leave"),
+    *("fence", "forget", "start", "wait"),
+)
+_MOVES: Final = ("leave", "start", "start", "wait")
 #: Where a late request to end a transaction would do the most harm.
 _HURT_BY_STRAGGLERS: Final = frozenset({"produce", "offsets", "commit", "read", "init"})
 #: Of all of Kafka, each while one runs that must run alone: those are few in a storm, so they come after it as well.
@@ -55,6 +62,13 @@ class _Weather(NamedTuple):
     losses: float
 
 
+#: One in so many worlds is of the kind in which partitions move.
+_MOVING: Final = 16
+#: How long Kafka takes there to answer, at times: for longer than a release waits for its last commit, and less than the offsets' limit.
+_SLOW_S: Final = (0.5, 4.5)
+#: Before which of a transaction's requests: its offsets come when its partitions are somebody else's, or when they are not to be sent.
+_SLOW_STEPS: Final = frozenset({"begin", "offsets"})
+
 #: They take turns: what goes wrong at a lost answer, or when a partition moves in between, is rare in weather of one kind.
 _WEATHERS: Final = (_Weather(0.03, 0.02), _Weather(0.03, 0.2), _Weather(0.1, 0.02))
 
@@ -66,11 +80,13 @@ class World:
         seed: decides everything.
     """
 
-    partitions = 2
     session_ms = 6_000
 
     def __init__(self, seed: int) -> None:
         self._weather = _WEATHERS[seed % len(_WEATHERS)]
+        #: In some worlds partitions move most of the time, one after the other, while Kafka takes long to answer.
+        self.is_on_the_move = seed % _MOVING == _MOVING - 1
+        self.partitions = 4 if self.is_on_the_move else 2
         #: In every other world two that must run alone are many: one that kills is found one death later.
         self.is_hurried = seed % 2 == 1
         #: Hardly anything may end before what stands in front of it has.
@@ -88,6 +104,9 @@ class World:
         self.is_storm = True
         #: Faults at Kafka's side come for a while, and then not: else nothing would ever get through.
         self.kafka = MemoryKafka(now_ms=lambda: self.now_ms, on_step=self._step_of_client, polls_wait=False)
+        if self.is_on_the_move:
+            self._ask_in_portions()
+            self._watch_offsets()
         for name in (*self.topics.consumed, self.topics.dlq, self.topics.status):
             self.kafka.create_topic(name, self.partitions)
         self.kafka.create_topic(self.topics.schemas)
@@ -139,11 +158,16 @@ class World:
                     worker.bury()
 
     def _storm(self) -> list[str]:
-        jobs_at = sorted(self.rng.randrange(STORM) for _ in range(_JOBS))
+        # Where partitions move, many jobs come just then: a move matters to what has ended, and is not committed yet.
+        burst = 8 if self.is_on_the_move else 1
+        jobs_at = sorted(self.rng.randrange(STORM) for _ in range(_JOBS // min(burst, 2)))
         for step in range(STORM):
             while jobs_at and jobs_at[0] <= step:
                 jobs_at.pop(0)
-                self._schedule()
+                for _ in range(burst):
+                    self._schedule()
+                if self.is_on_the_move:
+                    self._something_happens()
             if self.rng.random() < self._weather.events:
                 self._something_happens()
             self._step()
@@ -173,7 +197,7 @@ class World:
             self.now_ms += 1_000  # what waits for a time shall not take for ever
         if self.is_away and self.now_ms >= self._away_until:
             self._return()
-        if self._doomed is not None and self.now_ms >= self._doomed[1]:
+        if self._doomed is not None and self.now_ms >= self._doomed[1] and not self._doomed[0].is_torn:
             self.kill(self._doomed[0])
             self._doomed = None
         if not self.is_away:
@@ -212,14 +236,35 @@ class World:
         """Whether it has cancelled everything, and has been able to say so, or Kafka is away."""
         return worker._cut_off.is_so and (self.is_away or worker.has_said_so)
 
+    def _ask_in_portions(self) -> None:
+        """A member is asked for one number, and for the rest as soon as it has given that up: it keeps its epoch meanwhile."""
+        group = self.kafka.group(self.topics.group)
+        all_at_once = group.to_revoke
+
+        def to_revoke(member: Member, held: set[Place]) -> set[Place]:
+            places = all_at_once(member, held)
+            if places and self.is_storm and self.rng.random() < 0.8:
+                first = min(number for _, number in places)
+                return {place for place in places if place[1] == first}
+            return places
+
+        group.to_revoke = to_revoke  # type: ignore[method-assign]
+
+    def _watch_offsets(self) -> None:
+        """Whoever sends offsets that Kafka takes is looked at."""
+        group = self.kafka.group(self.topics.group)
+        check_member = group.check_member
+
+        def check(member_id: str, epoch: int, places: Iterable[Place]) -> None:
+            sent = list(places)
+            check_member(member_id, epoch, sent)
+            self.judge.offsets_taken(group, member_id, sent)
+
+        group.check_member = check  # type: ignore[method-assign]
+
     def _something_happens(self) -> None:
         worker = self.rng.choice([*self.workers.values()] or [None])
-        what = self.rng.choice(
-            (
-                *("kill", "kill", "freeze", "freeze", "cut", "cut", "recover", "recover", "leave"),
-                *("fence", "forget", "start", "wait"),
-            )
-        )
+        what = self.rng.choice(_MOVES if self.is_on_the_move else _EVENTS)
         match what:
             case "start":
                 self._start_missing()
@@ -258,7 +303,12 @@ class World:
 
     def _outage(self, doomed: SimWorker) -> None:
         """Kafka is away, and this worker ends meanwhile, or soon after."""
-        if self._outages_left == 0 or self.is_away or any(worker.is_torn for worker in self.workers.values()):
+        if (
+            self._outages_left == 0
+            or self.is_away
+            or self.is_on_the_move
+            or any(worker.is_torn for worker in self.workers.values())
+        ):
             return
         self._outages_left -= 1
         rng, now_ms = self.rng, self.now_ms
@@ -299,7 +349,7 @@ class World:
             case "delayed":
                 delay = timedelta(milliseconds=rng.choice((300, 1_200, 7_000)))
             case "kills":
-                job.kills = rng.random() < 0.3
+                job.kills = not self.is_on_the_move and rng.random() < 0.3
             case "long":
                 job.runs_for_ms = rng.choice((500, 5_000))
             case "other":
@@ -438,10 +488,19 @@ class World:
         if self.rng.random() < 0.002 and not worker.is_torn:
             self.kill(worker)
             raise Killed
+        if self.is_on_the_move and step in _SLOW_STEPS and not worker.is_torn:
+            self._may_be_slow(step, worker)
         if self._stragglers and step in _HURT_BY_STRAGGLERS and self.rng.random() < 0.2:
             self._deliver_straggler()
         if self.rng.random() < self._weather.losses:
             self._fault(step, worker, client)
+
+    def _may_be_slow(self, step: str, worker: SimWorker) -> None:
+        """Most of the time where it matters: at what is sent of partitions that are to be given up."""
+        of_leaving = any(part.releasing for part in worker._committer._unsettled.parts)
+        if self.rng.random() < (0.6 if of_leaving else 0.05):
+            self.trouble(worker, "slow " + step)
+            worker.pause_until(lambda: False, self.rng.choice(_SLOW_S))
 
     def _fault(self, step: str, worker: SimWorker, client: Any) -> None:
         match step:

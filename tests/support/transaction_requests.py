@@ -6,6 +6,7 @@ import struct
 from dataclasses import dataclass
 
 from tests.support import kafka_proxy
+from tests.support.frame_reader import FrameReader
 from tests.support.kafka_proxy import Request
 
 
@@ -34,3 +35,18 @@ def error_code(answer: bytes) -> int:
     """Of an EndTxn's answer: behind correlation id and throttle time."""
     (code,) = struct.unpack_from(">h", answer, 8)
     return int(code)
+
+
+def offset_error_codes(answer: bytes) -> set[int]:
+    """Of a TxnOffsetCommit's answer, in a flexible version: those of all its partitions."""
+    reader = FrameReader(answer)
+    reader.skip(4 + 1 + 4)  # correlation id, tags, throttle time
+    codes = set()
+    for _ in range(reader.length()):
+        reader.text()
+        for _ in range(reader.length()):
+            reader.int32()
+            codes.add(reader.int16())
+            reader.skip(1)
+        reader.skip(1)
+    return codes

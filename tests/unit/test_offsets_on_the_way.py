@@ -143,12 +143,39 @@ async def test_a_partition_is_let_go_when_they_have_been_answered() -> None:
     assert bench.failures == []
 
 
-async def test_a_worker_to_which_nobody_answers_leaves_the_group(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("workers.poller._SETTLED_WITHIN_S", 0.05)
+class Answers(threading.Event):
+    """Are there after so many waits; it remembers how long each might have taken."""
+
+    def __init__(self, after: int) -> None:
+        super().__init__()
+        self._after = after
+        self.limits_s: list[float | None] = []
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.limits_s.append(timeout)
+        return len(self.limits_s) > self._after
+
+
+@pytest.mark.parametrize("stops", [False, True])
+async def test_who_is_asked_for_a_partition_waits_as_long_as_kafka_is_away(*, stops: bool) -> None:
+    """It is still a member, told to end or not, and may be asked for more: then it keeps its epoch, and late offsets count."""
     bench = PollBench()
     bench.assign(PLACE)
-    bench.committer.answers.clear()
+    bench.committer.answers = answers = Answers(after=3)
+    bench.poller._stop = stops
     await bench.revoke(PLACE)
-    (failure,) = bench.failures
-    assert type(failure).__name__ == "KafkaUnreachable"
-    assert bench.poller._stop
+    assert answers.limits_s == [60.0] * 4
+    assert bench.steps[-1] == "unassign"
+    assert bench.failures == []
+    assert bench.poller._stop == stops
+
+
+async def test_who_leaves_the_group_does_not_wait_for_long() -> None:
+    """Kafka takes nothing of one that is no member."""
+    bench = PollBench()
+    bench.assign(PLACE)
+    bench.committer.answers = answers = Answers(after=1)
+    bench.poller._stop = bench.poller._leaves = True
+    await bench.revoke(PLACE)
+    assert answers.limits_s == [3.0]
+    assert bench.steps[-1] == "unassign"
