@@ -5,10 +5,12 @@ In:  a level and a form. Out: structlog and the standard library's logging, set 
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import sys
 from contextlib import suppress
+from functools import cache
 from typing import Any, Final, TextIO
 
 #: What stands on every line of this process.
@@ -40,14 +42,32 @@ class LogStream:
 
     def write(self, text: str) -> int:
         """Write what can be written; as the standard library's logging, there is nobody left to be told of the rest."""
-        with suppress(OSError):
+        try:
             self._stream.write(text)
+        except OSError:
+            _forgive(self._stream)
         return len(text)
 
     def flush(self) -> None:
         """As ``write``."""
-        with suppress(OSError):
+        try:
             self._stream.flush()
+        except OSError:
+            _forgive(self._stream)
+
+
+@cache
+def _forgive(stream: TextIO) -> None:
+    """Python writes what is left in the buffer once more at its end, and exits with 120 if it cannot: then it goes nowhere."""
+
+    def at_the_end() -> None:
+        try:
+            stream.flush()
+        except OSError:
+            with suppress(OSError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+    atexit.register(at_the_end)
 
 
 def configure_logging(level: str = "info", form: str = "console") -> None:

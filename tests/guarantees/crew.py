@@ -5,13 +5,14 @@ Each start, end and freeze is noted with its time on the monotonic clock. For on
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -31,6 +32,9 @@ _NO_KAFKA: Final = 3
 _STARTED: Final = '"event": "worker started"'
 #: What Python says when a watchdog ends its process.
 _STOOD_STILL: Final = "Timeout (0:"
+#: What a process has written last shows all that it may be running, and files that nobody has written to for so long nothing.
+_TAIL_BYTES: Final = 32 * 1024
+_FRESH_S: Final = 60.0
 #: Between a watchdog's last sign of life and the moment in which its process stood still.
 _ROUND_NS: Final = 2_000_000_000
 
@@ -117,8 +121,10 @@ class Crew:
         self._workers.append(_Worker(name, process, time.monotonic_ns(), starts_before=starts_before))
 
     def kill(self, pick: int) -> str | None:
-        """kill -9 for one that is not frozen; its name."""
-        worker = self._one_of(pick)
+        """kill -9 for one that is not frozen, of those with a handler running if there is any; its name."""
+        busy = at_work(self._runs)
+        worker = self._one_of(pick, [one for one in self._workers if one.process.pid in busy])
+        worker = worker or self._one_of(pick)
         if worker is None:
             return None
         worker.process.kill()
@@ -235,8 +241,8 @@ class Crew:
         self._workers.clear()
         self._leaving.clear()
 
-    def _one_of(self, pick: int) -> _Worker | None:
-        awake = [worker for worker in self._workers if worker.frozen_ns is None]
+    def _one_of(self, pick: int, among: Iterable[_Worker] | None = None) -> _Worker | None:
+        awake = [w for w in (self._workers if among is None else among) if w.frozen_ns is None]
         return awake[pick % len(awake)] if awake else None
 
     def _gone(self, worker: _Worker, end: str, end_ns: int) -> None:
@@ -245,6 +251,29 @@ class Crew:
         )
         if worker in self._workers:
             self._workers.remove(worker)
+
+
+def at_work(runs: Path) -> set[int]:
+    """The worker processes in which, or in a process of which, a handler runs now, by what handlers have written."""
+    fresh = time.time() - _FRESH_S
+    found: set[int] = set()
+    for file in runs.glob("runs-*.jsonl"):
+        if file.stat().st_mtime < fresh:
+            continue
+        with file.open("rb") as stream:
+            stream.seek(max(stream.seek(0, os.SEEK_END) - _TAIL_BYTES, 0))
+            lines = stream.read().split(b"\n")
+        running: dict[str, int] = {}
+        for line in lines[:-1]:  # behind the last one nothing is complete
+            if not line.startswith(b"{"):
+                continue  # the first one may have been cut
+            said = json.loads(line)
+            if said["say"] == "start":
+                running[said["run"]] = said["pid"]
+            else:
+                running.pop(said["run"], None)
+        found.update(running.values())
+    return found
 
 
 def _note_exit(worker: _Worker) -> None:

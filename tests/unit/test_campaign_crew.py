@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -11,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.guarantees import crew as crew_module
-from tests.guarantees.crew import Crew
+from tests.guarantees.crew import Crew, at_work
 from tests.support.deployments import settings_for
 from tests.support.waiting import eventually
 
@@ -97,3 +99,33 @@ def test_one_that_its_watchdog_has_ended_is_counted_and_started_again(crew_of: M
     assert (len(crew), crew.ended_by_themselves) == (1, [])
     assert [(life.worker, life.end) for life in crew.lives] == [("w1", "stood still")]
     assert [trouble.kind for trouble in crew.troubles] == ["worker_freeze"]
+
+
+def test_who_runs_a_handler_is_seen_in_what_handlers_write(tmp_path: Path) -> None:
+    """A kill that meets nobody at work proves little."""
+
+    def write(process: int, *said: tuple[str, str, int]) -> Path:
+        file = tmp_path / f"runs-{process}-1.jsonl"
+        lines = [json.dumps({"say": what, "run": run, "pid": pid}) + "\n" for what, run, pid in said]
+        file.write_text("".join(lines))
+        return file
+
+    write(1, ("start", "a", 1), ("end", "a", 1))
+    write(2, *[("start", "b", 2), ("end", "b", 2)] * 1000, ("start", "c", 2))
+    write(31, ("start", "d", 3))  # a process of the third worker's
+    stale = write(4, ("start", "e", 4))
+    os.utime(stale, (0, 0))
+    with write(5, ("start", "f", 5), ("end", "f", 5)).open("a") as cut_off:
+        cut_off.write('{"say": "start", "run": "g"')
+    assert at_work(tmp_path) == {2, 3}
+
+
+def test_of_several_the_one_at_work_is_killed(crew_of: MakeCrew, tmp_path: Path) -> None:
+    crew = crew_of(DEAF)
+    crew.join()
+    busy = crew._workers[1].process.pid
+    (crew.runs_directory / "runs-1-1.jsonl").write_text(
+        json.dumps({"say": "start", "run": "a", "pid": busy}) + "\n"
+    )
+    assert crew.kill(0) == "w2"
+    assert crew.kill(0) == "w1", "nobody is at work any more"
