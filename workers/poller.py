@@ -18,7 +18,7 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import OFFSET_END, Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka import Message as KafkaMessage
 
 from schemas.errors import KafkaUnreachable, PipelineError
@@ -34,6 +34,7 @@ from workers.message import Message
 from workers.offsets import PartitionState, Place
 
 if TYPE_CHECKING:
+    from schemas.offsetmap import OffsetMap
     from workers.commit import Committer
     from workers.delay import Delays
     from workers.lease import Lease
@@ -127,7 +128,7 @@ class Poller:
         self._stop = False
         self._drain = False
         #: What is let go now goes with the membership: Kafka takes nothing more of us, whatever is on its way.
-        self._leaves = False
+        self._closing = False
         #: A job may have ended this worker: no last map says that it left in order, or nobody would suspect what was running.
         self.leaves_unclean = False
         self.parts: dict[Place, PartitionState] = {}
@@ -189,7 +190,7 @@ class Poller:
             self._on_failure(error)
         finally:
             if self._consumer is not None:
-                self._leaves = True
+                self._closing = True
                 with contextlib.suppress(RuntimeError):
                     self._consumer.close()
 
@@ -390,9 +391,12 @@ class Poller:
         if not places:
             consumer.incremental_assign([])
             return
-        if not self._committer.settled(places).wait(_SETTLED_WITHIN_S):
-            raise KafkaUnreachable("the transactions' coordinator", _SETTLED_WITHIN_S)
-        maps = self._committed.for_assignment(consumer, places)
+        try:
+            maps = self._look_at(consumer, places)
+        except KafkaUnreachable as error:
+            log.warning("what is committed is not to be had", error=str(error))
+            self._take_nothing(consumer, dict.fromkeys(places, OFFSET_END), started)
+            return
         now_ms = self._now_ms()
         states = [
             PartitionState(
@@ -435,6 +439,12 @@ class Poller:
         self._on_answer()
         # The first commit opens the partitions: before it nothing of them may start.
         self._committer.nudge()
+
+    def _look_at(self, consumer: Consumer, places: list[Place]) -> Mapping[Place, OffsetMap]:
+        """What is committed of them, once nothing of ours from before can change it."""
+        if not self._committer.settled(places).wait(_SETTLED_WITHIN_S):
+            raise KafkaUnreachable("the transactions' coordinator", _SETTLED_WITHIN_S)
+        return self._committed.for_assignment(consumer, places)
 
     def _take_nothing(self, consumer: Consumer, bases: Mapping[Place, int], started: float) -> None:
         """Join the group again: Kafka was away while these partitions were looked at, and somebody else may have them by now.
@@ -520,7 +530,7 @@ class Poller:
             self._changing = False
 
     def _revoke(self, consumer: Consumer, revoked: list[TopicPartition]) -> None:
-        """Let running jobs end, commit them, then let go; bounded by the deadline."""
+        """Let running jobs end and commit them, bounded by the deadline; then let go, when Kafka has answered what was sent."""
         started = time.monotonic()
         places = [(tp.topic, tp.partition) for tp in revoked]
         leaving = self._mark_releasing(places)
@@ -540,15 +550,20 @@ class Poller:
     def _await_answers(self, places: list[Place]) -> None:
         """As long as it takes: whoever has them next would not see what is committed late, and Kafka may be away for minutes.
 
-        The commit thread's end is an end of it as well, so a worker that is told to end does.
+        Nothing runs after the first of them, and the group is joined anew in the end: it waits five minutes for what it has asked
+        for (``max.poll.interval.ms``), gives all that we have to others then, and we would not hear of that in here. The commit
+        thread's end is an end of it as well.
         """
         answered = self._committer.answered(places)
-        while not answered.wait(_LAST_COMMIT_S if self._leaves else _UNANSWERED_FOR_S):
+        while not answered.wait(_LAST_COMMIT_S if self._closing else _UNANSWERED_FOR_S):
             log.warning(
                 "offsets of partitions that are to be let go have no answer", partitions=_numbers(places)
             )
-            if self._leaves:
+            if self._closing:
                 return
+            if not self._rejoin:
+                self._rejoin = True
+                self._in_loop(self._release(self._mark_releasing(list(self.parts)), 0.0), 1.5)
 
     def _lose(self, consumer: Consumer, lost: list[TopicPartition]) -> None:
         """The group has given us up: others own these partitions already. Nothing of ours counts any more."""

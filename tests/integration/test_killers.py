@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
 from schemas import JobStatus
@@ -101,7 +102,10 @@ def both_have_theirs(settings: Settings) -> bool:
     """Whether each of two processes has partitions, and none is to be given up: who has none has nothing to cancel."""
     group = settings.topics.group
     admin = AdminClient(admin_config(settings))  # it must outlive its answer
-    described = admin.describe_consumer_groups([group])[group].result(20)
+    try:
+        described = admin.describe_consumer_groups([group])[group].result(20)
+    except (KafkaException, TimeoutError):
+        return False  # a coordinator that is not back yet
     given = [
         (set(member.assignment.topic_partitions), set(member.target_assignment.topic_partitions))
         for member in described.members

@@ -291,7 +291,13 @@ def _lets_go_of_what_is_on_the_way() -> Any:
 
 def _sends_what_is_others() -> Any:
     """Nobody looks, right before offsets are sent, whether all of them are of partitions that are still ours."""
-    return patch.object(Committer, "_may_send", lambda _self: True)
+
+    def always(self: Committer) -> bool:
+        with self._lock:
+            self._on_the_way.begin(self._unsettled.parts)
+        return True
+
+    return patch.object(Committer, "_may_send", always)
 
 
 def _no_key_lock() -> Any:

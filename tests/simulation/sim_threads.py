@@ -72,7 +72,7 @@ class SimPoller(Poller):
         while not self._stop:
             self._round(consumer)
             self.worker.pause()
-        self._leaves = True
+        self._closing = True
         consumer.close()
 
     def _lose(self, consumer: Any, lost: list[TopicPartition]) -> None:

@@ -44,5 +44,7 @@ def test_the_faults_that_matter_happen() -> None:
         "straggler",
         "straggler refused",
         "torn",
+        "slow begin",
+        "slow offsets",
     }
     assert wanted <= set(faults)

@@ -10,11 +10,15 @@ from tests.support.kafka_proxy import Answer
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """``partitions``: how many the answer says that the member is to have; -1 where it says nothing of them."""
+    """``partitions``: how many the answer says that the member is to have; -1 where it says nothing of them.
+
+    ``numbers``: those that they have on any topic.
+    """
 
     member_id: str
     epoch: int
     partitions: int
+    numbers: frozenset[int] = frozenset()
 
 
 def read_heartbeat(answer: Answer) -> Heartbeat:
@@ -28,9 +32,11 @@ def read_heartbeat(answer: Answer) -> Heartbeat:
     if reader.int8() < 0:
         return Heartbeat(member_id, epoch, -1)
     partitions = 0
+    numbers: set[int] = set()
     for _ in range(reader.length()):
         reader.skip(16)  # topic id
-        numbers = reader.length()
-        reader.skip(4 * numbers + 1)  # partitions, tags
-        partitions += numbers
-    return Heartbeat(member_id, epoch, partitions)
+        count = reader.length()
+        numbers.update(reader.int32() for _ in range(count))
+        reader.skip(1)  # tags
+        partitions += count
+    return Heartbeat(member_id, epoch, partitions, frozenset(numbers))

@@ -37,6 +37,27 @@ def error_code(answer: bytes) -> int:
     return int(code)
 
 
+def numbers_of_offsets(request: Request) -> set[int]:
+    """The partition numbers, on any topic, of which a TxnOffsetCommit (version 3) has offsets."""
+    reader = FrameReader(request.frame)
+    reader.skip(8 + 2 + len(request.client_id.encode()) + 1)  # the header, with its tags
+    reader.text()  # transactional id
+    reader.text()  # group
+    reader.skip(8 + 2 + 4)  # producer id, its epoch, the member's
+    reader.text()  # member id
+    reader.text()  # group instance id
+    numbers = set()
+    for _ in range(reader.length()):
+        reader.text()
+        for _ in range(reader.length()):
+            numbers.add(reader.int32())
+            reader.skip(8 + 4)  # offset, leader epoch
+            reader.text()  # metadata
+            reader.skip(1)
+        reader.skip(1)
+    return numbers
+
+
 def offset_error_codes(answer: bytes) -> set[int]:
     """Of a TxnOffsetCommit's answer, in a flexible version: those of all its partitions."""
     reader = FrameReader(answer)

@@ -22,6 +22,7 @@ from workers.offsets import PartitionState
 pytestmark = pytest.mark.worker_coordination
 
 PLACE = (TOPICS.jobs[JobPriority.NORMAL], 0)
+OTHER = (TOPICS.jobs[JobPriority.NORMAL], 1)
 
 
 def let_go(bench: Bench, part: PartitionState) -> None:
@@ -84,8 +85,9 @@ def test_without_an_answer_they_may_still_come_until_the_next_producer_is_there(
         waiting.append(bench.committer.answered({bench.part.place}))
         return kafka_error(KafkaError._TIMED_OUT, retriable=True)
 
-    for _ in range(2):  # nor does the abort get one
-        bench.kafka.fault("abort", kafka_error(KafkaError._TIMED_OUT, retriable=True))
+    bench.kafka.fault(
+        "abort", kafka_error(KafkaError._TIMED_OUT, retriable=True)
+    )  # nor does the abort get one
     bench.kafka.fault("offsets", no_answer)
     bench.kafka.fault("init", lambda _: seen.append(waiting[0].is_set()))
     bench.success(0)
@@ -170,12 +172,22 @@ async def test_who_is_asked_for_a_partition_waits_as_long_as_kafka_is_away(*, st
     assert bench.poller._stop == stops
 
 
-async def test_who_leaves_the_group_does_not_wait_for_long() -> None:
+async def test_who_closing_the_group_does_not_wait_for_long() -> None:
     """Kafka takes nothing of one that is no member."""
     bench = PollBench()
     bench.assign(PLACE)
     bench.committer.answers = answers = Answers(after=1)
-    bench.poller._stop = bench.poller._leaves = True
+    bench.poller._stop = bench.poller._closing = True
     await bench.revoke(PLACE)
     assert answers.limits_s == [3.0]
     assert bench.steps[-1] == "unassign"
+
+
+async def test_a_minute_without_an_answer_ends_what_runs_elsewhere_as_well() -> None:
+    """After five the group gives all of it to others, and whoever waits would not hear of that."""
+    bench = PollBench()
+    _, stays = bench.assign(PLACE, OTHER)
+    bench.committer.answers = Answers(after=1)
+    await bench.revoke(PLACE)
+    assert stays.releasing
+    assert bench.poller._rejoin
