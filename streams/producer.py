@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from schemas.codec import Codec
+from schemas.durations import seconds
 from schemas.errors import DeliveryFailed
 from schemas.job import Job
 from schemas.topics import JobPriority
@@ -69,8 +70,8 @@ class JobProducer:
         self.rules = Rules.of(self.settings, self.codec, source or default_source())
         self.outbox = Outbox(
             self.settings,
-            unreachable_after_s=unreachable_after.total_seconds(),
-            delivery_timeout_s=delivery_timeout.total_seconds(),
+            unreachable_after_s=seconds("unreachable_after", unreachable_after),
+            delivery_timeout_s=seconds("delivery_timeout", delivery_timeout),
         )
         self._delivery_timeout_s = delivery_timeout.total_seconds()
         self._unwaited: set[_Unwaited] = set()
@@ -182,11 +183,11 @@ class JobProducer:
 
         Raises:
             DeliveryFailed: something was not acknowledged since the last ``flush()``, or the time is up.
+            SettingsError: ``timeout`` is no ``timedelta``, or negative.
         """
+        limit_s = None if timeout is None else seconds("timeout", timeout, least=timedelta(0))
         with self._settled:
-            in_time = self._settled.wait_for(
-                lambda: not self._unwaited, timeout.total_seconds() if timeout is not None else None
-            )
+            in_time = self._settled.wait_for(lambda: not self._unwaited, limit_s)
             failures, self._unwaited_failures = self._unwaited_failures, []
             failed, self._unwaited_failed = self._unwaited_failed, 0
             left = len(self._unwaited)

@@ -14,6 +14,7 @@ from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Final
 
+from schemas.durations import seconds
 from schemas.errors import DeliveryFailed
 from schemas.job import Job
 from schemas.topics import JobPriority
@@ -202,8 +203,10 @@ class JobQueue:
             ReadIncomplete: the topics could not be read to their end in time.
             QueueClosed: the queue was closed meanwhile.
             KafkaUnreachable, TopicsMismatch: as ``list_jobs``.
+            SettingsError: ``timeout`` is no ``timedelta``, or negative.
         """
-        async with asyncio.timeout(timeout.total_seconds() if timeout is not None else None):
+        limit_s = None if timeout is None else seconds("timeout", timeout, least=timedelta(0))
+        async with asyncio.timeout(limit_s):
             changes: asyncio.Queue[StatusSeen | Exception] = asyncio.Queue()
             async with self._watch.listening(job_id, changes.put_nowait):
                 # Listening began first: nothing can happen between this reading and what is heard.

@@ -66,10 +66,10 @@ class JobNotFound(PipelineError):
 
 @dataclass(frozen=True, slots=True)
 class JobFilter:
-    """Which jobs to list, newest first; None means any.
+    """Which jobs to list, newest first; None means any. A status or priority may be given by its name.
 
     Raises:
-        ValueError: the limit is negative.
+        ValueError: there is no such status or priority, or the limit is not a number from 0 up.
     """
 
     status: JobStatus | None = None
@@ -79,8 +79,18 @@ class JobFilter:
     limit: int | None = 100
 
     def __post_init__(self) -> None:
-        if self.limit is not None and self.limit < 0:
-            raise ValueError(f"limit is {self.limit}; it takes a number from 0 up, or None")
+        # Members of a StrEnum look like their names, and are compared by identity: a name would match no job at all.
+        for name, kind in (("status", JobStatus), ("priority", JobPriority)):
+            value = getattr(self, name)
+            if value is not None:
+                try:
+                    object.__setattr__(self, name, kind(value))
+                except ValueError:
+                    known = ", ".join(kind)
+                    raise ValueError(f"{name} is {value!r}; it takes one of {known}, or None") from None
+        limit: object = self.limit
+        if limit is not None and (type(limit) is not int or limit < 0):
+            raise ValueError(f"limit is {limit!r}; it takes a number from 0 up, or None")
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,12 +6,20 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import Final
 
 from schemas.errors import SettingsError
 from schemas.offsetmap import check_name
 from schemas.topics import PRIORITIES, JobPriority
 from streams.settings import Settings, default_worker_id
 from workers.turns import DEFAULT_WEIGHTS
+
+_AT_LEAST_ONE: Final = ("max_concurrent_jobs", "process_pool_size", "tick_ms", "buffer_high")
+_NOT_NEGATIVE: Final = ("retry_limit", "process", "buffer_low", "sandbox_size")
+_DURATIONS: Final = (
+    *("job_timeout", "drain_timeout", "revoke_timeout", "snooze_limit", "cleanup_interval"),
+    "lost_worker_wait",
+)
 
 
 @dataclass(frozen=True)
@@ -65,36 +73,34 @@ class WorkerConfig:
             check_name(self.worker_id, "worker_id")
         except ValueError as error:
             raise SettingsError(str(error)) from error
-        for name in ("max_concurrent_jobs", "process_pool_size", "tick_ms", "buffer_high"):
+        for name in (*_AT_LEAST_ONE, *_NOT_NEGATIVE):
+            if type(getattr(self, name)) is not int:
+                raise SettingsError(f"{name} takes a whole number, it is {getattr(self, name)!r}")
+        for name in (*_DURATIONS, "session_timeout"):
+            if not isinstance(getattr(self, name), timedelta):
+                raise SettingsError(f"{name} takes a timedelta, it is {getattr(self, name)!r}")
+        for name in _AT_LEAST_ONE:
             if getattr(self, name) < 1:
                 raise SettingsError(f"{name} must be at least 1, it is {getattr(self, name)}")
-        for name in ("retry_limit", "process", "buffer_low", "sandbox_size"):
+        for name in _NOT_NEGATIVE:
             if getattr(self, name) < 0:
                 raise SettingsError(f"{name} must not be negative, it is {getattr(self, name)}")
-        for name in (
-            "job_timeout",
-            "drain_timeout",
-            "revoke_timeout",
-            "snooze_limit",
-            "cleanup_interval",
-            "lost_worker_wait",
-        ):
+        for name in _DURATIONS:
             if getattr(self, name) < timedelta(0):
                 raise SettingsError(f"{name} must not be negative, it is {getattr(self, name)}")
         if self.buffer_low > self.buffer_high:
             raise SettingsError(
                 f"buffer_low must not be over buffer_high ({self.buffer_high}), it is {self.buffer_low}"
             )
-        if self.session_timeout <= timedelta(0):
-            raise SettingsError(f"session_timeout must be over 0, it is {self.session_timeout}")
+        for name in ("session_timeout", "job_timeout"):
+            if getattr(self, name) <= timedelta(0):
+                raise SettingsError(f"{name} must be over 0, it is {getattr(self, name)}")
         for priority in PRIORITIES:
             weight = self.priority_weights.get(priority, 0)
             if weight < 1:
                 raise SettingsError(
                     f"priority_weights must give each priority 1 or more, {priority.value} has {weight}"
                 )
-        if not self.worker_id:
-            raise SettingsError("worker_id must not be empty")
 
     @property
     def name(self) -> str:

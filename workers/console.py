@@ -13,6 +13,7 @@ import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from schemas.errors import (
@@ -107,6 +108,37 @@ def exit_code(error: BaseException) -> int:
             return INTERRUPTED
         case _:
             return FAILED
+
+
+def place_for_temporary() -> Path:
+    """Where temporary directories are made.
+
+    Raises:
+        PipelineError: there is no such place.
+    """
+    import tempfile
+
+    try:
+        return Path(tempfile.gettempdir())
+    except OSError as error:
+        raise PipelineError(f"{error.strerror}; TMPDIR names a place for one") from error
+
+
+def directory_for_a_while(prefix: str) -> Path:
+    """A new temporary directory.
+
+    Raises:
+        PipelineError: it cannot be made.
+    """
+    import tempfile
+
+    place = place_for_temporary()
+    try:
+        return Path(tempfile.mkdtemp(prefix=prefix))
+    except OSError as error:
+        raise PipelineError(
+            f"no directory can be made in {place}: {error.strerror}; TMPDIR names another place"
+        ) from error
 
 
 @contextmanager

@@ -108,12 +108,22 @@ def _look_after(
             slot.restart_at = now + pause
             log.error("worker process ended", process=slot.index, exit_code=code, restart_in_s=pause)
     if slot.process is None and not stopping and now >= slot.restart_at and code not in _HOPELESS:
-        slot.process = subprocess.Popen(
-            command(slot.index),
-            # Ctrl-C reaches the parent alone, which then tells its children.
-            start_new_session=True,
-            env=environment_of_a_child(),
-        )
+        try:
+            slot.process = subprocess.Popen(
+                command(slot.index),
+                # Ctrl-C reaches the parent alone, which then tells its children.
+                start_new_session=True,
+                env=environment_of_a_child(),
+            )
+        except OSError as error:
+            if not slot.deaths:
+                raise  # it has never run: what it needs is not there
+            # The machine is short of processes, memory or files: no reason to end the others.
+            slot.deaths += 1
+            pause = pause_before_restart(slot.deaths)
+            slot.restart_at = now + pause
+            log.warning("worker process not started", process=slot.index, error=str(error), again_in_s=pause)
+            return code
         slot.started_at = now
         slot.told = 0
     return code

@@ -1,7 +1,7 @@
-"""One Kafka transaction: write, send the offsets, commit; or say in which of three ways it did not happen.
+"""One Kafka transaction: write, send the offsets, commit; or say in which of four ways it did not happen.
 
-In:  outcomes, the offsets to commit and the group metadata that fence them. Out: nothing, or ``Ambiguous``, ``Stale``
-or ``Refused``.
+In:  outcomes, the offsets to commit and the group metadata that fence them. Out: nothing, or ``Ambiguous``, ``Stale``,
+``GivenAway`` or ``Refused``.
 
 What to do about each of them is the commit thread's decision (``workers.commit``). This is for its thread alone.
 """

@@ -143,6 +143,9 @@ class Handlers:
     @staticmethod
     def _of_worker(worker: Worker, factory: Callable[[], Worker]) -> Handler:
         cls = job_class(worker.worker_type)
+        backoff: object = worker.backoff
+        if not (backoff is None or isinstance(backoff, Backoff)):
+            raise JobTypeError(f"{type(worker).__qualname__}.backoff is {backoff!r}; use a Backoff, or None")
         execution = _execution_of(type(worker), "process_job", worker.process_job, worker.execution)
         return Handler(
             job_type(cls),

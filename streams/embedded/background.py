@@ -62,6 +62,8 @@ def stop_background(data_dir: Path, timeout_s: float = 20.0) -> bool:
             process.wait(limit_s)
         except psutil.NoSuchProcess:
             break
+        except psutil.AccessDenied as error:
+            raise BrokerNotStopped(state.pid, "it belongs to another user: stop it as that one") from error
         except psutil.TimeoutExpired:
             log.warning("broker does not stop", pid=state.pid, waited_s=limit_s)
         if process_of(state) is None:

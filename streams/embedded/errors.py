@@ -90,8 +90,10 @@ class BrokerHasOwner(EmbeddedKafkaError):
 class BrokerNotStopped(EmbeddedKafkaError):
     """The broker's process cannot be ended."""
 
-    def __init__(self, pid: int) -> None:
-        super().__init__(f"Kafka (process {pid}) does not end, not even by SIGKILL; look at the process")
+    def __init__(
+        self, pid: int, why: str = "it does not end, not even by SIGKILL: look at the process"
+    ) -> None:
+        super().__init__(f"Kafka (process {pid}) cannot be stopped: {why}")
 
 
 class BrokerNotRunning(EmbeddedKafkaError):

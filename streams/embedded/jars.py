@@ -97,7 +97,9 @@ def class_path(cache: Path | None = None, jars: Sequence[Jar] | None = None) -> 
             cache.mkdir(parents=True, exist_ok=True)
             _fetch(missing, cache)
         except OSError as error:
-            raise DataDirUnusable(f"cannot write Kafka's jars to {cache}: {error}") from error
+            raise DataDirUnusable(
+                f"cannot write Kafka's jars to {cache}: {error}; XDG_CACHE_HOME names another place for them"
+            ) from error
     # Every time, not only after the download: the files are run, and hashing all of them takes 0.1 s.
     for jar in jars:
         path = cache / jar.file_name

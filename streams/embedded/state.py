@@ -284,4 +284,4 @@ def write_whole(path: Path, text: str) -> None:
             os.fsync(file.fileno())  # else the name may outlive what it names
         scratch.replace(path)
     except OSError as error:
-        raise DataDirUnusable(f"cannot write {path}: {error}") from error
+        raise DataDirUnusable(f"cannot write {path}: {error}; {ANOTHER_DIRECTORY}") from error

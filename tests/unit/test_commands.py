@@ -340,6 +340,26 @@ def test_submit_refuses_what_is_wrong_and_says_what_to_do(
     assert "Traceback" not in result.stderr
 
 
+def test_a_submit_that_is_interrupted_says_under_which_id_it_may_be_scheduled(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Repeated without it, it would make a second job."""
+    (tmp_path / "submit_jobs.py").write_text(JOBS)
+    ids: list[str] = []
+
+    def interrupted(*_: object, job_id: str, **__: object) -> None:
+        ids.append(job_id)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("streams.producer.JobProducer.schedule_job", interrupted)
+
+    result = run("submit", "test_resize", "path=a", "--import", "submit_jobs")
+
+    assert result.exit_code == 130
+    (job_id,) = ids
+    assert f"--job-id {job_id}" in result.stderr
+
+
 @pytest.mark.parametrize(
     "command",
     [

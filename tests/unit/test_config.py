@@ -32,6 +32,13 @@ def test_each_priority_has_a_share(weights: Mapping[JobPriority, int]) -> None:
         ("session_timeout", {"session_timeout": timedelta(seconds=-1)}),
         ("tick_ms", {"tick_ms": 0}),
         ("drain_timeout", {"drain_timeout": timedelta(seconds=-1)}),
+        ("job_timeout", {"job_timeout": timedelta(0)}),
+        ("job_timeout", {"job_timeout": 300}),
+        ("session_timeout", {"session_timeout": 45.0}),
+        ("max_concurrent_jobs", {"max_concurrent_jobs": "10"}),
+        ("process_pool_size", {"process_pool_size": 2.5}),
+        ("tick_ms", {"tick_ms": True}),
+        ("sandbox_size", {"sandbox_size": None}),
     ],
 )
 def test_what_cannot_be_is_refused_by_name(name: str, wrong: Any) -> None:

@@ -8,6 +8,7 @@ import logging
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -400,3 +401,22 @@ def test_logs_that_nobody_can_take_disturb_nobody(lost: str) -> None:
     finally:
         os.close(stderr)
     assert (done.returncode, json.loads(done.stdout)) == (0, {"went": "on"})
+
+
+def test_without_a_place_for_temporary_files_the_remedy_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The error of the standard library names no file, and would show its trace."""
+
+    def nowhere() -> str:
+        raise FileNotFoundError(2, "No usable temporary directory found in ['/tmp']")
+
+    monkeypatch.setattr(tempfile, "gettempdir", nowhere)
+    with pytest.raises(SystemExit) as ended, console.errors_in_one_line():
+        console.directory_for_a_while("test-")
+    assert ended.value.code == console.FAILED
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path / "gone"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    with pytest.raises(SystemExit), console.errors_in_one_line():
+        console.directory_for_a_while("test-")
+    assert capsys.readouterr().err.count("TMPDIR") == 2

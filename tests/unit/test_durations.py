@@ -1,50 +1,46 @@
-"""Which running jobs can still end before a deadline."""
+"""Durations that a program gives are checked, by their name: zero, or a number, means something else to each library."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from workers.durations import Durations
+from schemas.durations import seconds
+from schemas.errors import SettingsError
+from streams.producer import JobProducer
+from tests.support.deployments import settings_for
 
-pytestmark = pytest.mark.worker_coordination
-
-
-def durations(*took_ms: int) -> Durations:
-    known = Durations()
-    for took in took_ms:
-        known.note("t", took)
-    return known
+pytestmark = pytest.mark.job_processing
 
 
-@pytest.mark.parametrize(
-    ("took", "age", "may_end"),
-    [
-        pytest.param([], 100, True, id="unknown and young"),
-        pytest.param([], 3_001, False, id="unknown and old"),
-        pytest.param([30_000] * 3, 100, False, id="a long one that has just begun"),
-        pytest.param([30_000] * 3, 27_000, True, id="a long one about to end"),
-        pytest.param([4_000, 5_000, 6_000], 5_500, True, id="longer than most, but within what is usual"),
-        pytest.param([100] * 9 + [90_000], 50, True, id="most are short"),
-        pytest.param([100] * 9 + [90_000], 5_000, False, id="it is not one of the short ones"),
-        pytest.param([100] * 9, 2_000, True, id="longer than any, but not by much"),
-        pytest.param([100] * 9, 60_000, False, id="longer than any"),
-    ],
-)
-def test_who_may_end_within_three_seconds(took: list[int], age: int, *, may_end: bool) -> None:
-    assert durations(*took).may_end("t", age, 3_000) is may_end
+def test_a_duration_in_seconds() -> None:
+    assert seconds("limit", timedelta(milliseconds=1_500)) == 1.5
+    assert seconds("limit", timedelta(0), least=timedelta(0)) == 0
 
 
-def test_types_are_apart() -> None:
-    assert durations(30_000).may_end("other", 100, 3_000)
+@pytest.mark.parametrize("wrong", [10, 2.5, "10s", None, timedelta(0), timedelta(seconds=-1)])
+def test_anything_else_is_refused_by_name(wrong: Any) -> None:
+    with pytest.raises(SettingsError, match="limit"):
+        seconds("limit", wrong)
 
 
-def test_what_was_long_ago_does_not_count() -> None:
-    assert durations(*[60_000] * 99, *[10] * 31).may_end("t", 5, 3_000)
+@pytest.mark.parametrize("name", ["unreachable_after", "delivery_timeout"])
+@pytest.mark.parametrize("wrong", [30, timedelta(0), timedelta(seconds=-1)])
+def test_a_producer_takes_no_other_ones(tmp_path: Path, name: str, wrong: Any) -> None:
+    """To librdkafka a delivery timeout of zero means for ever, and so does a negative time for an answer."""
+    options: dict[str, Any] = {name: wrong}
+    with pytest.raises(SettingsError, match=name):
+        JobProducer(settings_for("127.0.0.1:1", "none.", tmp_path), **options)
 
 
-@given(st.lists(st.integers(0, 100_000)), st.integers(0, 100_000), st.integers(0, 10_000))
-def test_with_more_time_nobody_ends_later(took: list[int], age: int, within: int) -> None:
-    known = durations(*took)
-    assert known.may_end("t", age, within) <= known.may_end("t", age, within + 1)
+@pytest.mark.parametrize("wrong", [5, timedelta(seconds=-1)])
+def test_nor_does_flush(tmp_path: Path, wrong: Any) -> None:
+    producer = JobProducer(settings_for("127.0.0.1:1", "none.", tmp_path))
+    flush: Callable[[Any], None] = producer.flush
+    with pytest.raises(SettingsError, match="timeout"):
+        flush(wrong)
+    producer.close()

@@ -39,6 +39,7 @@ from streams.embedded import (
     stop_background,
     write_address,
 )
+from streams.embedded.errors import BrokerNotStopped
 from streams.embedded.formatting import format_directory, is_formatted
 from streams.embedded.jars import Jar, class_path, default_cache, parse_pins, pinned_jars
 from streams.embedded.progress import shown
@@ -439,3 +440,18 @@ def test_a_file_system_without_locks_is_named_as_that(
     take_locks_away(monkeypatch)
     with pytest.raises(DataDirUnusable, match="No locks available; choose another directory"):
         DirectoryLock(tmp_path / "kafka")
+
+
+def test_a_broker_of_another_user_is_not_stopped_and_that_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    me = psutil.Process()
+    state = {"pid": me.pid, "port": 1, "started": me.create_time(), "owner": None}
+    (tmp_path / "broker.json").write_text(json.dumps(state))
+
+    def refuse(process: psutil.Process) -> None:
+        raise psutil.AccessDenied(process.pid)
+
+    monkeypatch.setattr(psutil.Process, "terminate", refuse)
+    with pytest.raises(BrokerNotStopped, match="another user"):
+        stop_background(tmp_path)

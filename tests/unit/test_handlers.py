@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial, wraps
 from typing import Any
 
@@ -234,3 +235,10 @@ def test_an_execution_that_can_work_is_taken(
     handlers.register(make(function, execution))
     (handler,) = handlers
     assert handler.execution == place
+
+
+def test_a_backoff_that_is_none_is_refused_when_it_is_registered() -> None:
+    """At a job's first failure it would be an error of its own, and cost the job its retries."""
+    kind: Any = type("Hasty", (Handles,), {"backoff": timedelta(seconds=5)})
+    with pytest.raises(JobTypeError, match=r"Hasty.backoff is .*; use a Backoff"):
+        Handlers().register(kind)

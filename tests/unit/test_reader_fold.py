@@ -213,8 +213,18 @@ def test_filters() -> None:
         JobFilter(key="k"),
     ):
         assert not matches(other, state)
-    with pytest.raises(ValueError, match="limit is -1"):
-        JobFilter(limit=-1)
+    by_name: Any = {"status": "pending", "priority": "normal"}
+    assert matches(JobFilter(**by_name), state)
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [("limit", -1), ("limit", "10"), ("limit", True), ("status", "open"), ("priority", 3)],
+)
+def test_a_filter_that_could_match_nothing_is_refused_by_name(name: str, wrong: Any) -> None:
+    options: Any = {name: wrong}
+    with pytest.raises(ValueError, match=f"{name} is {wrong!r}"):
+        JobFilter(**options)
 
 
 IDS = st.sampled_from([ID, ID[:-1] + "2"])

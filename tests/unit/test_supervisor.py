@@ -176,3 +176,34 @@ def test_a_module_of_the_users_with_a_name_of_ours_is_not_taken_for_it(tmp_path:
         [*_child_command(0, "w", None, []), "--help"], cwd=tmp_path, capture_output=True, check=False
     )
     assert done.returncode == 0
+
+
+def test_a_machine_that_is_short_of_processes_costs_the_others_nothing(
+    child: Child, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error here would end all that run, without a drain."""
+
+    def full(*_: object, **__: object) -> None:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    child.look()
+    monkeypatch.setattr(subprocess, "Popen", full)
+    assert child.dies_after(100) == 1
+    child.now += 60
+    assert child.look() is None
+    assert child.process is None
+    monkeypatch.setattr(subprocess, "Popen", FakeProcess)
+    assert child.look() is None
+    assert child.process is None, "it waits before it tries again"
+    child.now += 60
+    child.look()
+    assert child.process is not None
+
+
+def test_one_that_cannot_be_started_at_all_is_an_error(child: Child, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: object, **__: object) -> None:
+        raise FileNotFoundError(2, "No such file or directory", "python")
+
+    monkeypatch.setattr(subprocess, "Popen", missing)
+    with pytest.raises(FileNotFoundError):
+        child.look()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from workers.console import emit, errors_in_one_line, take_for_ctrl_c
+from workers.console import directory_for_a_while, emit, errors_in_one_line, take_for_ctrl_c
 from workers.logs import configure_logging
 
 if TYPE_CHECKING:
@@ -130,9 +130,7 @@ def _bench() -> Iterator[tuple[Settings, Progress]]:
 @contextmanager
 def _deployment(progress: Progress) -> Iterator[Settings]:
     """A prefix of its own on the given cluster, or on a Kafka that is started for this."""
-    import tempfile
     from contextlib import ExitStack
-    from pathlib import Path
     from uuid import uuid4
 
     from streams.clients import check_reachable
@@ -147,7 +145,7 @@ def _deployment(progress: Progress) -> Iterator[Settings]:
             stack.enter_context(deleted_afterwards(settings))
         else:
             settings.check_for_embedded()
-            directory = Path(tempfile.mkdtemp(prefix="rustfs-workers-bench-"))
+            directory = directory_for_a_while("rustfs-workers-bench-")
             stack.callback(remove_directory, directory)
             broker = stack.enter_context(temporary_kafka(directory, progress))
             settings = load_settings(topic_prefix=prefix, kafka_bootstrap_servers=broker.bootstrap_servers)

@@ -12,8 +12,10 @@ import typer
 from workers.console import (
     FAILED,
     counted,
+    directory_for_a_while,
     emit,
     errors_in_one_line,
+    place_for_temporary,
     say,
     take_for_ctrl_c,
     while_somebody_reads,
@@ -55,8 +57,6 @@ def demo(
       rustfs-workers demo --json
     """
     with errors_in_one_line():
-        import tempfile
-
         from workers.demo import check_place_for_temporary, default_source, remove_directory, run_demo
         from workers.progress import shown
 
@@ -66,8 +66,8 @@ def demo(
         objects = None if source is None else source.expanduser()
         if directory is None:
             # Before it is made: even that would change SOURCE.
-            check_place_for_temporary(objects or default_source(), Path(tempfile.gettempdir()))
-        where = directory or Path(tempfile.mkdtemp(prefix="rustfs-workers-demo-"))
+            check_place_for_temporary(objects or default_source(), place_for_temporary())
+        where = directory or directory_for_a_while("rustfs-workers-demo-")
         try:
             with shown() as progress:
                 report = run_demo(objects, where.expanduser(), progress)

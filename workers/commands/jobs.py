@@ -60,6 +60,7 @@ def submit(
     """
     with errors_in_one_line():
         from schemas.errors import InvalidJob
+        from schemas.ids import new_job_id
         from streams.producer import JobProducer
         from workers.builder import JobBuilder
         from workers.fields import duration
@@ -77,10 +78,16 @@ def submit(
                 raise InvalidJob(f"replication: {error}") from error
         wait = None if delay is None else duration(delay)
         limit = None if timeout is None else duration(timeout)
+        # Made here, so that whoever interrupts this can repeat it without making a second job.
+        job_id = job_id or new_job_id()
         with JobProducer(settings) as producer:
-            scheduled = producer.schedule_job(
-                job, priority, wait, key=key, job_id=job_id, max_retries=max_retries, timeout=limit
-            )
+            try:
+                scheduled = producer.schedule_job(
+                    job, priority, wait, key=key, job_id=job_id, max_retries=max_retries, timeout=limit
+                )
+            except KeyboardInterrupt:
+                say(f"interrupted: it may be scheduled, as {job_id}; to repeat it: --job-id {job_id}")
+                raise
         emit({"id": scheduled})
 
 
