@@ -19,7 +19,7 @@ pytestmark = [
 CHILD = """
 import os, signal
 from workers.parent_death import end_with_parent
-signal.signal(signal.SIGTERM, lambda *_: (print("drained", flush=True), os._exit(0)))
+signal.signal(signal.SIGTERM, lambda *_: (os.write(1, b"drained\\n"), os._exit(0)))
 end_with_parent()
 print("ready", flush=True)
 while True:
