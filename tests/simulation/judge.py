@@ -106,7 +106,7 @@ class Judge:
         for other, earlier in runs:
             if earlier.ended_ms is not None or not other.is_alive:
                 continue
-            if other is worker or not _in_trouble(other, earlier):
+            if other is worker or not _is_beyond_reach(other, earlier):
                 self.broken.append(
                     f"overlap: {name} while job {earlier.job.number} runs at {other.incarnation}"
                 )
@@ -306,4 +306,13 @@ def _in_trouble(worker: SimWorker, execution: Execution) -> bool:
         execution.began_in_trouble
         or execution.was_given_away
         or any(at >= execution.started_ms for at in worker.troubles)
+    )
+
+
+def _is_beyond_reach(worker: SimWorker, execution: Execution) -> bool:
+    """Whether something keeps its worker from hearing that others run its jobs. Slowness does not: it cancels before it lets go."""
+    return (
+        execution.began_in_trouble
+        or execution.was_given_away
+        or any(at >= execution.started_ms for at in worker.absences)
     )

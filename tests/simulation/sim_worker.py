@@ -87,6 +87,8 @@ class SimWorker(WorkerProcess):
         self.has_said_so = False
         #: When something happened to it that makes jobs run again.
         self.troubles: list[int] = []
+        #: When something happened to it of which it may not hear in time.
+        self.absences: list[int] = []
         self.failure: Any = _Failure()
         loop: Any = SimLoop(self.now_ms)
         lock: Any = CheckedLock()

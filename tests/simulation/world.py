@@ -46,6 +46,8 @@ _EVENTS: Final = (
     *("fence", "forget", "start", "wait"),
 )
 _MOVES: Final = ("leave", "start", "start", "wait")
+#: What keeps a worker from hearing of its group for a while.
+_ABSENCES: Final = frozenset({"freeze", "cut", "forget", "outage", "lost"})
 #: Where a late request to end a transaction would do the most harm.
 _HURT_BY_STRAGGLERS: Final = frozenset({"produce", "offsets", "commit", "read", "init"})
 #: Of all of Kafka, each while one runs that must run alone: those are few in a storm, so they come after it as well.
@@ -415,6 +417,8 @@ class World:
     def trouble(self, worker: SimWorker, kind: str) -> None:
         self.faults[kind] += 1
         worker.troubles.append(self.now_ms)
+        if kind in _ABSENCES:
+            worker.absences.append(self.now_ms)
 
     def _expire_sessions(self) -> None:
         for incarnation, since_ms in list(self._frozen_ms.items()):
