@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Final
 
+from schemas.durations import seconds
 from schemas.errors import SettingsError
 from schemas.offsetmap import check_name
 from schemas.topics import PRIORITIES, JobPriority
@@ -16,8 +17,12 @@ from workers.turns import DEFAULT_WEIGHTS
 
 _AT_LEAST_ONE: Final = ("max_concurrent_jobs", "process_pool_size", "tick_ms", "buffer_high")
 _NOT_NEGATIVE: Final = ("retry_limit", "process", "buffer_low", "sandbox_size")
+#: That may be zero.
 _DURATIONS: Final = (
-    *("job_timeout", "drain_timeout", "revoke_timeout", "snooze_limit", "cleanup_interval"),
+    "drain_timeout",
+    "revoke_timeout",
+    "snooze_limit",
+    "cleanup_interval",
     "lost_worker_wait",
 )
 
@@ -76,25 +81,20 @@ class WorkerConfig:
         for name in (*_AT_LEAST_ONE, *_NOT_NEGATIVE):
             if type(getattr(self, name)) is not int:
                 raise SettingsError(f"{name} takes a whole number, it is {getattr(self, name)!r}")
-        for name in (*_DURATIONS, "session_timeout"):
-            if not isinstance(getattr(self, name), timedelta):
-                raise SettingsError(f"{name} takes a timedelta, it is {getattr(self, name)!r}")
+        for name in _DURATIONS:
+            seconds(name, getattr(self, name), least=timedelta(0))
+        for name in ("job_timeout", "session_timeout"):
+            seconds(name, getattr(self, name))
         for name in _AT_LEAST_ONE:
             if getattr(self, name) < 1:
                 raise SettingsError(f"{name} must be at least 1, it is {getattr(self, name)}")
         for name in _NOT_NEGATIVE:
             if getattr(self, name) < 0:
                 raise SettingsError(f"{name} must not be negative, it is {getattr(self, name)}")
-        for name in _DURATIONS:
-            if getattr(self, name) < timedelta(0):
-                raise SettingsError(f"{name} must not be negative, it is {getattr(self, name)}")
         if self.buffer_low > self.buffer_high:
             raise SettingsError(
                 f"buffer_low must not be over buffer_high ({self.buffer_high}), it is {self.buffer_low}"
             )
-        for name in ("session_timeout", "job_timeout"):
-            if getattr(self, name) <= timedelta(0):
-                raise SettingsError(f"{name} must be over 0, it is {getattr(self, name)}")
         for priority in PRIORITIES:
             weight = self.priority_weights.get(priority, 0)
             if weight < 1:

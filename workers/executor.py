@@ -433,8 +433,6 @@ class Executor:
             outcome = self._router.settle(run, result, decoded.rules)
         except Exception as error:  # noqa: BLE001 - an output that has changed since it was looked at
             bad = replace(failed_by(error, retryable=False), error_type="BadResult")
-            if isinstance(result, Failed):
-                bad = replace(bad, reason=f"{bad.reason}; what the job itself had to say: {result.reason}")
             outcome = self._router.settle(run, bad, decoded.rules)
         self._emit(outcome)
         self._scheduler.done(message)
