@@ -1,9 +1,9 @@
 """What does the work, and what programs import.
 
-A job's way through the modules: ``poller`` (from Kafka) → ``message`` → ``delay`` (what must wait) →
-``scheduler`` (what comes next) → ``executor`` with ``decoder`` (runs it) → ``results`` (what the handler
-said) → ``router`` (what follows) → ``outcome`` → ``commit`` (into Kafka, with ``offsets``). ``process`` puts
-them together, ``manager`` is how a program uses them.
+A job's way through the modules: ``poller`` (from Kafka; of which partitions: ``assignments``) → ``message`` →
+``delay`` (what must wait) → ``scheduler`` (what comes next) → ``executor`` with ``decoder`` (runs it) →
+``results`` (what the handler said) → ``router`` (what follows) → ``outcome`` → ``commit`` (into Kafka, with
+``offsets``). ``process`` puts them together, ``manager`` is how a program uses them.
 """
 
 from importlib import import_module

@@ -9,9 +9,11 @@ delivery number, so it is never mistaken.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Collection
 from typing import Final
 
 from workers.message import Message
+from workers.offsets import Place
 
 #: Remembered of each topic and partition; a straggler comes within seconds. Of each topic its own: a new owner reads thousands
 #: of finished jobs again behind one that is not, and they must not push out what came to a retry topic meanwhile.
@@ -72,9 +74,9 @@ class DuplicateWindow:
         seen.places[name] = (topic, message.offset)
         return False
 
-    def forget(self, partitions: set[int]) -> None:
-        """These partition numbers are ours no longer: another owner sees what comes next."""
-        for partition in partitions:
+    def forget(self, places: Collection[Place]) -> None:
+        """These are ours no longer: another owner sees what comes next. All topics of a partition number go together."""
+        for partition in {number for _, number in places}:
             seen = self._seen.pop(partition, None)
             if seen is not None:
                 self._count -= len(seen.places)

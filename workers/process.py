@@ -35,6 +35,7 @@ from streams.settings import Settings
 from streams.visible import Written, visible_records
 from workers.active import RELEASED
 from workers.arrivals import Arrivals
+from workers.assignments import Assignments
 from workers.blocking import in_thread
 from workers.children import ChildJobs
 from workers.clock import BrokerClock
@@ -42,11 +43,14 @@ from workers.commit import Committer
 from workers.config import WorkerConfig
 from workers.decoder import Decoder
 from workers.delay import Delays
+from workers.duplicates import DuplicateWindow
 from workers.executor import Executor
+from workers.flow_control import FlowControl
 from workers.forgotten import ForgottenTransactions
 from workers.hanging import HangingWatch, ends_of
 from workers.key_places import KeyPlaces
 from workers.lease import CutOff, Lease, Turn, lease_s
+from workers.look_back import LookBack
 from workers.membership_watch import MembershipWatch, lost_heartbeats
 from workers.message import Message
 from workers.offsets import Place
@@ -130,7 +134,7 @@ class WorkerProcess:
             pool_keeps_apart=config.sandbox_size > 0,
         )
         forgotten = self._forgotten = ForgottenTransactions(
-            settings, lambda: self.poller.partition_count or 0
+            settings, lambda: self.assignments.partition_count or 0
         )
         self._committed = CommittedOffsets(
             settings,
@@ -173,7 +177,7 @@ class WorkerProcess:
             may_start=lambda: self._cut_off.may_start,
             processes=self._processes,
             sandbox=self._sandbox,
-            is_crowded=lambda: sum(part.dangerous for part in list(self.poller.parts.values())) > FEW,
+            is_crowded=lambda: sum(part.dangerous for part in list(self.assignments.parts.values())) > FEW,
         )
         self._executor.on_failure(self.fail_at_work)
         self._verdicts = Verdicts(
@@ -200,30 +204,50 @@ class WorkerProcess:
             wake=self._executor.wake,
             on_failure=self._fail,
         )
-        self.poller = Poller(
-            make_consumer=self._make_consumer,
+        look_back = LookBack(functools.partial(self._ask_for_offsets, EARLIEST))
+        copies = DuplicateWindow()
+        flow = FlowControl(
             topics=self._topics,
-            committed=self._committed,
             committer=self._committer,
             scheduler=self._scheduler,
             delays=self._delays,
+            high=config.buffer_high,
+            low=config.buffer_low,
+            now_ms=self._clock.now_ms,
+        )
+        self.assignments = Assignments(
+            topics=self._topics,
+            committed=self._committed,
+            committer=self._committer,
+            look_back=look_back,
             lock=self._lock,
             lease=self._lease,
             loop=self._loop,
             incarnation=self.incarnation,
             transactional_id=self._transactional_id,
-            buffer_high=config.buffer_high,
-            buffer_low=config.buffer_low,
+            revoke_timeout_s=config.revoke_timeout / timedelta(seconds=1),
             now_ms=self._clock.now_ms,
             signs=functools.partial(signs_of_life, settings, codec),
-            log_starts=functools.partial(self._ask_for_offsets, EARLIEST),
             log_ends=functools.partial(self._ask_for_offsets, LATEST),
-            revoke_timeout_s=config.revoke_timeout / timedelta(seconds=1),
             release=functools.partial(self._executor.release, only_who_may_end=True),
             purge=guarded(self._arrivals.purge, self._fail),
-            deliver=self._deliver,
+            memories=(look_back, copies, flow),
             on_failure=self._fail,
             on_refusal=self._refuse,
+        )
+        self._poller = Poller(
+            make_consumer=self._make_consumer,
+            assignments=self.assignments,
+            flow=flow,
+            look_back=look_back,
+            copies=copies,
+            topics=self._topics,
+            committer=self._committer,
+            scheduler=self._scheduler,
+            delays=self._delays,
+            lock=self._lock,
+            deliver=self._deliver,
+            on_failure=self._fail,
             on_answer=self._lease.answered,
         )
         self._self_report = SelfReport(
@@ -231,14 +255,14 @@ class WorkerProcess:
             worker_name=config.name,
             incarnation=self.incarnation,
             job_types=handlers.types,
-            poller=self.poller,
+            partitions=lambda: self.assignments.partitions,
             scheduler=self._scheduler,
             counters=self._committer.counters,
         )
         self._membership = MembershipWatch(
-            held=lambda: self.poller.held,
+            held=lambda: self.assignments.held,
             ask=self._ask_coordinator,
-            rejoin=self.poller.rejoin,
+            rejoin=self.assignments.rejoin,
             loop=self._loop,
         )
         producer = Producer(producer_config(settings, linger_ms=0))
@@ -249,7 +273,8 @@ class WorkerProcess:
             also=(self._topics.reports, self._topics.schemas),
         )
         self._hanging = HangingWatch(
-            lambda: ends_of(settings, {number for _, number in list(self.poller.parts)}), forgotten.end_where
+            lambda: ends_of(settings, {number for _, number in list(self.assignments.parts)}),
+            forgotten.end_where,
         )
         self._reporter = Reporter(
             producer=producer,
@@ -270,7 +295,7 @@ class WorkerProcess:
             KafkaUnreachable: Kafka does not answer.
         """
         try:
-            count = self.poller.partition_count = await self._counts.count()
+            count = self.assignments.partition_count = await self._counts.count()
         except KafkaException as error:
             raise kafka_failed(self._settings, error, _ANSWER_S) from error
         await self._processes.start()
@@ -285,7 +310,7 @@ class WorkerProcess:
             await self._sandbox.close()
             raise
         self._reporter.start()
-        self.poller.start()
+        self._poller.start()
         self._counts.start(count)
         self._hanging.start()
         self._check_lease()
@@ -311,9 +336,9 @@ class WorkerProcess:
             return
         self._draining = True
         started = time.monotonic()
-        self.poller.drain()
+        self.assignments.drains = True
         with self._lock:
-            parts = set(self.poller.parts.values())
+            parts = set(self.assignments.parts.values())
             for part in parts:
                 part.releasing = True
         self._arrivals.purge(parts)
@@ -339,7 +364,7 @@ class WorkerProcess:
         self._arrivals.stop()
         if self._lease_timer is not None:
             self._lease_timer.cancel()
-        if not await in_thread(self.poller.stop, 10.0):
+        if not await in_thread(self._poller.stop, 10.0):
             log.error("poll thread did not end", worker=self.config.name)
         if not await in_thread(self._committer.stop, 10.0):
             log.error("commit thread did not end", worker=self.config.name)
@@ -385,7 +410,7 @@ class WorkerProcess:
 
     def fail_at_work(self, error: BaseException) -> None:
         """Where handlers are called: one of the jobs may be the cause, so for our successor this is a death."""
-        self.poller.leaves_unclean = True
+        self.assignments.leaves_unclean = True
         self._fail(error)
 
     def _refuse(self, error: PipelineError) -> None:
@@ -443,7 +468,7 @@ class WorkerProcess:
     def _check_lease(self) -> None:
         """Kafka may have given us up if it has not answered for this long: then others run our jobs, so we must not."""
         self._lease_timer = self._loop.call_later(0.25, guarded(self._check_lease, self._fail))
-        if not self.poller.parts and self._lease.silent_s <= self._lease.seconds:
+        if not self.assignments.parts and self._lease.silent_s <= self._lease.seconds:
             # Nothing that others could have by now; what will be given to us starts after a commit of its own.
             self._lease.committed(self._lease.begin())
         match self._cut_off.look():
@@ -523,22 +548,23 @@ class WorkerProcess:
             draining=self._draining,
             stopping=self._stopping,
             failed=self.failure.done(),
-            left_in_order=self._drained and not (self.poller.leaves_unclean or self._executor.left_behind),
+            left_in_order=self._drained
+            and not (self.assignments.leaves_unclean or self._executor.left_behind),
         )
 
 
 class _LateMembership:
-    """The poller's knowledge of the group, for the committer, which is made first."""
+    """What is known of the group, for the committer, which is made first."""
 
     def __init__(self, process: WorkerProcess) -> None:
         self._process = process
 
     @property
     def metadata(self) -> Any:
-        return self._process.poller.metadata.current
+        return self._process.assignments.metadata.current
 
     def refused(self, timeout_s: float) -> Any:
-        return self._process.poller.metadata.refused(timeout_s)
+        return self._process.assignments.metadata.refused(timeout_s)
 
     def rejoin(self) -> None:
-        self._process.poller.rejoin()
+        self._process.assignments.rejoin()

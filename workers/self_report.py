@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import socket
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from schemas.records import JobCounter, JobMetric, WorkerReport, encode_report
@@ -16,7 +17,6 @@ from workers.survivors import CUT_OFF, LEFT
 if TYPE_CHECKING:
     from schemas.codec import Codec
     from workers.counters import Counters
-    from workers.poller import Poller
     from workers.scheduler import Scheduler
 
 
@@ -53,7 +53,7 @@ class SelfReport:
         worker_name: str,
         incarnation: str,
         job_types: tuple[str, ...],
-        poller: Poller,
+        partitions: Callable[[], tuple[int, ...]],
         scheduler: Scheduler,
         counters: Counters,
     ) -> None:
@@ -61,7 +61,7 @@ class SelfReport:
         self._worker_name = worker_name
         self._incarnation = incarnation
         self._job_types = job_types
-        self._poller = poller
+        self._partitions = partitions
         self._scheduler = scheduler
         self._counters = counters
         self._started_ms = time.time_ns() // 1_000_000
@@ -79,7 +79,7 @@ class SelfReport:
             host=socket.gethostname(),
             state=state,
             job_types=self._job_types,
-            partitions=self._poller.partitions,
+            partitions=self._partitions(),
             running=self._scheduler.running,
             buffered=len(self._scheduler),
             counters=tuple(

@@ -205,7 +205,7 @@ async def test_a_worker_that_gave_partitions_away_between_two_steps_of_a_commit_
     config = WorkerConfig(worker_id="one", tick_ms=200, revoke_timeout=timedelta(milliseconds=500))
     async with WorkerManager(config, provisioned).register(Fails) as one:
         await asyncio.to_thread(
-            eventually, lambda: len(one.process.poller.partitions) == 3, 30, "one has all"
+            eventually, lambda: len(one.process.assignments.partitions) == 3, 30, "one has all"
         )
         ids = await asyncio.to_thread(producer.schedule_jobs, [Fails(times=1) for _ in range(30)])
         try:

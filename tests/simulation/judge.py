@@ -159,7 +159,7 @@ class Judge:
     def _suspect(self, worker: SimWorker, *, spared_until: int) -> None:
         world = self._world
         for (topic, number), committed in world.kafka.group(world.topics.group).committed.items():
-            part = worker.poller.parts.get((topic, number))
+            part = worker.assignments.parts.get((topic, number))
             alone = {part.alone, part.committed_alone} - {None} if part is not None else set()
             suspects = parse(*committed).suspects
             alone |= {o for o, one in suspects.items() if one.alone == worker.incarnation}

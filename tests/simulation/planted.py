@@ -17,6 +17,7 @@ from streams.client_log import ConnectionWatch
 from tests.simulation.sim_executor import SimExecutor
 from tests.simulation.sim_threads import OffsetsAtOnce, SimCommitter
 from tests.simulation.sim_worker import SimWorker
+from workers.assignments import Assignments
 from workers.commit import Committer
 from workers.delay import Delays
 from workers.duplicates import DuplicateWindow
@@ -25,7 +26,6 @@ from workers.lease import Lease
 from workers.message import Message
 from workers.offsets import PartitionState
 from workers.outcome import Outcome
-from workers.poller import Poller
 from workers.process import WorkerProcess
 from workers.results import Success
 from workers.router import Router
@@ -58,7 +58,7 @@ def _no_fence() -> Any:
     """The newest metadata are sent, not those of the assignment: what has been given away meanwhile is committed."""
 
     def send(self: OffsetsAtOnce, producer: Any, offsets: Any, _metadata: Any, _timeout_s: float) -> None:
-        consumer = self.worker.poller._consumer
+        consumer = self.worker._poller._consumer
         assert consumer is not None
         producer.send_offsets_to_transaction(offsets, consumer.consumer_group_metadata())
 
@@ -80,14 +80,14 @@ def _last_assignment_proves_all() -> Any:
 def _refused_is_tried_with_newer() -> Any:
     """Refused metadata are renewed at once, before a partition that was taken from us has been given up."""
 
-    control_flow = Poller._control_flow
+    look = Assignments.look_at_group
 
-    def renews(self: Poller, consumer: Any) -> None:
+    def renews(self: Assignments, consumer: Any) -> None:
         for part in self.parts.values():
             part.metadata = consumer.consumer_group_metadata()
-        control_flow(self, consumer)
+        look(self, consumer)
 
-    return patch.object(Poller, "_control_flow", renews)
+    return patch.object(Assignments, "look_at_group", renews)
 
 
 def _comes_back_too_soon() -> Any:
@@ -233,16 +233,16 @@ def _says_it_twice() -> Any:
 
 def _keeps_what_is_lost() -> Any:
     """A partition that is taken from us stays ours, in our eyes."""
-    forget = Poller._forget
+    forget = Assignments._forget
 
-    def forgets_nothing(self: Poller, places: Any) -> None:
+    def forgets_nothing(self: Assignments, places: Any) -> None:
         states = [self.parts.get(place) for place in places]
         forget(self, places)
         for state in states:
             if state is not None:
                 state.owned = True
 
-    return patch.object(Poller, "_forget", forgets_nothing)
+    return patch.object(Assignments, "_forget", forgets_nothing)
 
 
 def _wrong_watermark() -> Any:

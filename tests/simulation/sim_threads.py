@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from confluent_kafka import TopicPartition
 
+from workers.assignments import Assignments
 from workers.commit import Committer
 from workers.message import Message
 from workers.offsets import PartitionState, Place
@@ -67,13 +68,19 @@ class SimPoller(Poller):
     worker: SimWorker
 
     def main(self) -> None:
-        consumer = self._consumer = self._make_consumer(self._on_error)
-        self._subscribe(consumer)
-        while not self._stop:
-            self._round(consumer)
-            self.worker.pause()
-        self._closing = True
-        consumer.close()
+        self._poll()
+        assert self._consumer is not None
+        self._assignments.leave(self._consumer)
+
+    def _round(self, consumer: Any) -> None:
+        super()._round(consumer)
+        self.worker.pause()
+
+
+class SimAssignments(Assignments):
+    """Waits for nothing that the seed does not know of."""
+
+    worker: SimWorker
 
     def _lose(self, consumer: Any, lost: list[TopicPartition]) -> None:
         self.worker.world.trouble(self.worker, "lost")

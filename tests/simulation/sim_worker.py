@@ -19,14 +19,17 @@ from streams.visible import Written, places_of
 from tests.simulation.hub import Actor, CheckedLock
 from tests.simulation.sim_executor import SimExecutor
 from tests.simulation.sim_loop import SimLoop
-from tests.simulation.sim_threads import OffsetsAtOnce, SimCommitter, SimPoller, SimVerdicts
+from tests.simulation.sim_threads import OffsetsAtOnce, SimAssignments, SimCommitter, SimPoller, SimVerdicts
 from workers.arrivals import Arrivals
 from workers.children import ChildJobs
 from workers.config import WorkerConfig
 from workers.decoder import Decoder
 from workers.delay import Delays
+from workers.duplicates import DuplicateWindow
+from workers.flow_control import FlowControl
 from workers.key_places import KeyPlaces
 from workers.lease import CutOff, Lease
+from workers.look_back import LookBack
 from workers.message import Message
 from workers.offsets import Place
 from workers.pool_places import PoolPlaces
@@ -157,35 +160,54 @@ class SimWorker(WorkerProcess):
             on_failure=self._fail,
         )
         self._arrivals.key_places = KeyPlaces(world.partitions)
-        poller = SimPoller(
-            make_consumer=self._make_consumer,
+        look_back, copies = LookBack(lambda places: dict.fromkeys(places, 0)), DuplicateWindow()
+        flow = FlowControl(
             topics=self._topics,
-            committed=self,  # type: ignore[arg-type]
-            committer=self._committer,
+            committer=committer,
             scheduler=self._scheduler,
             delays=self._delays,
+            high=8,
+            low=4,
+            now_ms=self.now_ms,
+        )
+        self.assignments = assignments = SimAssignments(
+            topics=self._topics,
+            committed=self,  # type: ignore[arg-type]
+            committer=committer,
+            look_back=look_back,
             lock=lock,
             lease=self._lease,
             loop=loop,
             incarnation=incarnation,
             transactional_id=self._transactional_id,
-            buffer_high=8,
-            buffer_low=4,
+            revoke_timeout_s=1.0,
             now_ms=self.now_ms,
             signs=self._signs,
-            log_starts=lambda places: dict.fromkeys(places, 0),
             log_ends=lambda places: {place: world.kafka.log(place).end for place in places},
-            revoke_timeout_s=1.0,
             release=self._executor.release,
             purge=self._arrivals.purge,
-            deliver=self._deliver,
+            memories=(look_back, copies, flow),
             on_failure=self._fail,
             on_refusal=self._refuse,
+        )
+        assignments.worker = self
+        assignments.partition_count = world.partitions
+        self._poller = poller = SimPoller(
+            make_consumer=self._make_consumer,
+            assignments=assignments,
+            flow=flow,
+            look_back=look_back,
+            copies=copies,
+            topics=self._topics,
+            committer=committer,
+            scheduler=self._scheduler,
+            delays=self._delays,
+            lock=lock,
+            deliver=self._deliver,
+            on_failure=self._fail,
             on_answer=self._lease.answered,
         )
         poller.worker = self
-        poller.partition_count = world.partitions
-        self.poller = poller
         self._poll_thread = Actor(world.hub, self._guarded(poller.main))
         self._commit_thread = Actor(world.hub, self._guarded(committer.main))
         self._leave_thread: Actor | None = None
@@ -264,13 +286,13 @@ class SimWorker(WorkerProcess):
             and part.metadata is not None
             and member.owned.get(place, math.inf) > part.metadata.epoch
             for place in places
-            if (part := self.poller.parts.get(place)) is not None
+            if (part := self.assignments.parts.get(place)) is not None
         )
 
     @property
     def is_forgotten(self) -> bool:
         """The same of anything."""
-        return self.has_been_forgotten(list(self.poller.parts))
+        return self.has_been_forgotten(list(self.assignments.parts))
 
     def pause_until(self, is_true: Callable[[], bool], timeout_s: float) -> None:
         """Wait, so long at the most."""
@@ -361,9 +383,9 @@ class SimWorker(WorkerProcess):
 
     def _leave(self) -> None:
         self._draining = True
-        self.poller.drain()
+        self.assignments.drains = True
         with self._lock:
-            parts = set(self.poller.parts.values())
+            parts = set(self.assignments.parts.values())
             for part in parts:
                 part.releasing = True
         self._arrivals.purge(parts)
@@ -371,7 +393,7 @@ class SimWorker(WorkerProcess):
         self._executor.cancel(parts)
         self._committer.release(parts).wait(10.0)
         self._stopping = True
-        self.poller._stop = True
+        self._poller._stop = True
         self.pause_until(lambda: self._poll_thread.ended, 60.0)
 
 
@@ -381,14 +403,14 @@ class _Membership:
 
     @property
     def metadata(self) -> Any:
-        return self._worker.poller.metadata.current
+        return self._worker.assignments.metadata.current
 
     def refused(self, timeout_s: float) -> Any:
         # By the clock of the world, without a thread that waits.
-        metadata = self._worker.poller.metadata
+        metadata = self._worker.assignments.metadata
         metadata._refused_at = self._worker.now_ms() / 1000
         self._worker.pause_until(metadata.changed.is_set, timeout_s)
         return metadata.refused(0)
 
     def rejoin(self) -> None:
-        self._worker.poller.rejoin()
+        self._worker.assignments.rejoin()

@@ -578,6 +578,7 @@ def _simulated_time(world: World) -> Iterator[None]:
     with (
         patch("workers.commit.time", clock),
         patch("workers.poller.time", clock),
+        patch("workers.assignments.time", clock),
         patch("workers.group_metadata.time", clock),
         patch("workers.process.time", clock),
         # Few jobs wait here: nobody would ever be held.

@@ -17,9 +17,13 @@ from schemas.errors import KafkaUnreachable, PipelineError
 from schemas.headers import Delivery, build
 from schemas.offsetmap import OffsetMap
 from tests.support.messages import TOPICS, committed, job_value
+from workers.assignments import Assignments
 from workers.counters import Counters
 from workers.delay import Delays
+from workers.duplicates import DuplicateWindow
+from workers.flow_control import FlowControl
 from workers.lease import Lease
+from workers.look_back import LookBack
 from workers.message import Message
 from workers.offsets import PartitionState, Place
 from workers.poller import Poller
@@ -210,33 +214,53 @@ class Bench:
         consumer: Any = self.consumer
         committer: Any = self.committer
         committed_offsets: Any = self
-        self.poller = Poller(
-            make_consumer=lambda _: consumer,
+        lock = threading.Lock()
+        look_back, copies = LookBack(self._log_starts), DuplicateWindow()
+        flow = FlowControl(
             topics=TOPICS,
-            committed=committed_offsets,
             committer=committer,
             scheduler=self.scheduler,
             delays=self.delays,
-            lock=threading.Lock(),
+            high=high,
+            low=low,
+            now_ms=lambda: ASSIGNED_MS,
+        )
+        self.assignments = Assignments(
+            topics=TOPICS,
+            committed=committed_offsets,
+            committer=committer,
+            look_back=look_back,
+            lock=lock,
             lease=self.lease,
             loop=asyncio.get_running_loop(),
             incarnation="me",
             transactional_id="t.worker.me",
-            buffer_high=high,
-            buffer_low=low,
             revoke_timeout_s=3.0,
             now_ms=lambda: ASSIGNED_MS,
             signs=self._signs,
-            log_starts=self._log_starts,
             log_ends=self._log_ends,
             release=self._release,
             purge=self.purged.append,
-            deliver=self.delivered.extend,
+            memories=(look_back, copies, flow),
             on_failure=self.failures.append,
             on_refusal=self.refusals.append,
+        )
+        self.assignments.partition_count = partitions
+        self.poller = Poller(
+            make_consumer=lambda _: consumer,
+            assignments=self.assignments,
+            flow=flow,
+            look_back=look_back,
+            copies=copies,
+            topics=TOPICS,
+            committer=committer,
+            scheduler=self.scheduler,
+            delays=self.delays,
+            lock=lock,
+            deliver=self.delivered.extend,
+            on_failure=self.failures.append,
             on_answer=lambda: None,
         )
-        self.poller.partition_count = partitions
 
     def note(self, step: str, parts: Iterable[PartitionState]) -> None:
         """A step, with what was true of the partitions meanwhile."""
@@ -273,8 +297,8 @@ class Bench:
 
     def assign(self, *places: Place) -> list[PartitionState]:
         """The group gives us these; the first commit opens their first thousand records."""
-        self.poller._on_assign(self.consumer, [TopicPartition(*place) for place in places])  # type: ignore[arg-type]
-        parts = [self.poller.parts[place] for place in places]
+        self.assignments.on_assign(self.consumer, [TopicPartition(*place) for place in places])  # type: ignore[arg-type]
+        parts = [self.assignments.parts[place] for place in places]
         for part in parts:
             part.committed(part.plan(()))
             part.start_limit = part.base + 1_000
@@ -283,10 +307,10 @@ class Bench:
         return parts
 
     async def revoke(self, *places: Place) -> None:
-        await asyncio.to_thread(self.poller._on_revoke, *self._leaving(places))
+        await asyncio.to_thread(self.assignments.on_revoke, *self._leaving(places))
 
     async def lose(self, *places: Place) -> None:
-        await asyncio.to_thread(self.poller._on_lost, *self._leaving(places))
+        await asyncio.to_thread(self.assignments.on_lost, *self._leaving(places))
 
     def _leaving(self, places: Iterable[Place]) -> tuple[Any, list[TopicPartition]]:
         return self.consumer, [TopicPartition(*place) for place in places]
@@ -317,5 +341,6 @@ def stopped_clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     clock = SimpleNamespace(now_s=100.0)
     clock.monotonic = lambda: clock.now_s
     monkeypatch.setattr("workers.poller.time", clock)
+    monkeypatch.setattr("workers.assignments.time", clock)
     monkeypatch.setattr("workers.group_metadata.time", clock)
     return clock

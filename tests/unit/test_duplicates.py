@@ -55,7 +55,7 @@ def test_another_owner_sees_what_comes_next() -> None:
     window = DuplicateWindow()
     window.is_copy(message(partition(number=3), 0, job_id=JOB))
     window.is_copy(message(partition(number=4), 0, job_id=OTHER))
-    window.forget({3, 9})
+    window.forget({("any", 3), ("any", 9)})
     assert not window.is_copy(message(partition(number=3), 5, job_id=JOB))
     assert window.is_copy(message(partition(number=4), 5, job_id=OTHER))
 
@@ -91,5 +91,5 @@ def test_memory_is_bounded_however_many_partitions_are_ours_and_each_keeps_its_l
     for part in parts:
         latest = str(uuid.UUID(int=29 * 100 + part.partition))
         assert window.is_copy(message(part, 30, job_id=latest))
-    window.forget(set(range(10)))
+    window.forget({("any", number) for number in range(10)})
     assert len(window) == 0

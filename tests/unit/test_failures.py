@@ -25,7 +25,7 @@ async def test_only_a_failure_where_handlers_are_called_is_a_death_for_the_succe
     kafka_failed._committer._on_failure(ZeroDivisionError())
     job_failed._executor._failure(ZeroDivisionError())
     for process, unclean in ((kafka_failed, False), (job_failed, True)):
-        assert process.poller.leaves_unclean is unclean
+        assert process.assignments.leaves_unclean is unclean
         with pytest.raises(ZeroDivisionError):
             await asyncio.wait_for(process.failure, 10)
 

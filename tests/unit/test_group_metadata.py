@@ -25,19 +25,19 @@ async def test_newer_metadata_may_be_tried_when_nothing_was_taken_from_us_for_lo
     bench.lease.seconds = lease_s
     clock = stopped_clock(monkeypatch)
     (part,) = bench.assign(NORMAL)
-    bench.poller.metadata.refused(0)
+    bench.assignments.metadata.refused(0)
     bench.round()
     noted = bench.consumer.generation
     assert bench.consumer.consumer_group_metadata() > noted, "it goes on"
     clock.now_s += told_within_s
-    assert bench.poller.metadata.refused(0) is None
+    assert bench.assignments.metadata.refused(0) is None
     bench.round()
-    assert bench.poller.metadata.refused(0) is None
+    assert bench.assignments.metadata.refused(0) is None
     clock.now_s += 0.1
     bench.round()
-    assert bench.poller.metadata.refused(0) == bench.poller.metadata.current == noted
+    assert bench.assignments.metadata.refused(0) == bench.assignments.metadata.current == noted
     assert part.metadata < noted, "the commit thread looks first whether it is still ours"
-    assert bench.poller.metadata.refused(0) is None
+    assert bench.assignments.metadata.refused(0) is None
 
 
 async def test_metadata_that_are_not_refused_any_more_are_left_as_they_are(
@@ -46,13 +46,13 @@ async def test_metadata_that_are_not_refused_any_more_are_left_as_they_are(
     bench = Bench()
     clock = stopped_clock(monkeypatch)
     bench.assign(NORMAL)
-    before = bench.poller.metadata.current
-    bench.poller.metadata.refused(0)
+    before = bench.assignments.metadata.current
+    bench.assignments.metadata.refused(0)
     bench.round()
     for _ in range(5):
         clock.now_s += 20.1
         bench.round()
-    assert bench.poller.metadata.current == before
+    assert bench.assignments.metadata.current == before
 
 
 @pytest.mark.parametrize("what", ["assign", "revoke", "lose"])
@@ -62,12 +62,12 @@ async def test_a_change_of_partitions_begins_the_question_anew(
     bench = Bench()
     clock = stopped_clock(monkeypatch)
     bench.assign(NORMAL, BESIDE)
-    bench.poller.metadata.refused(0)
+    bench.assignments.metadata.refused(0)
     bench.round()
     clock.now_s += 2.6
     await change(bench, what, NORMAL, TIER)
     bench.round()
-    assert bench.poller.metadata.refused(0) is None
+    assert bench.assignments.metadata.refused(0) is None
 
 
 async def test_metadata_are_of_the_last_assignment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,22 +75,22 @@ async def test_metadata_are_of_the_last_assignment(monkeypatch: pytest.MonkeyPat
     bench = Bench()
     clock = stopped_clock(monkeypatch)
     _, stays = bench.assign(NORMAL, BESIDE)
-    before = bench.poller.metadata.current
+    before = bench.assignments.metadata.current
     for _ in range(5):
         clock.now_s += 60.0
         bench.round()
     await bench.revoke(NORMAL)
     bench.round()
-    assert bench.poller.metadata.current == before
+    assert bench.assignments.metadata.current == before
     (back,) = bench.assign(NORMAL)
-    assert bench.poller.metadata.current == back.metadata == before + 1
+    assert bench.assignments.metadata.current == back.metadata == before + 1
     assert stays.metadata == before
 
 
 def is_told(bench: Bench) -> bool:
     """Whether who asks does not have to wait."""
-    began = bench.poller.metadata.changed.is_set()
-    bench.poller.metadata.refused(0)
+    began = bench.assignments.metadata.changed.is_set()
+    bench.assignments.metadata.refused(0)
     return began
 
 

@@ -158,26 +158,25 @@ class Answers(threading.Event):
         return len(self.limits_s) > self._after
 
 
-@pytest.mark.parametrize("stops", [False, True])
-async def test_who_is_asked_for_a_partition_waits_as_long_as_kafka_is_away(*, stops: bool) -> None:
+@pytest.mark.parametrize("drains", [False, True])
+async def test_who_is_asked_for_a_partition_waits_as_long_as_kafka_is_away(*, drains: bool) -> None:
     """It is still a member, told to end or not, and may be asked for more: then it keeps its epoch, and late offsets count."""
     bench = PollBench()
     bench.assign(PLACE)
     bench.committer.answers = answers = Answers(after=3)
-    bench.poller._stop = stops
+    bench.assignments.drains = drains
     await bench.revoke(PLACE)
     assert answers.limits_s == [60.0] * 4
     assert bench.steps[-1] == "unassign"
     assert bench.failures == []
-    assert bench.poller._stop == stops
 
 
-async def test_who_closing_the_group_does_not_wait_for_long() -> None:
+async def test_who_leaves_the_group_does_not_wait_for_long() -> None:
     """Kafka takes nothing of one that is no member."""
     bench = PollBench()
     bench.assign(PLACE)
     bench.committer.answers = answers = Answers(after=1)
-    bench.poller._stop = bench.poller._closing = True
+    bench.assignments._closing = True
     await bench.revoke(PLACE)
     assert answers.limits_s == [3.0]
     assert bench.steps[-1] == "unassign"
@@ -190,4 +189,4 @@ async def test_a_minute_without_an_answer_ends_what_runs_elsewhere_as_well() -> 
     bench.committer.answers = Answers(after=1)
     await bench.revoke(PLACE)
     assert stays.releasing
-    assert bench.poller._rejoin
+    assert bench.assignments._rejoin

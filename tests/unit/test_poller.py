@@ -24,7 +24,7 @@ from tests.support.poll_bench import (
     stopped_clock,
 )
 from tests.support.waiting import eventually
-from workers import poller as poller_module
+from workers import assignments as assignments_module
 from workers.delay import MAX_HELD_RECORDS
 from workers.offsets import MAX_SPREAD, PartitionState, Place
 
@@ -84,7 +84,7 @@ async def test_what_was_taken_before_a_partition_went_and_came_back_opens_no_gap
     assert offsets_of(bench.round(*records(NORMAL, 0, 1, 2))) == [0, 1, 2]
 
     def the_group_moves() -> None:
-        bench.poller._on_lost(*bench._leaving([NORMAL]))
+        bench.assignments.on_lost(*bench._leaving([NORMAL]))
         if comes_back:
             bench.assign(NORMAL)
 
@@ -195,10 +195,10 @@ async def test_an_offset_that_is_gone_is_never_guessed() -> None:
 async def test_a_partition_is_read_from_before_its_committed_offset_once_the_commit_thread_knows_it() -> None:
     bench = Bench()
     bench.stored[NORMAL] = OffsetMap(241, frozenset({242}))
-    bench.poller._on_assign(*bench._leaving([NORMAL]))
+    bench.assignments.on_assign(*bench._leaving([NORMAL]))
     assert bench.steps == ["metadata", "settled", "read", "assign"]
     assert bench.consumer.assigned == {NORMAL: 241 - 128}
-    part = bench.poller.parts[NORMAL]
+    part = bench.assignments.parts[NORMAL]
     assert bench.committer.parts == {part}
     assert bench.committer.nudges == 1, "nothing of it may start before a first commit"
     assert not part.start(241)
@@ -258,7 +258,7 @@ async def test_what_it_looks_back_at_may_go_at_that_very_moment_and_what_is_to_b
     bench.steps.clear()
     assert bench.round() == []
     assert bench.steps[:2] == ["unsubscribe", "subscribe"]
-    bench.poller._forget([NORMAL])
+    bench.assignments._forget([NORMAL])
     bench.assign(NORMAL)
     assert bench.consumer.assigned == {NORMAL: 41}
     with pytest.raises(KafkaException):
@@ -282,7 +282,7 @@ async def test_after_one_assignment_without_a_look_back_there_are_looks_back_aga
     bench.stored[NORMAL] = bench.stored[BESIDE] = OffsetMap(41)
     bench.assign(NORMAL)
     bench.round(FakeRecord(NORMAL, 0, problem=KafkaError(KafkaError._AUTO_OFFSET_RESET)))
-    bench.poller._forget([NORMAL])
+    bench.assignments._forget([NORMAL])
     bench.assign()
     bench.assign(NORMAL)
     bench.assign(BESIDE)
@@ -293,21 +293,21 @@ async def test_a_partition_that_cannot_be_taken_ends_the_worker() -> None:
     """librdkafka would swallow the exception, and the partition would belong to a member that never reads it."""
     bench = Bench()
     bench.stored[NORMAL] = GroupNotInitialised("no map")
-    bench.poller._on_assign(*bench._leaving([NORMAL]))
+    bench.assignments.on_assign(*bench._leaving([NORMAL]))
     assert [type(error) for error in bench.failures] == [GroupNotInitialised]
-    assert bench.poller._stop
+    assert bench.assignments.failed
     assert bench.consumer.assigned == {}
 
 
 async def test_partitions_that_came_later_are_refused_and_not_read() -> None:
     """Keys have moved to them: their jobs might run beside others of the same key."""
     bench = Bench(partitions=1)
-    bench.poller._on_assign(*bench._leaving([NORMAL]))
+    bench.assignments.on_assign(*bench._leaving([NORMAL]))
     assert bench.refusals == []
-    bench.poller._on_assign(*bench._leaving([BESIDE]))
+    bench.assignments.on_assign(*bench._leaving([BESIDE]))
     assert [type(error) for error in bench.refusals] == [TopicsMismatch]
     assert bench.consumer.assigned == {NORMAL: 0}
-    assert list(bench.poller.parts) == [NORMAL]
+    assert list(bench.assignments.parts) == [NORMAL]
 
 
 # --- giving them up ------------------------------------------------------------------------------------
@@ -336,14 +336,14 @@ async def test_the_last_commit_has_its_time_however_little_running_jobs_get(
     """What has ended and is not committed runs again elsewhere."""
     bench = Bench()
     clock = stopped_clock(monkeypatch)
-    bench.poller._revoke_timeout_s = 1.0
-    release = bench.poller._release
+    bench.assignments._revoke_timeout_s = 1.0
+    release = bench.assignments._release
 
     async def slowly(parts: set[PartitionState], timeout_s: float) -> None:
         clock.now_s += 2.0  # those that were cancelled took all of their second
         await release(parts, timeout_s)
 
-    bench.poller._release = slowly
+    bench.assignments._release = slowly
     bench.assign(NORMAL)
     await bench.revoke(NORMAL)
     assert bench.committer.last_commit.waited_s == [2.0]
@@ -353,7 +353,7 @@ async def test_a_worker_that_a_job_may_have_ended_does_not_say_that_it_left_in_o
     """Its successor would suspect nobody, and die of the same job; and so on for ever."""
     bench = Bench()
     (part,) = bench.assign(NORMAL)
-    bench.poller.leaves_unclean = True
+    bench.assignments.leaves_unclean = True
     await bench.revoke(NORMAL)
     assert bench.steps == ["jobs end within 3 s (ours releasing)", "unassign"]
     assert not part.owned
@@ -383,19 +383,19 @@ async def test_what_comes_back_is_read_when_the_last_transaction_for_it_has_ende
     bench.committer.settles.set()
     await again
     assert bench.failures == []
-    assert bench.poller.parts[NORMAL].owned
+    assert bench.assignments.parts[NORMAL].owned
 
 
 async def test_where_a_last_transaction_does_not_end_nothing_is_taken_and_the_group_is_joined_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Kafka may be away for minutes: a worker outlives that."""
-    monkeypatch.setattr(poller_module, "_SETTLED_WITHIN_S", 0.01)
+    monkeypatch.setattr(assignments_module, "_SETTLED_WITHIN_S", 0.01)
     bench = Bench()
     bench.committer.settles.clear()
-    bench.poller._on_assign(bench.consumer, [TopicPartition(*NORMAL)])  # type: ignore[arg-type]
+    bench.assignments.on_assign(bench.consumer, [TopicPartition(*NORMAL)])  # type: ignore[arg-type]
     assert bench.failures == []
-    assert bench.poller.parts == {}
+    assert bench.assignments.parts == {}
     bench.steps.clear()
     bench.round()
     assert bench.steps[:2] == ["unsubscribe", "subscribe"]
@@ -487,7 +487,7 @@ async def test_a_local_clock_that_is_ahead_does_not_let_a_retry_partition_hold_m
 async def test_a_drain_takes_nothing_more() -> None:
     bench = Bench()
     bench.assign(NORMAL, TIER)
-    bench.poller.drain()
+    bench.assignments.drains = True
     bench.round()
     assert bench.consumer.paused == {NORMAL, TIER}
 
@@ -514,20 +514,20 @@ async def test_a_marker_behind_the_last_record_is_finished() -> None:
 async def test_who_is_to_join_again_leaves_first_and_does_it_once() -> None:
     bench = Bench()
     bench.assign(NORMAL)
-    bench.poller.rejoin()
-    assert bench.poller.held.busy
+    bench.assignments.rejoin()
+    assert bench.assignments.held.busy
     bench.round()
     assert [step for step in bench.steps if "subscribe" in step] == ["unsubscribe", "subscribe"]
     bench.round()
     assert [step for step in bench.steps if "subscribe" in step] == ["unsubscribe", "subscribe"]
     assert bench.committer.counters.events["rejoined"] == 1
-    assert not bench.poller.held.busy
+    assert not bench.assignments.held.busy
 
 
 async def test_a_worker_that_drains_does_not_join_again() -> None:
     bench = Bench()
-    bench.poller.drain()
-    bench.poller.rejoin()
+    bench.assignments.drains = True
+    bench.assignments.rejoin()
     bench.round()
     assert not any("subscribe" in step for step in bench.steps)
 
@@ -535,7 +535,7 @@ async def test_a_worker_that_drains_does_not_join_again() -> None:
 async def test_what_is_assigned_while_a_worker_drains_begins_nothing() -> None:
     """The drain has marked what was here by then; jobs of this would begin, and be cancelled a second later."""
     bench = Bench()
-    bench.poller.drain()
+    bench.assignments.drains = True
     (part,) = bench.assign(NORMAL)
     assert part.releasing
 
@@ -543,12 +543,12 @@ async def test_what_is_assigned_while_a_worker_drains_begins_nothing() -> None:
 async def test_what_is_held_is_of_this_membership() -> None:
     bench = Bench()
     bench.assign(NORMAL, TIER)
-    assert bench.poller.held.partitions == {NORMAL, TIER}
-    assert bench.poller.held.member_id == "member-0"
-    bench.poller.rejoin()
+    assert bench.assignments.held.partitions == {NORMAL, TIER}
+    assert bench.assignments.held.member_id == "member-0"
+    bench.assignments.rejoin()
     bench.round()
     bench.assign(BESIDE)
-    assert bench.poller.held.member_id == "member-1"
+    assert bench.assignments.held.member_id == "member-1"
 
 
 @pytest.mark.parametrize("what", ["assign", "revoke", "lose"])
@@ -559,10 +559,10 @@ async def test_while_partitions_come_and_go_the_thread_is_busy(
     bench.assign(NORMAL)
     seen: list[bool] = []
     for step in ("incremental_assign", "incremental_unassign"):
-        monkeypatch.setattr(bench.consumer, step, lambda _: seen.append(bench.poller.held.busy))
+        monkeypatch.setattr(bench.consumer, step, lambda _: seen.append(bench.assignments.held.busy))
     await change(bench, what, NORMAL, BESIDE)
     assert seen == [True]
-    assert not bench.poller.held.busy
+    assert not bench.assignments.held.busy
 
 
 @pytest.mark.parametrize("took_s", [5.0, 5.1])
@@ -579,9 +579,9 @@ async def test_partitions_at_which_was_looked_for_too_long_are_given_back_at_onc
         return read(*arguments)
 
     monkeypatch.setattr(bench, "for_assignment", slowly)
-    bench.poller._on_assign(bench.consumer, [TopicPartition(*NORMAL)])  # type: ignore[arg-type]
+    bench.assignments.on_assign(bench.consumer, [TopicPartition(*NORMAL)])  # type: ignore[arg-type]
     assert NORMAL in bench.consumer.assigned, "else librdkafka could not give it back"
-    assert (NORMAL in bench.poller.parts) is (took_s <= 5.0)
+    assert (NORMAL in bench.assignments.parts) is (took_s <= 5.0)
     assert bool(bench.round(*records(NORMAL, 0))) is (took_s <= 5.0)
     assert bench.steps.count("unsubscribe") == (took_s > 5.0)
     bench.consumer.assigned.clear()
