@@ -13,6 +13,7 @@ from collections.abc import Callable, Generator, Hashable, Iterable
 from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Final
+from uuid import UUID
 
 from schemas.durations import seconds
 from schemas.errors import DeliveryFailed
@@ -176,7 +177,7 @@ class JobQueue:
         """
         return await asyncio.to_thread(self._reader.list_jobs, which)
 
-    async def get_job(self, job_id: str) -> JobInfo:
+    async def get_job(self, job_id: str | UUID) -> JobInfo:
         """One job; ``stale`` says that it may have moved on.
 
         Raises:
@@ -184,7 +185,7 @@ class JobQueue:
             ReadIncomplete: nothing of it was found, but there is more than could be read.
             KafkaUnreachable, TopicsMismatch: as ``list_jobs``.
         """
-        return await asyncio.to_thread(self._reader.get_job, job_id)
+        return await asyncio.to_thread(self._reader.get_job, str(job_id))
 
     async def get_statistics(self) -> JobStatistics:
         """Counts of all jobs, by state, type and priority.
@@ -194,7 +195,7 @@ class JobQueue:
         """
         return await asyncio.to_thread(self._reader.statistics)
 
-    async def wait(self, job_id: str, timeout: timedelta | None = None) -> JobInfo:  # noqa: ASYNC109 - public name
+    async def wait(self, job_id: str | UUID, timeout: timedelta | None = None) -> JobInfo:  # noqa: ASYNC109 - public name
         """The job, once it is in a final state. A redriven job is waited for again.
 
         Raises:
@@ -206,6 +207,7 @@ class JobQueue:
             SettingsError: ``timeout`` is no ``timedelta``, or negative.
         """
         limit_s = None if timeout is None else seconds("timeout", timeout, least=timedelta(0))
+        job_id = str(job_id)
         async with asyncio.timeout(limit_s):
             changes: asyncio.Queue[StatusSeen | Exception] = asyncio.Queue()
             async with self._watch.listening(job_id, changes.put_nowait):
@@ -220,7 +222,7 @@ class JobQueue:
                     state.see(change)
                 return await asyncio.to_thread(self._reader.info, job_id, state)
 
-    async def retry_job(self, job_id: str) -> None:
+    async def retry_job(self, job_id: str | UUID) -> None:
         """Start a new life of a finished job: the same id and bytes, ``redrives`` one higher.
 
         Raises:
@@ -233,7 +235,7 @@ class JobQueue:
         """
         from streams.redrive import retry_job
 
-        await asyncio.to_thread(retry_job, self.settings, job_id, codec=self._producer.codec)
+        await asyncio.to_thread(retry_job, self.settings, str(job_id), codec=self._producer.codec)
 
     async def close(self) -> None:
         """Wait for what is in flight, then let the connections go. Who is in ``wait()`` gets ``QueueClosed``.

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
@@ -316,7 +317,7 @@ async def test_awaited_and_entered_queues_are_the_same(settings: Settings) -> No
     job_id = await queue.schedule_job(Sample(), JobPriority.HIGH)
     await queue.close()
     async with JobQueue.connect(settings) as again:
-        assert (await again.get_job(job_id)).priority is JobPriority.HIGH
+        assert (await again.get_job(uuid.UUID(job_id))).priority is JobPriority.HIGH
 
 
 async def test_a_connect_that_is_cancelled_leaves_nothing_behind(

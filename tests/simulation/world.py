@@ -161,12 +161,12 @@ class World:
 
     def _storm(self) -> list[str]:
         # Where partitions move, many jobs come just then: a move matters to what has ended, and is not committed yet.
-        burst = 8 if self.is_on_the_move else 1
-        jobs_at = sorted(self.rng.randrange(STORM) for _ in range(_JOBS // min(burst, 2)))
+        bursts, jobs_each = (_JOBS // 2, 8) if self.is_on_the_move else (_JOBS, 1)
+        jobs_at = sorted(self.rng.randrange(STORM) for _ in range(bursts))
         for step in range(STORM):
             while jobs_at and jobs_at[0] <= step:
                 jobs_at.pop(0)
-                for _ in range(burst):
+                for _ in range(jobs_each):
                     self._schedule()
                 if self.is_on_the_move:
                     self._something_happens()
