@@ -11,11 +11,10 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from schemas.errors import BadRecord
-from schemas.headers import LATEST_MS
+from schemas.headers import LATEST_MS, MAX_TYPE_NAME
 from schemas.topics import JobPriority
 from schemas.wire import Record
 
-_LONGEST_TYPE: Final = 64
 _PRIORITIES: Final = frozenset(priority.value for priority in JobPriority)
 
 
@@ -28,7 +27,7 @@ def _is_text_or_none(value: Any) -> bool:
 
 
 def _is_type(value: Any) -> bool:
-    return isinstance(value, str) and 0 < len(value) <= _LONGEST_TYPE
+    return isinstance(value, str) and 0 < len(value) <= MAX_TYPE_NAME
 
 
 def _is_priority(value: Any) -> bool:
@@ -49,7 +48,7 @@ def _is_duration_or_none(value: Any) -> bool:
 
 _REQUIRED: Final[dict[str, tuple[Callable[[Any], bool], str]]] = {
     "id": (_is_text, "text"),
-    "type": (_is_type, f"text of 1 to {_LONGEST_TYPE} characters"),
+    "type": (_is_type, f"text of 1 to {MAX_TYPE_NAME} characters"),
     "priority": (_is_priority, "critical, high, normal or low"),
     "key": (_is_text_or_none, "text or null"),
     "created_at": (_is_time, "milliseconds since 1970, before the year 10000"),

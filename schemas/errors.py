@@ -1,4 +1,4 @@
-"""Every error that the pipeline names, in one tree.
+"""The errors that more than one module raises, in one tree.
 
     PipelineError
     ├── SettingsError           a setting is wrong (names the setting)
@@ -7,6 +7,7 @@
     │   ├── InvalidJob          a field, the delay, the priority … is wrong
     │   └── PayloadTooLarge     the encoded job is over the limit
     ├── JobTypeError            a job class is declared wrongly (name taken, field not allowed)
+    ├── WorkerNotMade           a worker's constructor wanted what is not there now
     ├── WireError               bytes from Kafka that cannot be understood
     │   ├── BadFrame            neither single-object nor Confluent framing
     │   ├── UnknownSchema       a well-formed frame whose schema is not known (yet)
@@ -26,6 +27,9 @@
     ├── TransientError          raised by handlers: try again later (the default for exceptions)
     └── PermanentError          raised by handlers: trying again cannot help, dead-letter at once
         └── HandlerNotFound     no handler is registered for this job type
+
+Where they belong to one module they are there: ``JobNotFound`` (streams.reader), ``RedriveTakenOver`` (streams.redrive),
+``KafkaRefused`` (streams.clients), ``RegistryFailed`` (streams.registry), ``StorageError`` (workers.storage.errors).
 
 A message states the fact and, where there is one, the remedy.
 """

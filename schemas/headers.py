@@ -42,6 +42,8 @@ MAX_STACKTRACE_BYTES: Final = 8192
 MAX_HISTORY: Final = 10
 #: For the name of a job type, a topic, an error or a worker.
 MAX_NAME_BYTES: Final = 256
+#: Characters of a job type's name.
+MAX_TYPE_NAME: Final = 64
 
 #: 9999-12-31 in milliseconds: a time after it is a mistake, and would overflow a datetime.
 LATEST_MS: Final = 253_402_300_799_999
@@ -114,7 +116,6 @@ class Delivery:
 
 #: The deliveries of first runs, by type. Bounded, since type names come from messages.
 _FRESH: dict[bytes, Delivery] = {}
-_LONGEST_TYPE: Final = 64
 _MOST_TYPES: Final = 1000
 _MOST_DIGITS: Final = 19
 
@@ -132,7 +133,7 @@ def parse(raw: RawHeaders | None) -> Delivery:
         known = _FRESH.get(value)
         if known is None:
             known = Delivery(job_type=_name(TYPE, value))
-            if value and len(value) <= _LONGEST_TYPE and len(_FRESH) < _MOST_TYPES:
+            if value and len(value) <= MAX_TYPE_NAME and len(_FRESH) < _MOST_TYPES:
                 _FRESH[value] = known
         return known
     # Kafka allows a header twice; the last one is the newest.

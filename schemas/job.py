@@ -14,11 +14,11 @@ from typing import Any, ClassVar, Literal
 
 from schemas.backoff import DEFAULT_BACKOFF, Backoff
 from schemas.errors import JobTypeError, UnknownJobType
+from schemas.headers import MAX_TYPE_NAME
 
 Execution = Literal["async", "thread", "process"]
 
 _TYPE_NAME = re.compile(r"[a-z][a-z0-9]*(?:[_.-][a-z0-9]+)*")
-_TYPE_NAME_LIMIT = 64
 
 #: Job type name to class, for every subclass of Job that this process has imported.
 _declared: dict[str, type[Job]] = {}
@@ -62,10 +62,10 @@ class Job:
         name = cls.__dict__.get("job_type")
         if name is None:
             return
-        if not isinstance(name, str) or not _TYPE_NAME.fullmatch(name) or len(name) > _TYPE_NAME_LIMIT:
+        if not isinstance(name, str) or not _TYPE_NAME.fullmatch(name) or len(name) > MAX_TYPE_NAME:
             raise JobTypeError(
                 f"{cls.__qualname__}.job_type is {name!r}; use lower-case words joined by _ - or . "
-                f"(at most {_TYPE_NAME_LIMIT} characters)"
+                f"(at most {MAX_TYPE_NAME} characters)"
             )
         other = _declared.get(name)
         # The same class again is a module reload, or @dataclass(slots=True), which makes a second class.

@@ -13,7 +13,7 @@ from schemas.errors import IllegalTransition
 
 
 class JobStatus(enum.StrEnum):
-    """Where a job stands. The last four are final."""
+    """Where a job stands; the final ones are in ``FINAL``."""
 
     #: A record on a job topic that nobody has started; a worker moves it next.
     PENDING = "pending"
@@ -27,9 +27,9 @@ class JobStatus(enum.StrEnum):
     SUCCEEDED = "succeeded"
     #: Dead-lettered; an operator may start a new life with a redrive.
     FAILED = "failed"
-    #: An operator cancelled it before it finished.
+    #: An operator cancelled it before it finished; nothing does so yet.
     CANCELLED = "cancelled"
-    #: The handler returned ``Skipped``, or the job was a duplicate of a unique one.
+    #: The handler returned ``Skipped``.
     SKIPPED = "skipped"
 
     @property

@@ -119,8 +119,13 @@ class Topics:
         return f"{self.prefix}jobs.status"
 
     @property
+    def transactional(self) -> tuple[str, ...]:
+        """What workers write in the transactions that carry their offsets; schemas of child jobs apart."""
+        return (*self.consumed, self.dlq, self.status)
+
+    @property
     def commands(self) -> str:
-        """What stands now: cancel, pause, limits, and the marker of an initialised group."""
+        """The marker of an initialised group; later what operators say: cancel, pause, limits."""
         return f"{self.prefix}jobs.commands"
 
     @property

@@ -23,9 +23,9 @@ from schemas.records import StatusChange
 from schemas.topics import JobPriority
 
 #: Topic, partition, offset.
-Place = tuple[str, int, int]
+RecordPlace = tuple[str, int, int]
 #: (redrives, delivery, progress within the delivery, when, place): the larger, the newer.
-Rank = tuple[int, int, int, int, Place]
+Rank = tuple[int, int, int, int, RecordPlace]
 
 #: An output that is nested deeper stays text: Python writes no JSON of it, where it is called from many functions.
 _MOST_LEVELS: Final = 100
@@ -54,7 +54,7 @@ class JobEvent:
     key: str | None
     value: bytes
     timestamp_ms: int
-    place: Place
+    place: RecordPlace
 
     @property
     def rank(self) -> Rank:
@@ -67,7 +67,7 @@ class StatusSeen:
     """A ``StatusChange`` and where it stands."""
 
     change: StatusChange
-    place: Place
+    place: RecordPlace
 
     @property
     def rank(self) -> Rank:
@@ -81,7 +81,7 @@ class Tombstone:
     """The end of a job's statuses: what stands before it in the partition is forgotten."""
 
     job_id: str
-    place: Place
+    place: RecordPlace
 
 
 Sighting = JobEvent | StatusSeen | Tombstone
@@ -93,7 +93,7 @@ class JobState:
 
     event: JobEvent | None = None
     status: StatusSeen | None = None
-    tombstone: Place | None = None
+    tombstone: RecordPlace | None = None
 
     def see(self, sighting: Sighting) -> None:
         """Take one more sighting into account."""

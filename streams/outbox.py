@@ -142,6 +142,11 @@ def delivery_failed(failures: list[Failure], count: int) -> DeliveryFailed | Non
     return DeliveryFailed("; ".join(parts))
 
 
+def stayed_full(seconds: float) -> DeliveryFailed:
+    """Kafka took nothing for so long that there is no room for more."""
+    return DeliveryFailed(f"nothing was sent: the queue to Kafka stayed full for {seconds:.0f} s")
+
+
 class Outbox:
     """One idempotent producer, shared by all threads of a process. Make it after a fork, not before."""
 

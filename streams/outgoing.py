@@ -1,4 +1,4 @@
-"""Decide what a new job looks like on Kafka. Pure: no clock, no broker.
+"""Decide what a new job looks like on Kafka. Sends nothing; a type's first job may wait for the schema registry.
 
 In:  a job object, how it is to be scheduled, the time. Out: one record (topic, key, value, headers), or a
 ``JobRefused`` that says what is wrong, before anything is sent.
@@ -205,6 +205,10 @@ def compose(
     )
 
 
+#: Job classes whose schema has been derived.
+_compiled_types: dict[type, JobType] = {}
+
+
 def declared_type(job: Job) -> JobType:
     """The compiled type of a job, if its class is declared.
 
@@ -214,7 +218,7 @@ def declared_type(job: Job) -> JobType:
         JobTypeError: the class is declared in a way that cannot work.
     """
     cls = type(job)
-    known = _declared.get(cls)
+    known = _compiled_types.get(cls)
     if known is not None:
         return known
     if not _is(job, Job):
@@ -225,16 +229,13 @@ def declared_type(job: Job) -> JobType:
     # A reloaded module, and @dataclass(slots=True), leave two classes of one name: either will do.
     if (declared.__module__, declared.__qualname__) != (cls.__module__, cls.__qualname__):
         raise UnknownJobType(cls.__qualname__, list(declared_job_types()))
-    _declared[cls] = known = job_type(cls)
+    _compiled_types[cls] = known = job_type(cls)
     return known
 
 
 def is_compiled(job: Job) -> bool:
     """Whether the job's type has been used before, so that using it takes microseconds."""
-    return type(job) in _declared
-
-
-_declared: dict[type, JobType] = {}
+    return type(job) in _compiled_types
 
 
 def _delay_ms(options: JobOptions, now_ms: int, max_days: int) -> int:

@@ -20,7 +20,7 @@ from schemas.durations import seconds
 from schemas.errors import DeliveryFailed
 from schemas.job import Job
 from schemas.topics import JobPriority
-from streams.outbox import Failure, Outbox, Ticket, delivery_failed
+from streams.outbox import Failure, Outbox, Ticket, delivery_failed, stayed_full
 from streams.outgoing import JobOptions, OutgoingJob, Rules, Settled, compose, declared_type, settle
 from streams.registry import build_codec
 from streams.settings import Settings, load_settings
@@ -54,6 +54,9 @@ class JobProducer:
         delivery_timeout: how long Kafka may take to acknowledge a record.
 
     Make it after a fork, not before: its connection belongs to the process.
+
+    Raises:
+        SettingsError: a setting is wrong, or a duration is no ``timedelta`` above zero.
     """
 
     def __init__(
@@ -99,9 +102,9 @@ class JobProducer:
         Args:
             job: an instance of a declared job type.
             priority: which of the four.
-            delay: not before this much time has passed; up to 400 days.
+            delay: not before this much time has passed; up to ``max_delay_days`` (400).
             at: not before this time (with a time zone), instead of ``delay``.
-            key: ordering key, up to 1 KiB; default: the job's own ``ordering_key()``.
+            key: ordering key, up to 1,088 bytes of UTF-8; default: the job's own ``ordering_key()``.
             job_id: a UUID to use; to repeat a call whose outcome is unknown.
             max_retries: runs after the first; default: the job's type decides.
             timeout: limit of one run; default: the job's type decides.
@@ -111,6 +114,8 @@ class JobProducer:
 
         Raises:
             UnknownJobType, InvalidJob, PayloadTooLarge: refused, nothing was sent.
+            JobTypeError: its class is declared in a way that cannot work.
+            RegistryFailed: the schema registry refused, or did not answer; nothing was sent.
             KafkaUnreachable: no broker answered; nothing was sent.
             TopicsMismatch: the topics are not there, or not as they must be; nothing was sent.
             DeliveryFailed: not acknowledged in time; the message says whether it may have been written.
@@ -224,9 +229,7 @@ class JobProducer:
         give_up_at = time.monotonic() + self._delivery_timeout_s
         while not self.outbox.send(outgoing, ticket):
             if time.monotonic() > give_up_at:
-                raise DeliveryFailed(
-                    f"nothing was sent: the queue to Kafka stayed full for {self._delivery_timeout_s:.0f} s"
-                )
+                raise stayed_full(self._delivery_timeout_s)
             serve(_FULL_WAIT_S)
 
     def _sleep(self, seconds: float) -> None:

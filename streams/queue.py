@@ -20,7 +20,7 @@ from schemas.errors import DeliveryFailed
 from schemas.job import Job
 from schemas.topics import JobPriority
 from streams.jobinfo import JobInfo, StatusSeen, status_now
-from streams.outbox import Ticket
+from streams.outbox import Ticket, stayed_full
 from streams.outgoing import JobOptions, compose, declared_type, is_compiled, settle
 from streams.producer import JobProducer
 from streams.reader import JobFilter, JobListing, JobReader, JobStatistics
@@ -96,6 +96,8 @@ class JobQueue:
 
         Raises:
             UnknownJobType, InvalidJob, PayloadTooLarge: refused, nothing was sent.
+            JobTypeError: its class is declared in a way that cannot work.
+            RegistryFailed: the schema registry refused, or did not answer; nothing was sent.
             KafkaUnreachable: no broker answered; nothing was sent.
             TopicsMismatch: the topics are not there, or not as they must be; nothing was sent.
             DeliveryFailed: not acknowledged in time; the message says whether it may have been written.
@@ -118,7 +120,7 @@ class JobQueue:
             self._outbox.serve()
             while not self._outbox.send(outgoing, ticket):
                 if time.monotonic() > give_up_at:
-                    raise DeliveryFailed("nothing was sent: the queue to Kafka stayed full")
+                    raise stayed_full(self._delivery_timeout_s)
                 await asyncio.sleep(_FULL_WAIT_S)
         ticket.seal(1)
         self._outbox.serve()
@@ -199,7 +201,7 @@ class JobQueue:
         """The job, once it is in a final state. A redriven job is waited for again.
 
         Raises:
-            TimeoutError: it was not in time; it goes on all the same.
+            TimeoutError: the job was not final in time; it goes on all the same.
             JobNotFound: there is nothing of it.
             ReadIncomplete: the topics could not be read to their end in time.
             QueueClosed: the queue was closed meanwhile.

@@ -214,7 +214,7 @@ class Settings(BaseSettings):
         description="how often a failed job runs again, unless the job or its type says otherwise",
     )
     cleanup_interval_s: Seconds = Field(
-        default=60.0, description="seconds between two rounds of housekeeping (there is none yet)"
+        default=60.0, description="reserved: seconds between two rounds of housekeeping; without effect yet"
     )
     tick_ms: int = Field(
         default=20, ge=1, le=1000, description="milliseconds between two transactions of a worker"

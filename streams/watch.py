@@ -22,7 +22,7 @@ from schemas.codec import Codec
 from schemas.errors import KafkaUnreachable, QueueClosed, UnknownSchema, WireError
 from schemas.records import StatusChange, decode_status
 from streams.clients import admin_config, aiokafka_config
-from streams.jobinfo import Place, StatusSeen
+from streams.jobinfo import RecordPlace, StatusSeen
 from streams.scan import LATEST, Partition, informed_admin, offsets, partitions_of, scan_on
 from streams.settings import Settings
 
@@ -198,7 +198,7 @@ class StatusWatch:
             await self._hand_out(message.key(), message.value(), (topic, number, offset))
         return reached
 
-    async def _hand_out(self, key: bytes | None, value: bytes | None, place: Place) -> None:
+    async def _hand_out(self, key: bytes | None, value: bytes | None, place: RecordPlace) -> None:
         if value is None or key is None:
             return
         listeners = self._listeners.get(key.decode("utf-8", "replace"))

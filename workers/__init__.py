@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from schemas import Backoff, Job, JobPriority, JobStatus, PermanentError, PipelineError, TransientError
     from streams.producer import JobProducer
     from streams.queue import JobQueue
-    from streams.reader import JobFilter
+    from streams.reader import JobFilter, JobNotFound
     from streams.settings import Settings, load_settings
     from workers.builder import JobBuilder
     from workers.config import WorkerConfig
@@ -28,6 +28,7 @@ __all__ = [
     "Job",
     "JobBuilder",
     "JobFilter",
+    "JobNotFound",
     "JobPriority",
     "JobProducer",
     "JobQueue",
@@ -54,6 +55,7 @@ _HOMES: Final = {
     "Job": "schemas",
     "JobBuilder": "workers.builder",
     "JobFilter": "streams.reader",
+    "JobNotFound": "streams.reader",
     "JobPriority": "schemas",
     "JobProducer": "streams.producer",
     "JobQueue": "streams.queue",

@@ -30,8 +30,8 @@ class Active:
         "execution",
         "handler",
         "message",
-        "progress_at",
-        "since",
+        "progress_at_steady_ms",
+        "since_steady_ms",
         "started_ms",
         "task",
         "timeout_ms",
@@ -44,7 +44,7 @@ class Active:
         handler: Handler,
         context: WorkerContext,
         started_ms: int,
-        since: int,
+        since_steady_ms: int,
         timeout_ms: int,
     ) -> None:
         self.message = message
@@ -56,14 +56,14 @@ class Active:
         #: By broker time, for people.
         self.started_ms = started_ms
         #: By the steady clock, like every other time in here: a broker's clock that is set times nobody out.
-        self.since = since
+        self.since_steady_ms = since_steady_ms
         self.timeout_ms = timeout_ms
         self.task: asyncio.Task[Any] | None = None
         self.cancel_reason: str | None = None
         self.done = False
         self.abandoned: asyncio.Future[None] | None = None
         self.announced_progress: tuple[int, int | None] | None = None
-        self.progress_at = 0
+        self.progress_at_steady_ms = 0
 
     def cancel(self, reason: str) -> None:
         """Ask the handler to end; the first reason counts. A coroutine that goes on all the same may be asked again."""

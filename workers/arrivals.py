@@ -121,9 +121,7 @@ class Arrivals:
             self._wake()
 
     def _drop_copy(self, message: Message) -> None:
-        log.warning(
-            "copy of a record skipped", job_id=message.job_id.decode("ascii", "replace"), at=message.where
-        )
+        log.warning("copy of a record skipped", job_id=message.job_id_text, at=message.where)
         self._committer.emit(Outcome(message, None, event="duplicates"))
         if message.priority is not None:
             self._scheduler.leave(message)
@@ -144,7 +142,7 @@ class Arrivals:
         now = self._now_ms()
         ready: list[Message] = []
         for message in self._delays.take_due(now):
-            if not message.part.owned or message.part.releasing:
+            if not message.part.may_run:
                 if message.priority is not None:
                     self._scheduler.leave(message)
             elif message.tier is None:

@@ -213,7 +213,7 @@ class Assignments:
                 # A drain that has begun meanwhile has marked only what was here by then.
                 state.releasing = self.drains
                 self.parts[state.topic, state.partition] = state
-            self._committer.parts = set(self.parts.values())
+            self._committer.own(self.parts.values())
         self.metadata.partitions_changed()
         starts = self._look_back.starts({state.place: state.base for state in states})
         consumer.incremental_assign(starts)
@@ -380,7 +380,7 @@ class Assignments:
                 part = self.parts.pop(place, None)
                 if part is not None:
                     part.owned = False
-            self._committer.parts = set(self.parts.values())
+            self._committer.own(self.parts.values())
         for memory in self._memories:
             memory.forget(places)
         self.metadata.partitions_changed()

@@ -43,7 +43,7 @@ from workers.counters import Counters
 from workers.lease import Lease
 from workers.message import Message
 from workers.offsets import PartitionState, Place
-from workers.outcome import Outcome
+from workers.outcome import NOT_KEPT, NOT_WRITABLE, Outcome
 from workers.router import Router
 from workers.standing import ReadBack, ReadVisible, Standing
 from workers.torn import what_is_left
@@ -93,7 +93,10 @@ class Membership(Protocol):
 
 
 class Committer:
-    """Decides what goes into each transaction. ``emit`` is for the event loop; everything else happens in its own thread."""
+    """Decides what goes into each transaction.
+
+    ``emit`` is for the event loop; the other public names are for any thread (``parts`` under the lock), the rest is for its own.
+    """
 
     def __init__(
         self,
@@ -149,7 +152,7 @@ class Committer:
         self._unsettled = UnderWay()
         #: Whose offsets have been sent, and not answered.
         self._on_the_way = UnderWay()
-        #: All partitions of ours, kept by the poll thread under the lock.
+        #: All partitions of ours, under the lock.
         self.parts: set[PartitionState] = set()
         self.counters = Counters(job_types)
         self._standing = Standing(
@@ -179,6 +182,10 @@ class Committer:
         if not self._wake.is_set():
             self._wake.set()
 
+    def own(self, parts: Iterable[PartitionState]) -> None:
+        """These are ours from now on. For the poll thread, under the lock."""
+        self.parts = set(parts)
+
     def nudge(self) -> None:
         """Partitions have changed: look for dirty ones."""
         self._wake.set()
@@ -199,7 +206,7 @@ class Committer:
         return done
 
     def settled(self, places: Collection[Place]) -> threading.Event:
-        """Set as soon as no transaction of ours, begun for a partition that we have lost, can change what is committed of these.
+        """Set as soon as no transaction of ours can still change the committed offsets of these partitions. Any thread.
 
         Kafka takes metadata of an earlier epoch for what the member has kept since (KIP-1251), and a member that was fenced and
         joins again has kept it: our own late commit would land behind the read with which we begin anew.
@@ -261,7 +268,7 @@ class Committer:
                 done.set()
 
     def _tick(self) -> bool:
-        """One transaction, if there is anything to write. True if there was."""
+        """One transaction, if there is anything to write. True if outcomes were taken."""
         outcomes = self._take_what_has_come_into_reach()
         releases: list[tuple[frozenset[PartitionState], threading.Event]] = []
         with self._lock:
@@ -371,7 +378,10 @@ class Committer:
     def _plan(
         self, outcomes: list[Outcome], released: set[PartitionState]
     ) -> tuple[list[Outcome], dict[PartitionState, OffsetMap]]:
-        """What of this is still ours, and the maps that go with it. Under the lock."""
+        """The outcomes that are still ours, and the maps to commit with them. Under the lock.
+
+        Sets aside what is beyond reach, opens the way to upcoming jobs, and marks the partitions as unsettled.
+        """
         kept: list[Outcome] = []
         finished: dict[PartitionState, list[int]] = {}
         #: A transaction without offsets is not fenced: the news of a frozen owner would land behind its heir's end.
@@ -530,7 +540,7 @@ class Committer:
             log.error("dropped, since Kafka refuses it", what=what, at=where, error=error)
             self._commit([], released)
             return
-        if outcome.event == "not_kept":
+        if outcome.event == NOT_KEPT:
             raise DeliveryFailed(f"the dead letter of {outcome.message.where} was refused as well: {error}")
         log.error("outcome cannot be written", at=outcome.message.where, error=error)
         bounded = self._router.not_writable(
@@ -538,7 +548,7 @@ class Committer:
             error,
             self._worker,
             time.time_ns() // 1_000_000,
-            bare=outcome.event == "not_writable",
+            bare=outcome.event == NOT_WRITABLE,
         )
         self._commit([bounded], released)
 
@@ -581,7 +591,7 @@ class Committer:
 
 
 def _is_overtaken(outcome: Outcome) -> bool:
-    """Whether nothing but a word on the way is missing, and others may have said a later one."""
+    """Whether only a status that is not final is missing, and the partition's next owner may have written a later one."""
     owner, state = outcome.owner, outcome.state
     is_lost = owner is not None and not owner.part.owned
     return is_lost and not outcome.records and state is not None and not state.final

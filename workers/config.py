@@ -17,8 +17,7 @@ from workers.turns import DEFAULT_WEIGHTS
 
 _AT_LEAST_ONE: Final = ("max_concurrent_jobs", "process_pool_size", "tick_ms", "buffer_high")
 _NOT_NEGATIVE: Final = ("retry_limit", "process", "buffer_low", "sandbox_size")
-#: That may be zero.
-_DURATIONS: Final = (
+_DURATIONS_FROM_ZERO: Final = (
     "drain_timeout",
     "revoke_timeout",
     "snooze_limit",
@@ -36,7 +35,7 @@ class WorkerConfig:
         max_concurrent_jobs: handlers that run at the same time.
         job_timeout: limit of one run, unless the job or its type says otherwise.
         retry_limit: runs after the first, unless the job or its type says otherwise.
-        cleanup_interval: between two rounds of housekeeping; there is none yet.
+        cleanup_interval: reserved for the time between two rounds of housekeeping; without effect yet.
         process: number of this process among those of one worker.
         process_pool_size: processes for handlers with ``execution = "process"``.
         sandbox_size: processes for jobs that may kill, unfinished at two deaths of their worker; 0: they run alone in the worker.
@@ -52,6 +51,9 @@ class WorkerConfig:
         session_timeout: how long Kafka waits for a silent worker, where the broker does not tell.
         lost_worker_wait: how long a job whose worker was lost while it ran alone waits for a sign of life of it,
             before it is dead-lettered as the one that kills.
+
+    Raises:
+        SettingsError: a value has the wrong type, or is out of range.
     """
 
     worker_id: str = field(default_factory=default_worker_id)
@@ -81,7 +83,7 @@ class WorkerConfig:
         for name in (*_AT_LEAST_ONE, *_NOT_NEGATIVE):
             if type(getattr(self, name)) is not int:
                 raise SettingsError(f"{name} takes a whole number, it is {getattr(self, name)!r}")
-        for name in _DURATIONS:
+        for name in _DURATIONS_FROM_ZERO:
             seconds(name, getattr(self, name), least=timedelta(0))
         for name in ("job_timeout", "session_timeout"):
             seconds(name, getattr(self, name))

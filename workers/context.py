@@ -41,6 +41,7 @@ class WorkerContext:
         fence: rises with every owner of the job's partition; give it to storage that can refuse an older one.
         created_at: when it was scheduled (UTC).
         redrives: number of earlier lives.
+        traceparent: W3C trace context that the job was scheduled with; empty without one.
         cancelled: True once the run should end (timeout, drain, lost partition); thread handlers must look at it.
             A run that then fails is run again, and has used up an attempt only if it timed out.
             Never in a handler process: there the process is ended.
@@ -136,12 +137,15 @@ class WorkerContext:
     ) -> str:
         """Schedule a child job, in the transaction of this run's outcome: it exists if, and only if, this run succeeds.
 
+        ``options``: ``at``, ``key``, ``job_id``, ``max_retries``, ``timeout`` and ``traceparent``, as for
+        ``JobQueue.schedule_job``.
+
         Returns:
             The child's id.
 
         Raises:
             JobRefused: as ``JobQueue.schedule_job`` does; or these are more than 10,000 children, or 16 MiB of them.
-            RuntimeError: the run is over.
+            RuntimeError: the run is over, or this context was made without a planner.
         """
         return self.schedule_nowait(job, priority, delay, **options)
 

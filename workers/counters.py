@@ -1,7 +1,7 @@
 """What a worker has done, in numbers: jobs by type, priority and state, what their handlers count, and events by name.
 
-Cumulative since the process started, and moved when a transaction has committed. The commit thread writes them, a report
-copies them.
+Cumulative since the process started. Jobs and metrics are counted by the commit thread, when their transaction has committed;
+each event's name is counted by one thread only, so none is lost. A report copies them.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from workers.offsets import Place
 #: Remembered of each topic and partition; a straggler comes within seconds. Of each topic its own: a new owner reads thousands
 #: of finished jobs again behind one that is not, and they must not push out what came to a retry topic meanwhile.
 WINDOW: Final = 4_096
-#: Of all together, some 200 bytes each. Beyond that each topic of each partition keeps only its latest ``LEAST``.
+#: Records remembered of all partitions together, some 200 bytes each. Beyond that each topic of each partition keeps only its latest ``LEAST``.
 MOST: Final = 131_072
 LEAST: Final = 512
 

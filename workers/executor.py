@@ -27,12 +27,12 @@ from schemas.errors import HandlerNotFound, PermanentError, UnknownSchema, WireE
 from workers.active import RELEASED, TIMEOUT, Active
 from workers.context import WorkerContext
 from workers.decoder import Decoded, Decoder
-from workers.durations import Durations
 from workers.message import Message
 from workers.outcome import Outcome
 from workers.processes import NotStarted, ProcessDied, ProcessPool
 from workers.results import Failed, JobResult, Snooze, failed_by
 from workers.router import Router, Run, as_result
+from workers.run_times import RunTimes
 from workers.sweep import Sweep
 from workers.threads import HandlerThreads
 from workers.unsaid import guarded
@@ -117,7 +117,7 @@ class Executor:
             on_failure=self._fail,
         )
         self._finished = asyncio.Event()
-        self._durations = Durations()
+        self._run_times = RunTimes()
         self._unknown_types: set[str] = set()
         self._stopping = False
         self._failure: Callable[[BaseException], None] = lambda _: None
@@ -152,7 +152,11 @@ class Executor:
         left = {active for active in self.active if active.message.part in parts}
         if only_who_may_end:
             now, within_ms = self._steady_ms(), timeout_s * 1000
-            left = {a for a in left if self._durations.may_end(a.decoded.job_type, now - a.since, within_ms)}
+            left = {
+                a
+                for a in left
+                if self._run_times.may_end(a.decoded.job_type, now - a.since_steady_ms, within_ms)
+            }
         await self._until_done(left, timeout_s)
         cancelled = [active for active in self.active if active.message.part in parts]
         for active in cancelled:
@@ -242,7 +246,7 @@ class Executor:
                     self.wake()
                 if scheduler.needs_commit:
                     # Now: what was taken may take its time, and nobody else may come to ask.
-                    self._emit_nothing()
+                    self._ask_for_commit()
                 await self._run(message, me)
                 # In its context, or in this task: a handler that cancels its own has no effect on those after it.
                 if contextvars.copy_context() != clean or (me is not None and me.cancelling()):
@@ -258,7 +262,7 @@ class Executor:
                     await asyncio.sleep(0)
                     slice_end = now_ns() + _SLICE_NS
             if scheduler.has_parked:
-                self._emit_nothing()
+                self._ask_for_commit()
             parking = loop.create_future()
             self._idle.append(parking)
             try:
@@ -268,10 +272,10 @@ class Executor:
                 if parking.cancelled() and parking in self._idle:
                     self._idle.remove(parking)
 
-    def _emit_nothing(self) -> None:
+    def _ask_for_commit(self) -> None:
         """Start limits must move before what is parked can start: ask for a commit."""
         self._scheduler.needs_commit = False
-        self._emit(Outcome(None, None))
+        self._emit(Outcome.commit_request())
 
     async def _run(self, message: Message, slot: asyncio.Task[Any] | None) -> None:  # noqa: PLR0911 - each way ends where it is seen
         started_ms = self._now_ms()
@@ -290,7 +294,7 @@ class Executor:
                 log.warning("schema not to be had now", at=message.where, error=str(error))
                 self._postpone(message)
                 return
-            if not self._may_start() or not _is_ours(message):
+            if not self._may_start() or not message.part.may_run:
                 # Others may run it by now. ``release`` and ``cancel_all`` saw nothing of it: no handler was running.
                 self._give_back(message)
                 return
@@ -364,7 +368,7 @@ class Executor:
             self._came_to_nothing(message, apart)
             return
         if active.cancel_reason is None:
-            self._durations.note(decoded.job_type, self._steady_ms() - active.since)
+            self._run_times.note(decoded.job_type, self._steady_ms() - active.since_steady_ms)
         else:
             if slot is not None:
                 while slot.cancelling():
@@ -415,19 +419,14 @@ class Executor:
         *,
         unknown_since_ms: int = 0,
     ) -> None:
-        run = Run(
+        run = Run.of(
             message,
-            decoded.job_type,
-            context.priority,
-            context.key,
-            context.created_at_ms,
+            context,
             started_ms,
             self._now_ms(),
-            self._worker,
-            context._metrics,
-            context.end(),
-            context._progress,
-            unknown_since_ms,
+            children=context.end(),
+            progress=context._progress,
+            unknown_since_ms=unknown_since_ms,
         )
         try:
             outcome = self._router.settle(run, result, decoded.rules)
@@ -446,7 +445,7 @@ class Executor:
         """Try again in a second; the message keeps its key until then. If it runs alone, others have their turn."""
         if self._scheduler.isolated is message:
             self._scheduler.survived()
-            self._emit_nothing()
+            self._ask_for_commit()
 
         def again() -> None:
             self._give_back(message)
@@ -456,7 +455,7 @@ class Executor:
 
     def _give_back(self, message: Message) -> None:
         """Cancelled before it finished: ours again after a lost connection, somebody else's after a revocation."""
-        if _is_ours(message):
+        if message.part.may_run:
             self._scheduler.put_back(message)
         else:
             self._scheduler.done(message)
@@ -480,7 +479,7 @@ class Executor:
 
         def on_start() -> None:
             # Until a process was free the job waited for its turn: its time begins here.
-            active.started_ms, active.since = self._now_ms(), self._steady_ms()
+            active.started_ms, active.since_steady_ms = self._now_ms(), self._steady_ms()
             self._sweep.add(active)
 
         if in_sandbox:
@@ -494,10 +493,6 @@ class Executor:
             )
         assert self._processes is not None  # noqa: S101
         return await self._processes.run(active.handler, body, active.context, on_start=on_start)
-
-
-def _is_ours(message: Message) -> bool:
-    return message.part.owned and not message.part.releasing
 
 
 def _is_current(task: asyncio.Task[Any] | None) -> bool:

@@ -161,8 +161,7 @@ class ForgottenTransactions:
 
     def _every(self) -> list[Partition]:
         topics = self._settings.topics
-        written = (*topics.consumed, topics.dlq, topics.status)
-        places = [(topic, number) for topic in written for number in range(self.partitions)]
+        places = [(topic, number) for topic in topics.transactional for number in range(self.partitions)]
         return [*places, (topics.schemas, 0), (_OFFSETS_TOPIC, 0)]
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from workers.lease import Lease
 
-#: Of the lease, and at most: within it a heartbeat or two have been answered.
+#: Newer metadata wait for this share of the lease, at most so many seconds: a heartbeat or two have been answered by then.
 _TOLD_WITHIN: Final = 0.5
 _TOLD_WITHIN_S: Final = 10.0
 #: Longer than a transaction takes to be tried again.

@@ -63,9 +63,7 @@ def ends_of(settings: Settings, numbers: Collection[int]) -> Ends:
     Raises:
         KafkaUnreachable: no answer in time. KafkaRefused: see ``offsets``.
     """
-    topics = settings.topics
-    written = (*topics.consumed, topics.dlq, topics.status)
-    places = [(topic, number) for topic in written for number in numbers]
+    places = [(topic, number) for topic in settings.topics.transactional for number in numbers]
     if not places:
         return {}
     ask = partial(offsets, settings, informed_admin(settings, _ANSWER_S), places, LATEST, timeout_s=_ANSWER_S)

@@ -108,7 +108,7 @@ class KeyLocks:
         self._count_behind(following, -1)
         lock.holder = following
         for one in islice(lock.queue_of(following), KEY_AHEAD - 1, KEY_AHEAD):
-            one.part.let_go(one.offset)
+            one.part.want_soon(one.offset)
         if not any(lock.waiting.values()):
             self._keys[key] = following
         return following
@@ -137,7 +137,7 @@ class KeyLocks:
                         staying = deque(m for m in queue if m.part not in parts)
                         lock.waiting[priority] = staying
                         for one in islice(staying, KEY_AHEAD):
-                            one.part.let_go(one.offset)
+                            one.part.want_soon(one.offset)
                         gone += leaving
         for message in gone:
             self._count_behind(message, -1)

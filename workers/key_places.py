@@ -64,5 +64,5 @@ class KeyPlaces:
             at=message.where,
             expected_partition=expected,
             type=message.delivery.job_type,
-            job_id=message.job_id.decode("ascii", "replace"),
+            job_id=message.job_id_text,
         )

@@ -73,7 +73,7 @@ class Lease:
             self._outlived = transaction
 
 
-class Turn(enum.Enum):
+class LeaseChange(enum.Enum):
     """What a look at the lease has found."""
 
     LOST = "nothing may run any more"
@@ -85,16 +85,16 @@ class CutOff:
 
     def __init__(self, lease: Lease) -> None:
         self._lease = lease
-        self.is_so = False
+        self.is_cut_off = False
 
-    def look(self) -> Turn | None:
+    def look(self) -> LeaseChange | None:
         """Notice that the lease does not hold any more, or holds again; whoever asks acts upon it."""
-        if self._lease.holds is not self.is_so:
+        if self._lease.holds is not self.is_cut_off:
             return None
-        self.is_so = not self.is_so
-        return Turn.LOST if self.is_so else Turn.REGAINED
+        self.is_cut_off = not self.is_cut_off
+        return LeaseChange.LOST if self.is_cut_off else LeaseChange.REGAINED
 
     @property
     def may_start(self) -> bool:
         """Whether jobs may start: not before a look has found that they may, and no moment longer than the lease holds."""
-        return self._lease.holds and not self.is_so
+        return self._lease.holds and not self.is_cut_off

@@ -57,7 +57,7 @@ class LookBack:
         if self._under_way and offset >= base:
             self._under_way.discard(place)
 
-    def went_too_far(self, place: Place) -> bool:
+    def give_up(self, place: Place) -> bool:
         """What was asked for is gone. True: it went in this very moment and is nobody's work; the next assignment does without."""
         if place not in self._under_way:
             return False

@@ -57,6 +57,7 @@ class WorkerManager:
 
         Raises:
             JobTypeError: a type is not declared, or has a handler already.
+            WorkerNotMade: a factory wanted something that is not there now.
             RuntimeError: the manager has been started.
         """
         if self._process is not None:
@@ -69,7 +70,10 @@ class WorkerManager:
         """Join the group and begin to work.
 
         Raises:
-            PipelineError: Kafka does not answer, or the topics are not there.
+            KafkaUnreachable: Kafka does not answer.
+            TopicsMismatch: topics are missing, or not as they must be.
+            JobTypeError: a handler for processes cannot be imported there.
+            RuntimeError: started already.
         """
         if self._process is not None:
             raise RuntimeError("started already")
@@ -90,12 +94,13 @@ class WorkerManager:
 
         Raises:
             PipelineError, KafkaException: why it cannot go on.
+            RuntimeError: not started.
         """
         if self._process is None and self._failed is not None:
             raise self._failed
         self._waiters += 1
         try:
-            await asyncio.shield(self._running.failure)
+            await asyncio.shield(self.process.failure)
         finally:
             self._waiters -= 1
 
@@ -137,10 +142,6 @@ class WorkerManager:
         Raises:
             RuntimeError: it is not running.
         """
-        return self._running
-
-    @property
-    def _running(self) -> WorkerProcess:
         if self._process is None:
             raise RuntimeError("not started")
         return self._process

@@ -68,10 +68,12 @@ class Message:
         self.tier = tier
         #: The same delivery of the same job was seen at another place.
         self.copy = False
-        #: It was running alone when its owner died: it is the one that kills.
+        #: It was running alone when its owner was lost: it is accused of that death until ``verdicts`` decides.
         self.lost_worker = False
-        #: It runs in the sandbox; or it would, and cannot.
-        self.sandboxed = self.kept_out = False
+        #: It runs in the sandbox.
+        self.sandboxed = False
+        #: Its process there was killed without proof against it: it runs alone in the worker.
+        self.kept_out = False
         #: In the sandbox it has ended a process in which others had run before.
         self.needs_fresh_process = False
         #: Why it cannot be read, if so; such a record is dead-lettered unchanged.
@@ -97,6 +99,11 @@ class Message:
     def origin(self) -> Origin:
         """Where this very record stands."""
         return Origin(self.part.topic, self.part.partition, self.offset)
+
+    @property
+    def job_id_text(self) -> str:
+        """The id as text, whatever stands there."""
+        return self.job_id.decode("ascii", "replace")
 
     @property
     def where(self) -> str:

@@ -34,7 +34,8 @@ MIN_START_WINDOW = 4
 class PartitionState:
     """One partition of one topic, from its assignment to its revocation.
 
-    The poll thread delivers, the event loop starts, the commit thread plans and commits; ``lock`` is held for each step.
+    The poll thread delivers, the event loop starts, the commit thread plans and commits. ``start``, ``join``, ``hold``,
+    ``want_soon`` and ``name_alone`` take ``lock``, which is not reentrant; for every other change the caller holds it.
     """
 
     __slots__ = (
@@ -91,7 +92,7 @@ class PartitionState:
         self.unclean = not prior.clean and prior.incarnation != incarnation
         self.incarnation = incarnation
         self.transactional_id = transactional_id
-        #: Of the group, from when this was assigned, or from when it was certainly still ours: what Kafka fences its offsets by.
+        #: The group's, taken when this was assigned or when it was last proven ours: Kafka fences its offsets by it.
         self.metadata: Any = None
         self.fence = prior.fence + 1
         self.base = prior.offset
@@ -109,7 +110,7 @@ class PartitionState:
         self.wanted = prior.offset
         #: They wait for others, behind their key or for a process, and will not start before they are wanted.
         self.held: set[int] = set()
-        #: Those that a map of ours says have not started, or is about to: they may not before a later one is committed.
+        #: A map of ours, committed or planned, says that these have not started: they may not before a later one is committed.
         self.barred: frozenset[int] = frozenset()
         #: Known before they are delivered: if we die before that as well, our successor must still know of them.
         self.suspects = _left_behind(prior, unclean=self.unclean) if runs else {}
@@ -138,6 +139,11 @@ class PartitionState:
         return self.topic, self.partition
 
     @property
+    def may_run(self) -> bool:
+        """Whether its jobs may start or go on here: it is ours, and is not being given up."""
+        return self.owned and not self.releasing
+
+    @property
     def losses_in_question(self) -> Mapping[str, int]:
         """The lost owners because of whom a record is to run alone, or not again; empty if there is no such record."""
         if any(suspect.alone or suspect.deaths >= ALONE_AFTER for suspect in self.suspects.values()):
@@ -156,7 +162,7 @@ class PartitionState:
         return owner, self.losses.get(owner, 0)
 
     def absolve(self, alive: Collection[str]) -> None:
-        """These owners were frozen or cut off: no record killed them. Under the lock, once the partition is ours."""
+        """Take back the deaths charged for these owners, who turned out to be alive. Under the lock, once it is ours."""
         for offset, suspect in list(self.suspects.items()):
             kept = replace(
                 suspect,
@@ -263,7 +269,7 @@ class PartitionState:
         with self.lock:
             self.held.add(offset)
 
-    def let_go(self, offset: int) -> None:
+    def want_soon(self, offset: int) -> None:
         """It is one of the next: the next commit says that it may start."""
         with self.lock:
             self.want(offset)
@@ -402,7 +408,7 @@ class PartitionState:
             for offset, suspect in self.suspects.items()
             if offset >= base and offset not in done
         }
-        # What runs alone when a drain ends it did not kill anybody: a clean map names only those condemned before.
+        # What runs alone when a drain ends it did not kill anybody: a clean map names only those accused before.
         if not clean and self.alone is not None and self.alone in suspects:
             suspects[self.alone] = Suspect(suspects[self.alone].owners, self.incarnation)
         whole = OffsetMap(

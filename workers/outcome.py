@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 from schemas.headers import RawHeaders
@@ -12,8 +12,12 @@ from schemas.topics import JobPriority
 from schemas.wire import WireSchema
 from workers.message import Message
 
-#: Of an outcome, its record and the message that it belongs to, beside the value.
+#: Memory of one outgoing record beside its value, roughly: the outcome, the record and the message are objects.
 _BYTES_A_RECORD: Final = 2_000
+
+#: Counted as such, and what the commit thread goes by when Kafka refuses an outcome: which of its forms was refused.
+NOT_WRITABLE: Final = "not_writable"
+NOT_KEPT: Final = "not_kept"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +67,11 @@ class Outcome:
     event: str | None = None
     owner: Message | None = None
     late: bool = False
-    #: How often writing it alone failed with the same error.
-    failures: int = field(default=0, compare=False)
+
+    @classmethod
+    def commit_request(cls) -> Outcome:
+        """Writes nothing; wakes the commit thread, so that new start limits are committed."""
+        return cls(None, None)
 
     @property
     def size(self) -> int:

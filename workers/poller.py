@@ -140,8 +140,7 @@ class Poller:
                 error = record.error()
                 topic, partition, offset = record.topic(), record.partition(), record.offset()
                 if error is not None:
-                    if not self._looked_too_far_back(error, (topic or "", partition or 0)):
-                        self._raise_if_final(error)
+                    self._consuming_failed(error, (topic or "", partition or 0))
                     continue
                 assert topic is not None  # noqa: S101 - a record that was consumed has a place
                 assert partition is not None  # noqa: S101
@@ -178,26 +177,18 @@ class Poller:
         if is_due:
             self._committer.nudge()
         if messages:
-            arrived, arrived_bytes = self._scheduler.arrived, self._scheduler.arrived_bytes
-            for message in messages:
-                if message.priority is not None:
-                    arrived[message.priority] += 1
-                    arrived_bytes[message.priority] += message.size
+            self._scheduler.note_arrived(messages)
             self._delays.arrived(messages)
             self._deliver(messages)
 
-    def _looked_too_far_back(self, error: KafkaError, place: Place) -> bool:
-        """Whether what was asked for had just been removed, and was nobody's work: then all is taken anew."""
-        if error.code() != KafkaError._AUTO_OFFSET_RESET or not self._look_back.went_too_far(place):
-            return False
-        self._assignments.rejoin()
-        return True
-
-    @staticmethod
-    def _raise_if_final(error: KafkaError) -> None:
-        if error.fatal() or error.code() == KafkaError._AUTO_OFFSET_RESET:
+    def _consuming_failed(self, error: KafkaError, place: Place) -> None:
+        is_gone = error.code() == KafkaError._AUTO_OFFSET_RESET
+        if is_gone and self._look_back.give_up(place):
+            self._assignments.rejoin()
+        elif is_gone or error.fatal():
             raise KafkaException(error)
-        log.warning("error while consuming", error=str(error))
+        else:
+            log.warning("error while consuming", error=str(error))
 
     def _on_error(self, error: KafkaError) -> None:
         if error.fatal():

@@ -52,13 +52,8 @@ class PoolPlaces:
         """Whether somebody waits for a place and there is one."""
         return len(self._taken) < self._size and any(self._waiting.values())
 
-    @property
-    def waiting(self) -> int:
-        """How many wait for a place."""
-        return sum(map(len, self._waiting.values()))
-
-    def refuses(self, message: Message) -> bool:
-        """Whether it has to wait; if so, it does, and ``admit`` gives it back. Else it has its place, if it needs one."""
+    def queue_unless_free(self, message: Message) -> bool:
+        """Give it a place, if it needs one and one is free. True: none is; it waits for one until ``admit`` gives it back."""
         if message in self._taken or not self.needs(message):
             return False
         if len(self._taken) < self._size:
@@ -107,13 +102,6 @@ class PoolPlaces:
     def leave(self, message: Message) -> None:
         """It has run, or will not: its place is free, if it had one."""
         self._taken.discard(message)
-
-    def forget(self, message: Message) -> None:
-        """It waits no longer, if it did, nor has it a place."""
-        assert message.priority is not None  # noqa: S101
-        self._taken.discard(message)
-        if message in self._waiting[message.priority]:
-            self._waiting[message.priority].remove(message)
 
     def purge(self, parts: Container[PartitionState]) -> list[Message]:
         """Those of these partitions wait no longer. Returns them."""

@@ -49,7 +49,7 @@ from workers.flow_control import FlowControl
 from workers.forgotten import ForgottenTransactions
 from workers.hanging import HangingWatch, ends_of
 from workers.key_places import KeyPlaces
-from workers.lease import CutOff, Lease, Turn, lease_s
+from workers.lease import CutOff, Lease, LeaseChange, lease_s
 from workers.look_back import LookBack
 from workers.membership_watch import MembershipWatch, lost_heartbeats
 from workers.message import Message
@@ -62,7 +62,7 @@ from workers.processes import ProcessPool
 from workers.reporter import Reporter
 from workers.rival import FenceCount, find_rival, worker_id_taken
 from workers.router import Router
-from workers.sandbox import FEW, Sandbox
+from workers.sandbox import MOST_FRESH_PROCESSES, Sandbox
 from workers.scheduler import Scheduler
 from workers.self_report import SelfReport, state_of
 from workers.survivors import Signs, signs_of_life
@@ -177,7 +177,9 @@ class WorkerProcess:
             may_start=lambda: self._cut_off.may_start,
             processes=self._processes,
             sandbox=self._sandbox,
-            is_crowded=lambda: sum(part.dangerous for part in list(self.assignments.parts.values())) > FEW,
+            is_crowded=lambda: (
+                sum(part.dangerous for part in list(self.assignments.parts.values())) > MOST_FRESH_PROCESSES
+            ),
         )
         self._executor.on_failure(self.fail_at_work)
         self._verdicts = Verdicts(
@@ -268,7 +270,7 @@ class WorkerProcess:
         producer = Producer(producer_config(settings, linger_ms=0))
         self._counts = PartitionWatch(
             lambda: producer.list_topics(timeout=_ANSWER_S).topics,
-            (*self._topics.consumed, self._topics.dlq, self._topics.status),
+            self._topics.transactional,
             self._refuse,
             also=(self._topics.reports, self._topics.schemas),
         )
@@ -472,17 +474,17 @@ class WorkerProcess:
             # Nothing that others could have by now; what will be given to us starts after a commit of its own.
             self._lease.committed(self._lease.begin())
         match self._cut_off.look():
-            case Turn.LOST:
+            case LeaseChange.LOST:
                 silent_s = round(self._lease.silent_s, 1)
                 log.error("no answer from Kafka: everything is cancelled", silent_s=silent_s)
                 self._committer.counters.event("cut_off")
                 self._executor.cancel_all(RELEASED)
-            case Turn.REGAINED:
+            case LeaseChange.REGAINED:
                 log.info("Kafka answers again")
                 # Whatever runs alone next may kill this process: before that it has to be known that something runs again.
                 self._reporter.now()
                 self._executor.wake()
-        if self._cut_off.is_so:
+        if self._cut_off.is_cut_off:
             self._committer.prove()
 
     # --- called from other threads ---------------------------------------------------------------
@@ -544,7 +546,7 @@ class WorkerProcess:
     def _state(self, asked: str) -> str:
         return state_of(
             asked=asked,
-            cut_off=self._cut_off.is_so,
+            cut_off=self._cut_off.is_cut_off,
             draining=self._draining,
             stopping=self._stopping,
             failed=self.failure.done(),

@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from schemas.backoff import Backoff
 from schemas.codec import peek_priority
@@ -32,8 +32,11 @@ from schemas.lifecycle import JobStatus, by_worker
 from schemas.records import MAX_OUTPUT_BYTES, StatusChange
 from schemas.topics import JobPriority, Topics, tier_for
 from workers.message import Message
-from workers.outcome import Outcome, OutRecord, PlainSuccess
+from workers.outcome import NOT_KEPT, NOT_WRITABLE, Outcome, OutRecord, PlainSuccess
 from workers.results import Failed, JobResult, Skipped, Snooze, Success
+
+if TYPE_CHECKING:
+    from workers.context import WorkerContext
 
 #: A handler that has nothing better to say than "again, at once" is asked ten times a second at the most.
 MIN_SNOOZE_MS: Final = 100
@@ -50,21 +53,49 @@ class Rules:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """The facts of one run that has ended. Times are milliseconds since the epoch."""
+    """The facts of one run that has ended. Times are broker time, in milliseconds since 1970."""
 
     message: Message
     job_type: str
     priority: JobPriority
     key: str | None
-    created_at: int
-    started_at: int
-    finished_at: int
+    created_at_ms: int
+    started_at_ms: int
+    finished_at_ms: int
     worker: str
     metrics: Mapping[str, float] | None = None
     children: tuple[OutRecord, ...] = ()
     progress: tuple[int, int | None] | None = None
     #: Since when nobody has known the type; 0 if this worker does.
     unknown_since_ms: int = 0
+
+    @classmethod
+    def of(
+        cls,
+        message: Message,
+        context: WorkerContext,
+        started_at_ms: int,
+        finished_at_ms: int,
+        *,
+        children: tuple[OutRecord, ...] = (),
+        progress: tuple[int, int | None] | None = None,
+        unknown_since_ms: int = 0,
+    ) -> Run:
+        """What the handler's context knows, and the rest."""
+        return cls(
+            message=message,
+            job_type=context.job_type,
+            priority=context.priority,
+            key=context.key,
+            created_at_ms=context.created_at_ms,
+            started_at_ms=started_at_ms,
+            finished_at_ms=finished_at_ms,
+            worker=context.worker_id,
+            metrics=context._metrics,
+            children=children,
+            progress=progress,
+            unknown_since_ms=unknown_since_ms,
+        )
 
 
 class Router:
@@ -151,14 +182,14 @@ class Router:
             traceparent="",
         )
         if not bare:
-            return self._dead_unread(message, delivery, worker, now_ms, event="not_writable")
+            return self._dead_unread(message, delivery, worker, now_ms, event=NOT_WRITABLE)
         size = len(message.value or b"")
         delivery = replace(
             delivery,
             error_type="TooLargeToKeep",
             error_message=f"its {size:,} bytes were refused, and stand at {message.where} alone: {clip(error, 200)}",
         )
-        dead = self._dead_unread(message, delivery, worker, now_ms, event="not_kept")
+        dead = self._dead_unread(message, delivery, worker, now_ms, event=NOT_KEPT)
         key = message.key if len(message.key or b"") <= MAX_MESSAGE_BYTES else None
         return replace(dead, records=tuple(replace(record, value=None, key=key) for record in dead.records))
 
@@ -185,7 +216,7 @@ class Router:
         if not message.job_id:
             return Outcome(message, None, (record,), event=event)
         priority = _priority_of(message)
-        job_id = message.job_id.decode("ascii", "replace")
+        job_id = message.job_id_text
         key = clip((message.key or b"").decode("utf-8", "replace"), MAX_MESSAGE_BYTES)
         job_type = clip(delivery.job_type, MAX_NAME_BYTES) or "unknown"
         change = StatusChange(
@@ -208,10 +239,10 @@ class Router:
         return Outcome(message, change, (record,), counts_as=(job_type, priority, "failed"), event=event)
 
     def _snooze(self, run: Run, delay: timedelta, reason: str, rules: Rules) -> Outcome:
-        due = run.finished_at + max(round(delay / timedelta(milliseconds=1)), MIN_SNOOZE_MS)
+        due = run.finished_at_ms + max(round(delay / timedelta(milliseconds=1)), MIN_SNOOZE_MS)
         # Not since its creation: a job that was delayed or redriven after weeks may wait like any other.
         # And not from a time that is yet to come, which anybody can write.
-        since = min(run.message.delivery.snoozed_since_ms or run.started_at, run.started_at)
+        since = min(run.message.delivery.snoozed_since_ms or run.started_at_ms, run.started_at_ms)
         if not run.unknown_since_ms and due > since + rules.snooze_limit_ms:
             failed = Failed(
                 f"snoozed until the limit of {timedelta(milliseconds=rules.snooze_limit_ms)} was reached"
@@ -228,14 +259,14 @@ class Router:
         message = clip(failed.reason, MAX_MESSAGE_BYTES)
         if not failed.retryable or delivery.attempt > rules.max_retries:
             return self._dead(run, failed, message)
-        due = run.finished_at + rules.backoff.delay_ms(run.message.job_id.decode(), delivery.attempt)
+        due = run.finished_at_ms + rules.backoff.delay_ms(run.message.job_id.decode(), delivery.attempt)
         history = (
             *delivery.history,
             Attempt(
                 attempt=delivery.attempt,
                 worker=run.worker,
-                started_at_ms=run.started_at,
-                finished_at_ms=run.finished_at,
+                started_at_ms=run.started_at_ms,
+                finished_at_ms=run.finished_at_ms,
                 error_type=failed.error_type,
                 error_message=clip(failed.reason, Attempt.MESSAGE_LIMIT),
             ),
@@ -253,7 +284,7 @@ class Router:
 
     def _again(self, run: Run, state: JobStatus, due_ms: int, following: Delivery, **facts: Any) -> Outcome:
         message = run.message
-        topic = self._topic_for(due_ms - run.finished_at, run.priority)
+        topic = self._topic_for(due_ms - run.finished_at_ms, run.priority)
         successor = following.next(
             job_type=run.job_type,
             not_before_ms=due_ms,
@@ -277,7 +308,7 @@ class Router:
             ),
             at=message.origin,
             timestamp_ms=message.timestamp_ms,
-            failed_at_ms=run.finished_at,
+            failed_at_ms=run.finished_at_ms,
             stacktrace=failed.stacktrace,
         )
         record = OutRecord(self.topics.dlq, message.part.partition, message.key, message.value, headers)
@@ -302,7 +333,9 @@ class Router:
 def _plain(run: Run) -> Outcome:
     return Outcome(
         run.message,
-        PlainSuccess(run.key, run.finished_at, run.created_at, run.started_at, run.job_type, run.priority),
+        PlainSuccess(
+            run.key, run.finished_at_ms, run.created_at_ms, run.started_at_ms, run.job_type, run.priority
+        ),
         counts_as=(run.job_type, run.priority, "succeeded"),
     )
 
@@ -338,9 +371,9 @@ def status_of(run: Run, state: JobStatus, **facts: Any) -> StatusChange:
     return StatusChange(
         job_id=run.message.job_id.decode(),
         key=run.key,
-        at=run.finished_at,
-        created_at=run.created_at,
-        started_at=run.started_at,
+        at=run.finished_at_ms,
+        created_at=run.created_at_ms,
+        started_at=run.started_at_ms,
         state=by_worker(JobStatus.PENDING if state is JobStatus.RUNNING else JobStatus.RUNNING, state),
         type=run.job_type,
         priority=run.priority,

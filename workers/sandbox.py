@@ -27,7 +27,7 @@ log = structlog.get_logger("rustfs_workers.sandbox")
 _IDLE_S: Final = 60.0
 #: So many suspects of one worker can have a new process each: that takes a second of a processor. After many deaths under load
 #: there are hundreds of them, nearly all innocent: what kills is found one process later then.
-FEW: Final = 32
+MOST_FRESH_PROCESSES: Final = 32
 
 
 class Sandbox:

@@ -2,14 +2,14 @@
 
 In:  messages that arrived. Out: the next message to start, or None.
 
-Pure state without I/O, used by the event loop alone; but for ``arrived``, which the poll thread counts
+Pure state without I/O, for the event loop, except what says "Any thread", and ``arrived``, which the poll thread counts
 before it hands messages over: what is on its way to the event loop must count as waiting, too.
 
 A message waits here in one of six places: in its priority's buffer; ``parked`` until its partition has
 committed that it may start; behind its key, while another job with that key runs; for a place in the process
 pool, or in the sandbox if it was unfinished at two deaths of an owner (``workers.pool_places``); in ``alone``, with its key, if it
 cannot be run there and must run beside nothing else (those and all others take turns, ``workers.time_share``); or, with its key, in
-``condemned``, because an owner was lost while it ran alone (``workers.verdicts``).
+``accused``, because an owner was lost while it ran alone (``workers.verdicts``).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from workers.key_locks import KeyLocks
 from workers.message import Message
 from workers.offsets import ALONE_AFTER, SANDBOX_UNTIL, PartitionState
 from workers.pool_places import PoolPlaces
-from workers.time_share import FEW, OTHERS_FIRST_MS, TimeShare, alone_ms
+from workers.time_share import HURRIED_ABOVE, OTHERS_FIRST_MS, TimeShare, alone_ms
 from workers.turns import Turns
 
 
@@ -61,7 +61,7 @@ class Scheduler:
         self._alone: deque[Message] = deque()
         self._share = TimeShare(others_first_ms)
         #: Those that wait for their verdict; in the order of their turns.
-        self.condemned: dict[Message, None] = {}
+        self.accused: dict[Message, None] = {}
         #: The message that runs beside nothing else, until it ends or has survived long enough.
         self.isolated: Message | None = None
         #: Those before it that go on: beside them the next one may run where many wait, see ``workers.time_share``.
@@ -127,6 +127,13 @@ class Scheduler:
             found += pool.ahead(1 + count // 4)
         return found + self._turns.ahead(count - len(found)) if len(found) < count else found
 
+    def note_arrived(self, messages: Iterable[Message]) -> None:
+        """Count what is on its way to ``add``. For the poll thread."""
+        for message in messages:
+            if message.priority is not None:
+                self.arrived[message.priority] += 1
+                self.arrived_bytes[message.priority] += message.size
+
     def add(self, messages: Iterable[Message]) -> None:
         """Messages from job topics, in the order of their partitions."""
         for message in messages:
@@ -135,7 +142,7 @@ class Scheduler:
             if message.lost_worker:
                 # At once: out of a buffer it comes only at the others' turn, and one of its key that must run alone
                 # would start before it.
-                self._condemn(message)
+                self._accuse(message)
             elif (
                 self._must_run_alone(message)
                 and not self._buffers[priority]
@@ -147,8 +154,8 @@ class Scheduler:
                 self._buffers[priority].append(message)
 
     def acquit(self, message: Message) -> None:
-        """One of the condemned may start as if nothing had been; it keeps its key."""
-        del self.condemned[message]
+        """The verdict lets it start again, alone if it still has to; it keeps its key."""
+        del self.accused[message]
         message.lost_worker = False
         assert message.priority is not None  # noqa: S101
         if self._must_run_alone(message):
@@ -157,8 +164,8 @@ class Scheduler:
             self._buffers[message.priority].appendleft(message)
 
     def bury(self, message: Message) -> None:
-        """One of the condemned will not be started any more: its key is free."""
-        del self.condemned[message]
+        """One of the accused will not be started any more: its key is free."""
+        del self.accused[message]
         self._forget(message)
 
     def take(self, now_ms: int) -> Message | None:
@@ -179,7 +186,7 @@ class Scheduler:
             message = self._take_alone(now_ms)
             if message is not None or self._alone:
                 return message
-            # None of them is left: their partitions are lost, or they wait behind a condemned one.
+            # None of them is left: their partitions are lost, or they wait behind an accused one.
         elif self._share.is_open and not self._alone:
             self._share.close(now_ms)  # else the hours until the next one would count as its turn
         message = self._take_in_turn(now_ms)
@@ -194,7 +201,7 @@ class Scheduler:
                 return None
             message = buffer.popleft()
             part = message.part
-            if part.releasing or not part.owned:
+            if not part.may_run:
                 self._forget(message)
             elif self._comes_after_parked(message) or part.is_beyond_reach(message.offset):
                 # Without its key: others may need it to bring this one into reach.
@@ -205,7 +212,7 @@ class Scheduler:
                 # Not before: one of its key that came earlier may still have been in the buffer. With its key: those after it
                 # wait for that, and keep nobody else of their partition.
                 self._alone.append(message)
-            elif self._has_no_place(message):
+            elif self._queue_for_process(message):
                 part.hold(message.offset)  # it waits for a process, and keeps its key
             elif part.start(message.offset):
                 self._start(message)
@@ -218,8 +225,8 @@ class Scheduler:
         parked = self._parked.get(message.part) if self._parked else None
         return parked is not None and message.offset > parked[0].offset
 
-    def _has_no_place(self, message: Message) -> bool:
-        """Whether it has to wait for a process; one that may kill, for one in which nothing else runs."""
+    def _queue_for_process(self, message: Message) -> bool:
+        """Give it its place if it needs a process: one that may kill, in one where nothing else runs. True: it waits for that."""
         if not (message.part.suspects and self._is_for_sandbox(message)):
             if self._sandbox is not None:
                 # While it waited, for its commit or for a place, an owner was heard of that it was suspected of: it is as any
@@ -228,10 +235,10 @@ class Scheduler:
             if message.sandboxed:
                 message.sandboxed = False
                 self._leave_pool(message)
-            return self._pool is not None and self._pool.refuses(message)
+            return self._pool is not None and self._pool.queue_unless_free(message)
         apart = self._apart(message)
         assert apart is not None  # noqa: S101
-        if apart.refuses(message):
+        if apart.queue_unless_free(message):
             return True
         message.sandboxed = True
         # A death of its worker counts all the same: it may reach beyond its process.
@@ -305,7 +312,7 @@ class Scheduler:
             self._no_longer_alone(self.isolated)
 
     def has_survived(self, age_ms: int) -> bool:
-        """Whether the isolated message has run long enough. Any of them that is not isolated any more has."""
+        """Whether the isolated message has run long enough. False if none is isolated."""
         message = self.isolated
         if message is None:
             return False
@@ -327,8 +334,8 @@ class Scheduler:
     def purge(self, parts: set[PartitionState]) -> int:
         """Forget everything that waits and belongs to these partitions. Returns how many."""
         dropped: list[Message] = []
-        for message in [one for one in self.condemned if one.part in parts]:
-            del self.condemned[message]
+        for message in [one for one in self.accused if one.part in parts]:
+            del self.accused[message]
             dropped.append(message)
         for buffer in (*self._in_order, self._alone):
             dropped += [message for message in buffer if message.part in parts]
@@ -363,14 +370,14 @@ class Scheduler:
         return bool(self._alone) and self._share.is_due(now_ms)
 
     def _is_turn_of_alone(self, now_ms: int) -> bool:
-        # Once a commit may say that it runs alone, a death of anybody else would condemn it.
+        # Once a commit may say that it runs alone, a death of anybody else would be charged to it.
         if self._first_is_named():
             return True
         return self._share.holds_back(now_ms, running=self._in_the_way(), others=any(self._in_order))
 
     @property
     def _is_hurried(self) -> bool:
-        return len(self._alone) > FEW
+        return len(self._alone) > HURRIED_ABOVE
 
     @property
     def _is_beside_survivors(self) -> bool:
@@ -381,7 +388,7 @@ class Scheduler:
         """The next of them. One with further deaths waits for survivors to end, and does not keep the others behind it."""
         first = None
         for message in self._alone:
-            if not message.part.owned or message.part.releasing:
+            if not message.part.may_run:
                 continue
             if not self._is_beside_survivors or not self._further_deaths(message):
                 return message
@@ -398,7 +405,7 @@ class Scheduler:
     def _take_alone(self, now_ms: int) -> Message | None:
         """One of those that were unfinished at two deaths, when nothing else runs and a commit has said so.
 
-        Beside a survivor or a stray thread no commit says it: at its worker's death it would be condemned for what those did.
+        Beside a survivor or a stray thread no commit says it: at its worker's death it would be accused of what those did.
         """
         self._forget_the_lost()
         message = self._next_alone()
@@ -431,16 +438,16 @@ class Scheduler:
 
     def _forget_the_lost(self) -> None:
         """Those of them whose partition is lost."""
-        for message in [one for one in self._alone if not one.part.owned or one.part.releasing]:
+        for message in [one for one in self._alone if not one.part.may_run]:
             self._alone.remove(message)
             self._forget(message)
 
-    def _condemn(self, message: Message) -> None:
+    def _accuse(self, message: Message) -> None:
         """It waits for its verdict with its key, so that those after it wait as well; or behind its key until then."""
-        if message.part.releasing or not message.part.owned:
+        if not message.part.may_run:
             self._forget(message)
         elif self._keys.acquire(message):
-            self.condemned[message] = None
+            self.accused[message] = None
 
     def _first_alone(self, message: Message) -> None:
         """It has waited for its key or its verdict: before the others, but behind the one that a commit may name by now."""
@@ -452,7 +459,7 @@ class Scheduler:
             return False
         first = self._alone[0]
         part = first.part
-        return part.owned and not part.releasing and first.offset in (part.alone, part.committed_alone)
+        return part.may_run and first.offset in (part.alone, part.committed_alone)
 
     def _no_longer_alone(self, message: Message) -> None:
         if message.part.alone == message.offset:
@@ -461,13 +468,16 @@ class Scheduler:
             self.isolated, self._was_isolated = None, message
 
     def _isolating(self) -> bool:
-        """Whether a message runs alone, or a commit still says so: a death now would condemn it, whoever caused it."""
+        """Whether a message runs alone, or a commit still says so: a death now would be charged to it, whoever caused it.
+
+        Forgets the one before as soon as a commit has taken that back.
+        """
         if self.isolated is not None:
             return True
         before = self._was_isolated
         if before is not None:
             part = before.part
-            if part.owned and not part.releasing and part.committed_alone == before.offset:
+            if part.may_run and part.committed_alone == before.offset:
                 return True
             self._was_isolated = None
         return False
@@ -488,16 +498,16 @@ class Scheduler:
     def _unlock(self, message: Message) -> None:
         """Its key is free for the next one in line whose partition is still ours."""
         following = self._keys.release(message)
-        while following is not None and (following.part.releasing or not following.part.owned):
+        while following is not None and not following.part.may_run:
             self._count_out(following)
             following = self._keys.release(following)
         if following is None:
             return
         assert following.priority is not None  # noqa: S101
         if following.lost_worker:
-            self.condemned[following] = None
+            self.accused[following] = None
         elif self._must_run_alone(following):
-            self._first_alone(following)  # it waited behind a condemned one
+            self._first_alone(following)  # it waited behind an accused one
         else:
             self._buffers[following.priority].appendleft(following)
 

@@ -1,4 +1,4 @@
-"""What stands in Kafka of what we have written, after an answer that says too little.
+"""Asks Kafka which of our writes it has kept, after a commit whose answer does not say that.
 
 In:  partitions, or the records of outcomes. Out: the offsets and maps that are committed, and which of the records readers
 see, as soon as no transaction is about to change them.
@@ -80,7 +80,9 @@ class Standing:
         then.
 
         Raises:
-            KafkaUnreachable: the worker stops. PipelineError: the answer was no. KafkaException: there is no new producer.
+            KafkaUnreachable: Kafka is away, and the worker stops.
+            PipelineError: Kafka refuses to say.
+            KafkaException: there is no new producer.
         """
         try:
             read = self._read_back(ours)

@@ -43,7 +43,7 @@ _RECENT_MS: Final = 15_000
 class Signs:
     """What the reports say of lost owners."""
 
-    #: Incarnation to its last report, if that came after its loss: it was not dead. To a time after its loss, if it has left.
+    #: Incarnation to the time of a report that it made after its loss: it was alive. One that left in order counts as heard then.
     heard: Mapping[str, int]
     #: Under their names others report since, and only one process can have a name: they are gone.
     replaced: frozenset[str] = frozenset()

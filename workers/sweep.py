@@ -69,7 +69,7 @@ class Sweep:
         self._worker = worker_name
         self._tick_s = tick_ms / 1000
         self._on_failure = on_failure
-        #: Since the last look, and before it.
+        #: Started since the last look; and in the tick before that.
         self._fresh: list[Active] = []
         self._aging: list[Active] = []
         self._deadlines: list[tuple[int, int, Active]] = []
@@ -104,7 +104,9 @@ class Sweep:
         for active in self._aging:
             if not active.done:
                 self._announce(active)
-                heapq.heappush(self._deadlines, (active.since + active.timeout_ms, next(self._order), active))
+                heapq.heappush(
+                    self._deadlines, (active.since_steady_ms + active.timeout_ms, next(self._order), active)
+                )
         self._aging, self._fresh = self._fresh, []
         while self._deadlines and (self._deadlines[0][0] <= now or self._deadlines[0][2].done):
             _, _, active = heapq.heappop(self._deadlines)
@@ -116,10 +118,11 @@ class Sweep:
             heapq.heapify(self._deadlines)
         isolated = self._scheduler.isolated
         if isolated is not None and any(
-            a.message is isolated and self._scheduler.has_survived(now - a.since) for a in self._active
+            a.message is isolated and self._scheduler.has_survived(now - a.since_steady_ms)
+            for a in self._active
         ):
             self._scheduler.survived()
-            self._emit(Outcome(None, None))  # its commit says that it runs alone no longer
+            self._emit(Outcome.commit_request())  # its commit says that it runs alone no longer
             self._wake()
         if self._scheduler.turn_is_due(time.time_ns() // 1_000_000):
             self._wake()
@@ -153,25 +156,12 @@ class Sweep:
 
     def _announce(self, active: Active, progress: tuple[int, int | None] | None = None) -> None:
         active.announced_progress = progress
-        active.progress_at = self._steady_ms()
+        active.progress_at_steady_ms = self._steady_ms()
         change = self._status_of_running(active, progress)
         self._emit(Outcome(None, change, owner=active.message))
 
     def _status_of_running(self, active: Active, progress: tuple[int, int | None] | None) -> StatusChange:
-        context = active.context
-        run = Run(
-            active.message,
-            context.job_type,
-            context.priority,
-            context.key,
-            context.created_at_ms,
-            active.started_ms,
-            self._now_ms(),
-            self._worker,
-            context._metrics,
-            (),
-            progress,
-        )
+        run = Run.of(active.message, active.context, active.started_ms, self._now_ms(), progress=progress)
         return status_of(run, JobStatus.RUNNING)
 
     def _publish_progress(self, now: int) -> None:
@@ -180,6 +170,6 @@ class Sweep:
             if (
                 progress is not None
                 and progress != active.announced_progress
-                and now - active.progress_at >= _PROGRESS_INTERVAL_MS
+                and now - active.progress_at_steady_ms >= _PROGRESS_INTERVAL_MS
             ):
                 self._announce(active, progress)

@@ -22,7 +22,7 @@ ALONE_MS: Final = 5_000
 LONGER: Final = 4
 #: The same where more than a few wait, for those without a further death.
 HURRIED_MS: Final = 2_000
-FEW: Final = 8
+HURRIED_ABOVE: Final = 8
 #: So long they may go on one after another before others have their turn; or as long as it took until the first could start.
 TURN_MS: Final = 1_000
 #: So long others are held back, at first, until what runs has come to an end; doubled each time that it was not enough.

@@ -9,7 +9,7 @@ What to do about each of them is the commit thread's decision (``workers.commit`
 from __future__ import annotations
 
 import logging
-import threading
+import time
 from collections.abc import Callable, Collection
 from typing import Any, Final, NoReturn
 
@@ -44,7 +44,7 @@ _SUCCEEDED: Final = by_worker(JobStatus.RUNNING, JobStatus.SUCCEEDED)
 #: librdkafka tells of a connection to a broker that is lost in the same way twice, and then no more for half a minute
 #: (``rd_kafka_broker_set_error``). A producer that has told of one will tell of the next one, and of that only.
 _TOLD_ONCE: Final = 1
-#: The group has moved on since the metadata was taken. Ordinary: fetch newer metadata and filter again.
+#: The group has moved on since the metadata was taken. Ordinary: the commit thread waits for a change, and plans anew.
 _STALE: Final = frozenset(
     {
         KafkaError.ILLEGAL_GENERATION,
@@ -112,9 +112,9 @@ class Transactions:
     Args:
         make_producer: makes one whose log goes to the given logger; ``renew`` initialises it.
         codec: writes statuses.
-        topics: where to.
+        topics: names of those for statuses and schemas.
         worker_name: stands in each status.
-        lease: lives by commits.
+        lease: renewed by each committed transaction with offsets.
         given_up: whether nobody waits for a producer any more.
         may_send: asked right before offsets are sent; from then on what they belong to is not given away.
         answered: Kafka has answered all of them.
@@ -194,7 +194,7 @@ class Transactions:
             useless = [producer]
             del producer
             let_go(useless)
-            threading.Event().wait(waited)
+            time.sleep(waited)
             waited = min(waited * 2, 2.0)
 
     def close(self) -> None:
@@ -210,8 +210,11 @@ class Transactions:
     def write(self, outcomes: list[Outcome], offsets: Collection[tuple[Any, list[TopicPartition]]]) -> None:
         """Everything of ``outcomes`` and the offsets, each with their group metadata, or nothing. Blocks.
 
+        If a connection was lost since the last one, a new producer comes first, which takes as long as Kafka is away.
+
         Raises:
             Ambiguous, Stale, GivenAway, Refused: it is not surely committed.
+            KafkaException: as ``renew``.
         """
         _take_news(self.producer)
         if self._watch.lost:
@@ -286,8 +289,8 @@ class Transactions:
 
     def _status_record(self, outcome: Outcome, status: StatusChange | PlainSuccess) -> tuple[bytes, bytes]:
         """Key and value. The same outcome always gives the same bytes."""
-        if type(status) is not PlainSuccess:
-            return status.job_id.encode(), self._status.encode(status)  # type: ignore[union-attr,arg-type]
+        if isinstance(status, StatusChange):
+            return status.job_id.encode(), self._status.encode(status)
         message = outcome.message or outcome.owner
         assert message is not None  # noqa: S101
         delivery = message.delivery

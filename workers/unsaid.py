@@ -1,4 +1,4 @@
-"""No part of a worker ends unsaid: what an event loop's callback raises ends the worker.
+"""No callback of the event loop fails in silence: what it raises ends the worker.
 
 asyncio logs it and goes on. The worker would look healthy, with jobs that nobody starts any more; one that ends says why, and is
 started again.

@@ -1,6 +1,6 @@
 """Jobs whose worker was lost while they ran alone: each waits for the verdict whether that worker is dead.
 
-In:  condemned messages, and what the reports say. Out: each is buried as ``worker_lost``, or starts again.
+In:  accused messages, and what the reports say. Out: each is buried as ``worker_lost``, or starts again.
 
 Who dies alone was killed by what it ran; but a frozen worker looks dead as well, and wakes up a moment later. So the job
 waits, with its key, until its worker is heard of, or another one has taken its name, or nothing was heard for so long
@@ -40,7 +40,7 @@ class Verdicts:
     """For the event loop; the reports are read in a thread.
 
     Args:
-        scheduler: holds the condemned.
+        scheduler: holds the accused.
         lock: of the partitions' states.
         signs: reads the reports; blocks.
         now_ms: broker time.
@@ -93,7 +93,7 @@ class Verdicts:
             owner, lost_ms = message.part.charge(message.offset)
             log.warning(
                 "job waits: its worker was lost while it ran alone, and is given time to be heard of",
-                job_id=message.job_id.decode("ascii", "replace"),
+                job_id=message.job_id_text,
                 at=message.where,
                 owner=owner,
                 seconds=max((lost_ms + self._patience_ms - self._now_ms()) / 1000, 0),
@@ -123,7 +123,7 @@ class Verdicts:
             losses = self._losses()
             signs = await in_thread(self._signs, losses)
             # Those that still wait for their turn, or behind their key, are judged when they have it: in their order.
-            for message in [one for one in self._scheduler.condemned if one in self._open]:
+            for message in [one for one in self._scheduler.accused if one in self._open]:
                 # Who has come in the meantime: nobody has looked for its worker yet.
                 if message.part.charge(message.offset)[0] in losses:
                     self._judge(message, signs)
@@ -174,7 +174,7 @@ class Verdicts:
         del self._in_vain[message]
 
     def _is_proven(self, message: Message, owner: str, lost_ms: int, signs: Signs) -> bool:
-        """Whether it was running when its worker died: not if Kafka was away, or may have been, unless that has happened too often."""
+        """Whether the death was its doing: not while Kafka was away; where that is unknown, from the sixth death on."""
         last_ms = signs.last.get(owner)
         away = [(begin, end) for begin, end in signs.outages if begin < lost_ms and end > (last_ms or 0)]
         if not away and owner not in signs.at_rest:
@@ -184,7 +184,7 @@ class Verdicts:
                 return True
         log.warning(
             "a death that is no proof: Kafka may have been away when the job's worker died",
-            job_id=message.job_id.decode("ascii", "replace"),
+            job_id=message.job_id_text,
             at=message.where,
             owner=owner,
             last_report_s_before=None if last_ms is None else (lost_ms - last_ms) / 1000,

@@ -102,7 +102,7 @@ class SimVerdicts(Verdicts):
     def look(self) -> None:
         if self._open:
             signs = self._signs(self._losses())
-            for message in [one for one in self._scheduler.condemned if one in self._open]:
+            for message in [one for one in self._scheduler.accused if one in self._open]:
                 self._judge(message, signs)
 
 

@@ -23,7 +23,7 @@ _SEEDS: Final = 600
 
 
 @pytest.mark.parametrize("name", PLANTED)
-def test_it_is_found(name: str) -> None:
+def test_a_planted_bug_breaks_a_guarantee_in_some_world(name: str) -> None:
     """By what it does to jobs: a plant that merely breaks the worker would be found without any judge."""
     committed = MemoryKafka.committed
     for seed in range(_SEEDS):

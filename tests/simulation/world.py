@@ -31,7 +31,7 @@ from workers.survivors import CUT_OFF, Signs
 from workers.testing import MemoryKafka
 from workers.testing.memory_group import Member
 from workers.testing.memory_log import CommittedOffset
-from workers.time_share import FEW
+from workers.time_share import HURRIED_ABOVE
 from workers.worker import Handlers
 
 BEGIN_MS: Final = 1_700_000_000_000
@@ -226,7 +226,7 @@ class World:
 
     def _report_of(self, worker: SimWorker) -> None:
         said = worker.reported()
-        worker.has_said_so = worker._cut_off.is_so
+        worker.has_said_so = worker._cut_off.is_cut_off
         if said == CUT_OFF:
             self._last_report.pop(worker.incarnation, None)
             self._at_rest.add(worker.incarnation)
@@ -236,7 +236,7 @@ class World:
 
     def says_nothing_runs(self, worker: SimWorker) -> bool:
         """Whether it has cancelled everything, and has been able to say so, or Kafka is away."""
-        return worker._cut_off.is_so and (self.is_away or worker.has_said_so)
+        return worker._cut_off.is_cut_off and (self.is_away or worker.has_said_so)
 
     def _ask_in_portions(self) -> None:
         """A member is asked for one number, and for the rest as soon as it has given that up: it keeps its epoch meanwhile."""
@@ -583,7 +583,7 @@ def _simulated_time(world: World) -> Iterator[None]:
         patch("workers.process.time", clock),
         # Few jobs wait here: nobody would ever be held.
         patch("workers.key_locks.KEY_AHEAD", 1),
-        patch("workers.scheduler.FEW", 1 if world.is_hurried else FEW),
+        patch("workers.scheduler.HURRIED_ABOVE", 1 if world.is_hurried else HURRIED_ABOVE),
         patch("workers.offsets.MAX_REACH", 3 if world.is_narrow else MAX_REACH),
     ):
         yield

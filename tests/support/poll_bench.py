@@ -172,6 +172,9 @@ class FakeCommitter:
         self.answers.set()
         self.asked_for: list[set[Place]] = []
 
+    def own(self, parts: Iterable[PartitionState]) -> None:
+        self.parts = set(parts)
+
     def nudge(self) -> None:
         self.nudges += 1
 

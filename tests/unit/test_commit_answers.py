@@ -478,7 +478,7 @@ def test_what_is_committed_is_settled_when_the_transaction_has_ended(step: str) 
 
 
 @pytest.mark.parametrize("step", ["begin", "produce", "offsets", "commit"])
-def test_it_is_not_settled_before(step: str) -> None:
+def test_partitions_stay_unsettled_while_their_transaction_is_open(step: str) -> None:
     """Nor do partitions wait that have nothing to do with it."""
     bench = Bench()
     seen: list[tuple[bool, bool]] = []

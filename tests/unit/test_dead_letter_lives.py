@@ -146,7 +146,7 @@ def test_a_letter_with_a_time_that_no_calendar_has_is_shown_all_the_same(
     assert dead_letter_of(record).to_full_json()["failed_at"]
 
 
-def test_filters() -> None:
+def test_a_dead_letter_filter_matches_all_its_fields() -> None:
     one = letter()
     assert DeadLetterFilter().matches(one)
     assert DeadLetterFilter(ids=frozenset({JOB_ID}), job_type="t", error_type="ValueError").matches(one)

@@ -38,7 +38,7 @@ def test_a_producer_takes_no_other_ones(tmp_path: Path, name: str, wrong: Any) -
 
 
 @pytest.mark.parametrize("wrong", [5, timedelta(seconds=-1)])
-def test_nor_does_flush(tmp_path: Path, wrong: Any) -> None:
+def test_flush_takes_only_durations_from_zero_on(tmp_path: Path, wrong: Any) -> None:
     producer = JobProducer(settings_for("127.0.0.1:1", "none.", tmp_path))
     flush: Callable[[Any], None] = producer.flush
     with pytest.raises(SettingsError, match="timeout"):

@@ -115,7 +115,7 @@ async def end_both(ours: EmptyTransactions) -> None:
     await ours.end([("t", 0), ("t", 1)], group="g", commit=True)
 
 
-async def test_the_offsets_come_first(client: type[FakeClient]) -> None:
+async def test_offsets_are_added_to_the_transaction_before_records(client: type[FakeClient]) -> None:
     """If it stops half-way, an abort of the offsets alone repeats work; one of the records alone would lose it."""
     await with_it(end_both)
     assert client.sent == ["InitProducerId", "AddOffsetsToTxn", "AddPartitionsToTxn", "EndTxn"]

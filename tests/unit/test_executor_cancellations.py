@@ -389,7 +389,7 @@ async def test_only_runs_that_ended_by_themselves_tell_how_long_they_take(bench:
     await other.started.wait()
     bench.part.releasing = True
     await asyncio.wait_for(bench.executor.release({bench.part}, 3, only_who_may_end=True), 2.5)
-    (kind,) = bench.executor._durations._last.values()
+    (kind,) = bench.executor._run_times._last.values()
     assert list(kind) == [30_000]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from workers.lease import CutOff, Lease, Turn, lease_s
+from workers.lease import CutOff, Lease, LeaseChange, lease_s
 
 pytestmark = pytest.mark.worker_coordination
 
@@ -77,11 +77,11 @@ def test_a_transaction_that_begins_first_thing_after_the_silence_notices_it(
 
 def test_who_loses_its_lease_is_told_once_and_once_more_when_it_is_back(lease: Lease, clock: Clock) -> None:
     cut_off = CutOff(lease)
-    assert [cut_off.look(), cut_off.is_so] == [None, False]
+    assert [cut_off.look(), cut_off.is_cut_off] == [None, False]
     clock.now += 5.1
-    assert [cut_off.look(), cut_off.look(), cut_off.is_so] == [Turn.LOST, None, True]
+    assert [cut_off.look(), cut_off.look(), cut_off.is_cut_off] == [LeaseChange.LOST, None, True]
     lease.committed(lease.begin())
-    assert [cut_off.look(), cut_off.look(), cut_off.is_so] == [Turn.REGAINED, None, False]
+    assert [cut_off.look(), cut_off.look(), cut_off.is_cut_off] == [LeaseChange.REGAINED, None, False]
 
 
 def test_nothing_starts_once_the_lease_is_over_whether_anybody_has_looked_or_not(

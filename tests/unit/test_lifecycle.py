@@ -59,7 +59,7 @@ def test_a_worker_never_cancels_and_never_touches_what_is_final_or_unborn() -> N
     assert all(after is not JobStatus.CANCELLED for _, after in ways)
 
 
-def test_the_ways_of_a_worker() -> None:
+def test_a_worker_may_make_exactly_these_changes() -> None:
     ends = "succeeded failed skipped"
     assert ways_of(Actor.WORKER) == {
         # A short job has one status: its end. A delay that has passed makes it pending again.

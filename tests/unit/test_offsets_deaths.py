@@ -224,7 +224,7 @@ def after_two_deaths() -> PartitionState:
     return part
 
 
-def test_who_dies_alone_is_condemned_and_stays_so_until_it_is_dead_lettered() -> None:
+def test_who_dies_alone_is_accused_and_stays_so_until_it_is_dead_lettered() -> None:
     part = after_two_deaths()
     heir = died(part, run_alone(part, 0))
     assert (heir.suspects[0].deaths, heir.suspects[0].alone) == (3, part.incarnation)
@@ -237,7 +237,7 @@ def test_who_dies_alone_is_condemned_and_stays_so_until_it_is_dead_lettered() ->
     assert died(heir, last).suspects[0].alone, "the heir left before the dead letter was written"
 
 
-def test_a_drain_or_a_lost_session_condemns_nobody() -> None:
+def test_a_drain_or_a_lost_session_accuses_nobody() -> None:
     part = after_two_deaths()
     plan = run_alone(part, 0)
     regained = partition(prior=read(plan), incarnation=part.incarnation)
@@ -332,7 +332,7 @@ def test_an_owner_that_is_heard_of_again_takes_its_death_back() -> None:
     assert (third.suspects, third.losses) == ({}, {})
 
 
-def test_who_ran_alone_when_its_owner_was_only_frozen_is_not_condemned() -> None:
+def test_who_ran_alone_when_its_owner_was_only_frozen_is_not_accused() -> None:
     part = after_two_deaths()
     heir = died(part, run_alone(part, 0))
     heir.absolve({part.incarnation})

@@ -95,7 +95,7 @@ async def test_what_was_taken_before_a_partition_went_and_came_back_opens_no_gap
     assert offsets_of(bench.round(*records(NORMAL, 0, 1, 2, 3))) == [0, 1, 2, 3]
 
 
-async def test_only_the_one_that_ran_alone_at_a_death_is_condemned() -> None:
+async def test_only_the_one_that_ran_alone_at_a_death_is_accused() -> None:
     bench = Bench()
     two = ("dead", "dead-too")
     bench.stored[NORMAL] = OffsetMap(
@@ -105,7 +105,7 @@ async def test_only_the_one_that_ran_alone_at_a_death_is_condemned() -> None:
     assert [one.lost_worker for one in bench.round(*records(NORMAL, 0, 1, 2))] == [True, False, False]
 
 
-async def test_who_was_heard_of_after_its_loss_condemns_nobody() -> None:
+async def test_who_was_heard_of_after_its_loss_accuses_nobody() -> None:
     """Each partition has its own loss of an owner: only what was heard after that counts."""
     bench = Bench()
     suspects = {0: Suspect(("dead", "frozen"), "frozen")}

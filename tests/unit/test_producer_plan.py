@@ -77,7 +77,7 @@ def test_no_delay_has_no_not_before() -> None:
 
 
 @given(st.integers(0, 400 * 86_400_000_000))
-def test_never_early(microseconds: int) -> None:
+def test_a_delay_is_rounded_up_to_whole_milliseconds(microseconds: int) -> None:
     delay = timedelta(microseconds=microseconds)
     outgoing = plan(Sample(), JobOptions(delay=delay), NOW, RULES)
     not_before = int(dict(outgoing.headers).get("rfw-not-before", str(NOW).encode()))

@@ -201,7 +201,7 @@ def test_whatever_a_field_holds_becomes_json() -> None:
     }
 
 
-def test_filters() -> None:
+def test_a_job_filter_matches_all_its_fields() -> None:
     state = JobState()
     state.see(event())
     assert matches(JobFilter(), state)

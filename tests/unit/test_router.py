@@ -48,9 +48,9 @@ def run_of(delivery: Delivery | None = None, **facts: Any) -> Run:
         "job_type": "test",
         "priority": JobPriority.HIGH,
         "key": "bucket/a",
-        "created_at": CREATED,
-        "started_at": FINISHED - 50,
-        "finished_at": FINISHED,
+        "created_at_ms": CREATED,
+        "started_at_ms": FINISHED - 50,
+        "finished_at_ms": FINISHED,
         "worker": "w.0",
     }
     return Run(one, **(known | facts))
@@ -259,7 +259,7 @@ def test_the_next_run_is_neither_earlier_nor_later_than_the_backoff_says(
     backoff = Backoff(
         base=timedelta(milliseconds=base_ms), cap=timedelta(seconds=cap_s), floor=timedelta(0), jitter=jitter
     )
-    run = run_of(Delivery(job_type="test", attempt=attempt), started_at=FINISHED - 7 * DAY_MS)
+    run = run_of(Delivery(job_type="test", attempt=attempt), started_at_ms=FINISHED - 7 * DAY_MS)
     outcome = ROUTER.settle(run, Failed("no"), Rules(99, backoff, DAY_MS))
     due = parse(only_record(outcome).headers).not_before_ms
     wait = due - FINISHED
@@ -386,10 +386,10 @@ def test_beyond_its_limit_a_snooze_is_a_failure_like_others(over_ms: int, state:
 
 def test_a_job_that_was_made_weeks_ago_may_wait_like_any_other() -> None:
     """It was delayed, or redriven: the limit counts from its first snooze in this life."""
-    run = run_of(created_at=FINISHED - 30 * DAY_MS)
+    run = run_of(created_at_ms=FINISHED - 30 * DAY_MS)
     outcome = ROUTER.settle(run, Snooze(timedelta(hours=1)), RULES)
     assert outcome.state is JobStatus.SCHEDULED
-    assert parse(only_record(outcome).headers).snoozed_since_ms == run.started_at
+    assert parse(only_record(outcome).headers).snoozed_since_ms == run.started_at_ms
 
 
 def test_the_limit_of_snoozes_does_not_begin_in_the_future() -> None:
@@ -397,7 +397,7 @@ def test_the_limit_of_snoozes_does_not_begin_in_the_future() -> None:
     run = run_of(Delivery(job_type="test", snoozed_since_ms=LATEST_MS))
     outcome = ROUTER.settle(run, Snooze(timedelta(seconds=1)), RULES)
     assert told(outcome).state is JobStatus.SCHEDULED
-    assert parse(only_record(outcome).headers).snoozed_since_ms == run.started_at
+    assert parse(only_record(outcome).headers).snoozed_since_ms == run.started_at_ms
 
 
 def test_a_job_of_an_unknown_type_waits_for_its_fifteen_minutes_whatever_the_limit_of_snoozes() -> None:

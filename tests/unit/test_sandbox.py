@@ -146,7 +146,7 @@ def ending_with(bench: Bench, error: Exception) -> None:
         return False
 
     bench.executor._in_process = end  # type: ignore[method-assign]
-    bench.scheduler._has_no_place = place  # type: ignore[method-assign]
+    bench.scheduler._queue_for_process = place  # type: ignore[method-assign]
 
 
 async def test_one_whose_own_process_dies_is_dead_lettered_as_the_one_that_kills() -> None:

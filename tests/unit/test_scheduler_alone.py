@@ -52,7 +52,7 @@ def test_who_was_unfinished_at_two_deaths_runs_beside_nothing_else() -> None:
 
 
 def test_nobody_starts_while_a_commit_still_says_that_another_runs_alone() -> None:
-    """If that one killed the process, the one that has ended would be condemned for it."""
+    """If that one killed the process, the one that has ended would be accused for it."""
     scheduler = Scheduler(others_first_ms=0)
     part = dangerous()
     killer, other = message(part, 0), message(open_partition(HIGH), 0)
@@ -89,7 +89,7 @@ def test_the_commit_that_ends_one_names_the_next() -> None:
 
 
 def test_beside_a_thread_that_goes_on_none_is_named_ahead() -> None:
-    """It would be condemned for what the thread does."""
+    """It would be accused for what the thread does."""
     scheduler = Scheduler(others_first_ms=0)
     part = dangerous(range(2))
     arrive(scheduler, message(part, 0), message(part, 1))
@@ -134,7 +134,7 @@ def test_one_that_was_cancelled_while_it_ran_alone_runs_alone_again() -> None:
 def test_one_that_was_cancelled_while_it_ran_alone_is_named_by_no_later_commit_until_it_starts_again() -> (
     None
 ):
-    """Kafka does not answer, and the worker is stopped: the next owner would condemn it, though it did not run any more."""
+    """Kafka does not answer, and the worker is stopped: the next owner would accuse it, though it did not run any more."""
     scheduler = Scheduler(others_first_ms=0)
     part = dangerous()
     killer, other = message(part, 0), message(open_partition(HIGH), 0)
@@ -158,7 +158,7 @@ def test_nobody_starts_before_one_that_was_cancelled_while_a_commit_says_that_it
     second = scheduler.take(now_ms)
     assert second is not None
     scheduler.put_back(second)
-    assert scheduler.take(now_ms + 3_600_000) is second, "it would be condemned for what others do"
+    assert scheduler.take(now_ms + 3_600_000) is second, "it would be accused for what others do"
 
 
 def test_one_that_gave_up_its_turn_goes_behind_the_others_but_not_behind_those_of_its_key() -> None:
@@ -181,7 +181,7 @@ def test_one_that_gave_up_its_turn_goes_behind_the_others_but_not_behind_those_o
 
 
 def test_beside_a_thread_that_was_left_behind_one_runs_alone_without_being_named() -> None:
-    """Else it would be condemned, at its worker's death, for what the thread did."""
+    """Else it would be accused, at its worker's death, for what the thread did."""
     scheduler = Scheduler(others_first_ms=0)
     part = dangerous(range(2))
     first, second = message(part, 0), message(part, 1)

@@ -138,7 +138,7 @@ class Loop(RuleBasedStateMachine):
 
     @rule(is_alive=st.booleans())
     def a_verdict(self, *, is_alive: bool) -> None:
-        one = next(iter(self.scheduler.condemned), None)
+        one = next(iter(self.scheduler.accused), None)
         if one is None:
             return
         if is_alive:
@@ -209,7 +209,7 @@ class Loop(RuleBasedStateMachine):
         assert not self.scheduler._keys
         assert not self.pool._taken
         assert not any(self.pool._waiting.values())
-        assert self.sandbox is None or not (self.sandbox._taken or self.sandbox.waiting)
+        assert self.sandbox is None or not (self.sandbox._taken or any(self.sandbox._waiting.values()))
 
 
 class LoopWithSandbox(Loop):

@@ -18,7 +18,7 @@ from workers.offsets import PartitionState
 from workers.scheduler import Scheduler
 from workers.time_share import (
     ALONE_MS,
-    FEW,
+    HURRIED_ABOVE,
     HURRIED_MS,
     OWED,
     TimeShare,
@@ -27,7 +27,7 @@ from workers.time_share import (
 
 pytestmark = pytest.mark.worker_coordination
 
-MANY = FEW + 4
+MANY = HURRIED_ABOVE + 4
 
 
 def many_of_them(count: int = MANY) -> tuple[Scheduler, PartitionState, list[Message]]:
@@ -51,7 +51,7 @@ def test_where_many_wait_the_next_one_starts_beside_who_has_survived() -> None:
     survive(scheduler, part)
     assert scheduler.has_ready
     assert scheduler.take(NOW_MS) is None, "a commit has to say first that it may be running"
-    assert part.alone is None, "at its worker's death it would be condemned for what the survivor did"
+    assert part.alone is None, "at its worker's death it would be accused for what the survivor did"
     plan = commit(part)
     assert plan.suspects[second.offset].joined
     assert take(scheduler) is second
@@ -71,12 +71,12 @@ def test_if_its_worker_dies_both_count_one_death_more_and_those_that_wait_none()
     take(scheduler)
     heir = partition(part.topic, prior=plan, incarnation="heir")
     assert [heir.suspects[one.offset].deaths for one in (first, second, third)] == [3, 3, 2]
-    assert not any(heir.charge(one.offset)[0] for one in (first, second, third)), "nobody is condemned"
+    assert not any(heir.charge(one.offset)[0] for one in (first, second, third)), "nobody is accused"
 
 
 def test_where_few_wait_each_runs_beside_nothing_at_all() -> None:
     """One that kills is found at its third death."""
-    scheduler, part, (first, second, *_) = many_of_them(FEW + 1)
+    scheduler, part, (first, second, *_) = many_of_them(HURRIED_ABOVE + 1)
     assert take_alone(scheduler, part) is first
     survive(scheduler, part)
     assert not scheduler.has_ready
@@ -119,7 +119,7 @@ def test_two_seconds_must_do_where_many_wait_and_five_where_few_do() -> None:
     take_alone(scheduler, part)
     assert not scheduler.has_survived(HURRIED_MS)
     assert scheduler.has_survived(HURRIED_MS + 1)
-    scheduler, part, _ = many_of_them(FEW + 1)
+    scheduler, part, _ = many_of_them(HURRIED_ABOVE + 1)
     assert not scheduler.has_survived(HURRIED_MS + 1), "nobody is alone"
     take_alone(scheduler, part)
     assert not scheduler.has_survived(ALONE_MS)

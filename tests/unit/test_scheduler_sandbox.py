@@ -64,7 +64,7 @@ def test_it_is_charged_with_a_death_of_its_worker_and_with_none_while_it_waits()
     plan = commit(part)
     heir = partition(part.topic, prior=plan, incarnation="heir")
     assert [heir.suspects[offset].deaths for offset in (0, 1)] == [3, 2]
-    assert heir.charge(0) == ("", 0), "it ran beside others: nobody is condemned"
+    assert heir.charge(0) == ("", 0), "it ran beside others: nobody is accused"
     scheduler.done(first)
     take_joined(scheduler, second)
 

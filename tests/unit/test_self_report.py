@@ -40,5 +40,5 @@ USUAL = {
         ({"asked": "stopped", "stopping": True, "draining": True}, "stopped"),
     ],
 )
-def test_the_state_that_is_told(more: dict[str, Any], state: str) -> None:
+def test_a_report_names_the_worst_state_that_applies(more: dict[str, Any], state: str) -> None:
     assert state_of(**{**USUAL, **more}) == state

@@ -72,7 +72,7 @@ def test_of_a_whole_commit_nothing_is_left(part: PartitionState) -> None:
     assert left == Left(standing=[outcome])
 
 
-def test_of_none_everything_is(part: PartitionState) -> None:
+def test_an_outcome_of_which_nothing_stands_is_written_whole(part: PartitionState) -> None:
     outcome = retry_of(message(part, 3))
     left, _ = left_of([outcome], owned_map(part), set())
     assert left == Left(missing=[outcome])
@@ -189,7 +189,9 @@ def tear(bench: Bench, *, offsets: bool, statuses: bool, records: bool) -> None:
         for records in (False, True)
     ],
 )
-def test_each_part_stands_once(*, offsets: bool, statuses: bool, records: bool) -> None:
+def test_a_torn_transaction_is_completed_without_repeats(
+    *, offsets: bool, statuses: bool, records: bool
+) -> None:
     bench = Bench()
     tear(bench, offsets=offsets, statuses=statuses, records=records)
     bench.success(0)
@@ -249,7 +251,9 @@ def test_what_hides_the_records_is_waited_for() -> None:
 
 
 @pytest.mark.parametrize("why", ["refused", "stopped", "for too long"])
-def test_but_not_for_ever(monkeypatch: pytest.MonkeyPatch, why: str) -> None:
+def test_hidden_records_are_given_up_after_a_while_and_counted(
+    monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
     """A user who may not read statuses, for one: then it is as it was, and a count says so."""
     bench = Bench()
     bench.kafka.hidden = [forbidden()] if why == "refused" else [ReadIncomplete(5)] * 9

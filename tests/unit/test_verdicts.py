@@ -82,10 +82,10 @@ class Bench:
     async def judges(self) -> None:
         """Until the last one that waited is judged."""
         async with asyncio.timeout(10):
-            while self.scheduler.condemned:
+            while self.scheduler.accused:
                 await asyncio.sleep(0.001)
 
-    def condemned(
+    def accused(
         self, *, deaths: tuple[str, ...] = ("frozen",), key: bytes | None = None, number: int = 0
     ) -> Message:
         """One that waits for its verdict; it ran alone at its last death."""
@@ -104,7 +104,7 @@ class Bench:
 
 async def test_whose_worker_is_heard_of_starts_as_if_nothing_had_been() -> None:
     bench = Bench()
-    one = bench.condemned()
+    one = bench.accused()
     await bench.looks()
     assert (bench.acquitted, bench.buried) == ([], [])
     bench.signs = Signs({"frozen": LOST_MS + 1})
@@ -117,7 +117,7 @@ async def test_whose_worker_is_heard_of_starts_as_if_nothing_had_been() -> None:
 
 async def test_who_was_unfinished_at_two_other_deaths_runs_alone_again() -> None:
     bench = Bench()
-    one = bench.condemned(deaths=("dead", "dead-too", "frozen"))
+    one = bench.accused(deaths=("dead", "dead-too", "frozen"))
     bench.signs = Signs({"frozen": LOST_MS + 1})
     await bench.judges()
     assert one.part.suspects == {0: Suspect(("dead", "dead-too"))}
@@ -130,7 +130,7 @@ async def test_who_was_unfinished_at_two_other_deaths_runs_alone_again() -> None
 
 async def test_a_worker_that_is_silent_for_long_is_dead() -> None:
     bench = Bench()
-    one = bench.condemned()
+    one = bench.accused()
     bench.now_ms = LOST_MS + PATIENCE_MS - 1
     await bench.looks()
     assert bench.buried == []
@@ -142,7 +142,7 @@ async def test_a_worker_that_is_silent_for_long_is_dead() -> None:
 
 async def test_nobody_is_judged_while_the_reports_cannot_be_read() -> None:
     bench = Bench()
-    one = bench.condemned()
+    one = bench.accused()
     bench.signs = Signs({}, complete=False)
     bench.now_ms = LOST_MS + 10 * PATIENCE_MS
     await bench.looks()
@@ -155,7 +155,7 @@ async def test_nobody_is_judged_while_the_reports_cannot_be_read() -> None:
 async def test_one_that_nobody_can_judge_runs_alone_once_more() -> None:
     """Of hundreds of workers nobody can read what they have reported for hours: its key would stand still for ever."""
     bench = Bench()
-    one = bench.condemned(deaths=("dead", "dead-too", "frozen"))
+    one = bench.accused(deaths=("dead", "dead-too", "frozen"))
     bench.signs = Signs({}, complete=False)
     await bench.judges()
     assert (bench.doubted, bench.buried) == ([one], [])
@@ -168,7 +168,7 @@ async def test_one_that_nobody_can_judge_runs_alone_once_more() -> None:
 
 async def test_a_worker_whose_name_another_one_has_is_dead_at_once() -> None:
     bench = Bench()
-    one = bench.condemned()
+    one = bench.accused()
     bench.signs = Signs({}, frozenset({"frozen"}), complete=False, last=SEEN)
     await bench.looks()
     assert bench.buried == [], "those that could not be read may tell of an outage"
@@ -182,9 +182,9 @@ async def test_who_comes_while_somebody_looks_is_not_judged_by_what_is_found() -
     bench = Bench()
     bench.now_ms = LOST_MS + PATIENCE_MS
     bench.may_answer.clear()
-    first = bench.condemned()
+    first = bench.accused()
     await asyncio.wait_for(bench.looked.wait(), 10)
-    late = bench.condemned(deaths=("late",), number=1)
+    late = bench.accused(deaths=("late",), number=1)
     bench.signs = Signs({}, last=SEEN)
     bench.answer_once()
     async with asyncio.timeout(10):
@@ -205,7 +205,7 @@ async def test_who_may_have_been_cancelled_before_its_worker_died_runs_alone_onc
 ) -> None:
     """A Kafka that was away gives everybody a new session when it is back."""
     bench = Bench()
-    one = bench.condemned(deaths=("dead", "dead-too", "frozen"))
+    one = bench.accused(deaths=("dead", "dead-too", "frozen"))
     bench.signs = Signs({}, frozenset({"frozen"}), last=last)
     await bench.judges()
     assert (bench.doubted, bench.buried) == ([one], [])
@@ -226,7 +226,7 @@ async def test_a_sixth_death_counts_where_nobody_can_tell_whether_kafka_was_ther
 ) -> None:
     """Of the only worker, started again a minute later, nobody will ever know more."""
     bench = Bench()
-    one = bench.condemned(deaths=SIX)
+    one = bench.accused(deaths=SIX)
     bench.signs = Signs({}, frozenset({"frozen"}), last=last)
     await bench.judges()
     assert (bench.buried, bench.doubted) == ([one], [])
@@ -241,7 +241,7 @@ async def test_a_sixth_death_counts_where_nobody_can_tell_whether_kafka_was_ther
 )
 async def test_not_even_a_sixth_death_counts_if_it_was_not_the_jobs(more: dict[str, Any]) -> None:
     bench = Bench()
-    one = bench.condemned(deaths=SIX)
+    one = bench.accused(deaths=SIX)
     bench.signs = Signs({}, frozenset({"frozen"}), **more)
     await bench.judges()
     assert (bench.buried, bench.doubted) == ([], [one])
@@ -249,7 +249,7 @@ async def test_not_even_a_sixth_death_counts_if_it_was_not_the_jobs(more: dict[s
 
 async def test_those_behind_its_key_wait_for_the_verdict_and_others_do_not() -> None:
     bench = Bench()
-    one = bench.condemned(key=b"k")
+    one = bench.accused(key=b"k")
     others = open_partition(number=1)
     behind, beside = message(others, 0, key=b"k"), message(others, 1)
     arrive(bench.scheduler, behind, beside)
@@ -263,7 +263,7 @@ async def test_those_behind_its_key_wait_for_the_verdict_and_others_do_not() -> 
 
 async def test_what_a_partition_loses_is_left_to_its_next_owner() -> None:
     bench = Bench()
-    one = bench.condemned()
+    one = bench.accused()
     parts: set[PartitionState] = {one.part}
     assert bench.scheduler.purge(parts) == 1
     bench.verdicts.purge(parts)
@@ -277,7 +277,7 @@ async def test_what_a_partition_loses_is_left_to_its_next_owner() -> None:
 async def test_an_error_of_ours_is_told() -> None:
     bench = Bench()
     bench.signs = None  # type: ignore[assignment]
-    bench.condemned()
+    bench.accused()
     while not bench.failures:
         await asyncio.sleep(0.001)
     assert isinstance(bench.failures[0], AttributeError)
@@ -285,14 +285,14 @@ async def test_an_error_of_ours_is_told() -> None:
 
 async def test_one_that_comes_at_the_very_moment_when_the_last_one_is_judged_is_judged_as_well() -> None:
     bench = Bench()
-    bench.condemned()
+    bench.accused()
     watch = bench.verdicts._watch
     assert watch is not None
-    bench.verdicts._buried = lambda _: asyncio.get_running_loop().call_soon(bench.condemned)  # type: ignore[assignment]
+    bench.verdicts._buried = lambda _: asyncio.get_running_loop().call_soon(bench.accused)  # type: ignore[assignment]
     bench.signs = Signs({}, frozenset({"frozen"}), last=SEEN)
     await asyncio.wait_for(asyncio.shield(watch), 10)
     bench.verdicts._buried = bench.buried.append
-    assert bench.scheduler.condemned, "it came before the watch was told of as ended"
+    assert bench.scheduler.accused, "it came before the watch was told of as ended"
     await bench.judges()
     assert len(bench.buried) == 1
 
@@ -300,5 +300,5 @@ async def test_one_that_comes_at_the_very_moment_when_the_last_one_is_judged_is_
 async def test_who_comes_after_the_stop_is_not_looked_for() -> None:
     bench = Bench()
     await bench.verdicts.stop()
-    bench.condemned()
+    bench.accused()
     assert bench.verdicts._watch is None

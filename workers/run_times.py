@@ -15,7 +15,7 @@ from typing import Final
 _KEPT: Final = 31
 
 
-class Durations:
+class RunTimes:
     """Of the last runs of each type. For the event loop."""
 
     def __init__(self) -> None:
