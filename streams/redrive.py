@@ -384,7 +384,7 @@ class _Session:
         """Write the other half of each life of which Kafka has kept one.
 
         A transaction is all or nothing, but for one whose coordinator is killed and back within seconds: see
-        ``workers.torn``.
+        ``workers.committing.torn``.
 
         Raises:
             _Doubt: perhaps they were written, or what stands cannot be read. RedriveTakenOver: they were not written.

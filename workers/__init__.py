@@ -1,9 +1,21 @@
 """What does the work, and what programs import.
 
-A job's way through the modules: ``poller`` (from Kafka; of which partitions: ``assignments``) → ``message`` →
-``delay`` (what must wait) → ``scheduler`` (what comes next) → ``executor`` with ``decoder`` (runs it) →
-``results`` (what the handler said) → ``router`` (what follows) → ``outcome`` → ``commit`` (into Kafka, with
-``offsets``). ``process`` puts them together, ``manager`` is how a program uses them.
+A job's way: ``consuming`` (from Kafka: ``poller``, ``message``) → ``scheduling`` (what waits, and what comes next) → ``execution``
+(runs the handler: ``worker``, ``context``, ``results``) → ``committing`` (what follows: ``outcome``, with ``offsets``, into Kafka).
+``liveness`` is who lives and who does not. ``process`` puts them together, ``manager`` is how a program uses them, and ``commands``
+is the command line. ``handlers`` and ``storage`` do the work on objects.
+
+Words that the code uses:
+
+- *owner*: the worker process that has a partition; its *heir* is the next one. *Incarnation*: one process, from start to end.
+- *fence*: a number that rises with each owner of a partition.
+- *life* of a job: from its scheduling to its final state; a redrive begins the next one. *Attempt*: a run that counts, from 1.
+  *Delivery*: the number of a job's record within its life; each retry, snooze or forward writes the next one.
+- *suspect*: a record that was unfinished when its owner was lost. After two losses it is kept *apart*: in the *sandbox*, or *alone*
+  (beside nothing else). *Accused*: its owner was lost while it ran alone; a *verdict* buries it, or lets it go on.
+- *base*, *gaps*, *finished*: a partition's committed offset, and what is known behind it (``schemas.offsetmap``). *Beyond reach*: so
+  far ahead of the base that a map has no room for it. *Start limit*: from there on nothing starts before a commit has said so.
+- *clean*: the last map of an owner that left in order; nobody is suspected then.
 """
 
 from importlib import import_module

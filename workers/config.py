@@ -13,7 +13,7 @@ from schemas.errors import SettingsError
 from schemas.offsetmap import check_name
 from schemas.topics import PRIORITIES, JobPriority
 from streams.settings import Settings, default_worker_id
-from workers.turns import DEFAULT_WEIGHTS
+from workers.scheduling.turns import DEFAULT_WEIGHTS
 
 _AT_LEAST_ONE: Final = ("max_concurrent_jobs", "process_pool_size", "tick_ms", "buffer_high")
 _NOT_NEGATIVE: Final = ("retry_limit", "process", "buffer_low", "sandbox_size")

@@ -33,42 +33,42 @@ from streams.scan import EARLIEST, LATEST, informed_admin, offsets
 from streams.schemas_topic import schema_lookup
 from streams.settings import Settings
 from streams.visible import Written, visible_records
-from workers.active import RELEASED
-from workers.arrivals import Arrivals
-from workers.assignments import Assignments
 from workers.blocking import in_thread
-from workers.children import ChildJobs
-from workers.clock import BrokerClock
-from workers.commit import Committer
+from workers.committing.commit import Committer
+from workers.committing.forgotten import ForgottenTransactions
+from workers.committing.hanging import HangingWatch, ends_of
+from workers.committing.router import Router
 from workers.config import WorkerConfig
-from workers.decoder import Decoder
-from workers.delay import Delays
-from workers.duplicates import DuplicateWindow
-from workers.executor import Executor
-from workers.flow_control import FlowControl
-from workers.forgotten import ForgottenTransactions
-from workers.hanging import HangingWatch, ends_of
-from workers.key_places import KeyPlaces
-from workers.lease import CutOff, Lease, LeaseChange, lease_s
-from workers.look_back import LookBack
-from workers.membership_watch import MembershipWatch, lost_heartbeats
+from workers.consuming.assignments import Assignments
+from workers.consuming.duplicates import DuplicateWindow
+from workers.consuming.flow_control import FlowControl
+from workers.consuming.key_places import KeyPlaces
+from workers.consuming.look_back import LookBack
+from workers.consuming.membership_watch import MembershipWatch, lost_heartbeats
+from workers.consuming.partition_watch import PartitionWatch
+from workers.consuming.poller import Poller
+from workers.consuming.takeover import CommittedOffsets
+from workers.execution.active import RELEASED
+from workers.execution.children import ChildJobs
+from workers.execution.decoder import Decoder
+from workers.execution.executor import Executor
+from workers.execution.processes import ProcessPool
+from workers.execution.sandbox import MOST_FRESH_PROCESSES, Sandbox
+from workers.liveness.clock import BrokerClock
+from workers.liveness.lease import CutOff, Lease, LeaseChange, lease_s
+from workers.liveness.reporter import Reporter
+from workers.liveness.rival import FenceCount, find_rival, worker_id_taken
+from workers.liveness.self_report import SelfReport, state_of
+from workers.liveness.survivors import Signs, signs_of_life
+from workers.liveness.verdicts import Verdicts
 from workers.message import Message
 from workers.offsets import Place
 from workers.own_schemas import introduce, own_schemas
-from workers.partition_watch import PartitionWatch
-from workers.poller import Poller
-from workers.pool_places import PoolPlaces
-from workers.processes import ProcessPool
-from workers.reporter import Reporter
-from workers.rival import FenceCount, find_rival, worker_id_taken
-from workers.router import Router
-from workers.sandbox import MOST_FRESH_PROCESSES, Sandbox
-from workers.scheduler import Scheduler
-from workers.self_report import SelfReport, state_of
-from workers.survivors import Signs, signs_of_life
-from workers.takeover import CommittedOffsets
+from workers.scheduling.arrivals import Arrivals
+from workers.scheduling.delay import Delays
+from workers.scheduling.pool_places import PoolPlaces
+from workers.scheduling.scheduler import Scheduler
 from workers.unsaid import guarded
-from workers.verdicts import Verdicts
 from workers.worker import Handlers
 
 log = structlog.get_logger("rustfs_workers.worker")

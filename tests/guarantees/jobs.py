@@ -20,7 +20,7 @@ from typing import ClassVar, Final
 
 from schemas import Backoff, Job
 from workers.context import WorkerContext
-from workers.process_child import ChannelContext
+from workers.execution.process_child import ChannelContext
 from workers.results import Failed, Snooze, Success
 
 QUICK: Final = Backoff(base=timedelta(milliseconds=300), cap=timedelta(seconds=3))

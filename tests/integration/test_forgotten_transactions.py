@@ -28,8 +28,8 @@ from tests.support.jobs import Note
 from tests.support.memory_directory import memory_directory
 from tests.support.waiting import eventually
 from tests.support.workers import all_final, runs, workers
-from workers import forgotten
-from workers.forgotten import ForgottenTransactions
+from workers.committing import forgotten
+from workers.committing.forgotten import ForgottenTransactions
 
 pytestmark = [pytest.mark.distributed, pytest.mark.integration, pytest.mark.thorough]
 

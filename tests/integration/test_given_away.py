@@ -27,8 +27,8 @@ from tests.support.jobs import Fails
 from tests.support.waiting import eventually
 from tests.support.workers import Start, all_final
 from workers import WorkerConfig, WorkerManager
+from workers.committing.transactions import Transactions
 from workers.outcome import Outcome
-from workers.transactions import Transactions
 
 pytestmark = [pytest.mark.distributed, pytest.mark.integration]
 

@@ -33,7 +33,7 @@ from tests.support.jobs import Kills, Note, Waits
 from tests.support.memory_directory import memory_directory
 from tests.support.waiting import eventually
 from tests.support.workers import NO_SANDBOX, WorkerUnderTest, all_final, runs, workers
-from workers.survivors import signs_of_life
+from workers.liveness.survivors import signs_of_life
 
 pytestmark = [pytest.mark.distributed, pytest.mark.integration, pytest.mark.timeout(240)]
 

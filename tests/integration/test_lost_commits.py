@@ -33,7 +33,8 @@ from tests.support.transaction_requests import (
 )
 from tests.support.waiting import eventually
 from tests.support.workers import all_final, runs, workers
-from workers import WorkerConfig, WorkerManager, transactions
+from workers import WorkerConfig, WorkerManager
+from workers.committing import transactions
 
 pytestmark = [pytest.mark.distributed, pytest.mark.integration]
 

@@ -12,7 +12,7 @@ from schemas.records import WorkerReport, encode_report
 from streams.clients import producer_config
 from streams.settings import Settings
 from tests.support.deployments import settings_for
-from workers.survivors import Signs, signs_of_life
+from workers.liveness.survivors import Signs, signs_of_life
 
 pytestmark = [pytest.mark.worker_coordination, pytest.mark.integration]
 

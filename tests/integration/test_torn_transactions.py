@@ -31,7 +31,8 @@ from tests.support.stray_markers import commit_in
 from tests.support.transaction_requests import EndTxn, read_end_txn
 from tests.support.waiting import eventually
 from tests.support.workers import runs
-from workers import WorkerConfig, WorkerManager, transactions
+from workers import WorkerConfig, WorkerManager
+from workers.committing import transactions
 
 pytestmark = [pytest.mark.distributed, pytest.mark.integration, pytest.mark.thorough]
 

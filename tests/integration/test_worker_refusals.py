@@ -96,7 +96,7 @@ async def test_a_worker_whose_first_report_kafka_keeps_waiting_has_not_reached_i
     provisioned: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Brokers may be away at that very moment: whoever supervises it is told to try again, by the exit code."""
-    monkeypatch.setattr("workers.reporter.Reporter.first", lambda *_: False)
+    monkeypatch.setattr("workers.liveness.reporter.Reporter.first", lambda *_: False)
     manager = WorkerManager(WorkerConfig(worker_id="w"), provisioned).register(Note)
     with pytest.raises(
         KafkaUnreachable, match=r"acknowledged the worker's first report \(.*workers\.reports\)"

@@ -17,23 +17,23 @@ from streams.client_log import ConnectionWatch
 from tests.simulation.sim_executor import SimExecutor
 from tests.simulation.sim_threads import OffsetsAtOnce, SimCommitter
 from tests.simulation.sim_worker import SimWorker
-from workers.assignments import Assignments
-from workers.commit import Committer
-from workers.delay import Delays
-from workers.duplicates import DuplicateWindow
-from workers.key_locks import KeyLocks
-from workers.lease import Lease
+from workers.committing.commit import Committer
+from workers.committing.router import Router
+from workers.committing.standing import Standing
+from workers.committing.transactions import Transactions
+from workers.consuming.assignments import Assignments
+from workers.consuming.duplicates import DuplicateWindow
+from workers.liveness.lease import Lease
+from workers.liveness.survivors import CUT_OFF
+from workers.liveness.verdicts import Verdicts
 from workers.message import Message
 from workers.offsets import PartitionState
 from workers.outcome import Outcome
 from workers.process import WorkerProcess
 from workers.results import Success
-from workers.router import Router
-from workers.scheduler import Scheduler
-from workers.standing import Standing
-from workers.survivors import CUT_OFF
-from workers.transactions import Transactions
-from workers.verdicts import Verdicts
+from workers.scheduling.delay import Delays
+from workers.scheduling.key_locks import KeyLocks
+from workers.scheduling.scheduler import Scheduler
 
 Plant = Callable[[], Any]
 

@@ -10,12 +10,12 @@ from schemas.errors import WireError
 from schemas.headers import Delivery
 from schemas.lifecycle import JobStatus
 from tests.simulation.sim_jobs import SimJob
-from workers.children import ChildJobs
-from workers.decoder import Decoded, Decoder
+from workers.committing.router import Run, status_of
+from workers.execution.children import ChildJobs
+from workers.execution.decoder import Decoded, Decoder
 from workers.message import Message
 from workers.offsets import PartitionState
 from workers.outcome import Outcome
-from workers.router import Run, status_of
 
 if TYPE_CHECKING:
     from tests.simulation.sim_worker import SimWorker

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from confluent_kafka import TopicPartition
 
-from workers.assignments import Assignments
-from workers.commit import Committer
+from workers.committing.commit import Committer
+from workers.consuming.assignments import Assignments
+from workers.consuming.poller import Poller
+from workers.liveness.verdicts import Verdicts
 from workers.message import Message
 from workers.offsets import PartitionState, Place
 from workers.outcome import Outcome
-from workers.poller import Poller
-from workers.verdicts import Verdicts
 
 if TYPE_CHECKING:
     from tests.simulation.sim_worker import SimWorker

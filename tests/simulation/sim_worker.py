@@ -20,23 +20,23 @@ from tests.simulation.hub import Actor, CheckedLock
 from tests.simulation.sim_executor import SimExecutor
 from tests.simulation.sim_loop import SimLoop
 from tests.simulation.sim_threads import OffsetsAtOnce, SimAssignments, SimCommitter, SimPoller, SimVerdicts
-from workers.arrivals import Arrivals
-from workers.children import ChildJobs
+from workers.committing.router import Router
 from workers.config import WorkerConfig
-from workers.decoder import Decoder
-from workers.delay import Delays
-from workers.duplicates import DuplicateWindow
-from workers.flow_control import FlowControl
-from workers.key_places import KeyPlaces
-from workers.lease import CutOff, Lease
-from workers.look_back import LookBack
+from workers.consuming.duplicates import DuplicateWindow
+from workers.consuming.flow_control import FlowControl
+from workers.consuming.key_places import KeyPlaces
+from workers.consuming.look_back import LookBack
+from workers.execution.children import ChildJobs
+from workers.execution.decoder import Decoder
+from workers.liveness.lease import CutOff, Lease
+from workers.liveness.survivors import Signs
 from workers.message import Message
 from workers.offsets import Place
-from workers.pool_places import PoolPlaces
 from workers.process import WorkerProcess
-from workers.router import Router
-from workers.scheduler import Scheduler
-from workers.survivors import Signs
+from workers.scheduling.arrivals import Arrivals
+from workers.scheduling.delay import Delays
+from workers.scheduling.pool_places import PoolPlaces
+from workers.scheduling.scheduler import Scheduler
 
 if TYPE_CHECKING:
     from tests.simulation.world import World

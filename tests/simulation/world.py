@@ -26,12 +26,12 @@ from tests.simulation.judge import Judge
 from tests.simulation.sim_executor import Execution
 from tests.simulation.sim_jobs import SimJob
 from tests.simulation.sim_worker import SimWorker
+from workers.liveness.survivors import CUT_OFF, Signs
 from workers.offsets import MAX_REACH, Place
-from workers.survivors import CUT_OFF, Signs
+from workers.scheduling.time_share import HURRIED_ABOVE
 from workers.testing import MemoryKafka
 from workers.testing.memory_group import Member
 from workers.testing.memory_log import CommittedOffset
-from workers.time_share import HURRIED_ABOVE
 from workers.worker import Handlers
 
 BEGIN_MS: Final = 1_700_000_000_000
@@ -576,14 +576,14 @@ def _simulated_time(world: World) -> Iterator[None]:
         time_ns=lambda: world.now_ms * 1_000_000,
     )
     with (
-        patch("workers.commit.time", clock),
-        patch("workers.poller.time", clock),
-        patch("workers.assignments.time", clock),
-        patch("workers.group_metadata.time", clock),
+        patch("workers.committing.commit.time", clock),
+        patch("workers.consuming.poller.time", clock),
+        patch("workers.consuming.assignments.time", clock),
+        patch("workers.consuming.group_metadata.time", clock),
         patch("workers.process.time", clock),
         # Few jobs wait here: nobody would ever be held.
-        patch("workers.key_locks.KEY_AHEAD", 1),
-        patch("workers.scheduler.HURRIED_ABOVE", 1 if world.is_hurried else HURRIED_ABOVE),
+        patch("workers.scheduling.key_locks.KEY_AHEAD", 1),
+        patch("workers.scheduling.scheduler.HURRIED_ABOVE", 1 if world.is_hurried else HURRIED_ABOVE),
         patch("workers.offsets.MAX_REACH", 3 if world.is_narrow else MAX_REACH),
     ):
         yield

@@ -18,12 +18,12 @@ from schemas.topics import JobPriority
 from streams.visible import Written
 from tests.support import statuses
 from tests.support.messages import TOPICS, committed, message, partition
-from workers.commit import Committer
-from workers.lease import Lease
+from workers.committing.commit import Committer
+from workers.committing.router import Router
+from workers.liveness.lease import Lease
 from workers.message import Message
 from workers.offsets import PartitionState, Place
 from workers.outcome import Outcome, PlainSuccess
-from workers.router import Router
 
 CODEC = Codec()
 

@@ -13,15 +13,15 @@ from schemas.headers import Delivery
 from schemas.job import Execution
 from schemas.lifecycle import JobStatus
 from tests.support.messages import TOPICS, commit, message, partition
-from workers.children import ChildJobs
+from workers.committing.router import Router, Rules
 from workers.config import WorkerConfig
 from workers.context import WorkerContext
-from workers.executor import Executor
+from workers.execution.children import ChildJobs
+from workers.execution.executor import Executor
 from workers.message import Message
 from workers.offsets import PartitionState
 from workers.outcome import Outcome, PlainSuccess
-from workers.router import Router, Rules
-from workers.scheduler import Scheduler
+from workers.scheduling.scheduler import Scheduler
 
 NOW_MS = 1_000_000
 HOUR_MS = 3_600_000

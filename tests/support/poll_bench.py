@@ -17,18 +17,18 @@ from schemas.errors import KafkaUnreachable, PipelineError
 from schemas.headers import Delivery, build
 from schemas.offsetmap import OffsetMap
 from tests.support.messages import TOPICS, committed, job_value
-from workers.assignments import Assignments
-from workers.counters import Counters
-from workers.delay import Delays
-from workers.duplicates import DuplicateWindow
-from workers.flow_control import FlowControl
-from workers.lease import Lease
-from workers.look_back import LookBack
+from workers.committing.counters import Counters
+from workers.consuming.assignments import Assignments
+from workers.consuming.duplicates import DuplicateWindow
+from workers.consuming.flow_control import FlowControl
+from workers.consuming.look_back import LookBack
+from workers.consuming.poller import Poller
+from workers.liveness.lease import Lease
+from workers.liveness.survivors import Signs
 from workers.message import Message
 from workers.offsets import PartitionState, Place
-from workers.poller import Poller
-from workers.scheduler import Scheduler
-from workers.survivors import Signs
+from workers.scheduling.delay import Delays
+from workers.scheduling.scheduler import Scheduler
 
 #: Broker time of every assignment.
 ASSIGNED_MS = 1_000
@@ -343,7 +343,7 @@ def stopped_clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """The poll thread's; ``now_s`` moves it."""
     clock = SimpleNamespace(now_s=100.0)
     clock.monotonic = lambda: clock.now_s
-    monkeypatch.setattr("workers.poller.time", clock)
-    monkeypatch.setattr("workers.assignments.time", clock)
-    monkeypatch.setattr("workers.group_metadata.time", clock)
+    monkeypatch.setattr("workers.consuming.poller.time", clock)
+    monkeypatch.setattr("workers.consuming.assignments.time", clock)
+    monkeypatch.setattr("workers.consuming.group_metadata.time", clock)
     return clock

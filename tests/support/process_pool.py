@@ -14,7 +14,7 @@ import psutil
 from schemas.job import Job
 from schemas.topics import JobPriority
 from workers.context import WorkerContext
-from workers.processes import ProcessPool
+from workers.execution.processes import ProcessPool
 from workers.results import JobResult
 from workers.worker import Handler, Handlers
 

@@ -7,7 +7,7 @@ from schemas.topics import PRIORITIES, JobPriority
 from tests.support.messages import TOPICS, commit, partition
 from workers.message import Message
 from workers.offsets import PartitionState
-from workers.scheduler import Scheduler
+from workers.scheduling.scheduler import Scheduler
 
 CRITICAL, HIGH, NORMAL, LOW = PRIORITIES
 NOW_MS = 10_000_000

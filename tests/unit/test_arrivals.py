@@ -11,14 +11,14 @@ import pytest
 from schemas.headers import Delivery
 from schemas.topics import JobPriority
 from tests.support.messages import TOPICS, committed, message, partition
-from workers.arrivals import Arrivals
-from workers.counters import Counters
-from workers.delay import Delays
-from workers.key_places import KeyPlaces
+from workers.committing.counters import Counters
+from workers.committing.router import Router
+from workers.consuming.key_places import KeyPlaces
 from workers.message import Message
 from workers.outcome import Outcome
-from workers.router import Router
-from workers.scheduler import Scheduler
+from workers.scheduling.arrivals import Arrivals
+from workers.scheduling.delay import Delays
+from workers.scheduling.scheduler import Scheduler
 
 pytestmark = pytest.mark.job_processing
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-import workers.survivors
+import workers.liveness.survivors
 from schemas.codec import Codec, SchemaStore
 from schemas.errors import BadHeaders, WireError
 from schemas.headers import parse
@@ -32,18 +32,18 @@ from tests.guarantees.bad_input.kinds import KINDS, RARE, make
 from tests.guarantees.bad_input.kinds import Kind as JobKind
 from tests.guarantees.bad_input.others import Kind, kinds_by_topic, make_other
 from tests.support.messages import partition
+from workers.committing.router import Router
 from workers.config import WorkerConfig
 from workers.console import emit
-from workers.decoder import Decoder
-from workers.delay import due_at
-from workers.duplicates import DuplicateWindow
+from workers.consuming.duplicates import DuplicateWindow
+from workers.consuming.key_places import KeyPlaces
+from workers.execution.decoder import Decoder
 from workers.handlers.replication import ReplicationWorker
-from workers.key_places import KeyPlaces
+from workers.liveness.rival import worker_id_taken
+from workers.liveness.survivors import signs_of_life
 from workers.message import Message
-from workers.rival import worker_id_taken
-from workers.router import Router
+from workers.scheduling.delay import due_at
 from workers.storage import NodeRegistry
-from workers.survivors import signs_of_life
 from workers.worker import Handlers
 
 pytestmark = pytest.mark.job_processing
@@ -232,10 +232,10 @@ def test_who_looks_for_lost_owners_and_rivals_reads_past_it(
             look(as_consumed(TOPICS.reports, passed.key, passed.value, passed.headers))
         return ScanResult(complete=True)
 
-    monkeypatch.setattr(workers.survivors, "scan", scan)
+    monkeypatch.setattr(workers.liveness.survivors, "scan", scan)
     settings: Any = SimpleNamespace(topics=TOPICS)
     signs_of_life(settings, forge.codec, {"nobody": 1, "w": 2}, 5_000)
     for passed in made:
-        report = workers.survivors._report(forge.codec, passed.value or b"")
+        report = workers.liveness.survivors._report(forge.codec, passed.value or b"")
         if report is not None:
             worker_id_taken(report, "me", "here")

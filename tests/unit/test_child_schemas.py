@@ -21,8 +21,8 @@ from streams.schemas_topic import schema_record
 from tests.support.commit_bench import Bench, FakeProducer, Transaction, kafka_error
 from tests.support.deployments import Sample, settings_for
 from tests.support.messages import TOPICS, message
-from workers.children import ChildJobs
 from workers.console import UNREACHABLE, exit_code
+from workers.execution.children import ChildJobs
 from workers.outcome import Outcome, OutRecord
 from workers.own_schemas import introduce
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.clock import BrokerClock
+from workers.liveness.clock import BrokerClock
 
 pytestmark = pytest.mark.worker_coordination
 

@@ -24,7 +24,7 @@ from tests.support.commit_bench import (
 )
 from tests.support.messages import message
 from tests.support.waiting import eventually
-from workers import transactions as transactions_module
+from workers.committing import transactions as transactions_module
 from workers.offsets import Place
 from workers.outcome import Outcome
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from workers import counters as counters_module
-from workers.counters import Counters
+from workers.committing import counters as counters_module
+from workers.committing.counters import Counters
 
 pytestmark = pytest.mark.job_processing
 

@@ -10,10 +10,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from schemas.headers import Attempt, Delivery, RawHeaders, build
 from schemas.topics import TIERS, JobPriority, tier_for
 from tests.support.messages import TOPICS, job_value, message, partition
-from workers.delay import MAX_HELD_BYTES, MAX_HELD_RECORDS, MAX_TOTAL_BYTES, Delays, due_at
+from workers.committing.router import Router
 from workers.message import Message
 from workers.offsets import PartitionState
-from workers.router import Router
+from workers.scheduling.delay import MAX_HELD_BYTES, MAX_HELD_RECORDS, MAX_TOTAL_BYTES, Delays, due_at
 
 pytestmark = pytest.mark.job_processing
 

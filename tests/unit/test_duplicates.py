@@ -9,7 +9,7 @@ import pytest
 from schemas.headers import Delivery
 from schemas.topics import TIERS
 from tests.support.messages import TOPICS, message, partition
-from workers.duplicates import DuplicateWindow
+from workers.consuming.duplicates import DuplicateWindow
 
 pytestmark = pytest.mark.job_processing
 

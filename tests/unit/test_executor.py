@@ -27,7 +27,7 @@ from tests.support.executor_bench import (
 )
 from tests.support.messages import TOPICS
 from workers.context import MAX_CHILD_BYTES, MAX_CHILDREN, WorkerContext
-from workers.executor import UNKNOWN_TYPE_LIMIT_MS
+from workers.execution.executor import UNKNOWN_TYPE_LIMIT_MS
 from workers.outcome import OutRecord
 from workers.results import Failed, Skipped, Snooze, Success
 

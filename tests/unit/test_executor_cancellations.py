@@ -18,11 +18,11 @@ from schemas.lifecycle import JobStatus
 from schemas.topics import JobPriority
 from tests.support.executor_bench import HOUR_MS, Bench, FakeDecoded, Gate, error_of, state_of
 from tests.support.messages import partition
-from workers.active import RELEASED
 from workers.context import WorkerContext
+from workers.execution.active import RELEASED
+from workers.execution.sweep import ABANDON_AFTER_MS
 from workers.message import Message
 from workers.results import Failed, Skipped, Success
-from workers.sweep import ABANDON_AFTER_MS
 
 pytestmark = pytest.mark.job_processing
 

@@ -16,15 +16,15 @@ from schemas.codec import Codec
 from schemas.jobtype import job_type
 from schemas.offsetmap import OffsetMap
 from schemas.topics import Topics
-from workers import executor
 from workers.bench.jobs import NoopJob
+from workers.committing.router import Router
 from workers.config import WorkerConfig
-from workers.decoder import Decoder
+from workers.execution import executor
+from workers.execution.decoder import Decoder
 from workers.message import Message
 from workers.offsets import PartitionState
 from workers.outcome import Outcome
-from workers.router import Router
-from workers.scheduler import Scheduler
+from workers.scheduling.scheduler import Scheduler
 from workers.worker import Handlers
 
 pytestmark = pytest.mark.job_processing

@@ -19,7 +19,7 @@ from tests.support.schedule_bench import dangerous
 from workers.context import WorkerContext
 from workers.offsets import ALONE_AFTER
 from workers.outcome import Outcome, PlainSuccess
-from workers.time_share import ALONE_MS
+from workers.scheduling.time_share import ALONE_MS
 
 pytestmark = pytest.mark.job_processing
 

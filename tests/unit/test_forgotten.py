@@ -13,8 +13,8 @@ from schemas.errors import KafkaUnreachable
 from streams.clients import KafkaRefused
 from streams.settings import load_settings
 from streams.transaction_log import Entry, Step, TransactionLogUnreadable
-from workers import forgotten
-from workers.forgotten import ForgottenTransactions
+from workers.committing import forgotten
+from workers.committing.forgotten import ForgottenTransactions
 
 pytestmark = pytest.mark.worker_coordination
 

@@ -8,7 +8,7 @@ import pytest
 
 from schemas.errors import KafkaUnreachable
 from streams.scan import Partition
-from workers.hanging import Hanging, HangingWatch
+from workers.committing.hanging import Hanging, HangingWatch
 
 pytestmark = pytest.mark.worker_coordination
 

@@ -10,8 +10,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from schemas.topics import PRIORITIES
 from tests.support.messages import message
 from tests.support.schedule_bench import open_partition
-from workers.key_locks import KEY_AHEAD, KeyLocks
 from workers.message import Message
+from workers.scheduling.key_locks import KEY_AHEAD, KeyLocks
 
 pytestmark = pytest.mark.worker_coordination
 

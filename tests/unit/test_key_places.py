@@ -15,7 +15,7 @@ from schemas.partitions import partition_of
 from schemas.topics import Topics
 from tests.support.deployments import Sample
 from tests.support.events import JOB_ID, job_value
-from workers.key_places import SAMPLE, KeyPlaces
+from workers.consuming.key_places import SAMPLE, KeyPlaces
 from workers.message import Message
 from workers.offsets import PartitionState
 

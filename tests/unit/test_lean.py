@@ -23,7 +23,7 @@ def test_a_handlers_process_does_not_load_rich_and_a_handler_may() -> None:
 import sys
 from workers.lean import import_structlog
 import_structlog()
-import structlog, workers.process_child
+import structlog, workers.execution.process_child
 print("rich" in sys.modules)
 import rich.console
 print(rich.console.Console.__name__)

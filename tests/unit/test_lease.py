@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from workers.lease import CutOff, Lease, LeaseChange, lease_s
+from workers.liveness.lease import CutOff, Lease, LeaseChange, lease_s
 
 pytestmark = pytest.mark.worker_coordination
 

@@ -18,10 +18,10 @@ from schemas.topics import JobPriority, tier_for
 from streams.dead_letters import DeadLetter
 from streams.redrive import life_after
 from tests.support.messages import TOPICS, job_value, partition
+from workers.committing.router import MIN_SNOOZE_MS, Router, Rules, Run, status_of
 from workers.message import Message
 from workers.outcome import Outcome, OutRecord
 from workers.results import Failed, JobResult, Skipped, Snooze, Success
-from workers.router import MIN_SNOOZE_MS, Router, Rules, Run, status_of
 
 pytestmark = pytest.mark.job_processing
 

@@ -10,7 +10,7 @@ import pytest
 
 from schemas.errors import KafkaUnreachable
 from streams.group_members import Member
-from workers.membership_watch import Held, MembershipWatch, compare, lost_heartbeats
+from workers.consuming.membership_watch import Held, MembershipWatch, compare, lost_heartbeats
 
 pytestmark = pytest.mark.worker_coordination
 

@@ -19,12 +19,12 @@ from schemas.records import StatusChange, StatusWriter, decode_status
 from schemas.topics import TIERS, Topics
 from tests.support.deployments import Sample
 from tests.support.events import JOB_ID, job_value
+from workers.committing.router import Router, Rules, Run
 from workers.context import MAX_METRICS, WorkerContext
 from workers.message import Message
 from workers.offsets import PartitionState
 from workers.outcome import Outcome
 from workers.results import Failed, JobResult, Skipped, Snooze, Success
-from workers.router import Router, Rules, Run
 
 pytestmark = pytest.mark.job_processing
 

@@ -24,9 +24,9 @@ from tests.support.poll_bench import (
     stopped_clock,
 )
 from tests.support.waiting import eventually
-from workers import assignments as assignments_module
-from workers.delay import MAX_HELD_RECORDS
+from workers.consuming import assignments as assignments_module
 from workers.offsets import MAX_SPREAD, PartitionState, Place
+from workers.scheduling.delay import MAX_HELD_RECORDS
 
 pytestmark = pytest.mark.worker_coordination
 

@@ -8,10 +8,10 @@ from structlog.testing import capture_logs
 from schemas.topics import TIERS, JobPriority
 from tests.support.messages import TOPICS, job_value, message
 from tests.support.poll_bench import Bench, job_of
-from workers.delay import MAX_TOTAL_BYTES
-from workers.flow_control import MAX_BYTES_BEHIND_KEYS
+from workers.consuming.flow_control import MAX_BYTES_BEHIND_KEYS
 from workers.message import Message
 from workers.offsets import MAX_SPREAD, Place
+from workers.scheduling.delay import MAX_TOTAL_BYTES
 
 pytestmark = pytest.mark.worker_coordination
 

@@ -7,8 +7,8 @@ import pytest
 from tests.support.messages import commit, message
 from tests.support.schedule_bench import CRITICAL, LOW, NOW_MS, arrive, dangerous, open_partition, take
 from workers.message import Message
-from workers.pool_places import PoolPlaces
-from workers.scheduler import Scheduler
+from workers.scheduling.pool_places import PoolPlaces
+from workers.scheduling.scheduler import Scheduler
 
 pytestmark = pytest.mark.worker_coordination
 

@@ -19,7 +19,7 @@ from tests.support import process_jobs as jobs
 from tests.support.process_pool import JOB_ID, Told, gone, open_fifo, pool_of
 from tests.support.waiting import eventually
 from tests.support.workers import ROOT
-from workers import processes
+from workers.execution import processes
 from workers.results import Failed, Success
 
 pytestmark = pytest.mark.job_processing
@@ -166,7 +166,7 @@ async def test_the_number_of_a_process_that_ended_long_ago_is_sent_no_signal(
         os.kill(child.pid, signal.SIGKILL)
         await child._exit
         told: list[int] = []
-        monkeypatch.setattr("workers.processes.os.killpg", lambda group, _: told.append(group))
+        monkeypatch.setattr("workers.execution.processes.os.killpg", lambda group, _: told.append(group))
         assert await child.end() == -signal.SIGKILL
         assert told == []
 
@@ -212,7 +212,7 @@ def test_a_dead_worker_leaves_no_process(tmp_path: Path, busy: bool) -> None:  #
             from schemas.topics import JobPriority
             from tests.support import process_jobs as jobs
             from workers.context import WorkerContext
-            from workers.processes import ProcessPool
+            from workers.execution.processes import ProcessPool
             from workers.worker import Handlers
 
             class Context(WorkerContext):
@@ -259,7 +259,7 @@ def test_elsewhere_a_thread_sees_that_the_worker_is_gone() -> None:
     ours, theirs = socket.socketpair()
     code = textwrap.dedent("""
         import socket, sys, threading
-        from workers.process_child import exit_at_hangup
+        from workers.execution.process_child import exit_at_hangup
         channel = socket.socket(fileno=int(sys.argv[1]))
         threading.Thread(target=exit_at_hangup, args=(channel,), daemon=True).start()
         assert channel.recv(1) == b"x"
@@ -294,7 +294,7 @@ def test_told_to_end_when_it_is_about_to_it_ends_without_a_trace() -> None:
     ours, theirs = socket.socketpair()
     program = """
         import sys, threading
-        from workers.process_child import main
+        from workers.execution.process_child import main
         main(int(sys.argv[1]), int(sys.argv[2]))
         print("over", flush=True)
         threading.Event().wait()

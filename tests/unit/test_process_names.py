@@ -21,10 +21,10 @@ from schemas.job import _declared
 from tests.support import process_jobs as jobs
 from tests.support.process_pool import pool_of
 from workers.context import WorkerContext
-from workers.process_names import search_path
-from workers.processes import NotStarted, ProcessPool
+from workers.execution.process_names import search_path
+from workers.execution.processes import NotStarted, ProcessPool
+from workers.execution.sandbox import Sandbox
 from workers.results import Snooze, Success
-from workers.sandbox import Sandbox
 from workers.worker import Handlers, Worker
 
 pytestmark = pytest.mark.job_processing
@@ -52,7 +52,7 @@ def test_a_directory_with_a_package_of_our_name_stands_behind_ours(
     ours = path.index(str(Path(workers.__file__).parents[1]))
     assert path[0] == theirs[0]
     assert path[ours + 1 : ours + 3] == theirs[1:]
-    boot = "import sys; sys.path[:] = sys.argv[1:]; import workers.process_child"
+    boot = "import sys; sys.path[:] = sys.argv[1:]; import workers.execution.process_child"
     assert subprocess.run([sys.executable, "-c", boot, *path], check=False).returncode == 0
 
 

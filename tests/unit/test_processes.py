@@ -19,9 +19,9 @@ from schemas.jobtype import job_type
 from schemas.topics import JobPriority
 from tests.support import process_jobs as jobs
 from tests.support.process_pool import JOB_ID, Told, open_fifo, pool_of
-from workers import frames
+from workers.execution import frames
+from workers.execution.process_child import ChannelContext
 from workers.outcome import OutRecord
-from workers.process_child import ChannelContext
 from workers.results import Failed, JobResult, Skipped, Snooze, Success
 
 pytestmark = pytest.mark.job_processing

@@ -13,9 +13,9 @@ from schemas.errors import TopicsMismatch
 from schemas.offsetmap import OffsetMap
 from streams.clients import RepeatFilter
 from streams.partition_counts import equal_count
+from workers.consuming.partition_watch import PartitionWatch
+from workers.liveness.rival import WINDOW_S, FenceCount
 from workers.offsets import PartitionState
-from workers.partition_watch import PartitionWatch
-from workers.rival import WINDOW_S, FenceCount
 
 pytestmark = pytest.mark.worker_coordination
 

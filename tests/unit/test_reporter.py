@@ -11,9 +11,9 @@ import pytest
 from confluent_kafka import KafkaError, KafkaException
 
 from tests.support.waiting import eventually
-from workers import reporter as reporter_module
-from workers.clock import BrokerClock
-from workers.reporter import Reporter
+from workers.liveness import reporter as reporter_module
+from workers.liveness.clock import BrokerClock
+from workers.liveness.reporter import Reporter
 
 pytestmark = pytest.mark.worker_coordination
 

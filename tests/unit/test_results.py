@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from schemas.errors import PermanentError
+from workers.committing.router import as_result
 from workers.results import Failed, JobResult, Skipped, Snooze, Success, failed_by
-from workers.router import as_result
 
 pytestmark = pytest.mark.job_processing
 

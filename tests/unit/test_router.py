@@ -19,10 +19,10 @@ from schemas.lifecycle import JobStatus, by_worker
 from schemas.records import MAX_OUTPUT_BYTES, StatusChange
 from schemas.topics import TIERS, JobPriority, tier_for
 from tests.support.messages import TOPICS, job_value, message, partition
+from workers.committing.router import MIN_SNOOZE_MS, Router, Rules, Run, as_result, status_of
 from workers.message import Message
 from workers.outcome import Outcome, OutRecord, PlainSuccess
 from workers.results import Failed, JobResult, Skipped, Snooze, Success
-from workers.router import MIN_SNOOZE_MS, Router, Rules, Run, as_result, status_of
 
 pytestmark = pytest.mark.job_processing
 

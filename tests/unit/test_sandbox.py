@@ -16,10 +16,10 @@ from schemas.job import Job
 from tests.support.executor_bench import Bench, error_of, returns_nothing
 from tests.support.process_pool import Told
 from tests.support.sandbox_jobs import Counts, Ends, LeavesAThread, Says, Weighed, Weighs, weighs_in_grams
+from workers.execution.processes import NotStarted, ProcessDied
+from workers.execution.sandbox import Sandbox
 from workers.message import Message
-from workers.processes import NotStarted, ProcessDied
 from workers.results import JobResult, Success
-from workers.sandbox import Sandbox
 from workers.worker import Handlers
 
 pytestmark = pytest.mark.job_processing

@@ -21,11 +21,11 @@ from tests.support.schedule_bench import (
     open_partition,
     take,
 )
-from workers.key_locks import KEY_AHEAD
 from workers.offsets import MAX_REACH
-from workers.pool_places import PoolPlaces
-from workers.scheduler import Scheduler
-from workers.turns import DEFAULT_MAX_WAIT_MS, DEFAULT_WEIGHTS, turns
+from workers.scheduling.key_locks import KEY_AHEAD
+from workers.scheduling.pool_places import PoolPlaces
+from workers.scheduling.scheduler import Scheduler
+from workers.scheduling.turns import DEFAULT_MAX_WAIT_MS, DEFAULT_WEIGHTS, turns
 
 pytestmark = pytest.mark.worker_coordination
 

@@ -17,7 +17,7 @@ from tests.support.schedule_bench import (
 )
 from workers.message import Message
 from workers.offsets import PartitionState
-from workers.scheduler import Scheduler
+from workers.scheduling.scheduler import Scheduler
 
 pytestmark = pytest.mark.worker_coordination
 

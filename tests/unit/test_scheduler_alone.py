@@ -16,8 +16,8 @@ from tests.support.schedule_bench import (
     take,
     take_alone,
 )
-from workers.scheduler import Scheduler
-from workers.time_share import (
+from workers.scheduling.scheduler import Scheduler
+from workers.scheduling.time_share import (
     FIRST_PATIENCE_MS,
     OTHERS_FIRST_MS,
     OWED,

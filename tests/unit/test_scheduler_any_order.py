@@ -19,9 +19,9 @@ from tests.support.schedule_bench import (
 )
 from workers.message import Message
 from workers.offsets import PartitionState
-from workers.pool_places import PoolPlaces
-from workers.scheduler import Scheduler
-from workers.time_share import FIRST_PATIENCE_MS, TURN_MS
+from workers.scheduling.pool_places import PoolPlaces
+from workers.scheduling.scheduler import Scheduler
+from workers.scheduling.time_share import FIRST_PATIENCE_MS, TURN_MS
 
 pytestmark = pytest.mark.worker_coordination
 

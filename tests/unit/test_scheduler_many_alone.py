@@ -15,8 +15,8 @@ from tests.support.schedule_bench import (
 )
 from workers.message import Message
 from workers.offsets import PartitionState
-from workers.scheduler import Scheduler
-from workers.time_share import (
+from workers.scheduling.scheduler import Scheduler
+from workers.scheduling.time_share import (
     ALONE_MS,
     HURRIED_ABOVE,
     HURRIED_MS,

@@ -18,8 +18,8 @@ from tests.support.schedule_bench import (
 )
 from workers.message import Message
 from workers.offsets import SANDBOX_UNTIL, PartitionState
-from workers.pool_places import PoolPlaces
-from workers.scheduler import Scheduler
+from workers.scheduling.pool_places import PoolPlaces
+from workers.scheduling.scheduler import Scheduler
 
 pytestmark = pytest.mark.worker_coordination
 

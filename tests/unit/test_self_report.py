@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from workers.self_report import state_of
-from workers.survivors import CUT_OFF, LEFT
+from workers.liveness.self_report import state_of
+from workers.liveness.survivors import CUT_OFF, LEFT
 
 pytestmark = pytest.mark.worker_coordination
 

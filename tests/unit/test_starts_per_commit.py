@@ -9,12 +9,12 @@ import pytest
 from tests.support.commit_bench import CODEC, FakeKafka, succeeded
 from tests.support.messages import TOPICS, message, partition
 from tests.support.schedule_bench import NOW_MS, arrive
-from workers.commit import Committer
-from workers.lease import Lease
+from workers.committing.commit import Committer
+from workers.committing.router import Router
+from workers.liveness.lease import Lease
 from workers.message import Message
-from workers.pool_places import PoolPlaces
-from workers.router import Router
-from workers.scheduler import Scheduler
+from workers.scheduling.pool_places import PoolPlaces
+from workers.scheduling.scheduler import Scheduler
 
 pytestmark = pytest.mark.worker_coordination
 

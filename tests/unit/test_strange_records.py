@@ -26,12 +26,12 @@ from schemas.topics import Topics
 from schemas.wire import WireSchema
 from streams.jobinfo import JobEvent, JobState, job_info
 from tests.support.events import JOB_ID, envelope, job_value
+from workers.committing.router import Router, Rules, Run
 from workers.config import WorkerConfig
-from workers.decoder import Decoded, Decoder
+from workers.execution.decoder import Decoded, Decoder
 from workers.message import Message
 from workers.offsets import PartitionState
 from workers.results import Snooze
-from workers.router import Router, Rules, Run
 from workers.worker import Handlers
 
 pytestmark = pytest.mark.job_processing

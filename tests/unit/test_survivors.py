@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-import workers.survivors
+import workers.liveness.survivors
 from schemas.codec import Codec
 from schemas.records import WorkerReport, encode_report
 from streams.scan import ScanResult
-from workers.survivors import Signs, signs_of_life
+from workers.liveness.survivors import Signs, signs_of_life
 
 pytestmark = pytest.mark.worker_coordination
 
@@ -52,7 +52,7 @@ def signs(monkeypatch: pytest.MonkeyPatch, *reports: tuple[int, bytes]) -> Signs
             )
         return ScanResult(complete=True)
 
-    monkeypatch.setattr(workers.survivors, "scan", scan)
+    monkeypatch.setattr(workers.liveness.survivors, "scan", scan)
     settings: Any = SimpleNamespace(topics=SimpleNamespace(reports="reports"))
     return signs_of_life(settings, Codec(), {"frozen": LOST_MS}, LEASE_MS)
 

@@ -14,10 +14,10 @@ from schemas.errors import GroupNotInitialised, KafkaUnreachable
 from schemas.offsetmap import EMPTY_MAP, OffsetMap
 from streams.settings import Settings, load_settings
 from tests.support.waiting import eventually
-from workers import takeover
-from workers.forgotten import ForgottenTransactions
+from workers.committing.forgotten import ForgottenTransactions
+from workers.consuming import takeover
+from workers.consuming.takeover import CommittedOffsets
 from workers.offsets import Place
-from workers.takeover import CommittedOffsets
 
 pytestmark = pytest.mark.worker_coordination
 

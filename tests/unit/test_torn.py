@@ -16,12 +16,12 @@ from streams.clients import KafkaRefused
 from streams.visible import Written, places_of
 from tests.support.commit_bench import Bench, FakeProducer, Transaction, kafka_error, status, succeeded
 from tests.support.messages import TOPICS, committed, message, partition
-from workers import standing as standing_module
+from workers.committing import standing as standing_module
+from workers.committing.torn import Left, WrittenOutcome, what_is_left
 from workers.message import Message
 from workers.offsets import PartitionState
 from workers.outcome import Outcome, OutRecord
 from workers.testing import MemoryKafka
-from workers.torn import Left, WrittenOutcome, what_is_left
 
 pytestmark = [pytest.mark.worker_coordination]
 

@@ -10,7 +10,7 @@ from schemas.topics import PRIORITIES, JobPriority
 from tests.support.messages import message
 from tests.support.schedule_bench import CRITICAL, HIGH, LOW, NOW_MS, open_partition
 from workers.message import Message
-from workers.turns import Turns
+from workers.scheduling.turns import Turns
 
 pytestmark = pytest.mark.worker_coordination
 

@@ -10,9 +10,9 @@ from typing import NoReturn
 import pytest
 from structlog.testing import capture_logs
 
-from workers.hanging import HangingWatch
-from workers.membership_watch import Held, MembershipWatch
-from workers.partition_watch import PartitionWatch
+from workers.committing.hanging import HangingWatch
+from workers.consuming.membership_watch import Held, MembershipWatch
+from workers.consuming.partition_watch import PartitionWatch
 from workers.unsaid import guarded
 
 pytestmark = pytest.mark.worker_coordination

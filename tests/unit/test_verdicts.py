@@ -12,11 +12,11 @@ import pytest
 from schemas.offsetmap import OffsetMap, Suspect
 from tests.support.messages import TOPICS, commit, message, partition
 from tests.support.schedule_bench import NORMAL, NOW_MS, arrive, open_partition, take
+from workers.liveness.survivors import Signs
+from workers.liveness.verdicts import Verdicts
 from workers.message import Message
 from workers.offsets import PartitionState
-from workers.scheduler import Scheduler
-from workers.survivors import Signs
-from workers.verdicts import Verdicts
+from workers.scheduling.scheduler import Scheduler
 
 pytestmark = pytest.mark.worker_coordination
 

@@ -26,8 +26,8 @@ from tests.support.commands import CommandLine, Finished
 from tests.support.jobs import Note
 from tests.support.waiting import eventually
 from tests.support.workers import Start, WorkerUnderTest
-from workers.rival import find_rival
-from workers.survivors import signs_of_life
+from workers.liveness.rival import find_rival
+from workers.liveness.survivors import signs_of_life
 
 
 def look(

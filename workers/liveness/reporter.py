@@ -15,7 +15,7 @@ from collections.abc import Callable
 import structlog
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
-from workers.clock import WARN_OFFSET_MS, BrokerClock
+from workers.liveness.clock import WARN_OFFSET_MS, BrokerClock
 
 log = structlog.get_logger("rustfs_workers.reporter")
 

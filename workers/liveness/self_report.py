@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 
 from schemas.records import JobCounter, JobMetric, WorkerReport, encode_report
 from schemas.topics import JobPriority
-from workers.survivors import CUT_OFF, LEFT
+from workers.liveness.survivors import CUT_OFF, LEFT
 
 if TYPE_CHECKING:
     from schemas.codec import Codec
-    from workers.counters import Counters
-    from workers.scheduler import Scheduler
+    from workers.committing.counters import Counters
+    from workers.scheduling.scheduler import Scheduler
 
 
 def state_of(

@@ -15,8 +15,8 @@ from schemas.errors import InvalidJob, JobRefused, JobTypeError, PayloadTooLarge
 from schemas.headers import MAX_MESSAGE_BYTES, MAX_NAME_BYTES, MAX_STACKTRACE_BYTES, clip, clip_trace
 from schemas.records import MAX_OUTPUT_BYTES
 from schemas.topics import JobPriority
-from workers import frames
 from workers.context import WorkerContext
+from workers.execution import frames
 from workers.results import Failed, JobResult, Skipped, Snooze, Success
 
 #: Child jobs travel in the single-object frame: its fingerprint shows when two processes know different fields.

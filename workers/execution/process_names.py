@@ -13,7 +13,7 @@ from schemas.errors import JobTypeError
 from workers.worker import Handler
 
 #: Where our own packages are, and how they are called.
-_ROOT: Final = Path(__file__).parents[1]
+_ROOT: Final = Path(__file__).parents[2]
 _PACKAGES: Final = ("schemas", "streams", "workers")
 
 

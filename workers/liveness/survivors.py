@@ -21,7 +21,7 @@ from schemas.errors import PipelineError, WireError
 from schemas.records import WorkerReport, decode_report
 from streams.scan import scan, since
 from streams.settings import Settings
-from workers.report_times import ReportTimes
+from workers.liveness.report_times import ReportTimes
 
 log = structlog.get_logger("rustfs_workers.survivors")
 

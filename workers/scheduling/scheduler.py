@@ -7,9 +7,9 @@ before it hands messages over: what is on its way to the event loop must count a
 
 A message waits here in one of six places: in its priority's buffer; ``parked`` until its partition has
 committed that it may start; behind its key, while another job with that key runs; for a place in the process
-pool, or in the sandbox if it was unfinished at two deaths of an owner (``workers.pool_places``); in ``alone``, with its key, if it
-cannot be run there and must run beside nothing else (those and all others take turns, ``workers.time_share``); or, with its key, in
-``accused``, because an owner was lost while it ran alone (``workers.verdicts``).
+pool, or in the sandbox if it was unfinished at two deaths of an owner (``workers.scheduling.pool_places``); in ``alone``, with its key, if it
+cannot be run there and must run beside nothing else (those and all others take turns, ``workers.scheduling.time_share``); or, with its key, in
+``accused``, because an owner was lost while it ran alone (``workers.liveness.verdicts``).
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from collections.abc import Iterable, Mapping
 from itertools import accumulate, islice
 
 from schemas.topics import PRIORITIES, JobPriority
-from workers.key_locks import KeyLocks
 from workers.message import Message
 from workers.offsets import ALONE_AFTER, SANDBOX_UNTIL, PartitionState
-from workers.pool_places import PoolPlaces
-from workers.time_share import HURRIED_ABOVE, OTHERS_FIRST_MS, TimeShare, alone_ms
-from workers.turns import Turns
+from workers.scheduling.key_locks import KeyLocks
+from workers.scheduling.pool_places import PoolPlaces
+from workers.scheduling.time_share import HURRIED_ABOVE, OTHERS_FIRST_MS, TimeShare, alone_ms
+from workers.scheduling.turns import Turns
 
 
 def _deaths(message: Message) -> int:
@@ -64,7 +64,7 @@ class Scheduler:
         self.accused: dict[Message, None] = {}
         #: The message that runs beside nothing else, until it ends or has survived long enough.
         self.isolated: Message | None = None
-        #: Those before it that go on: beside them the next one may run where many wait, see ``workers.time_share``.
+        #: Those before it that go on: beside them the next one may run where many wait, see ``workers.scheduling.time_share``.
         self._survivors: set[Message] = set()
         #: The one before, until a commit says that it runs alone no longer.
         self._was_isolated: Message | None = None

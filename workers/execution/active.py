@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any, Final
 
 from workers.context import WorkerContext
-from workers.decoder import Decoded
+from workers.execution.decoder import Decoded
 from workers.message import Message
 
 if TYPE_CHECKING:

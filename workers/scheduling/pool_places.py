@@ -15,7 +15,7 @@ from typing import Final
 from schemas.topics import PRIORITIES, JobPriority
 from workers.message import Message
 from workers.offsets import PartitionState
-from workers.turns import Turns
+from workers.scheduling.turns import Turns
 
 #: Each so many-th has its place by its turn, however many wait for others.
 _IN_TURN_EACH: Final = 4

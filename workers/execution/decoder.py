@@ -20,8 +20,8 @@ from schemas.wire import Record
 from streams.outgoing import MAX_RETRIES
 from streams.registry import CONFLUENT_KEY_LENGTH
 from workers.blocking import in_thread
+from workers.committing.router import Rules
 from workers.message import Message
-from workers.router import Rules
 
 if TYPE_CHECKING:
     from workers.config import WorkerConfig

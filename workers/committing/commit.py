@@ -18,7 +18,7 @@ offsets of it are on their way (``answered``), and none are sent of what has bee
 
 A commit whose answer we cannot trust is never repeated blindly. It may have succeeded, and then the
 same outcomes would be written twice. A new producer ends whatever is open, the committed offsets and
-maps are read back, and so are the records, for Kafka may have kept a part (``workers.torn``). Only what
+maps are read back, and so are the records, for Kafka may have kept a part (``workers.committing.torn``). Only what
 is missing is sent again.
 """
 
@@ -39,15 +39,11 @@ from schemas.errors import CommitVanished, DeliveryFailed, GroupNotInitialised
 from schemas.lifecycle import JobStatus
 from schemas.offsetmap import MAX_CHARACTERS, OffsetMap
 from schemas.records import StatusChange
-from workers.counters import Counters
-from workers.lease import Lease
-from workers.message import Message
-from workers.offsets import PartitionState, Place
-from workers.outcome import NOT_KEPT, NOT_WRITABLE, Outcome
-from workers.router import Router
-from workers.standing import ReadBack, ReadVisible, Standing
-from workers.torn import what_is_left
-from workers.transactions import (
+from workers.committing.counters import Counters
+from workers.committing.router import Router
+from workers.committing.standing import ReadBack, ReadVisible, Standing
+from workers.committing.torn import what_is_left
+from workers.committing.transactions import (
     Ambiguous,
     GivenAway,
     NotCommitted,
@@ -56,7 +52,11 @@ from workers.transactions import (
     Transactions,
     forget_frames,
 )
-from workers.under_way import UnderWay
+from workers.committing.under_way import UnderWay
+from workers.liveness.lease import Lease
+from workers.message import Message
+from workers.offsets import PartitionState, Place
+from workers.outcome import NOT_KEPT, NOT_WRITABLE, Outcome
 
 log = structlog.get_logger("rustfs_workers.commit")
 

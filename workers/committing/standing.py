@@ -17,9 +17,9 @@ import structlog
 from schemas.errors import KafkaUnreachable, PipelineError
 from schemas.offsetmap import OffsetMap
 from streams.visible import Written, is_forbidden
-from workers.counters import Counters
+from workers.committing.counters import Counters
+from workers.committing.torn import WrittenOutcome
 from workers.offsets import Place
-from workers.torn import WrittenOutcome
 
 log = structlog.get_logger("rustfs_workers.commit")
 

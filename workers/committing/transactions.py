@@ -3,7 +3,7 @@
 In:  outcomes, the offsets to commit and the group metadata that fence them. Out: nothing, or ``Ambiguous``, ``Stale``,
 ``GivenAway`` or ``Refused``.
 
-What to do about each of them is the commit thread's decision (``workers.commit``). This is for its thread alone.
+What to do about each of them is the commit thread's decision (``workers.committing.commit``). This is for its thread alone.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from streams.offset_sender import OffsetSender
 from streams.producer_end import let_go
 from streams.schemas_topic import schema_record
 from streams.visible import Written
-from workers.lease import Lease
+from workers.committing.torn import WrittenOutcome
+from workers.liveness.lease import Lease
 from workers.outcome import Outcome, PlainSuccess
-from workers.torn import WrittenOutcome
 
 log = structlog.get_logger("rustfs_workers.commit")
 

@@ -15,13 +15,13 @@ from confluent_kafka import Consumer, TopicPartition
 
 from schemas.topics import PRIORITIES, JobPriority, Topics
 from streams.clients import RepeatFilter
-from workers.delay import MAX_TOTAL_BYTES
 from workers.offsets import PartitionState, Place
+from workers.scheduling.delay import MAX_TOTAL_BYTES
 
 if TYPE_CHECKING:
-    from workers.commit import Committer
-    from workers.delay import Delays
-    from workers.scheduler import Scheduler
+    from workers.committing.commit import Committer
+    from workers.scheduling.delay import Delays
+    from workers.scheduling.scheduler import Scheduler
 
 log = structlog.get_logger("rustfs_workers.flow_control")
 

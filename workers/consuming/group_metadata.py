@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from confluent_kafka import Consumer
 
-    from workers.lease import Lease
+    from workers.liveness.lease import Lease
 
 #: Newer metadata wait for this share of the lease, at most so many seconds: a heartbeat or two have been answered by then.
 _TOLD_WITHIN: Final = 0.5

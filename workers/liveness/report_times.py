@@ -7,7 +7,7 @@ Clocks differ, and a report is never written before it is made: so the quickest 
 
 from __future__ import annotations
 
-from workers.reporter import INTERVAL_S
+from workers.liveness.reporter import INTERVAL_S
 
 
 class ReportTimes:

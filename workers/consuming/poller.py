@@ -25,13 +25,13 @@ from workers.message import Message
 from workers.offsets import PartitionState, Place
 
 if TYPE_CHECKING:
-    from workers.assignments import Assignments
-    from workers.commit import Committer
-    from workers.delay import Delays
-    from workers.duplicates import DuplicateWindow
-    from workers.flow_control import FlowControl
-    from workers.look_back import LookBack
-    from workers.scheduler import Scheduler
+    from workers.committing.commit import Committer
+    from workers.consuming.assignments import Assignments
+    from workers.consuming.duplicates import DuplicateWindow
+    from workers.consuming.flow_control import FlowControl
+    from workers.consuming.look_back import LookBack
+    from workers.scheduling.delay import Delays
+    from workers.scheduling.scheduler import Scheduler
 
 log = structlog.get_logger("rustfs_workers.poller")
 

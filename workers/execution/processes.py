@@ -25,9 +25,9 @@ import structlog
 from schemas.errors import InvalidJob, JobTypeError, PipelineError, UnknownSchema
 from schemas.job import job_class
 from schemas.jobtype import job_type
-from workers import frames, process_wire
 from workers.context import WorkerContext
-from workers.process_names import announce, search_path
+from workers.execution import frames, process_wire
+from workers.execution.process_names import announce, search_path
 from workers.results import Failed, JobResult, Snooze
 from workers.worker import Handler
 
@@ -44,7 +44,7 @@ _SNOOZE: Final = timedelta(seconds=10)
 _BOOT: Final = (
     "import sys; sys.path[:] = sys.argv[3:]; "
     "from workers.lean import import_structlog; import_structlog(); "
-    "from workers.process_child import main; main(int(sys.argv[1]), int(sys.argv[2]))"
+    "from workers.execution.process_child import main; main(int(sys.argv[1]), int(sys.argv[2]))"
 )
 
 

@@ -19,12 +19,12 @@ import structlog
 
 from schemas.lifecycle import JobStatus
 from schemas.records import StatusChange
-from workers.active import TIMEOUT, Active
+from workers.committing.router import Run, status_of
+from workers.execution.active import TIMEOUT, Active
 from workers.outcome import Outcome
-from workers.router import Run, status_of
 
 if TYPE_CHECKING:
-    from workers.scheduler import Scheduler
+    from workers.scheduling.scheduler import Scheduler
 
 log = structlog.get_logger("rustfs_workers.executor")
 

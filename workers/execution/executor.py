@@ -24,24 +24,24 @@ from typing import TYPE_CHECKING, Any, Final
 import structlog
 
 from schemas.errors import HandlerNotFound, PermanentError, UnknownSchema, WireError
-from workers.active import RELEASED, TIMEOUT, Active
+from workers.committing.router import Router, Run, as_result
 from workers.context import WorkerContext
-from workers.decoder import Decoded, Decoder
+from workers.execution.active import RELEASED, TIMEOUT, Active
+from workers.execution.decoder import Decoded, Decoder
+from workers.execution.processes import NotStarted, ProcessDied, ProcessPool
+from workers.execution.run_times import RunTimes
+from workers.execution.sweep import Sweep
+from workers.execution.threads import HandlerThreads
 from workers.message import Message
 from workers.outcome import Outcome
-from workers.processes import NotStarted, ProcessDied, ProcessPool
 from workers.results import Failed, JobResult, Snooze, failed_by
-from workers.router import Router, Run, as_result
-from workers.run_times import RunTimes
-from workers.sweep import Sweep
-from workers.threads import HandlerThreads
 from workers.unsaid import guarded
 
 if TYPE_CHECKING:
     from workers.config import WorkerConfig
     from workers.context import ChildPlanner
-    from workers.sandbox import Sandbox
-    from workers.scheduler import Scheduler
+    from workers.execution.sandbox import Sandbox
+    from workers.scheduling.scheduler import Scheduler
     from workers.worker import Handlers
 
 log = structlog.get_logger("rustfs_workers.executor")

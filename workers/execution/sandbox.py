@@ -4,7 +4,7 @@ In:  a job that was unfinished at two deaths of its worker. Out: its result, or 
 
 Only handlers that another process can make as well: defined in a module, and not made with arguments. What has a process
 anyway (``execution = "process"``) runs in that. What cannot be run here has to run alone in the worker itself, see
-``workers.time_share``.
+``workers.scheduling.time_share``.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import structlog
 
 from schemas.errors import JobTypeError
 from workers.context import WorkerContext
-from workers.process_names import announce
-from workers.processes import NotStarted, ProcessPool
+from workers.execution.process_names import announce
+from workers.execution.processes import NotStarted, ProcessPool
 from workers.results import JobResult
 from workers.worker import Handler
 

@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
-from workers.key_places import KeyPlaces
+from workers.consuming.key_places import KeyPlaces
 from workers.outcome import Outcome
 from workers.unsaid import guarded
 
 if TYPE_CHECKING:
-    from workers.commit import Committer
-    from workers.delay import Delays
+    from workers.committing.commit import Committer
+    from workers.committing.router import Router
+    from workers.liveness.verdicts import Verdicts
     from workers.message import Message
     from workers.offsets import PartitionState
-    from workers.router import Router
-    from workers.scheduler import Scheduler
-    from workers.verdicts import Verdicts
+    from workers.scheduling.delay import Delays
+    from workers.scheduling.scheduler import Scheduler
 
 log = structlog.get_logger("rustfs_workers.worker")
 

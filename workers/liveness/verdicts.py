@@ -24,10 +24,10 @@ import structlog
 
 from schemas.offsetmap import MAX_OWNERS
 from workers.blocking import in_thread
+from workers.liveness.survivors import Signs
 from workers.message import Message
 from workers.offsets import PartitionState
-from workers.scheduler import Scheduler
-from workers.survivors import Signs
+from workers.scheduling.scheduler import Scheduler
 
 log = structlog.get_logger("rustfs_workers.verdicts")
 

@@ -2,7 +2,7 @@
 
 In:  now and then, how far readers of our partitions get, and how far they reach. Out: nothing hangs any more.
 
-A forgotten transaction (``workers.forgotten``) that holds back the group's offsets is met at once, by whoever is given the
+A forgotten transaction (``workers.committing.forgotten``) that holds back the group's offsets is met at once, by whoever is given the
 partition. One that is left in a retry topic or among the statuses holds back whoever reads on there: its jobs would
 never run, and nobody would be told. Its author may be long gone, so the coordinator's log is asked who it was.
 """

@@ -27,7 +27,7 @@ from schemas.offsetmap import OffsetMap, parse
 from streams.committed import committed_offsets, passes
 from streams.producer_end import let_go
 from streams.settings import Settings
-from workers.forgotten import PATIENCE_S, SPREAD_S, ForgottenTransactions
+from workers.committing.forgotten import PATIENCE_S, SPREAD_S, ForgottenTransactions
 from workers.offsets import Place
 
 log = structlog.get_logger("rustfs_workers.takeover")

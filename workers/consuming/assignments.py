@@ -23,17 +23,17 @@ from confluent_kafka import OFFSET_END, Consumer, KafkaException, TopicPartition
 from schemas.errors import KafkaUnreachable, PipelineError
 from schemas.topics import Topics
 from streams.partition_counts import changed
-from workers.group_metadata import GroupMetadata
-from workers.membership_watch import Held
+from workers.consuming.group_metadata import GroupMetadata
+from workers.consuming.membership_watch import Held
 from workers.offsets import PartitionState, Place
 
 if TYPE_CHECKING:
     from schemas.offsetmap import OffsetMap
-    from workers.commit import Committer
-    from workers.lease import Lease
-    from workers.look_back import LookBack
-    from workers.survivors import Signs
-    from workers.takeover import CommittedOffsets
+    from workers.committing.commit import Committer
+    from workers.consuming.look_back import LookBack
+    from workers.consuming.takeover import CommittedOffsets
+    from workers.liveness.lease import Lease
+    from workers.liveness.survivors import Signs
 
 log = structlog.get_logger("rustfs_workers.assignments")
 

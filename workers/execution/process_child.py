@@ -34,11 +34,11 @@ from schemas.headers import MAX_NAME_BYTES, clip
 from schemas.job import Job
 from schemas.jobtype import JobType, job_type
 from schemas.topics import JobPriority
-from workers import frames, process_wire
+from workers.committing.router import as_result
 from workers.context import WorkerContext
+from workers.execution import frames, process_wire
 from workers.logs import LogStream
 from workers.results import JobResult, failed_by
-from workers.router import as_result
 from workers.worker import Handler, Handlers
 
 _PR_SET_PDEATHSIG: Final = 1
