@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from hashlib import blake2b
 
+from schemas.durations import seconds
 from schemas.errors import SettingsError
 
 _MS = timedelta(milliseconds=1)
@@ -28,7 +29,7 @@ class Backoff:
         jitter: False waits exactly the bound (for tests and for people who need to know when).
 
     Raises:
-        SettingsError: a negative duration, or a factor below 1 or not finite.
+        SettingsError: a duration that is none or negative, or a factor that is no finite number from 1 on.
     """
 
     base: timedelta = timedelta(seconds=2)
@@ -39,9 +40,8 @@ class Backoff:
 
     def __post_init__(self) -> None:
         for name, duration in (("base", self.base), ("cap", self.cap), ("floor", self.floor)):
-            if duration < timedelta(0):
-                raise SettingsError(f"backoff {name} is {duration}; it cannot be negative")
-        if not 1 <= self.factor < math.inf:
+            seconds(f"backoff {name}", duration, least=timedelta(0))
+        if type(self.factor) not in (int, float) or not 1 <= self.factor < math.inf:
             raise SettingsError(f"backoff factor is {self.factor}; it must be a number from 1 on")
 
     def delay_ms(self, job_id: str, attempt: int) -> int:

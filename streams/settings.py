@@ -20,11 +20,11 @@ from urllib.parse import urlsplit
 
 import platformdirs
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
-    FilePath,
     PrivateAttr,
     SecretStr,
     StringConstraints,
@@ -59,6 +59,8 @@ ADDRESS_FILE: Final = Path("kafka", "address")
 
 _DAY_S: Final = 86_400
 _PORTS: Final = range(1, 65_536)
+#: Characters of a path that an error repeats; private keys have more.
+_LONGEST_SAID: Final = 255
 #: Kafka's own, where an address has none.
 _ANY_PORT: Final = 9092
 
@@ -70,6 +72,19 @@ def _no_truth(value: object) -> object:
     return value
 
 
+def _file_that_is_there(path: Path) -> Path:
+    """What the variable holds is said only if it looks like a path: a key itself may stand there, by mistake."""
+    try:
+        if path.is_file():
+            return path
+    except OSError:  # it is too long for a path
+        pass
+    if (text := str(path)).startswith("-----") or not text.isprintable() or len(text) > _LONGEST_SAID:
+        raise ValueError("names no file; it takes a path, not what stands in the file")
+    raise ValueError(f"names no file: {text}")
+
+
+ExistingFile = Annotated[Path, AfterValidator(_file_that_is_there)]
 NodeName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=64)]
 # Without control characters: Python's URL parser leaves out line breaks, and another directory would be meant.
 NodeUrl = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9+.-]*://[^[:cntrl:]]*$", max_length=2048)]
@@ -146,13 +161,13 @@ class Settings(BaseSettings):
     )
     kafka_sasl_username: str | None = Field(default=None, description="name to log in with")
     kafka_sasl_password: SecretStr | None = Field(default=None, description="password to log in with")
-    kafka_ssl_ca_location: FilePath | None = Field(
+    kafka_ssl_ca_location: ExistingFile | None = Field(
         default=None, description="file of the certificates that sign the brokers' ones; none: the system's"
     )
-    kafka_ssl_certificate_location: FilePath | None = Field(
+    kafka_ssl_certificate_location: ExistingFile | None = Field(
         default=None, description="file of our own certificate (PEM)"
     )
-    kafka_ssl_key_location: FilePath | None = Field(
+    kafka_ssl_key_location: ExistingFile | None = Field(
         default=None, description="file of our own private key (PEM)"
     )
     kafka_ssl_key_password: SecretStr | None = Field(
@@ -235,10 +250,10 @@ class Settings(BaseSettings):
         description="seconds that running jobs get when their partition moves, if they may end in that time",
     )
     buffer_high: int = Field(
-        default=2000, ge=1, description="waiting jobs of one priority at which fetching pauses"
+        default=2000, ge=1, le=1_000_000, description="waiting jobs of one priority at which fetching pauses"
     )
     buffer_low: int = Field(
-        default=1000, ge=0, description="waiting jobs of one priority at which fetching goes on"
+        default=1000, ge=0, le=1_000_000, description="waiting jobs of one priority at which fetching goes on"
     )
     strict_priorities: bool = Field(
         default=False, description="serve a priority only while all higher ones are empty"
@@ -407,7 +422,7 @@ def load_settings(**given: Any) -> Settings:
         settings = Settings(**overrides)
     except ValidationError as error:
         raise SettingsError(_in_words(error, sources)) from None
-    except UnreadableValue:
+    except (UnreadableValue, RecursionError):
         raise SettingsError(not_json(os.environ)) from None
     settings._sources.update(sources)
     return settings
@@ -454,9 +469,6 @@ def _in_words(error: ValidationError, sources: Mapping[str, str]) -> str:
         message = problem["msg"].removeprefix("Value error, ")
         message = message.removeprefix("Input ").removeprefix("String ")
         message = _PLAINLY.get(problem["type"], message)
-        if problem["type"] == "path_not_file":
-            # Of all values the only one that is said: others may be secrets.
-            message = f"names no file: {problem['input']}"
         if not problem["loc"]:
             named = [
                 sources[name]

@@ -156,7 +156,7 @@ def find_sources(
 def _json_object(text: str) -> dict[str, Any] | None:
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 
@@ -175,7 +175,7 @@ def not_json(environment: Mapping[str, str]) -> str:
         if field in ("nodes", "priority_weights"):
             try:
                 json.loads(value)
-            except ValueError:
+            except (ValueError, RecursionError):
                 example = f"{ENV_PREFIX}{field}__NAME".upper()
                 return f"{variable} should be a JSON object; or set {example} for each"
     return "a variable of the environment is not JSON, but should be"

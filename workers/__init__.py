@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from workers.builder import JobBuilder
     from workers.config import WorkerConfig
     from workers.context import WorkerContext
+    from workers.handlers.replication import ReplicationJob
     from workers.manager import WorkerManager
     from workers.results import Failed, JobResult, Skipped, Snooze, Success
     from workers.worker import Worker
@@ -48,6 +49,7 @@ __all__ = [
     "JobStatus",
     "PermanentError",
     "PipelineError",
+    "ReplicationJob",
     "Settings",
     "Skipped",
     "Snooze",
@@ -75,6 +77,7 @@ _HOMES: Final = {
     "JobStatus": "schemas",
     "PermanentError": "schemas",
     "PipelineError": "schemas",
+    "ReplicationJob": "workers.handlers.replication",
     "Settings": "streams.settings",
     "Skipped": "workers.results",
     "Snooze": "workers.results",

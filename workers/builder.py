@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 from datetime import timedelta
 from typing import Any, Self, cast
 
-from schemas.errors import InvalidJob
+from schemas.errors import InvalidJob, UnknownJobType
 from schemas.job import Job, job_class
 from schemas.jobtype import job_type as declared
 from schemas.topics import JobPriority
@@ -22,11 +23,11 @@ class JobBuilder:
         job_id = await queue.schedule_job(builder.build(), **builder.options)
 
     Raises:
-        UnknownJobType: no class with this type name has been imported. JobTypeError: it is declared in a way that cannot work.
+        UnknownJobType: no class with this type name has been imported, nor does one come with the project. JobTypeError: it is declared in a way that cannot work.
     """
 
     def __init__(self, job_type: str) -> None:
-        self._cls = job_class(job_type)
+        self._cls = _class_of(job_type)
         declared(self._cls)  # whoever has forgotten @dataclass hears of it here
         self._fields: dict[str, Any] = {}
         self.options: dict[str, Any] = {}
@@ -96,3 +97,13 @@ def _required(field: dataclasses.Field[Any]) -> bool:
     return (
         field.init and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
     )
+
+
+def _class_of(job_type: str) -> type[Job]:
+    try:
+        return job_class(job_type)
+    except UnknownJobType:
+        importlib.import_module(
+            "workers.handlers.replication"
+        )  # it comes with the project, and loads the storage clients
+        return job_class(job_type)

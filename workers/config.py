@@ -15,8 +15,18 @@ from schemas.topics import PRIORITIES, JobPriority
 from streams.settings import Settings, default_worker_id
 from workers.scheduling.turns import DEFAULT_WEIGHTS
 
-_AT_LEAST_ONE: Final = ("max_concurrent_jobs", "process_pool_size", "tick_ms", "buffer_high")
-_NOT_NEGATIVE: Final = ("retry_limit", "process", "buffer_low", "sandbox_size")
+#: Whole numbers: the least and the greatest. The same as in ``Settings``.
+_RANGES: Final[Mapping[str, tuple[int, int]]] = {
+    "max_concurrent_jobs": (1, 10_000),
+    "process_pool_size": (1, 1000),
+    "sandbox_size": (0, 1000),
+    "retry_limit": (0, 1000),
+    "tick_ms": (1, 1000),
+    "process": (0, 1_000_000),
+    "buffer_high": (1, 1_000_000),
+    "buffer_low": (0, 1_000_000),
+}
+_GREATEST_WEIGHT: Final = 1000
 _DURATIONS_FROM_ZERO: Final = (
     "drain_timeout",
     "revoke_timeout",
@@ -78,31 +88,30 @@ class WorkerConfig:
     def __post_init__(self) -> None:
         try:
             check_name(self.worker_id, "worker_id")
+        except TypeError as error:
+            raise SettingsError(f"worker_id takes a name, it is {self.worker_id!r:.80}") from error
         except ValueError as error:
             raise SettingsError(str(error)) from error
-        for name in (*_AT_LEAST_ONE, *_NOT_NEGATIVE):
-            if type(getattr(self, name)) is not int:
-                raise SettingsError(f"{name} takes a whole number, it is {getattr(self, name)!r}")
+        for name, (least, most) in _RANGES.items():
+            _check_whole(name, getattr(self, name), least, most)
+        if type(self.strict_priorities) is not bool:
+            raise SettingsError(
+                f"strict_priorities takes True or False, it is {self.strict_priorities!r:.80}"
+            )
         for name in _DURATIONS_FROM_ZERO:
             seconds(name, getattr(self, name), least=timedelta(0))
         for name in ("job_timeout", "session_timeout"):
             seconds(name, getattr(self, name))
-        for name in _AT_LEAST_ONE:
-            if getattr(self, name) < 1:
-                raise SettingsError(f"{name} must be at least 1, it is {getattr(self, name)}")
-        for name in _NOT_NEGATIVE:
-            if getattr(self, name) < 0:
-                raise SettingsError(f"{name} must not be negative, it is {getattr(self, name)}")
         if self.buffer_low > self.buffer_high:
             raise SettingsError(
                 f"buffer_low must not be over buffer_high ({self.buffer_high}), it is {self.buffer_low}"
             )
+        weights: object = self.priority_weights
+        if not isinstance(weights, Mapping):
+            raise SettingsError(f"priority_weights takes a mapping of priorities, it is {weights!r:.80}")
         for priority in PRIORITIES:
-            weight = self.priority_weights.get(priority, 0)
-            if weight < 1:
-                raise SettingsError(
-                    f"priority_weights must give each priority 1 or more, {priority.value} has {weight}"
-                )
+            weight = weights.get(priority, 0)
+            _check_whole(f"priority_weights[{priority.value}]", weight, 1, _GREATEST_WEIGHT)
 
     @property
     def name(self) -> str:
@@ -132,3 +141,10 @@ class WorkerConfig:
             session_timeout=timedelta(seconds=settings.session_timeout_s),
             lost_worker_wait=timedelta(seconds=settings.lost_worker_wait_s),
         )
+
+
+def _check_whole(name: str, value: object, least: int, most: int) -> None:
+    if type(value) is not int:
+        raise SettingsError(f"{name} takes a whole number, it is {value!r:.80}")
+    if not least <= value <= most:
+        raise SettingsError(f"{name} takes {least:,} to {most:,}, it is {value:,}")

@@ -110,6 +110,22 @@ def exit_code(error: BaseException) -> int:
             return FAILED
 
 
+def directory_named(text: str) -> Path:
+    """A directory that somebody has named on the command line; it need not be there.
+
+    Raises:
+        typer.BadParameter: the text is empty, as that of a variable that is not set, or names a file.
+    """
+    import typer
+
+    if not text:
+        raise typer.BadParameter("it is empty; '.' is the directory that you are in.")
+    path = Path(text)
+    if path.is_file():
+        raise typer.BadParameter(f"{text!r} is a file.")
+    return path
+
+
 def place_for_temporary() -> Path:
     """Where temporary directories are made.
 

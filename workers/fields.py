@@ -90,8 +90,7 @@ def _value(kind: Any, text: str) -> Any:  # noqa: PLR0911 - one line per kind
     if origin is typing.Literal:
         return _listed(arguments, text)
     if origin in (list, tuple):
-        item = arguments[0] if arguments else str
-        return [_value(item, part.strip()) for part in text.split(",") if part.strip()]
+        return _items(arguments[0] if arguments else str, text)
     if kind is bool:
         if text.lower() not in ("true", "false", "1", "0", "yes", "no"):
             raise ValueError("it takes true or false")
@@ -110,6 +109,19 @@ def _value(kind: Any, text: str) -> Any:  # noqa: PLR0911 - one line per kind
     if kind is dict or origin is dict or dataclasses.is_dataclass(kind):
         return _parsed(_object, text, 'JSON such as {"name": "value"}')
     return _parsed(json.loads, text, "JSON")
+
+
+def _items(kind: Any, text: str) -> list[Any]:
+    """``A,B``, or JSON: an array of all, or one object."""
+    if text.lstrip().startswith(("[", "{")):
+        try:
+            items = json.loads(text)
+        except (ValueError, RecursionError):
+            pass  # a text that begins like that
+        else:
+            items = items if isinstance(items, list) else [items]
+            return [_value(kind, item) if isinstance(item, str) else item for item in items]
+    return [_value(kind, part.strip()) for part in text.split(",") if part.strip()]
 
 
 def _first_that_takes(kinds: tuple[Any, ...], text: str) -> Any:
@@ -163,7 +175,7 @@ def _object(text: str) -> dict[str, Any]:
 def _parsed(parse: Callable[[str], Any], text: str, what: str) -> Any:
     try:
         return parse(text)
-    except (ValueError, ArithmeticError) as error:  # a decimal's error is no ValueError
+    except (ValueError, ArithmeticError, RecursionError) as error:  # a decimal's error is no ValueError
         raise ValueError(f"it takes {what}") from error
 
 

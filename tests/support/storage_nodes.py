@@ -124,8 +124,8 @@ class _MeddledPlace(Place):
         self._place.write(_MeddledIncoming(self._meddler, incoming), ticket, verify=verify)
         self._meddler.published()
 
-    def tidy(self, ticket: Ticket) -> None:
-        self._place.tidy(ticket)
+    def keep(self, ticket: Ticket) -> None:
+        self._place.keep(ticket)
 
     def close(self) -> None:
         self._place.close()

@@ -84,6 +84,8 @@ def test_jitter_is_full_and_even() -> None:
         ({"factor": -2.0}, "factor"),
         ({"factor": math.inf}, "factor"),
         ({"factor": math.nan}, "factor"),
+        ({"factor": "2"}, "factor"),
+        ({"cap": 600}, "cap"),
     ],
 )
 def test_values_that_cannot_work_are_refused_by_name(values: dict[str, object], name: str) -> None:

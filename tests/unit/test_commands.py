@@ -60,6 +60,30 @@ def test_help_of_every_command_has_an_example_that_calls_it(path: str) -> None:
     assert "\\b" not in result.stdout
 
 
+@pytest.mark.parametrize("group", ["jobs", "dlq", "topics", "kafka", "bench", "schemas", "config"])
+def test_help_of_every_group_has_examples_of_its_commands(group: str) -> None:
+    _, _, examples = run(group, "--help").stdout.partition("\n\n  Examples:\n")
+    lines = examples.partition("\n\n")[0].splitlines()
+    assert lines
+    assert all(f"rustfs-workers {group} " in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["demo", "--source", ""],
+        ["demo", "--dir", ""],
+        ["schemas", "export", ""],
+        ["kafka", "run", "--data-dir", ""],
+    ],
+)
+def test_an_empty_directory_is_not_the_one_that_somebody_is_in(arguments: list[str]) -> None:
+    """It is what a variable of the shell stands for that is not set."""
+    refused = run(*arguments)
+    assert refused.exit_code == 2
+    assert "it is empty; '.' is the directory that you are in" in refused.stderr
+
+
 def test_every_command_says_in_one_line_what_it_does() -> None:
     """The list of commands is not cut: no line of it ends in dots."""
     for group in ("", "jobs", "dlq", "topics", "kafka", "bench", "schemas", "config"):
@@ -240,8 +264,8 @@ def test_schemas_export_into_a_file_is_one_line_that_names_it(tmp_path: Path) ->
 
     result = run("schemas", "export", str(tmp_path / "taken"))
 
-    assert result.exit_code == 1
-    assert result.stderr == f"error: {tmp_path / 'taken'}: File exists\n"
+    assert result.exit_code == 2
+    assert f"'{tmp_path / 'taken'}' is a file" in result.stderr
 
 
 def test_schemas_check_looks_at_imported_types_and_names_the_bad_ones(tmp_path: Path) -> None:

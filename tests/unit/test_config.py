@@ -39,8 +39,14 @@ def test_each_priority_has_a_share(weights: Mapping[JobPriority, int]) -> None:
         ("process_pool_size", {"process_pool_size": 2.5}),
         ("tick_ms", {"tick_ms": True}),
         ("sandbox_size", {"sandbox_size": None}),
+        ("max_concurrent_jobs", {"max_concurrent_jobs": 10**9}),
+        ("worker_id", {"worker_id": 5}),
+        ("strict_priorities", {"strict_priorities": "no"}),
+        ("priority_weights", {"priority_weights": 5}),
+        (r"priority_weights\[critical\]", {"priority_weights": dict.fromkeys(PRIORITIES, 1.5)}),
+        (r"priority_weights\[critical\]", {"priority_weights": dict.fromkeys(PRIORITIES, 10**9)}),
     ],
 )
 def test_what_cannot_be_is_refused_by_name(name: str, wrong: Any) -> None:
     with pytest.raises(SettingsError, match=name):
-        WorkerConfig(worker_id="w", **wrong)
+        WorkerConfig(**{"worker_id": "w"} | wrong)

@@ -68,6 +68,7 @@ class Choices(Job):
     level: Literal[1, 2] | None = None
     sure: Literal[True] | None = None
     speeds: list[Literal["fast", "slow"]] = field(default_factory=list)
+    maps: list[dict[str, int]] = field(default_factory=list)
 
 
 @pytest.mark.parametrize(
@@ -96,6 +97,9 @@ class Choices(Job):
         ("level=", None),
         ("sure=true", True),
         ("speeds=slow,fast", ["slow", "fast"]),
+        ('speeds=["slow", "fast"]', ["slow", "fast"]),
+        ('maps={"a": 1, "b": 2}', [{"a": 1, "b": 2}]),
+        ('maps=[{"a": 1}, {"b": 2}]', [{"a": 1}, {"b": 2}]),
     ],
 )
 def test_a_field_of_several_types_takes_the_first_that_fits_and_a_text_last(text: str, value: Any) -> None:

@@ -22,7 +22,7 @@ from tests.support.messages import TOPICS, job_value, message, partition
 from workers.committing.router import MIN_SNOOZE_MS, Router, Rules, Run, as_result, status_of
 from workers.message import Message
 from workers.outcome import Outcome, OutRecord, PlainSuccess
-from workers.results import Failed, JobResult, Skipped, Snooze, Success
+from workers.results import Failed, JobResult, Skipped, Snooze, Success, failed_by
 
 pytestmark = pytest.mark.job_processing
 
@@ -482,3 +482,16 @@ def test_an_outcome_knows_the_state_that_it_leads_to() -> None:
     assert ROUTER.settle(run_of(), Success(), RULES).state is JobStatus.SUCCEEDED
     assert ROUTER.settle(run_of(), Skipped(), RULES).state is JobStatus.SKIPPED
     assert Outcome(None, None).state is None
+
+
+def test_what_looks_like_a_secret_is_masked_before_it_is_published() -> None:
+    """Of any handler: its libraries put the addresses that they asked into their errors."""
+    try:
+        raise RuntimeError("GET https://user:hunter2@host/x?X-Amz-Signature=abcdef failed")
+    except RuntimeError as error:
+        failed = failed_by(error)
+    outcome = ROUTER.settle(run_of(), failed, replace(RULES, max_retries=0))
+    written = repr([record.headers for record in outcome.records]) + repr(outcome.status)
+    assert "RuntimeError" in written
+    assert "hunter2" not in written
+    assert "abcdef" not in written

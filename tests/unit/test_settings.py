@@ -171,6 +171,8 @@ def test_file_of_the_user_is_read_where_the_directory_has_none(clean_place: Path
             "/nowhere/ca.pem",
             ["KAFKA_SSL_CA_LOCATION names no file: /nowhere/ca.pem"],
         ),
+        ("KAFKA_SSL_KEY_LOCATION", "x" * 3000, ["KAFKA_SSL_KEY_LOCATION names no file; it takes a path"]),
+        ("RUSTFS_WORKERS_NODES", "[" * 90_000, ["RUSTFS_WORKERS_NODES should be a JSON object"]),
         ("RUSTFS_WORKERS_DATA_DIR", "~nobody-of-this-name/x", ["RUSTFS_WORKERS_DATA_DIR names the home"]),
         ("RUSTFS_WORKERS_JOB_TIMEOUT_S", "1e20", ["RUSTFS_WORKERS_JOB_TIMEOUT_S should be less"]),
         ("RUSTFS_WORKERS_NODES", '{"N1": "/srv"}', ["RUSTFS_WORKERS_NODES: n1 should match"]),
@@ -199,6 +201,19 @@ def test_wrong_value_is_refused_by_name(
         assert part in str(refused.value)
     assert refused.value.__cause__ is None, "no traceback of pydantic"
     assert not isinstance(refused.value, ValidationError)
+
+
+@pytest.mark.parametrize("lines", [1, 40])
+def test_a_private_key_where_its_file_should_be_named_is_not_said(
+    lines: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = "\n".join(["-----BEGIN PRIVATE KEY-----", *["MIIEvQIBADANBgkqhkiG9w0BAQ"] * lines])
+    monkeypatch.setenv("KAFKA_SSL_KEY_LOCATION", key)
+    with pytest.raises(
+        SettingsError, match="KAFKA_SSL_KEY_LOCATION names no file; it takes a path"
+    ) as refused:
+        load_settings()
+    assert "MIIE" not in str(refused.value)
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,32 @@ def test_a_flipped_byte_fails_one_target_and_not_the_other(disks: Disks, size: i
 
 
 @both_sizes
+@pytest.mark.parametrize("flushed", ["file", "directory"])
+def test_what_a_durable_node_holds_already_counts_once_it_is_flushed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, flushed: str
+) -> None:
+    """Whoever has published it may have been interrupted before it was on the disk."""
+    disks = Disks(tmp_path, "?durable=true")
+    content = os.urandom(size)
+    for name in ("n1", "n2", "n3"):
+        disks.put(name, "bucket/key", content)
+    broken = {"file": disks.path("n2", "bucket/key"), "directory": disks.path("n2", "")}[flushed].stat()
+    fsync = os.fsync
+
+    def fails_on_one(file: int) -> None:
+        if os.fstat(file).st_ino == broken.st_ino:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        fsync(file)
+
+    monkeypatch.setattr(os, "fsync", fails_on_one)
+    report = copy(disks)
+    assert (report.targets["n2"].state, report.targets["n2"].retryable) == ("FAILED", True)
+    assert report.targets["n3"] == ALREADY_OK
+    monkeypatch.setattr(os, "fsync", fsync)
+    assert copy(disks).count("ALREADY_OK") == 2
+
+
+@both_sizes
 def test_an_unreachable_target_fails_alone(disks: Disks, size: int) -> None:
     content = os.urandom(size)
     disks.put("n1", "bucket/key", content)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from schemas.errors import PermanentError, TransientError
-from workers.storage import redact
+from workers.redaction import redact
 from workers.storage.errors import (
     AccessDenied,
     CopyCorrupt,

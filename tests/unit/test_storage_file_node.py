@@ -538,8 +538,10 @@ def test_a_durable_node_flushes_file_and_directories_before_it_reports(
     write(node, Content(b"x"))
     write(node, Content(os.urandom(LARGE)), object_key("bucket/a/large"))
     if durable:
-        made = ["directory"] * 2  # first .rfw and tmp, then bucket and a
-        assert events == [*made, "file", *made, "published", "directory", "file", "published", "directory"]
+        way = [
+            "directory"
+        ] * 3  # a, bucket and the root: whoever made one may have been killed before it was flushed
+        assert events == ["file", "published", *way, "file", "published", *way]
     else:
         assert events == ["published", "published"]
 

@@ -114,6 +114,26 @@ def test_neighbouring_directories_are_two_nodes(tmp_path: Path) -> None:
     assert len(NodeRegistry({"n1": f"file://{tmp_path}/a", "n2": f"file://{tmp_path}/ab"})) == 2
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("?region=eu-central-1", "?endpoint=https://s3.eu-central-1.amazonaws.com&region=eu-central-1"),
+        ("?endpoint=http://h:9000", "?endpoint=https://h:9000"),
+        ("?endpoint=http://127.0.0.1:9000", "?endpoint=http://localhost:9000"),
+        ("?endpoint=http://[::1]:9000", "?endpoint=http://localhost:9000"),
+    ],
+)
+def test_addresses_that_surely_lead_to_one_bucket_are_one_place(one: str, other: str) -> None:
+    with pytest.raises(NodeConfigError, match="share a bucket"):
+        NodeRegistry({"a": f"s3://bucket{one}", "b": f"s3://bucket{other}"})
+    assert len(NodeRegistry({"a": f"s3://bucket{one}", "b": f"s3://other-bucket{other}"})) == 2
+
+
+def test_an_endpoint_that_is_no_url_is_refused_by_its_node() -> None:
+    with pytest.raises(NodeConfigError, match="node a: s3://bucket has an endpoint that is no URL"):
+        NodeRegistry({"a": "s3://bucket?endpoint=http://[::1"})
+
+
 def test_two_names_for_one_bucket_are_refused() -> None:
     with pytest.raises(NodeConfigError, match="share a bucket"):
         NodeRegistry({"a": "s3://bucket", "b": "s3://bucket/prefix"})

@@ -7,10 +7,28 @@ from typing import Annotated, Any
 
 import typer
 
-from workers.console import FAILED, counted, emit, errors_in_one_line, say, table
+from workers.console import FAILED, counted, directory_named, emit, errors_in_one_line, say, table
 
-config_app = typer.Typer(help="Settings.", no_args_is_help=True)
-schemas_app = typer.Typer(help="Avro schemas.", no_args_is_help=True)
+config_app = typer.Typer(
+    help="""Settings: what is set, by what, and what else can be.
+
+    \b
+    Examples:
+      rustfs-workers config show
+      KAFKA_BOOTSTRAP_SERVERS=10.0.0.7:9092 rustfs-workers config show --json
+    """,
+    no_args_is_help=True,
+)
+schemas_app = typer.Typer(
+    help="""Avro schemas of jobs, statuses and reports.
+
+    \b
+    Examples:
+      rustfs-workers schemas export ./avro
+      rustfs-workers schemas check
+    """,
+    no_args_is_help=True,
+)
 
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line; the summary last.")]
 
@@ -68,7 +86,10 @@ def config_show(as_json: AsJson = False) -> None:
 
 @schemas_app.command("export")
 def schemas_export(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where to; made if it is not there.")],
+    directory: Annotated[
+        Path,
+        typer.Argument(metavar="DIR", parser=directory_named, help="Where to; made if it is not there."),
+    ],
     as_json: AsJson = False,
 ) -> None:
     """Write the built-in schemas, for producers in other languages.

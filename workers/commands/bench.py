@@ -15,7 +15,16 @@ if TYPE_CHECKING:
     from streams.settings import Settings
     from workers.progress import Progress
 
-app = typer.Typer(help="Measure, on topics of their own that are deleted afterwards.", no_args_is_help=True)
+app = typer.Typer(
+    help="""Measure, on topics of their own that are deleted afterwards.
+
+    \b
+    Examples:
+      rustfs-workers bench throughput --jobs 50000
+      rustfs-workers bench latency --rate 50 --seconds 20 --json
+    """,
+    no_args_is_help=True,
+)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 

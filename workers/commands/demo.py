@@ -13,6 +13,7 @@ from workers.console import (
     FAILED,
     counted,
     directory_for_a_while,
+    directory_named,
     emit,
     errors_in_one_line,
     place_for_temporary,
@@ -32,13 +33,18 @@ _NAMED: Final = 3
 def demo(
     source: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Folder of files to replicate; default: Python's own library."),
+        typer.Option(
+            metavar="DIR",
+            parser=directory_named,
+            help="Folder of files to replicate; default: Python's own library.",
+        ),
     ] = None,
     directory: Annotated[
         Path | None,
         typer.Option(
             "--dir",
             metavar="DIR",
+            parser=directory_named,
             help="Where the demo's nodes are; default: a temporary one, removed in the end.",
         ),
     ] = None,

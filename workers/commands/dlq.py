@@ -19,7 +19,16 @@ from workers.console import (
     while_somebody_reads,
 )
 
-app = typer.Typer(help="Dead letters: jobs that failed for good.", no_args_is_help=True)
+app = typer.Typer(
+    help="""Dead letters: jobs that failed for good.
+
+    \b
+    Examples:
+      rustfs-workers dlq list --error ObjectMissing
+      rustfs-workers dlq redrive --type replication --rate 50
+    """,
+    no_args_is_help=True,
+)
 
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line; the summary last.")]
 JobType = Annotated[str | None, typer.Option("--type", metavar="TYPE", help="Only those of this job type.")]

@@ -10,7 +10,16 @@ from schemas.lifecycle import JobStatus
 from schemas.topics import JobPriority
 from workers.console import counted, details, emit, errors_in_one_line, read_settings, say, table
 
-app = typer.Typer(help="See where jobs stand.", no_args_is_help=True)
+app = typer.Typer(
+    help="""See where jobs stand.
+
+    \b
+    Examples:
+      rustfs-workers jobs list --status retrying
+      rustfs-workers jobs show 01a20bd1-1946-743e-922d-c32f1fd9b001
+    """,
+    no_args_is_help=True,
+)
 
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line; the summary last.")]
 Imports = Annotated[

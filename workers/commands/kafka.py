@@ -11,12 +11,30 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from workers.console import FAILED, emit, ended_by_signals, errors_in_one_line, read_settings, say
+from workers.console import (
+    FAILED,
+    directory_named,
+    emit,
+    ended_by_signals,
+    errors_in_one_line,
+    read_settings,
+    say,
+)
 
 if TYPE_CHECKING:
     from streams.settings import Settings
 
-app = typer.Typer(help="A real Apache Kafka, reachable from this machine alone.", no_args_is_help=True)
+app = typer.Typer(
+    help="""A real Apache Kafka, reachable from this machine alone.
+
+    \b
+    Examples:
+      rustfs-workers kafka start
+      rustfs-workers kafka status
+      rustfs-workers kafka stop
+    """,
+    no_args_is_help=True,
+)
 
 #: How often to look whether the broker, another process, still runs.
 _LOOK_S: Final = 0.5
@@ -26,7 +44,7 @@ DataDir = Annotated[
     typer.Option(
         metavar="DIR",
         help="Directory of its data; default: kafka, below the data_dir setting.",
-        file_okay=False,
+        parser=directory_named,
     ),
 ]
 Port = Annotated[

@@ -16,7 +16,16 @@ from workers.console import (
     while_somebody_reads,
 )
 
-app = typer.Typer(help="The topics and the group of a deployment.", no_args_is_help=True)
+app = typer.Typer(
+    help="""The topics and the group of a deployment.
+
+    \b
+    Examples:
+      rustfs-workers topics create
+      rustfs-workers topics check --json
+    """,
+    no_args_is_help=True,
+)
 
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line; the summary last.")]
 

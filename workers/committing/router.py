@@ -21,11 +21,13 @@ from schemas.headers import (
     MAX_HISTORY,
     MAX_MESSAGE_BYTES,
     MAX_NAME_BYTES,
+    MAX_STACKTRACE_BYTES,
     Attempt,
     Delivery,
     RawHeaders,
     build,
     clip,
+    clip_trace,
     dead_letter,
 )
 from schemas.lifecycle import JobStatus, by_worker
@@ -33,6 +35,7 @@ from schemas.records import MAX_OUTPUT_BYTES, StatusChange
 from schemas.topics import JobPriority, Topics, tier_for
 from workers.message import Message
 from workers.outcome import NOT_KEPT, NOT_WRITABLE, Outcome, OutRecord, PlainSuccess
+from workers.redaction import redact
 from workers.results import Failed, JobResult, Skipped, Snooze, Success
 
 if TYPE_CHECKING:
@@ -255,7 +258,12 @@ class Router:
 
     def _fail(self, run: Run, failed: Failed, rules: Rules) -> Outcome:
         delivery = run.message.delivery
-        failed = replace(failed, error_type=clip(failed.error_type, MAX_NAME_BYTES))
+        failed = replace(
+            failed,
+            error_type=clip(failed.error_type, MAX_NAME_BYTES),
+            reason=redact(clip(failed.reason, MAX_MESSAGE_BYTES)),
+            stacktrace=redact(clip_trace(failed.stacktrace, MAX_STACKTRACE_BYTES)),
+        )
         message = clip(failed.reason, MAX_MESSAGE_BYTES)
         if not failed.retryable or delivery.attempt > rules.max_retries:
             return self._dead(run, failed, message)

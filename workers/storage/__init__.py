@@ -7,7 +7,7 @@ all of that, which blocks, for an event loop.
 """
 
 from workers.storage.copying import CopyOrder, CopyReport, TargetResult, copy_object
-from workers.storage.errors import NodeConfigError, StorageError, redact
+from workers.storage.errors import NodeConfigError, StorageError
 from workers.storage.keys import ObjectKey, object_key
 from workers.storage.node import Node, OpenObject, Ticket, Version
 from workers.storage.nodes import NodeRegistry, parse_node_url
@@ -27,5 +27,4 @@ __all__ = [
     "copy_object",
     "object_key",
     "parse_node_url",
-    "redact",
 ]

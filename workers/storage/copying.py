@@ -299,15 +299,15 @@ class _Run:
         self._check_digest(self.digest)
         for name, error in errors.items():
             if error is None and digests[name] == self.digest:
-                self._already_ok(name)
+                self._settle(self._each(self._already_ok, [name]))
             elif isinstance(error, SourceChanged):
                 continue  # the target is being written by somebody else: not the same, as far as we know
             elif error is not None:
                 self._settle({name: error})
 
     def _already_ok(self, name: str) -> None:
-        # A run that was killed just after it published has left its temporary name.
-        self.places[name].tidy(self.order.ticket)
+        # A run that was killed just after it published has left its temporary name, and may not have flushed the copy.
+        self.places[name].keep(self.order.ticket)
         self.results[name] = TargetResult("ALREADY_OK")
 
     def _write(self, name: str, incoming: Incoming) -> None:

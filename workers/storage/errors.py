@@ -30,29 +30,12 @@ from collections.abc import Iterable
 from typing import Final
 
 from schemas.errors import PermanentError, PipelineError, SettingsError, TransientError
+from workers.redaction import redact
 
 #: Longest message of a storage error, in characters.
 MESSAGE_LIMIT: Final = 512
 
-_USER_INFO: Final = re.compile(r"(?<=://)[^/@\s]+@")
-_CREDENTIAL: Final = re.compile(
-    r"(?i)\b([a-z0-9_-]*(?:signature|credential|secret|token|password|access_?key(?:_?id)?|authorization))"
-    r"(\"?\s*[=:]\s*)(?:\"[^\"]*\"|(?:(?:basic|bearer|aws4-hmac-sha256)\s+)?[^\s,&;\"]+)"
-)
-# S3 answers a wrong signature with what it has received.
-_XML_CREDENTIAL: Final = re.compile(
-    r"<(\w*(?:AccessKeyId|SignatureProvided|StringToSign\w*|CanonicalRequest\w*|Token))>[^<]*"
-)
 _SECRET_VARIABLES: Final = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID")
-
-
-def redact(text: str, secrets: Iterable[str] = ()) -> str:
-    """The text with everything masked that looks like a credential, and each of the given secrets."""
-    for secret in secrets:
-        if secret:
-            text = text.replace(secret, "***")
-    text = _XML_CREDENTIAL.sub(r"<\1>***", _USER_INFO.sub("***@", text))
-    return _CREDENTIAL.sub(r"\1\2***", text)
 
 
 def public_message(text: str) -> str:

@@ -85,8 +85,8 @@ class FilePlace(Place):
         except OSError as error:
             self._tree.writing_failed(error, self._key)
 
-    def tidy(self, ticket: Ticket) -> None:
-        """Remove leftovers; see ``Place.tidy``."""
+    def keep(self, ticket: Ticket) -> None:
+        """Remove leftovers, and flush on a durable node; see ``Place.keep``."""
         # The object itself is fine: that something of ours is in the way there must not fail its job.
         with contextlib.suppress(OSError):
             temporary = self._tree.enter(self._root, TEMPORARY)
@@ -94,6 +94,13 @@ class FilePlace(Place):
                 _remove_leftovers(temporary, ticket)
             finally:
                 os.close(temporary)
+        if self._tree.durable and self.found is not None:
+            # Whoever wrote it may have been interrupted before it was flushed, or this node was not durable then.
+            try:
+                self.found.flush()
+                self._tree.flush(self._root, self._key.directories)
+            except OSError as error:
+                self._tree.writing_failed(error, self._key)
 
     def status(self) -> os.stat_result:
         """What the name holds now. Safe from several threads at once.
@@ -168,7 +175,7 @@ class FilePlace(Place):
                     raise
                 _rename_where_free(name, temporary, final, self._directory)
         if self._tree.durable:
-            os.fsync(self._directory)
+            self._tree.flush(self._root, self._key.directories)
 
     def _corrupt(self, how: str) -> CopyCorrupt:
         return CopyCorrupt(f"the copy of {self._key} on node {self._tree.node} {how}")
@@ -221,6 +228,14 @@ class FileObject(OpenObject):
             self._tree.reading_failed(error, self._key)
         if version_of(status) != self.version:
             raise self._changed()
+
+    def flush(self) -> None:
+        """Bring its content to the disk.
+
+        Raises:
+            OSError: it may not be there.
+        """
+        os.fsync(self._file)
 
     def close(self) -> None:
         """Close the file and its place."""

@@ -176,10 +176,13 @@ class Place(ABC):
         """
 
     @abstractmethod
-    def tidy(self, ticket: Ticket) -> None:
-        """Remove what earlier runs of this job have left; for a place that is not written to.
+    def keep(self, ticket: Ticket) -> None:
+        """Leave what was found, which is what should be here, and make it as safe as what ``write`` stores.
 
-        ``write`` does it by itself. What cannot be removed stays, for cleanup to find.
+        Removes what earlier runs of this job have left, as ``write`` does; what cannot be removed stays, for cleanup to find.
+
+        Raises:
+            StorageError: the node promises that what it holds survives a power loss, and this may not.
         """
 
     @abstractmethod

@@ -26,7 +26,8 @@ from typing import Final
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from streams.settings_shown import USER_INFO
-from workers.storage.errors import NodeConfigError, StorageError, UnknownNode, redact
+from workers.redaction import redact
+from workers.storage.errors import NodeConfigError, StorageError, UnknownNode
 from workers.storage.file_node import FileNode
 from workers.storage.node import Node
 from workers.storage.object_node import ObjectNode
@@ -37,6 +38,8 @@ NAME: Final = re.compile(rf"[a-z0-9][a-z0-9._-]{{0,{NAME_LIMIT - 1}}}")
 
 _CONNECT_TIMEOUT: Final = timedelta(seconds=5)
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
+_AMAZON: Final = ".amazonaws.com"
+_LOOPBACK: Final = ("127.0.0.1", "::1")
 _REQUEST_TIMEOUT: Final = timedelta(seconds=60)
 _RETRY_TIMEOUT: Final = timedelta(seconds=10)
 
@@ -216,7 +219,10 @@ def _s3_url(name: str, url: str, parts: SplitResult, options: dict[str, str]) ->
         raise _wrong(name, url, "has a prefix with an empty, '.' or '..' part")
     endpoint = options.get("endpoint")
     if endpoint is not None:
-        target = urlsplit(endpoint)
+        try:
+            target = urlsplit(endpoint)
+        except ValueError:
+            raise _wrong(name, url, "has an endpoint that is no URL") from None
         if target.scheme not in {"http", "https"} or not target.hostname or USER_INFO.search(endpoint):
             raise _wrong(name, url, "needs an endpoint like https://host:port, without credentials")
         try:
@@ -269,7 +275,7 @@ def _s3_node(name: str, url: NodeUrl) -> ObjectNode:
 def _refuse_shared_places(urls: Mapping[str, NodeUrl]) -> None:
     """Two names for one place would count one copy twice."""
     roots: dict[str, str] = {}
-    buckets: dict[tuple[str | None, str], list[tuple[str, str]]] = {}
+    buckets: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for name, url in urls.items():
         if url.root is not None:
             real = os.path.realpath(url.root)
@@ -281,13 +287,24 @@ def _refuse_shared_places(urls: Mapping[str, NodeUrl]) -> None:
                     )
             roots[name] = real
         elif url.scheme == "s3":
-            siblings = buckets.setdefault((url.endpoint, url.bucket), [])
+            siblings = buckets.setdefault((_host_of(url.endpoint), url.bucket), [])
             for other, prefix in siblings:
                 if _overlap("/" + url.prefix, "/" + prefix):
                     raise NodeConfigError(
                         f"nodes {other} and {name} share a bucket: one copy would count as two"
                     )
             siblings.append((name, url.prefix))
+
+
+def _host_of(endpoint: str | None) -> str:
+    """Where an S3 service is, the same for addresses that surely lead to the same one."""
+    if endpoint is None:
+        return _AMAZON
+    parts = urlsplit(endpoint)
+    host = parts.hostname or ""
+    if host.endswith(_AMAZON):
+        return _AMAZON  # the names of its buckets are the same everywhere
+    return f"{'localhost' if host in _LOOPBACK else host}:{parts.port or _DEFAULT_PORTS[parts.scheme]}{parts.path}"
 
 
 def _overlap(one: str, other: str) -> bool:

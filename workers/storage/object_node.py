@@ -137,7 +137,7 @@ class ObjectPlace(Place):
         except Exception as error:  # noqa: BLE001 - every kind of refusal gets its name
             self._node.failed(error, self._key)
 
-    def tidy(self, ticket: Ticket) -> None:
+    def keep(self, ticket: Ticket) -> None:
         """There are no temporary names."""
 
     def close(self) -> None:
