@@ -95,7 +95,6 @@ class _Progress:
     done: list[str] = field(default_factory=list)
     #: Of the transaction whose fate is not known.
     doubtful: Sequence[NewLife] = ()
-    began: float = field(default_factory=time.monotonic)
 
     def clear_doubt(self, life_of: Callable[[str], int]) -> None:
         """Nobody else can have written since: what has the new life now got it from that transaction."""
@@ -147,7 +146,7 @@ def redrive(
         batch = _BATCH if rate is None else max(1, int(min(_BATCH, rate / 4)))
         waiting = [letter for letter in found.letters if can_live(letter) and which.matches(letter)]
         for letters in batches(waiting, batch):
-            now_ms = time.time_ns() // 1_000_000
+            began, now_ms = time.monotonic(), time.time_ns() // 1_000_000
             session.commit(
                 [
                     life_after(letter, found.statuses.get(letter.id), now_ms, settings.topics)
@@ -157,7 +156,7 @@ def redrive(
             if after_batch is not None:
                 after_batch(len(progress.done))
             if rate is not None and letters[-1] is not waiting[-1]:
-                _keep_pace(progress, rate)
+                time.sleep(pause_s(len(letters), time.monotonic() - began, rate))
 
     _in_sessions(settings, codec, run, progress)
     first = reports[0]
@@ -539,9 +538,5 @@ def _life_of(state: JobState) -> int:
 
 
 def pause_s(done: int, elapsed_s: float, rate: float) -> float:
-    """How long to wait so that ``done`` jobs do not exceed ``rate`` per second."""
+    """How long to wait so that ``done`` jobs in ``elapsed_s`` do not exceed ``rate`` per second."""
     return max(done / rate - elapsed_s, 0)
-
-
-def _keep_pace(progress: _Progress, rate: float) -> None:
-    time.sleep(pause_s(len(progress.done), time.monotonic() - progress.began, rate))

@@ -116,7 +116,7 @@ class WorkerManager:
             return
         limit = self.config.drain_timeout if timeout is None else timeout
         try:
-            if process.can_drain or not process.failure.done():
+            if process.can_drain or not process.has_failed:
                 await process.drain(limit / timedelta(seconds=1))
         finally:
             await process.stop()

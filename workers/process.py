@@ -99,6 +99,7 @@ class WorkerProcess:
         self._transactional_id = f"{self._topics.prefix}worker.{config.name}"
         self._producer_id = self._transactional_id
         self._fences = FenceCount()
+        self._rival_is_looked_for = threading.Lock()
         #: After a failure: whether a drain is still possible.
         self.can_drain = False
         #: After ``stop``: handlers that nobody could end.
@@ -233,6 +234,7 @@ class WorkerProcess:
             log_ends=functools.partial(self._ask_for_offsets, LATEST),
             release=functools.partial(self._executor.release, only_who_may_end=True),
             purge=guarded(self._arrivals.purge, self._fail),
+            runs_on=self._executor.runs_on,
             memories=(look_back, copies, flow),
             on_failure=self._fail,
             on_refusal=self._refuse,
@@ -332,6 +334,11 @@ class WorkerProcess:
             raise KafkaUnreachable(self._settings.bootstrap_servers(), _FIRST_ANSWER_S, did)
         await in_thread(self._ask_for_group_times)
 
+    @property
+    def has_failed(self) -> bool:
+        """It cannot go on; ``failure`` says why, or will in a moment."""
+        return self.failure.done() or self.assignments.leaves_unclean
+
     async def drain(self, timeout_s: float) -> None:
         """Stop taking, let running jobs end until the deadline, cancel the rest, commit, leave the group in order."""
         if self._draining:
@@ -423,8 +430,16 @@ class WorkerProcess:
 
     def _fenced(self) -> None:
         """Another producer took our transactional id. Once can be a mistake; twice, and somebody else lives by our name."""
-        if not self._fences.again(time.monotonic()):
-            return
+        if self._fences.again(time.monotonic()) and not self._rival_is_looked_for.locked():
+            # Not in the commit thread: it takes seconds, in which nobody's offsets would be answered.
+            with contextlib.suppress(RuntimeError):  # the system has no thread left: the next time will do
+                threading.Thread(target=self._look_for_rival, name="rival", daemon=True).start()
+
+    def _look_for_rival(self) -> None:
+        with self._rival_is_looked_for:
+            self._leave_to_rival()
+
+    def _leave_to_rival(self) -> None:
         try:
             rival = find_rival(self._settings, self._codec, self.config.name, self.incarnation)
         except (PipelineError, KafkaException) as error:

@@ -21,12 +21,16 @@ import structlog
 from schemas.errors import PipelineError
 from workers.console import FAILED, INTERRUPTED, OK, ending_signals, exit_code
 from workers.contained import contained_task
+from workers.loop_watch import LoopWatch
 from workers.manager import WorkerManager
 from workers.watchdog import watchdog
 
 log = structlog.get_logger("rustfs_workers.running")
 
 _LOOK_S: Final = 1.0
+_SECOND: Final = timedelta(seconds=1)
+#: A handler may hold the event loop for as long as a run may take, and for so long where that is less.
+_LEAST_HELD_S: Final = 60.0
 #: After the drain, for what Python and asyncio wait for.
 _LAST_S: Final = 5.0
 
@@ -54,19 +58,28 @@ async def run_until_signal(
     stop = asyncio.Event()
     received: list[signal.Signals] = []
 
-    def on_signal(number: signal.Signals) -> None:
-        received.append(number)
+    def on_signal(number: int, _frame: object) -> None:
+        # Python calls it between two lines of whatever runs, also of a handler that holds the event loop, and in the middle of
+        # a line of the log.
+        received.append(signal.Signals(number))
         if len(received) > 1:
-            log.warning("stopped at once; what was running will be run again")
-            os._exit(INTERRUPTED if number is signal.SIGINT else 128 + number)
-        log.info("draining; once more to stop at once", signal=number.name)
+            with contextlib.suppress(OSError):
+                os.write(2, b"stopped at once; what was running will be run again\n")
+            os._exit(INTERRUPTED if number == signal.SIGINT else 128 + number)
+        held.hurry(manager.config.drain_timeout / _SECOND, 128 + number)
+        with contextlib.suppress(RuntimeError):  # the loop has been closed
+            loop.call_soon_threadsafe(on_first_signal)
+
+    def on_first_signal() -> None:
+        log.info("draining; once more to stop at once", signal=received[0].name)
         stop.set()
 
     waiting: tuple[asyncio.Task[object], ...] = ()
     loop = asyncio.get_running_loop()
     signals = ending_signals()
+    held = LoopWatch(max(manager.config.job_timeout / _SECOND, _LEAST_HELD_S), code=FAILED)
     for number in signals:
-        loop.add_signal_handler(number, on_signal, number)
+        signal.signal(number, on_signal)
     loop.set_task_factory(contained_task)
     # What is loaded by now stays: looking for garbage in it stopped everything for 50 ms, twice a second under load.
     gc.collect()
@@ -77,6 +90,7 @@ async def run_until_signal(
         await manager.start()
         started = True
         watch.enter_context(watchdog())
+        held.start()
         ready()
         stopping = asyncio.create_task(stop.wait(), name="signal")
         failing = asyncio.create_task(manager.wait(), name="failure")
@@ -103,12 +117,11 @@ async def run_until_signal(
         try:
             await manager.shutdown()
         finally:
+            held.stop()
             watch.close()
         for number in signals:
-            loop.remove_signal_handler(number)
-            if started:
-                # The end is near, and bounded: whoever asks for it once more must not keep `up` from stopping its Kafka.
-                signal.signal(number, signal.SIG_IGN)
+            # The end is near, and bounded: whoever asks for it once more must not keep `up` from stopping its Kafka.
+            signal.signal(number, signal.SIG_IGN if started else signal.SIG_DFL)
         code = INTERRUPTED if received and received[0] is signal.SIGINT else OK
         if started:
             _end_soon(code, sys.exception(), _LAST_S if last_s is None else last_s)

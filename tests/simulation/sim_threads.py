@@ -41,8 +41,8 @@ class SimCommitter(Committer):
 
     worker: SimWorker
 
-    def release(self, parts: Iterable[PartitionState]) -> Any:
-        return SimEvent(self.worker, super().release(parts))
+    def release(self, parts: Iterable[PartitionState], *, clean: bool = True) -> Any:
+        return SimEvent(self.worker, super().release(parts, clean=clean))
 
     def settled(self, places: Collection[Place]) -> Any:
         return SimEvent(self.worker, super().settled(places))

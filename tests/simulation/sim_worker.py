@@ -186,6 +186,7 @@ class SimWorker(WorkerProcess):
             log_ends=lambda places: {place: world.kafka.log(place).end for place in places},
             release=self._executor.release,
             purge=self._arrivals.purge,
+            runs_on=self._executor.runs_on,
             memories=(look_back, copies, flow),
             on_failure=self._fail,
             on_refusal=self._refuse,

@@ -28,6 +28,7 @@ from workers.liveness.survivors import Signs
 from workers.message import Message
 from workers.offsets import PartitionState, Place
 from workers.scheduling.delay import Delays
+from workers.scheduling.pool_places import PoolPlaces
 from workers.scheduling.scheduler import Scheduler
 
 #: Broker time of every assignment.
@@ -188,15 +189,22 @@ class FakeCommitter:
             self.bench.steps.append("offsets are on their way")
         return self.answers
 
-    def release(self, parts: Iterable[PartitionState]) -> LastCommit:
-        self.bench.note("last commit", parts)
+    def release(self, parts: Iterable[PartitionState], *, clean: bool = True) -> LastCommit:
+        self.bench.note("last commit" if clean else "last commit without a flag", parts)
         return self.last_commit
 
 
 class Bench:
     """A poller of one event loop. ``steps`` says what was asked for, and what was true of the partitions then."""
 
-    def __init__(self, *, high: int = 10, low: int = 4, partitions: int | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        high: int = 10,
+        low: int = 4,
+        partitions: int | None = None,
+        pool: PoolPlaces | None = None,
+    ) -> None:
         self.steps: list[str] = []
         self.delivered: list[Message] = []
         self.failures: list[BaseException] = []
@@ -209,9 +217,11 @@ class Bench:
         #: Of every partition; None: Kafka does not tell.
         self.log_start: int | None = 0
         self.log_end: int | None = 1_000_000
+        #: Something runs on every partition, whoever has asked it to end.
+        self.runs_on = False
         self.consumer = FakeConsumer(self.steps)
         self.committer = FakeCommitter(self)
-        self.scheduler = Scheduler()
+        self.scheduler = Scheduler(pool=pool)
         self.delays = Delays()
         self.lease = Lease(5.0)
         consumer: Any = self.consumer
@@ -244,6 +254,7 @@ class Bench:
             log_ends=self._log_ends,
             release=self._release,
             purge=self.purged.append,
+            runs_on=lambda _: self.runs_on,
             memories=(look_back, copies, flow),
             on_failure=self.failures.append,
             on_refusal=self.refusals.append,

@@ -299,6 +299,38 @@ def test_what_is_too_much_for_the_way_to_kafka_is_written_in_parts() -> None:
     assert failed < len(bench.kafka.committed) / 2, f"{failed}: it is found out again and again"
 
 
+def test_one_outcome_that_is_too_much_for_the_way_to_kafka_fails_alone() -> None:
+    """Nothing else of its worker would be committed, nor of any heir's."""
+    bench = Bench(records=2)
+    room, failed = 1024 * 1024, 0
+
+    def is_slow(producer: FakeProducer) -> Exception | None:
+        nonlocal failed
+        too_much = sum(len(sent.value or b"") for sent in producer.open.records) > room
+        failed += too_much
+        assert failed < 50, "it goes round in circles"
+        return kafka_error(KafkaError._TIMED_OUT, retriable=True) if too_much else None
+
+    for _ in range(60):
+        bench.kafka.fault("commit", is_slow)
+    bench.emit(forwarding(bench, 0, 2 * room))
+    bench.success(1)
+    while bench.committer.pending:
+        bench.tick()
+    assert bench.stored.offset == 2
+    assert bench.events["not_writable"] == 1
+
+
+def test_a_first_doubt_divides_nothing_whatever_was_refused_before() -> None:
+    bench = Bench(records=2)
+    for offset in range(2):
+        bench.emit(forwarding(bench, offset, 1024 * 1024))
+    bench.kafka.fault("offsets", kafka_error(KafkaError.ILLEGAL_GENERATION, abort=True))
+    bench.kafka.fault("commit", kafka_error(KafkaError._TIMED_OUT, retriable=True))
+    bench.tick()
+    assert [len(one.offsets) for one in bench.kafka.committed] == [1]
+
+
 def test_a_full_producer_queue_is_waited_for() -> None:
     bench = Bench()
     for _ in range(4):
@@ -319,6 +351,15 @@ def test_a_release_commits_a_clean_map_and_says_so() -> None:
     bench.tick()
     assert done.is_set()
     assert (bench.stored.clean, bench.stored.offset) == (True, 1)
+
+
+def test_a_release_of_what_goes_on_is_no_clean_one() -> None:
+    bench = Bench()
+    bench.success(0)
+    done = bench.committer.release([bench.part], clean=False)
+    bench.tick()
+    assert done.is_set()
+    assert (bench.stored.clean, bench.stored.offset) == (False, 1)
 
 
 def test_a_release_waits_for_the_outcomes_before_it() -> None:

@@ -46,6 +46,24 @@ async def test_a_failed_worker_for_which_nobody_waits_is_shut_down_and_says_why(
         await manager.wait()
 
 
+async def test_a_worker_that_a_job_may_have_ended_is_not_drained_even_if_nobody_has_been_told_yet(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its last maps would be clean, and each heir die of the same job."""
+    manager, stopped = started_manager(monkeypatch)
+    drained: list[float] = []
+
+    async def drain(_: WorkerProcess, timeout_s: float) -> None:
+        drained.append(timeout_s)
+
+    monkeypatch.setattr(WorkerProcess, "drain", drain)
+    await manager.start()
+    manager.process.fail_at_work(ZeroDivisionError())
+    await manager.shutdown()
+    assert stopped.is_set()
+    assert drained == []
+
+
 async def test_a_failed_worker_for_which_somebody_waits_is_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
     manager, stopped = started_manager(monkeypatch)
     await manager.start()

@@ -76,12 +76,12 @@ class Keys(RuleBasedStateMachine):
         waiting = self.waiting()
         for priority in PRIORITIES:
             of_it = [one.size for one in waiting if one.priority is priority]
-            assert (self.locks.behind[priority], self.locks.bytes_behind[priority]) == (
+            assert (self.locks.behind.count[priority], self.locks.behind.bytes[priority]) == (
                 len(of_it),
                 sum(of_it),
             )
         for part in self.parts:
-            assert self.locks.bytes_behind_of(part) == sum(one.size for one in waiting if one.part is part)
+            assert self.locks.behind.bytes_of(part) == sum(one.size for one in waiting if one.part is part)
         assert len(self.locks) == sum(map(bool, self.lines.values()))
 
     @invariant()

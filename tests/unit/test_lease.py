@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from workers.liveness.lease import CutOff, Lease, LeaseChange, lease_s
@@ -105,3 +107,14 @@ def test_nothing_starts_before_the_one_who_acts_upon_it_has_found_that_the_lease
     assert not cut_off.may_start
     cut_off.look()
     assert cut_off.may_start
+
+
+def test_a_suspended_machine_is_as_silent_as_one_that_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its steady clock stands still meanwhile, and Kafka's does not."""
+    since_boot = Clock()
+    clocks = SimpleNamespace(monotonic=lambda: 0.0, clock_gettime=lambda _: since_boot.now)
+    monkeypatch.setattr("workers.liveness.lease.time", clocks)
+    lease = Lease(5.0)
+    since_boot.now += 60.0
+    assert lease.silent_s == 60.0
+    assert not lease.holds

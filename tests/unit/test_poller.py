@@ -349,6 +349,19 @@ async def test_the_last_commit_has_its_time_however_little_running_jobs_get(
     assert bench.committer.last_commit.waited_s == [2.0]
 
 
+async def test_a_partition_that_goes_while_a_handler_goes_on_there_was_not_left_in_order() -> None:
+    """It may hold the event loop, or be deaf, and kill this process yet: its heir would suspect nobody."""
+    bench = Bench()
+    bench.assign(NORMAL)
+    bench.runs_on = True
+    await bench.revoke(NORMAL)
+    assert bench.steps == [
+        "jobs end within 3 s (ours releasing)",
+        "last commit without a flag (ours releasing)",
+        "unassign",
+    ]
+
+
 async def test_a_worker_that_a_job_may_have_ended_does_not_say_that_it_left_in_order() -> None:
     """Its successor would suspect nobody, and die of the same job; and so on for ever."""
     bench = Bench()

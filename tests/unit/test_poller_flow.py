@@ -8,10 +8,11 @@ from structlog.testing import capture_logs
 from schemas.topics import TIERS, JobPriority
 from tests.support.messages import TOPICS, job_value, message
 from tests.support.poll_bench import Bench, job_of
-from workers.consuming.flow_control import MAX_BYTES_BEHIND_KEYS
+from workers.consuming.flow_control import MAX_HELD_BACK_BYTES
 from workers.message import Message
 from workers.offsets import MAX_SPREAD, Place
 from workers.scheduling.delay import MAX_TOTAL_BYTES
+from workers.scheduling.pool_places import PoolPlaces
 
 pytestmark = pytest.mark.worker_coordination
 
@@ -53,7 +54,7 @@ async def test_a_priority_is_paused_for_those_that_may_start_and_not_for_those_b
 async def test_large_jobs_behind_their_key_pause_their_own_partition_until_half_of_them_are_gone() -> None:
     bench = Bench(high=100, low=50)
     hot, _ = bench.assign(NORMAL, BESIDE)
-    size = MAX_BYTES_BEHIND_KEYS // 8
+    size = MAX_HELD_BACK_BYTES // 8
     jobs = [
         message(hot, offset, key=b"hot", value=job_value(job_of(offset)) + bytes(size))
         for offset in range(20)
@@ -76,6 +77,27 @@ async def test_large_jobs_behind_their_key_pause_their_own_partition_until_half_
         bench.scheduler.done(one)
         arrive()
     assert bench.consumer.paused == set()
+
+
+async def test_jobs_that_wait_for_a_process_do_not_pause_the_others_of_their_priority() -> None:
+    """Thousands that take a minute each would keep the slots of the worker empty for hours."""
+    bench = Bench(high=10, low=5, pool=PoolPlaces(1, lambda one: one.part.partition == 0))
+    slow, quick = bench.assign(NORMAL, BESIDE)
+
+    def arrive(some: list[Message]) -> None:
+        bench.scheduler.note_arrived(some)
+        bench.scheduler.add(some)
+
+    arrive([message(slow, offset) for offset in range(50)])
+    assert bench.scheduler.take(0) is not None
+    assert bench.scheduler.take(0) is None
+    bench.round()
+    assert bench.consumer.paused == set()
+    large = job_value(job_of(50)) + bytes(MAX_HELD_BACK_BYTES)
+    arrive([message(slow, 50, value=large), message(quick, 0)])
+    assert bench.scheduler.take(0) is not None, "there is a slot for it"
+    bench.round()
+    assert bench.consumer.paused == {NORMAL}, "alone: what waits there is in memory"
 
 
 async def test_retry_topics_wait_while_more_is_due_than_can_be_forwarded() -> None:

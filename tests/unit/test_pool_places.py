@@ -27,7 +27,7 @@ def test_jobs_that_wait_for_a_process_leave_the_slots_to_others() -> None:
     running = [take(scheduler), take(scheduler)]
     assert scheduler.take(NOW_MS) is None
     assert scheduler.running == 2
-    assert scheduler.waiting(LOW) == 8, "they count, so that no more are fetched than are wanted"
+    assert scheduler.waiting(LOW) == 8
 
     urgent = message(critical, 0, timestamp_ms=NOW_MS - 1)
     arrive(scheduler, urgent)

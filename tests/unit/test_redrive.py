@@ -384,3 +384,25 @@ def test_a_batch_has_no_more_letters_nor_bytes_than_a_transaction_should(sizes: 
     for batch in made:
         assert 1 <= len(batch) <= most
         assert len(batch) == 1 or sum(len(one.value or b"") for one in batch) <= 4 * 1024 * 1024
+
+
+def test_the_rate_is_kept_from_the_first_job_on_however_long_the_letters_were_read(
+    cemetery: Cemetery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Minutes of reading would let as many minutes' jobs go at once."""
+    clock, pauses = [0.0], list[float]()
+    read = cemetery._read
+
+    def slowly(*arguments: Any, **more: Any) -> DeadLetters:
+        clock[0] += 100.0
+        return read(*arguments, **more)
+
+    def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        clock[0] += seconds
+
+    monkeypatch.setattr(redrive_module, "read_dead_letters", slowly)
+    fake = SimpleNamespace(monotonic=lambda: clock[0], sleep=sleep, time_ns=lambda: 10**18)
+    monkeypatch.setattr(redrive_module, "time", fake)
+    redrive(SETTINGS, DeadLetterFilter(), rate=4.0, codec=CODEC)
+    assert pauses == [0.25, 0.25]

@@ -13,10 +13,12 @@ pytestmark = pytest.mark.worker_coordination
 PROGRAM = """
 import asyncio, gc, os, signal, sys, threading
 from schemas.errors import KafkaUnreachable
-from workers import running
+from datetime import timedelta
+from workers import WorkerConfig, running
 
 class Manager:
     left_behind = 2
+    config = WorkerConfig(worker_id="w", drain_timeout=timedelta(seconds=1))
     async def start(self):
         assert gc.get_freeze_count() > 1_000  # else the collector goes through all modules while jobs wait
         threading.Thread(target=threading.Event().wait).start()
@@ -75,3 +77,20 @@ def test_who_asks_once_more_after_the_drain_does_not_keep_the_command_from_tidyi
         [sys.executable, "-c", program, "SIGTERM"], capture_output=True, text=True, timeout=60, check=False
     )
     assert (ended.returncode, ended.stdout.splitlines()[-1:]) == (0, ["tidied up"]), ended.stderr
+
+
+@pytest.mark.parametrize(("signals", "code"), [(1, 128 + 15), (2, 128 + 15)])
+def test_a_handler_that_holds_the_event_loop_does_not_keep_the_process_from_stopping(
+    signals: int, code: int
+) -> None:
+    """Once: within the time that running jobs get. Twice: at once."""
+    waits = "await asyncio.Event().wait()\n    async def shutdown"
+    assert waits in PROGRAM
+    holds = "time.sleep(1000)"
+    more = "; ".join(["os.kill(os.getpid(), signal.SIGTERM)"] * (signals - 1)) or "pass"
+    program = PROGRAM.replace(waits, f"{more}; import time; {holds}\n    async def shutdown")
+    ended = subprocess.run(
+        [sys.executable, "-c", program, "SIGTERM"], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ended.returncode == code
+    assert ("a handler holds the event loop" in ended.stdout + ended.stderr) == (signals == 1)

@@ -188,7 +188,7 @@ class Loop(RuleBasedStateMachine):
             assert 0 <= self.scheduler.startable(priority) <= len(waiting)
             assert 0 <= self.scheduler.startable_bytes(priority) <= sum(one.size for one in waiting)
         startable = sum(map(self.scheduler.startable_bytes, PRIORITIES))
-        behind = sum(map(self.scheduler.bytes_behind_keys, self.parts))
+        behind = sum(map(self.scheduler.held_back_bytes, self.parts))
         assert startable + behind == sum(one.size for one in self.waiting)
         assert self.scheduler.running == len(self.running)
 
@@ -204,7 +204,7 @@ class Loop(RuleBasedStateMachine):
         assert self.running == []
         assert len(self.scheduler) == 0
         assert not any(map(self.scheduler.startable, PRIORITIES))
-        assert not self.scheduler._keys._bytes_behind_of
+        assert not any(self.scheduler._held_back)
         assert not self.scheduler.has_parked
         assert not self.scheduler._keys
         assert not self.pool._taken

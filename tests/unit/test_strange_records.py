@@ -26,6 +26,7 @@ from schemas.topics import Topics
 from schemas.wire import WireSchema
 from streams.jobinfo import JobEvent, JobState, job_info
 from tests.support.events import JOB_ID, envelope, job_value
+from workers.blocking import in_thread
 from workers.committing.router import Router, Rules, Run
 from workers.config import WorkerConfig
 from workers.execution.decoder import Decoded, Decoder
@@ -326,3 +327,25 @@ def test_jobs_from_before_a_registry_was_set_need_no_asking() -> None:
     assert (plain.job.path, framed.job.path) == ("a", "b")
     assert plain.handler is framed.handler is not None
     assert job_type(Strange).name == plain.job_type
+
+
+async def test_looks_for_unknown_schemas_leave_threads_to_the_worker_itself() -> None:
+    """Each takes ten seconds while Kafka does not answer: a drain would wait behind all of them."""
+    may_end = threading.Event()
+    under_way: list[bytes] = []
+
+    def learn(key: bytes) -> bool:
+        under_way.append(key)
+        may_end.wait(30)
+        return False
+
+    decoder = decoder_of(Codec(), learn)
+    frames = [message_of(SINGLE_OBJECT + number.to_bytes(8, "big") + b"x") for number in range(30)]
+    looks = [asyncio.ensure_future(decoder.learn_and_decode(one)) for one in frames]
+    while len(under_way) < 4:
+        await asyncio.sleep(0.01)
+    assert await asyncio.wait_for(in_thread(lambda: "drained"), 10) == "drained"
+    assert len(under_way) == 4
+    may_end.set()
+    results = await asyncio.gather(*looks, return_exceptions=True)
+    assert all(isinstance(result, WireError) for result in results)

@@ -66,6 +66,9 @@ MAX_BATCH: Final = 2_000
 MAX_BATCH_BYTES: Final = 8 * 1024 * 1024
 #: Where that is too much for the way to Kafka, less is tried, down to this.
 _LEAST_BATCH_BYTES: Final = 256 * 1024
+#: So often the transaction of a single large outcome comes to no end, in a minute and more, before it is taken for too large: all
+#: partitions of this worker wait for it, and those of each heir would.
+_MOST_DOUBTS: Final = 10
 #: So many times as many jobs as end between two commits may start before the next one: those until this one is made, those
 #: until the next one is, and as many again, since no two take the same time. A successor suspects each of them.
 _AHEAD: Final = 3
@@ -197,11 +200,14 @@ class Committer:
                 part.dirty = True
         self._wake.set()
 
-    def release(self, parts: Iterable[PartitionState]) -> threading.Event:
-        """Commit a last time for these partitions, with the clean flag; the event is set when that is done or given up."""
+    def release(self, parts: Iterable[PartitionState], *, clean: bool = True) -> threading.Event:
+        """Commit a last time for these partitions; the event is set when that is done or given up. Any thread.
+
+        ``clean``: with the flag that says that nothing of them runs any more.
+        """
         done = threading.Event()
         with self._lock:
-            self._releases.append((frozenset(parts), done))
+            self._releases.append((frozenset(parts) if clean else frozenset(), done))
         self._wake.set()
         return done
 
@@ -310,7 +316,7 @@ class Committer:
 
     def _commit(self, outcomes: list[Outcome], released: set[PartitionState]) -> None:
         """Bring these outcomes into Kafka, whatever it takes; drop those whose partition is lost."""
-        failures = refusals = 0
+        failures = refusals = doubts = 0
         # By the clock that stamps records, and now: a machine that sleeps in between counts no time.
         began_ms = self._now_ms()
         while True:
@@ -345,10 +351,14 @@ class Committer:
                     outcomes, is_known = self._recover(outcomes, began_ms)
                     if is_known:
                         began_ms = recovering_ms
-                        if failures > 1 and self._is_too_much(outcomes):
+                        doubts += 1
+                        if doubts > 1 and self._is_too_much(outcomes):
                             middle = len(outcomes) // 2
                             self._commit(outcomes[:middle], set())
                             self._commit(outcomes[middle:], released)
+                            return
+                        if doubts >= _MOST_DOUBTS and _stands_in_the_way(outcomes):
+                            self._divide(outcomes, released, f"{error}, {doubts} times: it may be too large")
                             return
                 case GivenAway():
                     self.counters.event("given_away")
@@ -595,6 +605,11 @@ def _is_overtaken(outcome: Outcome) -> bool:
     owner, state = outcome.owner, outcome.state
     is_lost = owner is not None and not owner.part.owned
     return is_lost and not outcome.records and state is not None and not state.final
+
+
+def _stands_in_the_way(outcomes: list[Outcome]) -> bool:
+    """Whether it is one that cannot be divided, and is large."""
+    return len(outcomes) == 1 and outcomes[0].message is not None and _bytes_of(outcomes) > _LEAST_BATCH_BYTES
 
 
 def _bytes_of(outcomes: Iterable[Outcome]) -> int:

@@ -63,6 +63,7 @@ class Assignments:
         log_ends: where partitions end. Raises KafkaException or PipelineError.
         release: ends the jobs of partitions in the event loop, and cancels them after so many seconds.
         purge: forgets the jobs of partitions that have not begun. For the event loop.
+        runs_on: whether anything of partitions still runs. Any thread.
         memories: what has to forget a partition when it goes.
         on_failure: the worker cannot go on.
         on_refusal: the worker must not go on, and can leave in order.
@@ -86,6 +87,7 @@ class Assignments:
         log_ends: Callable[[Iterable[Place]], Mapping[Place, int]],
         release: Callable[[set[PartitionState], float], Coroutine[Any, Any, None]],
         purge: Callable[[set[PartitionState]], None],
+        runs_on: Callable[[set[PartitionState]], bool],
         memories: Collection[Memory],
         on_failure: Callable[[BaseException], None],
         on_refusal: Callable[[PipelineError], None],
@@ -105,6 +107,7 @@ class Assignments:
         self._log_ends = log_ends
         self._release = release
         self._purge = purge
+        self._runs_on = runs_on
         self._memories = memories
         self._on_failure = on_failure
         self._on_refusal = on_refusal
@@ -329,7 +332,12 @@ class Assignments:
             # And a second for what was cancelled to end.
             self._in_loop(self._release(leaving, self._revoke_timeout_s), self._revoke_timeout_s + 1.5)
             remaining = self._revoke_timeout_s + _LAST_COMMIT_S - (time.monotonic() - started)
-            if self.leaves_unclean or not self._committer.release(leaving).wait(max(remaining, 0.5)):
+            # What goes on, being deaf or holding the event loop, may yet kill this process: then it is to be suspected.
+            runs = self._runs_on(leaving)
+            if runs:
+                log.warning("partitions released though handlers go on there", partitions=_numbers(places))
+            last = None if self.leaves_unclean else self._committer.release(leaving, clean=not runs)
+            if last is None or not last.wait(max(remaining, 0.5)):
                 log.warning("partitions released without a last commit", partitions=_numbers(places))
         self._forget(places)
         self._await_answers(places)

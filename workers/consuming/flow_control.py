@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger("rustfs_workers.flow_control")
 
 _MAX_BUFFERED_BYTES: Final = 8 * 1024 * 1024
-#: Of each partition, beside those: jobs that wait behind their key cannot start, and must not keep others from being fetched.
-MAX_BYTES_BEHIND_KEYS: Final = 4 * 1024 * 1024
+#: Of each partition, beside those: who waits behind a key, or for a process, must not keep others from being fetched.
+MAX_HELD_BACK_BYTES: Final = 4 * 1024 * 1024
 
 
 class FlowControl:
@@ -98,7 +98,7 @@ class FlowControl:
             return True
         priority = self._topics.priority_of.get(place[0])
         if priority is not None:
-            return priority in self._paused_priorities or self._has_enough_behind_keys(part, paused=paused)
+            return priority in self._paused_priorities or self._has_enough_held_back(part, paused=paused)
         return self._is_overdue_enough(paused=paused) or self._delays.holds_enough(
             part, now_ms, paused=paused
         )
@@ -107,9 +107,9 @@ class FlowControl:
         """Whether forwarding does not keep up with what is due: the rest of it stays in Kafka."""
         return self._committer.pending_bytes * (2 if paused else 1) >= MAX_TOTAL_BYTES
 
-    def _has_enough_behind_keys(self, part: PartitionState, *, paused: bool) -> bool:
+    def _has_enough_held_back(self, part: PartitionState, *, paused: bool) -> bool:
         """Once paused it stays so until half of it is gone."""
-        return self._scheduler.bytes_behind_keys(part) * (2 if paused else 1) >= MAX_BYTES_BEHIND_KEYS
+        return self._scheduler.held_back_bytes(part) * (2 if paused else 1) >= MAX_HELD_BACK_BYTES
 
     def _is_full(self, part: PartitionState) -> bool:
         if not part.full():

@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Callable, Collection
 from datetime import timedelta
 from io import BytesIO
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from schemas.backoff import DEFAULT_BACKOFF
 from schemas.codec import SINGLE_OBJECT, Codec, split
@@ -50,6 +50,10 @@ class Decoded:
         return JobPriority(self.record["priority"])
 
 
+#: Unknown schemas that are looked for at a time: where Kafka does not answer, all of them must not take all threads of the worker.
+_LOOKS: Final = 4
+
+
 class Decoder:
     """Decodes with the schema that wrote the bytes, seen through the handler's own."""
 
@@ -64,6 +68,7 @@ class Decoder:
         self._handlers = handlers
         self._learn = learn
         self._learning: dict[bytes, asyncio.Task[object]] = {}
+        self._looks = asyncio.Semaphore(_LOOKS)
         #: Up to these offsets records were here before `schemas` was last read to its end: what was unknown then is nobody's.
         self._settled: dict[PartitionState, int] = {}
         ms = timedelta(milliseconds=1)
@@ -171,8 +176,9 @@ class Decoder:
     async def _learn_one(self, key: bytes, part: PartitionState, learn: Callable[[bytes], object]) -> object:
         # A look takes as long as Kafka takes to answer. One that finds nothing answers for all that were here before it:
         # a producer that never publishes its schema, or thousands that make one up, would cost a look for every few jobs.
-        here = {known: known.top for known in (*self._settled, part) if known.owned}
-        found = await in_thread(learn, key)
+        async with self._looks:
+            here = {known: known.top for known in (*self._settled, part) if known.owned}
+            found = await in_thread(learn, key)
         if found is False and len(key) != CONFLUENT_KEY_LENGTH:
             newer = {known: max(top, self._settled.get(known, 0)) for known, top in here.items()}
             self._settled = {**self._settled, **newer}

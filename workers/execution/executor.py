@@ -15,7 +15,7 @@ import asyncio
 import contextvars
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from workers.config import WorkerConfig
     from workers.context import ChildPlanner
     from workers.execution.sandbox import Sandbox
+    from workers.offsets import PartitionState
     from workers.scheduling.scheduler import Scheduler
     from workers.worker import Handlers
 
@@ -168,6 +169,10 @@ class Executor:
             )
             active.cancel(RELEASED)
         await self._until_done(set(cancelled), _CANCEL_S)
+
+    def runs_on(self, parts: Container[PartitionState]) -> bool:
+        """Whether anything of these partitions still runs. Any thread."""
+        return any(active.message.part in parts for active in list(self.active))
 
     def cancel_all(self, reason: str) -> None:
         """Cancel everything that runs; what remains ours starts again later."""

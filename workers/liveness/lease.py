@@ -18,6 +18,8 @@ from typing import Final
 #: In which everything can be cancelled.
 _TO_CANCEL_S: Final = 1.0
 
+_BOOT_CLOCK: Final[int | None] = getattr(time, "CLOCK_BOOTTIME", None)
+
 
 def lease_s(session_s: float, heartbeat_s: float | None = None) -> float:
     """How long a member may be without an answer until it must take its partitions for lost.
@@ -28,15 +30,20 @@ def lease_s(session_s: float, heartbeat_s: float | None = None) -> float:
     return max(session_s - (session_s / 3 if heartbeat_s is None else heartbeat_s) - _TO_CANCEL_S, 1.0)
 
 
+def since_boot_s() -> float:
+    """Seconds of a clock that nobody sets. On Linux ``time.monotonic`` stands still while the machine is suspended, and Kafka does not."""
+    return time.monotonic() if _BOOT_CLOCK is None else time.clock_gettime(_BOOT_CLOCK)
+
+
 class Lease:
     """Safe for any thread.
 
     Args:
         seconds: of silence after which others may have our partitions.
-        now: a steady clock in seconds.
+        now: a steady clock in seconds, which goes on while the machine is suspended, where there is one.
     """
 
-    def __init__(self, seconds: float, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, seconds: float, now: Callable[[], float] = since_boot_s) -> None:
         self.seconds = seconds
         self._now = now
         self._last = now()

@@ -15,6 +15,7 @@ from typing import Final
 from schemas.topics import PRIORITIES, JobPriority
 from workers.message import Message
 from workers.offsets import PartitionState
+from workers.scheduling.held_back import HeldBack
 
 #: So many behind a key may start, one after the other, without a commit that says so first. A successor suspects each of them.
 KEY_AHEAD: Final = 4
@@ -53,17 +54,11 @@ class KeyLocks:
     def __init__(self) -> None:
         #: Key to the one message that holds it, or to its queue as well: nearly all keys are wanted by one.
         self._keys: dict[bytes, Message | _Contended] = {}
-        #: How many wait behind a key, and what they hold in memory.
-        self.behind = dict.fromkeys(PRIORITIES, 0)
-        self.bytes_behind = dict.fromkeys(PRIORITIES, 0)
-        self._bytes_behind_of: dict[PartitionState, int] = {}
+        #: Those that wait behind a key.
+        self.behind = HeldBack()
 
     def __len__(self) -> int:
         return len(self._keys)
-
-    def bytes_behind_of(self, part: PartitionState) -> int:
-        """What those of one partition hold that wait behind their key. Any thread."""
-        return self._bytes_behind_of.get(part, 0)
 
     def acquire(self, message: Message) -> bool:
         """Whether it has its key, now or since before; if not, it waits, and ``release`` gives it back."""
@@ -84,7 +79,7 @@ class KeyLocks:
         queue.append(message)
         if len(queue) > KEY_AHEAD:
             message.part.hold(message.offset)
-        self._count_behind(message, 1)
+        self.behind.add(message)
         return False
 
     def release(self, message: Message) -> Message | None:
@@ -105,7 +100,7 @@ class KeyLocks:
         if following is None:
             del self._keys[key]
             return None
-        self._count_behind(following, -1)
+        self.behind.remove(following)
         lock.holder = following
         for one in islice(lock.queue_of(following), KEY_AHEAD - 1, KEY_AHEAD):
             one.part.want_soon(one.offset)
@@ -140,16 +135,5 @@ class KeyLocks:
                             one.part.want_soon(one.offset)
                         gone += leaving
         for message in gone:
-            self._count_behind(message, -1)
+            self.behind.remove(message)
         return gone
-
-    def _count_behind(self, message: Message, by: int) -> None:
-        assert message.priority is not None  # noqa: S101
-        size = by * message.size
-        self.behind[message.priority] += by
-        self.bytes_behind[message.priority] += size
-        held = self._bytes_behind_of.get(message.part, 0) + size
-        if held:
-            self._bytes_behind_of[message.part] = held
-        else:
-            del self._bytes_behind_of[message.part]

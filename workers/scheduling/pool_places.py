@@ -15,6 +15,7 @@ from typing import Final
 from schemas.topics import PRIORITIES, JobPriority
 from workers.message import Message
 from workers.offsets import PartitionState
+from workers.scheduling.held_back import HeldBack
 from workers.scheduling.turns import Turns
 
 #: Each so many-th has its place by its turn, however many wait for others.
@@ -43,6 +44,8 @@ class PoolPlaces:
         self._size = size
         self.needs = needs
         self._taken: set[Message] = set()
+        #: Those that wait for a place.
+        self.queued = HeldBack()
         self._admissions = 0
         self._waiting: dict[JobPriority, deque[Message]] = {priority: deque() for priority in PRIORITIES}
         self._turns = Turns(self._waiting, weights=weights, strict=strict, max_wait_ms=max_wait_ms)
@@ -61,6 +64,7 @@ class PoolPlaces:
             return False
         assert message.priority is not None  # noqa: S101 - only jobs are run
         self._waiting[message.priority].append(message)
+        self.queued.add(message)
         return True
 
     def seize(self, message: Message) -> None:
@@ -91,6 +95,7 @@ class PoolPlaces:
                 line = self._turns.choose(now_ms)
                 assert line is not None  # noqa: S101 - somebody waits
                 message = line.popleft()
+            self.queued.remove(message)
             self._taken.add(message)
             admitted.append(message)
         return admitted
@@ -113,4 +118,6 @@ class PoolPlaces:
                 kept = [message for message in waiting if message.part not in parts]
                 waiting.clear()
                 waiting.extend(kept)
+        for message in gone:
+            self.queued.remove(message)
         return gone

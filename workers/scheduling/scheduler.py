@@ -58,6 +58,7 @@ class Scheduler:
         #: What runs in a process of the pool anyway needs no other one, if it was unfinished at two deaths.
         self._pool_keeps_apart = pool_keeps_apart
         self._pools = tuple(places for places in (pool, sandbox) if places is not None)
+        self._held_back = (self._keys.behind, *(places.queued for places in self._pools))
         self._alone: deque[Message] = deque()
         self._share = TimeShare(others_first_ms)
         #: Those that wait for their verdict; in the order of their turns.
@@ -88,8 +89,8 @@ class Scheduler:
         return self.arrived[priority] - self._departed[priority]
 
     def startable(self, priority: JobPriority) -> int:
-        """Those of them that do not wait behind their key: thousands of one key must not keep others from being fetched."""
-        return self.waiting(priority) - self._keys.behind[priority]
+        """Those of them that wait neither behind their key nor for a process: they must not keep others from being fetched."""
+        return self.waiting(priority) - sum(held.count[priority] for held in self._held_back)
 
     def room(self, ahead: int) -> dict[JobPriority, int]:
         """How many that arrive now are among the next ``ahead`` to start, about. Any thread.
@@ -104,12 +105,12 @@ class Scheduler:
         return self.arrived_bytes[priority] - self._departed_bytes[priority]
 
     def startable_bytes(self, priority: JobPriority) -> int:
-        """What those of them hold that do not wait behind their key. Any thread."""
-        return self.waiting_bytes(priority) - self._keys.bytes_behind[priority]
+        """What those of them hold that wait neither behind their key nor for a process. Any thread."""
+        return self.waiting_bytes(priority) - sum(held.bytes[priority] for held in self._held_back)
 
-    def bytes_behind_keys(self, part: PartitionState) -> int:
-        """What those of one partition hold that wait behind their key. Any thread."""
-        return self._keys.bytes_behind_of(part)
+    def held_back_bytes(self, part: PartitionState) -> int:
+        """What those of one partition hold that wait behind their key or for a process. Any thread."""
+        return sum(held.bytes_of(part) for held in self._held_back)
 
     def upcoming(self, count: int) -> list[Message]:
         """About the next ``count`` that start, if nothing but a commit is in their way. Any thread.
