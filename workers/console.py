@@ -25,7 +25,7 @@ from schemas.errors import (
     WorkerIdTaken,
 )
 from workers.lean import import_structlog
-from workers.logs import LogStream, coloured, configure_logging
+from workers.logs import LogStream, coloured, configure_logging, is_json
 
 if TYPE_CHECKING:
     from streams.settings import Settings
@@ -90,6 +90,16 @@ def say(text: str) -> None:
     for line in text.split("\n"):
         stream.write(_on_a_line(line) + "\n")
     stream.flush()
+
+
+def say_error(text: str) -> None:
+    """Why a command ends: a line for people, or one of the log where that is for programs."""
+    if is_json():
+        import structlog
+
+        structlog.get_logger("rustfs_workers.command").error(text)
+    else:
+        say(f"error: {text}")
 
 
 def counted(number: int, what: str) -> str:
@@ -168,7 +178,7 @@ def errors_in_one_line() -> Iterator[None]:
     except KeyboardInterrupt as error:
         raise SystemExit(INTERRUPTED) from error
     except PipelineError as error:
-        say(f"error: {error}")
+        say_error(str(error))
         if isinstance(error, KafkaUnreachable):
             _say_why_not_let_in()
         raise SystemExit(exit_code(error)) from error
@@ -178,7 +188,7 @@ def errors_in_one_line() -> Iterator[None]:
         end_if_stdout_is_lost(error)
         if error.filename is None:
             raise
-        say(f"error: {error.filename}: {error.strerror}")
+        say_error(f"{error.filename}: {error.strerror}")
         raise SystemExit(FAILED) from error
 
 
@@ -192,7 +202,7 @@ def _say_why_not_let_in() -> None:
     except PipelineError:
         return  # there is no address, and that has been said
     if reason is not None:
-        say(f"error: {reason}; look at the settings named kafka_ in `rustfs-workers config show`")
+        say_error(f"{reason}; look at the settings named kafka_ in `rustfs-workers config show`")
 
 
 def end_if_stdout_is_lost(error: OSError) -> None:
@@ -202,7 +212,7 @@ def end_if_stdout_is_lost(error: OSError) -> None:
         raise SystemExit(OK) from error
     if error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT):  # of a write
         _write_no_more()
-        say(f"error: {error.strerror}; nothing more can be written")
+        say_error(f"{error.strerror}; nothing more can be written")
         raise SystemExit(FAILED) from error
 
 
@@ -276,7 +286,7 @@ def _say_what_kafka_says(error: Any) -> int:
     """What librdkafka finds by itself has a number below zero: nobody answered. The rest is a broker's answer."""
     fact = error.args[0]
     if fact.name() == "_INVALID_ARG":  # nobody was asked: a certificate, say, that is none
-        say(f"error: {fact.str()}; look at the settings named kafka_ in `rustfs-workers config show`")
+        say_error(f"{fact.str()}; look at the settings named kafka_ in `rustfs-workers config show`")
         return USAGE
     if fact.code() < 0:
         say(
@@ -284,7 +294,7 @@ def _say_what_kafka_says(error: Any) -> int:
             "KAFKA_BOOTSTRAP_SERVERS names another one; without it `rustfs-workers up` starts one"
         )
         return UNREACHABLE
-    say(f"error: Kafka refused: {fact.str()} ({fact.name()})")
+    say_error(f"Kafka refused: {fact.str()} ({fact.name()})")
     return FAILED
 
 

@@ -70,6 +70,15 @@ def _forgive(stream: TextIO) -> None:
     atexit.register(at_the_end)
 
 
+def is_json() -> bool:
+    """Whether the log has been set up for programs."""
+    if "structlog" not in sys.modules:
+        return False
+    import structlog
+
+    return isinstance(structlog.get_config()["processors"][-1], structlog.processors.JSONRenderer)
+
+
 def configure_logging(level: str = "info", form: str = "console") -> None:
     """One event a line on stderr; ``json`` for programs, ``console`` for people (colours only on a terminal)."""
     import structlog  # a fifth of a second: help and version do without

@@ -481,3 +481,19 @@ def test_kafka_status_and_stop_without_a_kafka() -> None:
     assert "no Kafka runs on" in status.stderr
     assert json.loads(machine.stdout)["running"] is False
     assert stop.exit_code == 0
+
+
+def test_where_the_log_is_for_programs_the_reason_of_an_end_is_a_line_of_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "workers", "jobs", "list"]
+    environment = {
+        **os.environ,
+        "RUSTFS_WORKERS_LOG_FORMAT": "json",
+        "RUSTFS_WORKERS_DATA_DIR": str(tmp_path),
+    }
+    environment.pop("KAFKA_BOOTSTRAP_SERVERS", None)
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 3
+    (line,) = ended.stderr.splitlines()
+    assert json.loads(line)["event"].startswith("no Kafka is known")

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from workers.console import FAILED, counted, directory_named, emit, errors_in_one_line, say, table
+from workers.console import FAILED, counted, directory_named, emit, errors_in_one_line, say_error, table
 
 config_app = typer.Typer(
     help="""Settings: what is set, by what, and what else can be.
@@ -161,7 +161,7 @@ def schemas_check(
         if as_json:
             emit({"types": len(declared), "wrong": wrong})
         if wrong:
-            say(f"error: {counted(wrong, 'job type')} without a usable schema")
+            say_error(f"{counted(wrong, 'job type')} without a usable schema")
             raise SystemExit(FAILED)
 
 

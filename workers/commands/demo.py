@@ -17,7 +17,7 @@ from workers.console import (
     emit,
     errors_in_one_line,
     place_for_temporary,
-    say,
+    say_error,
     take_for_ctrl_c,
     while_somebody_reads,
 )
@@ -86,7 +86,7 @@ def demo(
             else:
                 _print(report, directory)
         if not report.succeeded:
-            say(f"error: {report.problem}")
+            say_error(report.problem or "not everything was verified")
             raise SystemExit(FAILED)
 
 

@@ -15,6 +15,7 @@ from workers.console import (
     errors_in_one_line,
     read_settings,
     say,
+    say_error,
     table,
     while_somebody_reads,
 )
@@ -88,7 +89,7 @@ def show(
         which = DeadLetterFilter(ids=frozenset({letter_id}), include_redriven=True)
         found = list_dead_letters(read_settings(), which)
         if not found:
-            say(f"error: no dead letter {letter_id}; `rustfs-workers dlq list` shows them all")
+            say_error(f"no dead letter {letter_id}; `rustfs-workers dlq list` shows them all")
             raise SystemExit(FAILED)
         record = found[-1].to_full_json()
         if as_json:
@@ -128,7 +129,7 @@ def redrive(
         from streams.redrive import redrive as run
 
         if not (ids or job_type or error_type or every):
-            say("error: say which: ids, --type, --error or --all; --dry-run shows what would be done")
+            say_error("say which: ids, --type, --error or --all; --dry-run shows what would be done")
             raise SystemExit(USAGE)
         which = DeadLetterFilter(
             ids=frozenset(ids) if ids else None, job_type=job_type, error_type=error_type
