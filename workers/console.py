@@ -132,7 +132,7 @@ def directory_named(text: str) -> Path:
         raise typer.BadParameter("it is empty; '.' is the directory that you are in.")
     path = Path(text)
     if path.is_file():
-        raise typer.BadParameter(f"{text!r} is a file.")
+        raise typer.BadParameter(f"{text!r} is no directory.")
     return path
 
 

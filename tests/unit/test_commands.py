@@ -265,7 +265,7 @@ def test_schemas_export_into_a_file_is_one_line_that_names_it(tmp_path: Path) ->
     result = run("schemas", "export", str(tmp_path / "taken"))
 
     assert result.exit_code == 2
-    assert f"'{tmp_path / 'taken'}' is a file" in result.stderr
+    assert f"'{tmp_path / 'taken'}' is no directory" in result.stderr
 
 
 def test_schemas_check_looks_at_imported_types_and_names_the_bad_ones(tmp_path: Path) -> None:
