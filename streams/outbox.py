@@ -25,6 +25,7 @@ from schemas.codec import peek_id
 from schemas.errors import DeliveryFailed, KafkaUnreachable, WireError
 from schemas.headers import RawHeaders
 from schemas.wire import WireSchema
+from streams.acknowledged import was_acknowledged
 from streams.clients import kafka_failed, producer_config
 from streams.outgoing import OutgoingJob
 from streams.partition_counts import equal_count
@@ -93,15 +94,20 @@ class Ticket:
     def __call__(self, error: KafkaError | None, message: Message) -> None:
         """A delivery report."""
         if error is not None:
-            self.failed += 1
             self.timed_out = self.timed_out or error.code() == KafkaError._MSG_TIMED_OUT
-            if len(self.failures) < _NAMED:
-                self.failures.append(
-                    Failure(_id_of(message), error.str(), perhaps_written=error.code() not in _NOT_WRITTEN)
-                )
+            self._fail(message, error.str(), perhaps_written=error.code() not in _NOT_WRITTEN)
+        elif not was_acknowledged(message):
+            self._fail(
+                message, "it was never acknowledged itself, only what came after it", perhaps_written=True
+            )
         self._seen += 1
         if self._seen == self._expected:
             self._done()
+
+    def _fail(self, message: Message, reason: str, *, perhaps_written: bool) -> None:
+        self.failed += 1
+        if len(self.failures) < _NAMED:
+            self.failures.append(Failure(_id_of(message), reason, perhaps_written))
 
     def seal(self, sent: int) -> None:
         """No more than ``sent`` reports will come."""

@@ -18,6 +18,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Produ
 from schemas.codec import SchemaStore
 from schemas.errors import BadSchema, DeliveryFailed, KafkaUnreachable, UnknownSchema
 from schemas.wire import WireSchema
+from streams.acknowledged import was_acknowledged
 from streams.clients import kafka_failed, producer_config, reader_config, registry_client
 from streams.registry import CONFLUENT_KEY_LENGTH, RegistrySchemas
 from streams.settings import Settings
@@ -48,9 +49,11 @@ def publish_schemas(settings: Settings, schemas: Iterable[WireSchema], *, timeou
         return
     refused: list[KafkaError] = []
 
-    def reported(error: KafkaError | None, _: Message) -> None:
+    def reported(error: KafkaError | None, message: Message) -> None:
         if error is not None:
             refused.append(error)
+        elif not was_acknowledged(message):
+            refused.append(KafkaError(KafkaError._MSG_TIMED_OUT))
 
     producer = Producer(producer_config(settings, linger_ms=0, delivery_timeout_s=timeout_s))
     try:

@@ -14,7 +14,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -68,7 +68,8 @@ class KafkaProxy:
         self.port = port
         self.broker_port = broker_port
         self.on_request: Callable[[Request], Action] = _pass
-        self.on_answer: Callable[[Answer], Action] = _pass
+        #: Frames: they go to the client instead.
+        self.on_answer: Callable[[Answer], Action | Sequence[bytes]] = _pass
         self._connections: dict[asyncio.Task[None], socket.socket] = {}
         #: When the last request of each kind came, and what brings those of its connection.
         self._latest: dict[int, tuple[float, asyncio.AbstractEventLoop, asyncio.Task[None]]] = {}
@@ -188,9 +189,12 @@ class KafkaProxy:
             action = self.on_answer(Answer(waiting.pop(correlation), frame))
             if action is Action.CUT:
                 return
-            if action is Action.PASS:
-                writer.write(struct.pack(">i", len(frame)) + frame)
-                await writer.drain()
+            frames = (
+                {Action.PASS: [frame], Action.SWALLOW: []}[action] if isinstance(action, Action) else action
+            )
+            for each in frames:
+                writer.write(struct.pack(">i", len(each)) + each)
+            await writer.drain()
 
 
 async def _closed(writer: asyncio.StreamWriter) -> None:

@@ -30,11 +30,15 @@ pytestmark = pytest.mark.job_processing
 class Report:
     """What librdkafka says of a record."""
 
-    def __init__(self, key: bytes) -> None:
+    def __init__(self, key: bytes, offset: int | None = 0) -> None:
         self._key = key
+        self._offset = offset
 
     def key(self) -> bytes:
         return self._key
+
+    def offset(self) -> int | None:
+        return self._offset
 
     def value(self) -> bytes:
         return b"not a job"
@@ -43,6 +47,20 @@ class Report:
 def report(ticket: Ticket, error: int | None = None, key: bytes = b"k") -> None:
     message: Any = Report(key)
     ticket(None if error is None else KafkaError(error), message)
+
+
+def test_a_record_of_which_only_a_successor_was_acknowledged_is_not_accepted() -> None:
+    """A storm (seed 14) lost one: its leader died, and the next one, which knew nothing of the producer, took what came after it."""
+    ticket = Ticket(lambda: None)
+    ticket(None, Report(b"k", offset=None))  # type: ignore[arg-type]
+    ticket(None, Report(b"k", offset=7))  # type: ignore[arg-type]
+    ticket.seal(2)
+    assert ticket.finished
+    failure = ticket.failure()
+    assert failure is not None
+    assert "1 job(s)" in str(failure)
+    assert "never acknowledged itself" in str(failure)
+    assert "perhaps written" in str(failure)
 
 
 def test_a_ticket_is_done_when_the_last_report_comes() -> None:
