@@ -27,7 +27,8 @@ class Explanations:
     """Why a run may have had no outcome.
 
     Whose outcome was refused has lost its partition: whoever runs the job next has a higher fence. An owner that keeps its
-    partition keeps what has ended, whatever happens to Kafka, and begins again only what it had to cancel.
+    partition keeps what has ended, whatever happens to Kafka, and begins again only what it had to cancel; that may have ended in
+    a process of its own, while its worker was frozen and could not read the result.
     """
 
     def __init__(self, evidence: Evidence) -> None:
@@ -44,7 +45,7 @@ class Explanations:
         if run.how == "cancelled":
             return self._of_cancelled(run, life, moved=moved)
         if not moved:
-            return None
+            return "frozen" if self._ended_beside_a_frozen_worker(run, life) else None
         #: Those that are left at the end of a campaign are killed, whatever they are at.
         over = life.end == "stays" and following is None
         if run.end_ns is None:
@@ -80,6 +81,14 @@ class Explanations:
             and trouble.pid == life.pid
             and trouble.start_ns < (run.end_ns or life.end_ns) + COMMIT_NS
             and run.start_ns < trouble.end_ns
+            for trouble in self._troubles
+        )
+
+    def _ended_beside_a_frozen_worker(self, run: Run, life: Life) -> bool:
+        return run.end_ns is not None and any(
+            trouble.kind == "worker_freeze"
+            and trouble.pid == life.pid
+            and trouble.start_ns < run.end_ns < trouble.end_ns
             for trouble in self._troubles
         )
 

@@ -61,6 +61,26 @@ def test_a_run_that_was_cancelled_has_a_reason(
 
 
 @pytest.mark.parametrize(
+    ("frozen_s", "explained"),
+    [((11.0, 13.0), True), ((12.5, 13.0), False), ((11.0, 11.5), False), (None, False)],
+)
+def test_a_run_that_ended_in_its_process_while_its_worker_was_frozen_may_run_there_again(
+    frozen_s: tuple[float, float] | None, *, explained: bool
+) -> None:
+    """Its worker cancels everything when it wakes up after too long a silence, before it reads the result."""
+    evidence = honest()
+    if frozen_s is not None:
+        begin_s, end_s = frozen_s
+        evidence.troubles.append(Trouble("worker_freeze", round(begin_s * S), round(end_s * S), 20))
+    evidence.runs[4] = replace(evidence.runs[4], fence=1)
+    evidence.runs.insert(3, ran("four", 11, 12, "b.0", fence=1))
+    evidence.runs.sort(key=lambda run: run.start_ns)
+    verdict = judge(evidence)
+    assert verdict.reasons.get("frozen", 0) == explained
+    assert verdict.unexplained.count == (not explained)
+
+
+@pytest.mark.parametrize(
     ("worker", "at_s", "explained"),
     [
         pytest.param("a", 4.0, True, id="its worker knew of no answer"),
