@@ -76,10 +76,8 @@ async def run_until_signal(
 
     waiting: tuple[asyncio.Task[object], ...] = ()
     loop = asyncio.get_running_loop()
-    signals = ending_signals()
     held = LoopWatch(max(manager.config.job_timeout / _SECOND, _LEAST_HELD_S), code=FAILED)
-    for number in signals:
-        signal.signal(number, on_signal)
+    before = {number: signal.signal(number, on_signal) for number in ending_signals()}
     loop.set_task_factory(contained_task)
     # What is loaded by now stays: looking for garbage in it stopped everything for 50 ms, twice a second under load.
     gc.collect()
@@ -119,9 +117,9 @@ async def run_until_signal(
         finally:
             held.stop()
             watch.close()
-        for number in signals:
+        for number, handler in before.items():
             # The end is near, and bounded: whoever asks for it once more must not keep `up` from stopping its Kafka.
-            signal.signal(number, signal.SIG_IGN if started else signal.SIG_DFL)
+            signal.signal(number, signal.SIG_IGN if started else handler)
         code = INTERRUPTED if received and received[0] is signal.SIGINT else OK
         if started:
             _end_soon(code, sys.exception(), _LAST_S if last_s is None else last_s)
