@@ -21,7 +21,7 @@ from tests.support.commands import CommandLine
 from tests.support.exactly_once import assert_exactly_once
 from tests.support.jobs import InProcess, Note, Waits
 from tests.support.waiting import eventually
-from tests.support.workers import Start, WorkerUnderTest, runs, workers
+from tests.support.workers import Start, runs, workers
 from workers.config import WorkerConfig
 from workers.console import UNREACHABLE, exit_code
 from workers.manager import WorkerManager
@@ -32,11 +32,6 @@ pytestmark = [pytest.mark.worker_coordination, pytest.mark.integration]
 def succeeded(settings: Settings, ids: list[str]) -> bool:
     known = statuses(settings)
     return all(job_id in known and known[job_id][-1].state is JobStatus.SUCCEEDED for job_id in ids)
-
-
-def error_line(worker: WorkerUnderTest) -> str:
-    (line,) = [text for text in worker.stderr_file.read_text().splitlines() if text.startswith("error: ")]
-    return line
 
 
 def grow(settings: Settings, topic: str, count: int) -> None:
@@ -63,7 +58,7 @@ def test_of_two_processes_with_one_worker_id_one_stops_and_names_the_other(
         ended, left = sorted((older, newer), key=lambda worker: worker.process.poll() is None)  # type: ignore[union-attr]
         assert ended.wait(30) == 2, "it is not started again by whoever supervises it"
         (incarnation,) = [e["incarnation"] for e in left.events() if e["event"] == "worker started"]
-        said = error_line(ended)
+        said = ended.reason()
         assert f"incarnation {incarnation}" in said
         assert "--worker-id" in said
         ids += producer.schedule_jobs(Note(text=str(n)) for n in range(20))
@@ -117,12 +112,12 @@ def test_a_worker_stops_in_order_when_a_topic_grows_and_does_not_start_again(
     eventually(lambda: worker.said("worker stops"), 40, "the worker has noticed")
     go.touch()
     assert worker.wait(40) == 1
-    assert "have 4 partitions now, and had 3" in error_line(worker)
+    assert "have 4 partitions now, and had 3" in worker.reason()
     assert statuses(provisioned)[job_id][-1].state is JobStatus.SUCCEEDED, "what ran was let to its end"
     late = start("late")
     assert late.wait(40) == 1
-    assert f"{provisioned.topics.jobs[JobPriority.HIGH]} has 4, the others 3" in error_line(late)
-    assert "topics check" in error_line(late)
+    assert f"{provisioned.topics.jobs[JobPriority.HIGH]} has 4, the others 3" in late.reason()
+    assert "topics check" in late.reason()
 
 
 @pytest.mark.parametrize("metadata", ["somebody else's", "2;-;1;a;t;5;;0:0;x@" + "f" * 300])
@@ -138,6 +133,6 @@ def test_a_worker_refuses_a_partition_whose_map_was_damaged_by_name(
     somebody.close()
     worker = start("w")
     assert worker.wait(60) == 1
-    assert f"the offset of {place.topic}/1 is committed without a map" in error_line(worker)
+    assert f"the offset of {place.topic}/1 is committed without a map" in worker.reason()
     assert "Traceback" not in worker.stderr_file.read_text()
     assert CommandLine.on(provisioned, tmp_path).here("topics", "check").code in (0, 1), "it answers"

@@ -94,6 +94,12 @@ class WorkerUnderTest:
         """Whether it has logged this event."""
         return any(line.get("event") == event for line in self.events())
 
+    def reason(self) -> str:
+        """Why its command ended: the last line of its log."""
+        last = self.events()[-1]
+        assert last["level"] == "error", last
+        return str(last["event"])
+
     def events(self) -> list[dict[str, Any]]:
         lines = []
         for line in self.stderr_file.read_text().splitlines():
