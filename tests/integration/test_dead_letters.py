@@ -227,14 +227,17 @@ def test_a_rate_makes_small_transactions_with_pauses_between(
     settings: Settings, writer: Writer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bury(writer, 10)
-    paused_after: list[int] = []
+    paused: list[int] = []
     batches: list[int] = []
-    monkeypatch.setattr(
-        redrive_module, "_keep_pace", lambda progress, rate: paused_after.append(len(progress.done))
-    )
+
+    def pause_s(done: int, _elapsed_s: float, _rate: float) -> float:
+        paused.append(done)
+        return 0.0
+
+    monkeypatch.setattr(redrive_module, "pause_s", pause_s)
     assert len(redrive(settings, ALL, rate=8, after_batch=batches.append).redriven) == 10
     assert batches == [2, 4, 6, 8, 10]
-    assert paused_after == [2, 4, 6, 8], "nothing is waited for after the last"
+    assert paused == [2, 2, 2, 2], "nothing is waited for after the last"
     assert redrive(settings, ALL, rate=float("inf")).redriven == ()
 
 

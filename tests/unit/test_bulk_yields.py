@@ -101,7 +101,7 @@ def test_an_interrupted_bulk_ends_once_nothing_is_in_flight(strikes: str) -> Non
         if len(waiting) == 3 and lost:
             waiting.pop()
         while waiting:
-            waiting.pop()(None, None)
+            waiting.pop()(None, SimpleNamespace(offset=lambda: 0))
 
     class Outbox:
         in_flight = property(lambda _: len(waiting))
