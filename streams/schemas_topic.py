@@ -53,6 +53,7 @@ def publish_schemas(settings: Settings, schemas: Iterable[WireSchema], *, timeou
         if error is not None:
             refused.append(error)
         elif not was_acknowledged(message):
+            # Nobody knows: as if it had not been answered in time. The same schema once more does no harm.
             refused.append(KafkaError(KafkaError._MSG_TIMED_OUT))
 
     producer = Producer(producer_config(settings, linger_ms=0, delivery_timeout_s=timeout_s))

@@ -276,43 +276,41 @@ def forwarding(bench: Bench, offset: int, size: int) -> Outcome:
     )
 
 
+class SlowWay:
+    """To Kafka: a transaction with more than ``room`` bytes comes to no end, ``patience`` times at the most."""
+
+    def __init__(self, bench: Bench, *, room: int, patience: int) -> None:
+        self._room = room
+        self._patience = patience
+        self.failed = 0
+        for _ in range(2 * patience):
+            bench.kafka.fault("commit", self._commit)
+
+    def _commit(self, producer: FakeProducer) -> Exception | None:
+        too_much = sum(len(sent.value or b"") for sent in producer.open.records) > self._room
+        self.failed += too_much
+        assert self.failed < self._patience, "it goes round in circles"
+        return kafka_error(KafkaError._TIMED_OUT, retriable=True) if too_much else None
+
+
 def test_what_is_too_much_for_the_way_to_kafka_is_written_in_parts() -> None:
     """The same transaction would be tried for ever: by this worker, and by each heir."""
     bench = Bench(records=64)
-    room, failed = 3 * 1024 * 1024, 0
-
-    def is_slow(producer: FakeProducer) -> Exception | None:
-        nonlocal failed
-        too_much = sum(len(sent.value or b"") for sent in producer.open.records) > room
-        failed += too_much
-        assert failed < 100, "it goes round in circles"
-        return kafka_error(KafkaError._TIMED_OUT, retriable=True) if too_much else None
-
-    for _ in range(200):
-        bench.kafka.fault("commit", is_slow)
+    way = SlowWay(bench, room=3 * 1024 * 1024, patience=100)
     for offset in range(64):
         bench.emit(forwarding(bench, offset, 1024 * 1024))
     while bench.committer.pending:
         bench.tick()
     assert bench.stored.offset == 64
     assert len(bench.kafka.statuses) == 64
-    assert failed < len(bench.kafka.committed) / 2, f"{failed}: it is found out again and again"
+    assert way.failed < len(bench.kafka.committed) / 2, f"{way.failed}: it is found out again and again"
 
 
 def test_one_outcome_that_is_too_much_for_the_way_to_kafka_fails_alone() -> None:
     """Nothing else of its worker would be committed, nor of any heir's."""
     bench = Bench(records=2)
-    room, failed = 1024 * 1024, 0
-
-    def is_slow(producer: FakeProducer) -> Exception | None:
-        nonlocal failed
-        too_much = sum(len(sent.value or b"") for sent in producer.open.records) > room
-        failed += too_much
-        assert failed < 50, "it goes round in circles"
-        return kafka_error(KafkaError._TIMED_OUT, retriable=True) if too_much else None
-
-    for _ in range(60):
-        bench.kafka.fault("commit", is_slow)
+    room = 1024 * 1024
+    SlowWay(bench, room=room, patience=50)
     bench.emit(forwarding(bench, 0, 2 * room))
     bench.success(1)
     while bench.committer.pending:
