@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from confluent_kafka import KafkaError, KafkaException
@@ -306,17 +308,23 @@ def test_what_is_too_much_for_the_way_to_kafka_is_written_in_parts() -> None:
     assert way.failed < len(bench.kafka.committed) / 2, f"{way.failed}: it is found out again and again"
 
 
-def test_one_outcome_that_is_too_much_for_the_way_to_kafka_fails_alone() -> None:
-    """Nothing else of its worker would be committed, nor of any heir's."""
+@pytest.mark.parametrize(("each_takes_s", "tries"), [(7.0, 10), (1.0, 62)])
+def test_one_outcome_that_is_too_much_for_the_way_to_kafka_fails_alone(
+    monkeypatch: pytest.MonkeyPatch, each_takes_s: float, tries: int
+) -> None:
+    """Nothing else of its worker would be committed, nor of any heir's. Not because of a few seconds in which Kafka comes and goes."""
     bench = Bench(records=2)
     room = 1024 * 1024
-    SlowWay(bench, room=room, patience=50)
+    way = SlowWay(bench, room=room, patience=100)
+    clock = SimpleNamespace(monotonic=lambda: way.failed * each_takes_s, time_ns=time.time_ns)
+    monkeypatch.setattr("workers.committing.commit.time", clock)
     bench.emit(forwarding(bench, 0, 2 * room))
     bench.success(1)
     while bench.committer.pending:
         bench.tick()
     assert bench.stored.offset == 2
     assert bench.events["not_writable"] == 1
+    assert way.failed == pytest.approx(tries, abs=2)
 
 
 def test_a_first_doubt_divides_nothing_whatever_was_refused_before() -> None:

@@ -66,9 +66,10 @@ MAX_BATCH: Final = 2_000
 MAX_BATCH_BYTES: Final = 8 * 1024 * 1024
 #: Where that is too much for the way to Kafka, less is tried, down to this.
 _LEAST_BATCH_BYTES: Final = 256 * 1024
-#: So often the transaction of a single large outcome comes to no end, in a minute and more, before it is taken for too large: all
-#: partitions of this worker wait for it, and those of each heir would.
+#: So often, and for so long, the transaction of a single large outcome comes to no end before it is taken for too large: all
+#: partitions of this worker wait for it, and those of each heir would. A broker that comes and goes is no proof.
 _MOST_DOUBTS: Final = 10
+_MOST_DOUBTS_S: Final = 60.0
 #: So many times as many jobs as end between two commits may start before the next one: those until this one is made, those
 #: until the next one is, and as many again, since no two take the same time. A successor suspects each of them.
 _AHEAD: Final = 3
@@ -317,6 +318,7 @@ class Committer:
     def _commit(self, outcomes: list[Outcome], released: set[PartitionState]) -> None:
         """Bring these outcomes into Kafka, whatever it takes; drop those whose partition is lost."""
         failures = refusals = doubts = 0
+        tried_since = time.monotonic()
         # By the clock that stamps records, and now: a machine that sleeps in between counts no time.
         began_ms = self._now_ms()
         while True:
@@ -357,7 +359,12 @@ class Committer:
                             self._commit(outcomes[:middle], set())
                             self._commit(outcomes[middle:], released)
                             return
-                        if doubts >= _MOST_DOUBTS and _stands_in_the_way(outcomes):
+                        tried_s = time.monotonic() - tried_since
+                        if (
+                            doubts >= _MOST_DOUBTS
+                            and tried_s > _MOST_DOUBTS_S
+                            and _stands_in_the_way(outcomes)
+                        ):
                             self._divide(outcomes, released, f"{error}, {doubts} times: it may be too large")
                             return
                 case GivenAway():
