@@ -37,6 +37,7 @@ from workers.blocking import in_thread
 from workers.committing.commit import Committer
 from workers.committing.forgotten import ForgottenTransactions
 from workers.committing.hanging import HangingWatch, ends_of
+from workers.committing.holdings import Holdings
 from workers.committing.router import Router
 from workers.config import WorkerConfig
 from workers.consuming.assignments import Assignments
@@ -143,6 +144,7 @@ class WorkerProcess:
             own_transactional_id=self._transactional_id,
             forgotten=forgotten,
         )
+        holdings = Holdings(self._lock)
         self._committer = Committer(
             make_producer=self._make_producer,
             membership=_LateMembership(self),
@@ -151,7 +153,7 @@ class WorkerProcess:
             codec=codec,
             router=self._router,
             worker_name=config.name,
-            lock=self._lock,
+            holdings=holdings,
             tick_ms=config.tick_ms,
             on_committed=self._committed_one,
             on_failure=self._fail,
@@ -222,8 +224,8 @@ class WorkerProcess:
             topics=self._topics,
             committed=self._committed,
             committer=self._committer,
+            holdings=holdings,
             look_back=look_back,
-            lock=self._lock,
             lease=self._lease,
             loop=self._loop,
             incarnation=self.incarnation,

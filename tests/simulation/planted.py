@@ -15,11 +15,14 @@ from schemas.lifecycle import JobStatus
 from schemas.offsetmap import OffsetMap, Suspect
 from streams.client_log import ConnectionWatch
 from tests.simulation.sim_executor import SimExecutor
-from tests.simulation.sim_threads import OffsetsAtOnce, SimCommitter
+from tests.simulation.sim_threads import OffsetsAtOnce, SimHoldings
 from tests.simulation.sim_worker import SimWorker
 from workers.committing.commit import Committer
+from workers.committing.holdings import Holdings
+from workers.committing.recovery import Recovery
 from workers.committing.router import Router
 from workers.committing.standing import Standing
+from workers.committing.torn import Left
 from workers.committing.transactions import Transactions
 from workers.consuming.assignments import Assignments
 from workers.consuming.duplicates import DuplicateWindow
@@ -70,7 +73,7 @@ def _last_assignment_proves_all() -> Any:
     plan = Committer._plan
 
     def trusts(self: Committer, *arguments: Any) -> Any:
-        for part in self.parts:
+        for part in self._holdings.parts:
             part.metadata = self._membership.metadata
         return plan(self, *arguments)
 
@@ -93,12 +96,12 @@ def _refused_is_tried_with_newer() -> Any:
 def _comes_back_too_soon() -> Any:
     """Who loses a partition and gets it back reads what is committed while its own last transaction is on its way."""
 
-    def settled(_self: Committer, _places: Any) -> threading.Event:
+    def settled(_self: SimHoldings, _places: Any) -> threading.Event:
         done = threading.Event()
         done.set()
         return done
 
-    return patch.object(SimCommitter, "settled", settled)
+    return patch.object(SimHoldings, "settled", settled)
 
 
 def _no_retry() -> Any:
@@ -261,11 +264,11 @@ def _wrong_watermark() -> Any:
 def _blind_replay() -> Any:
     """After an ambiguous commit everything is written again, without a look at what stands."""
 
-    def recover(self: Committer, outcomes: list[Outcome], _began_ms: int) -> tuple[list[Outcome], bool]:
+    def recover(self: Recovery, outcomes: list[Outcome], _began_ms: int) -> tuple[Left, bool]:
         self._transactions.renew()
-        return outcomes, True
+        return Left(missing=outcomes), True
 
-    return patch.object(Committer, "_recover", recover)
+    return patch.object(Recovery, "recover", recover)
 
 
 def _trusts_offsets() -> Any:
@@ -281,23 +284,23 @@ def _trusts_success() -> Any:
 def _lets_go_of_what_is_on_the_way() -> Any:
     """Whoever gives partitions up does not wait until offsets of them that have been sent are answered."""
 
-    def at_once(_self: Committer, _places: Any) -> threading.Event:
+    def at_once(_self: SimHoldings, _places: Any) -> threading.Event:
         done = threading.Event()
         done.set()
         return done
 
-    return patch.object(SimCommitter, "answered", at_once)
+    return patch.object(SimHoldings, "answered", at_once)
 
 
 def _sends_what_is_others() -> Any:
     """Nobody looks, right before offsets are sent, whether all of them are of partitions that are still ours."""
 
-    def always(self: Committer) -> bool:
-        with self._lock:
+    def always(self: Holdings) -> bool:
+        with self.lock:
             self._on_the_way.begin(self._unsettled.parts)
         return True
 
-    return patch.object(Committer, "_may_send", always)
+    return patch.object(Holdings, "may_send", always)
 
 
 def _no_key_lock() -> Any:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from confluent_kafka import TopicPartition
 
 from workers.committing.commit import Committer
+from workers.committing.holdings import Holdings
 from workers.consuming.assignments import Assignments
 from workers.consuming.poller import Poller
 from workers.liveness.verdicts import Verdicts
@@ -44,12 +45,6 @@ class SimCommitter(Committer):
     def release(self, parts: Iterable[PartitionState], *, clean: bool = True) -> Any:
         return SimEvent(self.worker, super().release(parts, clean=clean))
 
-    def settled(self, places: Collection[Place]) -> Any:
-        return SimEvent(self.worker, super().settled(places))
-
-    def answered(self, places: Collection[Place]) -> Any:
-        return SimEvent(self.worker, super().answered(places))
-
     def _commit(self, outcomes: list[Outcome], released: set[PartitionState]) -> None:
         super()._commit(outcomes, released)
         self.worker.is_torn = False
@@ -60,6 +55,18 @@ class SimCommitter(Committer):
             self._wake.clear()
             self._tick()
             self.worker.pause()
+
+
+class SimHoldings(Holdings):
+    """Whoever waits for what is under way lets it come to its end."""
+
+    worker: SimWorker
+
+    def settled(self, places: Collection[Place]) -> Any:
+        return SimEvent(self.worker, super().settled(places))
+
+    def answered(self, places: Collection[Place]) -> Any:
+        return SimEvent(self.worker, super().answered(places))
 
 
 class SimPoller(Poller):

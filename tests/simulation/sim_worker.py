@@ -19,7 +19,15 @@ from streams.visible import Written, places_of
 from tests.simulation.hub import Actor, CheckedLock
 from tests.simulation.sim_executor import SimExecutor
 from tests.simulation.sim_loop import SimLoop
-from tests.simulation.sim_threads import OffsetsAtOnce, SimAssignments, SimCommitter, SimPoller, SimVerdicts
+from tests.simulation.sim_threads import (
+    OffsetsAtOnce,
+    SimAssignments,
+    SimCommitter,
+    SimHoldings,
+    SimPoller,
+    SimVerdicts,
+)
+from workers.committing.outbox import Outbox
 from workers.committing.router import Router
 from workers.config import WorkerConfig
 from workers.consuming.duplicates import DuplicateWindow
@@ -110,6 +118,8 @@ class SimWorker(WorkerProcess):
         self._delays = Delays()
         self._scheduler = Scheduler(sandbox=PoolPlaces(1, lambda _: True) if world.has_sandbox else None)
         self.logger: Any = None
+        self.holdings = holdings = SimHoldings(lock)
+        holdings.worker = self
         committer = SimCommitter(
             make_producer=self._make_producer,
             membership=_Membership(self),
@@ -118,14 +128,14 @@ class SimWorker(WorkerProcess):
             codec=world.codec,
             router=self._router,
             worker_name=name,
-            lock=lock,
+            holdings=holdings,
             tick_ms=20,
             on_committed=self._committed_one,
             on_failure=self._fail,
             upcoming=self._scheduler.upcoming,
             lease=self._lease,
             now_ms=self.now_ms,
-            least_ahead=2,  # maps that open a wide window would hide what happens at its end
+            outbox=Outbox(least_ahead=2),  # maps that open a wide window would hide what happens at its end
         )
         committer.worker = self
         committer._transactions._offsets = OffsetsAtOnce(self)  # type: ignore[assignment]
@@ -174,8 +184,8 @@ class SimWorker(WorkerProcess):
             topics=self._topics,
             committed=self,  # type: ignore[arg-type]
             committer=committer,
+            holdings=holdings,
             look_back=look_back,
-            lock=lock,
             lease=self._lease,
             loop=loop,
             incarnation=incarnation,

@@ -501,7 +501,7 @@ class World:
 
     def _may_be_slow(self, step: str, worker: SimWorker) -> None:
         """Most of the time where it matters: at what is sent of partitions that are to be given up."""
-        of_leaving = any(part.releasing for part in worker._committer._unsettled.parts)
+        of_leaving = any(part.releasing for part in worker.holdings.unsettled)
         if self.rng.random() < (0.6 if of_leaving else 0.05):
             self.trouble(worker, "slow " + step)
             worker.pause_until(lambda: False, self.rng.choice(_SLOW_S))
@@ -545,7 +545,7 @@ class World:
         """Whether it will be there to write the rest: whoever has its partitions next cannot know of it."""
         member = self.kafka.group(self.topics.group).members.get(self.judge.members[worker.incarnation])
         keeps_all = member is not None and not (member.fenced or worker.is_cut_off or worker.is_forgotten)
-        owned = all(part.owned for part in worker._committer._unsettled.parts)
+        owned = all(part.owned for part in worker.holdings.unsettled)
         return keeps_all and owned and worker._leave_thread is None
 
     def _straggle(self, client: Any, *, commit: bool) -> None:

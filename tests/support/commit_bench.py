@@ -19,6 +19,7 @@ from streams.visible import Written
 from tests.support import statuses
 from tests.support.messages import TOPICS, committed, message, partition
 from workers.committing.commit import Committer
+from workers.committing.holdings import Holdings
 from workers.committing.router import Router
 from workers.liveness.lease import Lease
 from workers.message import Message
@@ -209,6 +210,7 @@ class Bench:
         #: By the one that stamps records.
         self.stamped_ms = 1_000
         self.lease = Lease(5.0, lambda: self.now_s)
+        self.holdings = Holdings(threading.Lock())
         self.committer = Committer(
             make_producer=self.kafka.producer,
             membership=self.kafka,
@@ -217,7 +219,7 @@ class Bench:
             codec=CODEC,
             router=Router(TOPICS),
             worker_name="w.0",
-            lock=threading.Lock(),
+            holdings=self.holdings,
             tick_ms=1,
             on_committed=self.committed.set,
             on_failure=self._fail,
@@ -243,7 +245,7 @@ class Bench:
         part.metadata = self.kafka.generation
         for offset in range(records):
             part.note_delivered(offset)
-        self.committer.parts.add(part)
+        self.holdings.parts.add(part)
         self.tick()
         return part
 

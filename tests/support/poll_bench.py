@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +18,7 @@ from schemas.headers import Delivery, build
 from schemas.offsetmap import OffsetMap
 from tests.support.messages import TOPICS, committed, job_value
 from workers.committing.counters import Counters
+from workers.committing.holdings import Holdings
 from workers.consuming.assignments import Assignments
 from workers.consuming.duplicates import DuplicateWindow
 from workers.consuming.flow_control import FlowControl
@@ -160,11 +161,25 @@ class FakeCommitter:
     def __init__(self, bench: Bench) -> None:
         self.last_commit = LastCommit()
         self.bench = bench
-        self.parts: set[PartitionState] = set()
         self.counters = Counters()
         self.nudges = 0
         self.pending_bytes = 0
         self.ahead = 3
+
+    def nudge(self) -> None:
+        self.nudges += 1
+
+    def release(self, parts: Iterable[PartitionState], *, clean: bool = True) -> LastCommit:
+        self.bench.note("last commit" if clean else "last commit without a flag", parts)
+        return self.last_commit
+
+
+class WatchedHoldings(Holdings):
+    """Tells what was asked; what is under way, a test says."""
+
+    def __init__(self, bench: Bench) -> None:
+        super().__init__(threading.Lock())
+        self.bench = bench
         #: Set: no transaction is under way for what comes back.
         self.settles = threading.Event()
         self.settles.set()
@@ -173,25 +188,15 @@ class FakeCommitter:
         self.answers.set()
         self.asked_for: list[set[Place]] = []
 
-    def own(self, parts: Iterable[PartitionState]) -> None:
-        self.parts = set(parts)
-
-    def nudge(self) -> None:
-        self.nudges += 1
-
-    def settled(self, places: Iterable[Place]) -> threading.Event:
+    def settled(self, places: Collection[Place]) -> threading.Event:
         self.bench.steps.append("settled")
         return self.settles
 
-    def answered(self, places: Iterable[Place]) -> threading.Event:
+    def answered(self, places: Collection[Place]) -> threading.Event:
         self.asked_for.append(set(places))
         if not self.answers.is_set():
             self.bench.steps.append("offsets are on their way")
         return self.answers
-
-    def release(self, parts: Iterable[PartitionState], *, clean: bool = True) -> LastCommit:
-        self.bench.note("last commit" if clean else "last commit without a flag", parts)
-        return self.last_commit
 
 
 class Bench:
@@ -221,13 +226,13 @@ class Bench:
         self.runs_on = False
         self.consumer = FakeConsumer(self.steps)
         self.committer = FakeCommitter(self)
+        self.holdings = WatchedHoldings(self)
         self.scheduler = Scheduler(pool=pool)
         self.delays = Delays()
         self.lease = Lease(5.0)
         consumer: Any = self.consumer
         committer: Any = self.committer
         committed_offsets: Any = self
-        lock = threading.Lock()
         look_back, copies = LookBack(self._log_starts), DuplicateWindow()
         flow = FlowControl(
             topics=TOPICS,
@@ -242,8 +247,8 @@ class Bench:
             topics=TOPICS,
             committed=committed_offsets,
             committer=committer,
+            holdings=self.holdings,
             look_back=look_back,
-            lock=lock,
             lease=self.lease,
             loop=asyncio.get_running_loop(),
             incarnation="me",
@@ -270,7 +275,7 @@ class Bench:
             committer=committer,
             scheduler=self.scheduler,
             delays=self.delays,
-            lock=lock,
+            lock=self.holdings.lock,
             deliver=self.delivered.extend,
             on_failure=self.failures.append,
             on_answer=lambda: None,

@@ -43,7 +43,7 @@ async def test_a_partition_is_read_from_before_its_committed_offset_once_the_com
     assert bench.steps == ["metadata", "settled", "read", "assign"]
     assert bench.consumer.assigned == {NORMAL: 241 - 128}
     part = bench.assignments.parts[NORMAL]
-    assert bench.committer.parts == {part}
+    assert bench.holdings.parts == {part}
     assert bench.committer.nudges == 1, "nothing of it may start before a first commit"
     assert not part.start(241)
     read = records(NORMAL, 113, 240, 241, 242, 243)
@@ -169,7 +169,7 @@ async def test_a_revoked_partition_is_given_back_after_its_last_commit() -> None
     ]
     assert bench.purged == [{part}]
     assert not part.owned
-    assert bench.committer.parts == {stays}
+    assert bench.holdings.parts == {stays}
     assert (stays.owned, stays.releasing) == (True, False)
     assert bench.round(*records(NORMAL, 0)) == []
 
@@ -223,7 +223,7 @@ async def test_a_lost_partition_is_nobodys_before_its_jobs_are_cancelled() -> No
     await bench.lose(NORMAL)
     assert bench.steps == ["jobs end within 0 s (lost releasing)", "unassign"]
     assert bench.purged == [{part}]
-    assert bench.committer.parts == {stays}
+    assert bench.holdings.parts == {stays}
     assert bench.committer.counters.events == {"sessions_lost": 1}
 
 
@@ -233,11 +233,11 @@ async def test_what_comes_back_is_read_when_the_last_transaction_for_it_has_ende
     bench.assign(NORMAL)
     await bench.lose(NORMAL)
     bench.steps.clear()
-    bench.committer.settles.clear()
+    bench.holdings.settles.clear()
     again = asyncio.create_task(asyncio.to_thread(bench.assign, NORMAL))
     await asyncio.to_thread(eventually, lambda: "settled" in bench.steps, 5, "it asks")
     assert bench.steps == ["metadata", "settled"]
-    bench.committer.settles.set()
+    bench.holdings.settles.set()
     await again
     assert bench.failures == []
     assert bench.assignments.parts[NORMAL].owned
@@ -249,7 +249,7 @@ async def test_where_a_last_transaction_does_not_end_nothing_is_taken_and_the_gr
     """Kafka may be away for minutes: a worker outlives that."""
     monkeypatch.setattr(assignments_module, "_SETTLED_WITHIN_S", 0.01)
     bench = Bench()
-    bench.committer.settles.clear()
+    bench.holdings.settles.clear()
     bench.assignments.on_assign(bench.consumer, [TopicPartition(*NORMAL)])  # type: ignore[arg-type]
     assert bench.failures == []
     assert bench.assignments.parts == {}

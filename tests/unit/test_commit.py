@@ -23,7 +23,7 @@ from tests.support.commit_bench import (
 )
 from tests.support.messages import TOPICS, message
 from tests.support.waiting import eventually
-from workers.committing.commit import MAX_BATCH, MAX_BATCH_BYTES
+from workers.committing.outbox import MAX_BATCH, MAX_BATCH_BYTES
 from workers.offsets import MAX_REACH
 from workers.outcome import Outcome, OutRecord
 

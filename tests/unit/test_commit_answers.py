@@ -468,13 +468,13 @@ def of(bench: Bench) -> set[tuple[str, int]]:
 def test_what_is_committed_is_settled_when_the_transaction_has_ended(step: str) -> None:
     bench = Bench()
     seen: list[threading.Event] = []
-    bench.kafka.fault(step, lambda _: seen.append(bench.committer.settled(of(bench))))
+    bench.kafka.fault(step, lambda _: seen.append(bench.holdings.settled(of(bench))))
     bench.success(0)
-    assert bench.committer.settled(of(bench)).is_set()
+    assert bench.holdings.settled(of(bench)).is_set()
     bench.tick()
     (settled,) = seen
     assert settled.is_set()
-    assert bench.committer.settled(of(bench)).is_set()
+    assert bench.holdings.settled(of(bench)).is_set()
 
 
 @pytest.mark.parametrize("step", ["begin", "produce", "offsets", "commit"])
@@ -484,8 +484,8 @@ def test_partitions_stay_unsettled_while_their_transaction_is_open(step: str) ->
     seen: list[tuple[bool, bool]] = []
 
     def look(_: FakeProducer) -> None:
-        other = bench.committer.settled({(bench.part.topic, 7)})
-        seen.append((bench.committer.settled(of(bench)).is_set(), other.is_set()))
+        other = bench.holdings.settled({(bench.part.topic, 7)})
+        seen.append((bench.holdings.settled(of(bench)).is_set(), other.is_set()))
 
     bench.kafka.fault(step, look)
     bench.success(0)
@@ -500,7 +500,7 @@ def test_an_aborted_transaction_is_settled_before_news_of_the_group_is_waited_fo
 
     def look(timeout_s: float) -> None:
         bench.part.owned = False
-        seen.append(bench.committer.settled(of(bench)).is_set())
+        seen.append(bench.holdings.settled(of(bench)).is_set())
 
     bench.kafka.refused = look  # type: ignore[method-assign]
     bench.kafka.fault("offsets", kafka_error(KafkaError.ILLEGAL_GENERATION, abort=True))
@@ -515,7 +515,7 @@ def test_an_ambiguous_one_is_settled_by_the_next_producer_and_not_before() -> No
     seen: list[bool] = []
 
     def look(_: object) -> None:
-        seen.append(bench.committer.settled(of(bench)).is_set())
+        seen.append(bench.holdings.settled(of(bench)).is_set())
 
     def read_back(places: Iterable[Place]) -> dict[Place, OffsetMap]:
         look(places)
@@ -523,7 +523,7 @@ def test_an_ambiguous_one_is_settled_by_the_next_producer_and_not_before() -> No
 
     bench.kafka.fault("commit", kafka_error(KafkaError._TIMED_OUT, retriable=True))
     bench.kafka.fault("init", look)
-    bench.committer._standing._read_back = read_back
+    bench.committer._recovery._standing._read_back = read_back
     bench.success(0)
     bench.tick()
     assert seen == [False, True]
@@ -534,7 +534,7 @@ def test_a_commit_thread_that_has_ended_settles_everything() -> None:
     seen: list[threading.Event] = []
 
     def fail(_: FakeProducer) -> Exception:
-        seen.append(bench.committer.settled(of(bench)))
+        seen.append(bench.holdings.settled(of(bench)))
         return MemoryError()
 
     bench.kafka.fault("commit", fail)

@@ -27,13 +27,13 @@ OTHER = (TOPICS.jobs[JobPriority.NORMAL], 1)
 
 def let_go(bench: Bench, part: PartitionState) -> None:
     """As the poll thread does."""
-    with bench.committer._lock:
+    with bench.holdings.lock:
         part.owned = False
-        bench.committer.parts.discard(part)
+        bench.holdings.parts.discard(part)
 
 
 def are_answered(bench: Bench, part: PartitionState) -> bool:
-    return bench.committer.answered({part.place}).is_set()
+    return bench.holdings.answered({part.place}).is_set()
 
 
 def test_offsets_of_a_partition_that_was_let_go_meanwhile_are_not_sent() -> None:
@@ -82,7 +82,7 @@ def test_without_an_answer_they_may_still_come_until_the_next_producer_is_there(
     waiting: list[threading.Event] = []
 
     def no_answer(_: FakeProducer) -> Exception:
-        waiting.append(bench.committer.answered({bench.part.place}))
+        waiting.append(bench.holdings.answered({bench.part.place}))
         return kafka_error(KafkaError._TIMED_OUT, retriable=True)
 
     bench.kafka.fault(
@@ -116,7 +116,7 @@ def test_a_commit_thread_that_has_ended_keeps_nobody_waiting() -> None:
     seen: list[threading.Event] = []
 
     def fail(_: FakeProducer) -> Exception:
-        seen.append(bench.committer.answered({bench.part.place}))
+        seen.append(bench.holdings.answered({bench.part.place}))
         return MemoryError()
 
     bench.committer._on_failure = lambda _: None
@@ -131,17 +131,17 @@ def test_a_commit_thread_that_has_ended_keeps_nobody_waiting() -> None:
 async def test_a_partition_is_let_go_when_they_have_been_answered() -> None:
     bench = PollBench()
     (part,) = bench.assign(PLACE)
-    bench.committer.answers.clear()
+    bench.holdings.answers.clear()
     letting_go = asyncio.create_task(bench.revoke(PLACE))
     while "offsets are on their way" not in bench.steps:
         await asyncio.sleep(0)
     assert not part.owned, "no new ones are sent"
     assert bench.steps[-1] == "offsets are on their way"
     assert not letting_go.done()
-    bench.committer.answers.set()
+    bench.holdings.answers.set()
     await letting_go
     assert bench.steps[-1] == "unassign"
-    assert bench.committer.asked_for == [{PLACE}]
+    assert bench.holdings.asked_for == [{PLACE}]
     assert bench.failures == []
 
 
@@ -163,7 +163,7 @@ async def test_who_is_asked_for_a_partition_waits_as_long_as_kafka_is_away(*, dr
     """It is still a member, told to end or not, and may be asked for more: then it keeps its epoch, and late offsets count."""
     bench = PollBench()
     bench.assign(PLACE)
-    bench.committer.answers = answers = Answers(after=3)
+    bench.holdings.answers = answers = Answers(after=3)
     bench.assignments.drains = drains
     await bench.revoke(PLACE)
     assert answers.limits_s == [60.0] * 4
@@ -175,7 +175,7 @@ async def test_who_leaves_the_group_does_not_wait_for_long() -> None:
     """Kafka takes nothing of one that is no member."""
     bench = PollBench()
     bench.assign(PLACE)
-    bench.committer.answers = answers = Answers(after=1)
+    bench.holdings.answers = answers = Answers(after=1)
     bench.assignments._closing = True
     await bench.revoke(PLACE)
     assert answers.limits_s == [3.0]
@@ -186,7 +186,7 @@ async def test_a_minute_without_an_answer_ends_what_runs_elsewhere_as_well() -> 
     """After five the group gives all of it to others, and whoever waits would not hear of that."""
     bench = PollBench()
     _, stays = bench.assign(PLACE, OTHER)
-    bench.committer.answers = Answers(after=1)
+    bench.holdings.answers = Answers(after=1)
     await bench.revoke(PLACE)
     assert stays.releasing
     assert bench.assignments._rejoin

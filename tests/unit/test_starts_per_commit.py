@@ -10,6 +10,7 @@ from tests.support.commit_bench import CODEC, FakeKafka, succeeded
 from tests.support.messages import TOPICS, message, partition
 from tests.support.schedule_bench import NOW_MS, arrive
 from workers.committing.commit import Committer
+from workers.committing.holdings import Holdings
 from workers.committing.router import Router
 from workers.liveness.lease import Lease
 from workers.message import Message
@@ -26,6 +27,7 @@ ENOUGH = 50
 def commits_for(scheduler: Scheduler, key: bytes | None) -> int:
     """Commits until all have run, if the event loop runs whatever may start between two of them."""
     kafka = FakeKafka()
+    holdings = Holdings(threading.Lock())
     committer = Committer(
         make_producer=kafka.producer,
         membership=kafka,
@@ -34,7 +36,7 @@ def commits_for(scheduler: Scheduler, key: bytes | None) -> int:
         codec=CODEC,
         router=Router(TOPICS),
         worker_name="w.0",
-        lock=threading.Lock(),
+        holdings=holdings,
         tick_ms=1,
         on_committed=scheduler.unpark,
         on_failure=lambda error: None,
@@ -43,7 +45,7 @@ def commits_for(scheduler: Scheduler, key: bytes | None) -> int:
     )
     committer._transactions.renew()
     part = partition()
-    committer.parts.add(part)
+    holdings.parts.add(part)
     messages: list[Message] = []
     for offset in range(JOBS):
         part.note_delivered(offset)

@@ -224,13 +224,13 @@ def test_a_word_on_the_way_is_not_said_late_where_others_may_have_said_the_last_
     """The retry stands, and the partition is lost while that is looked at: its heir may have run it by now."""
     bench = Bench()
     tear(bench, offsets=True, statuses=False, records=True)
-    look = bench.committer._standing._read_visible
+    look = bench.committer._recovery._standing._read_visible
 
     def lost_meanwhile(records: Collection[Written], since_ms: int) -> set[Written]:
         bench.part.owned = False
         return look(records, since_ms)
 
-    bench.committer._standing._read_visible = lost_meanwhile
+    bench.committer._recovery._standing._read_visible = lost_meanwhile
     if goes_on:
         bench.emit(retry_of(message(bench.part, 0)))
     else:
@@ -313,7 +313,7 @@ def test_a_partition_that_is_lost_meanwhile_holds_up_nobody(bench: Bench, *, rea
         lost.owned = False
         return TIMED_OUT
 
-    bench.committer._standing._read_back = careful
+    bench.committer._recovery._standing._read_back = careful
     bench.kafka.committed.clear()
     bench.kafka.fault("commit", lands)
     bench.success(0)

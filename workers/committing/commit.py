@@ -10,16 +10,13 @@ that it was ours and nobody has told us. What was accepted was ours up to then, 
 ones. Refused ones are not renewed before the coordinator has had the time to tell us what it took, nor
 if somebody else has committed for the partition. What is lost and comes straight back was never given
 away in Kafka's eyes, and the old metadata still count: so whoever begins anew with it first waits
-(``settled``).
+(``Holdings.settled``).
 
 An epoch rises with what a member is given, not with each partition that it lets go: one that gives up some, and is asked
 for more at once, keeps its epoch, and Kafka would take offsets of what others have by then. So nothing is let go while
-offsets of it are on their way (``answered``), and none are sent of what has been let go.
+offsets of it are on their way (``workers.committing.holdings``), and none are sent of what has been let go.
 
-A commit whose answer we cannot trust is never repeated blindly. It may have succeeded, and then the
-same outcomes would be written twice. A new producer ends whatever is open, the committed offsets and
-maps are read back, and so are the records, for Kafka may have kept a part (``workers.committing.torn``). Only what
-is missing is sent again.
+What follows from an answer that cannot be trusted is ``workers.committing.recovery``.
 """
 
 from __future__ import annotations
@@ -27,7 +24,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Final, Protocol
 
@@ -35,14 +31,16 @@ import structlog
 from confluent_kafka import Producer, TopicPartition
 
 from schemas.codec import Codec
-from schemas.errors import CommitVanished, DeliveryFailed, GroupNotInitialised
+from schemas.errors import DeliveryFailed, GroupNotInitialised
 from schemas.lifecycle import JobStatus
 from schemas.offsetmap import MAX_CHARACTERS, OffsetMap
 from schemas.records import StatusChange
 from workers.committing.counters import Counters
+from workers.committing.holdings import Holdings
+from workers.committing.outbox import LEAST_BATCH_BYTES, MAX_BATCH, Outbox, forwarded
+from workers.committing.recovery import Recovery
 from workers.committing.router import Router
 from workers.committing.standing import ReadBack, ReadVisible, Standing
-from workers.committing.torn import what_is_left
 from workers.committing.transactions import (
     Ambiguous,
     GivenAway,
@@ -52,28 +50,17 @@ from workers.committing.transactions import (
     Transactions,
     forget_frames,
 )
-from workers.committing.under_way import UnderWay
 from workers.liveness.lease import Lease
 from workers.message import Message
-from workers.offsets import PartitionState, Place
+from workers.offsets import PartitionState
 from workers.outcome import NOT_KEPT, NOT_WRITABLE, Outcome
 
 log = structlog.get_logger("rustfs_workers.commit")
 
-#: A transaction carries at most this many outcomes: bounded memory, and a short wait for whoever comes next.
-MAX_BATCH: Final = 2_000
-#: The same for what they forward: one that takes longer than its time-out is ended by Kafka, each time it is tried again.
-MAX_BATCH_BYTES: Final = 8 * 1024 * 1024
-#: Where that is too much for the way to Kafka, less is tried, down to this.
-_LEAST_BATCH_BYTES: Final = 256 * 1024
 #: So often, and for so long, the transaction of a single large outcome comes to no end before it is taken for too large: all
 #: partitions of this worker wait for it, and those of each heir would. A broker that comes and goes is no proof.
 _MOST_DOUBTS: Final = 10
 _MOST_DOUBTS_S: Final = 60.0
-#: So many times as many jobs as end between two commits may start before the next one: those until this one is made, those
-#: until the next one is, and as many again, since no two take the same time. A successor suspects each of them.
-_AHEAD: Final = 3
-_LEAST_AHEAD: Final = 64
 _PATIENCE_AT_STOP: Final = 5
 #: Pause before metadata that were refused are sent again.
 _LOOK_AGAIN_S: Final = 1.0
@@ -99,7 +86,7 @@ class Membership(Protocol):
 class Committer:
     """Decides what goes into each transaction.
 
-    ``emit`` is for the event loop; the other public names are for any thread (``parts`` under the lock), the rest is for its own.
+    ``emit`` is for the event loop; the other public names are for any thread, the rest is for its own.
     """
 
     def __init__(
@@ -112,7 +99,7 @@ class Committer:
         codec: Codec,
         router: Router,
         worker_name: str,
-        lock: threading.Lock,
+        holdings: Holdings,
         tick_ms: int,
         on_committed: Callable[[], None],
         on_failure: Callable[[BaseException], None],
@@ -122,13 +109,13 @@ class Committer:
         lease: Lease,
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
         job_types: Iterable[str] = (),
-        least_ahead: int = _LEAST_AHEAD,
+        outbox: Outbox | None = None,
     ) -> None:
         self._membership = membership
         self._now_ms = now_ms
         self._router = router
         self._worker = worker_name
-        self._lock = lock
+        self._holdings = holdings
         self._tick_s = tick_ms / 1000
         self._on_committed = on_committed
         self._on_failure = on_failure
@@ -141,25 +128,15 @@ class Committer:
             worker_name=worker_name,
             lease=lease,
             given_up=lambda: self._stop,
-            may_send=self._may_send,
-            answered=self._have_been_answered,
+            may_send=holdings.may_send,
+            answered=holdings.note_answered,
         )
-        self._outbox: deque[Outcome] = deque()
-        #: Too far behind their partition's lowest unfinished record: a map has no room for their ends before that one has come to its own.
-        self._beyond_reach: list[Outcome] = []
-        # Each number has one writer (event loop, commit thread), so none is lost between them.
-        self._bytes_in = self._bytes_out = 0
+        self._outbox = Outbox() if outbox is None else outbox
         self._wake = threading.Event()
         self._stop = False
         self._releases: list[tuple[frozenset[PartitionState], threading.Event]] = []
-        #: Whose offsets a transaction of ours may still change.
-        self._unsettled = UnderWay()
-        #: Whose offsets have been sent, and not answered.
-        self._on_the_way = UnderWay()
-        #: All partitions of ours, under the lock.
-        self.parts: set[PartitionState] = set()
         self.counters = Counters(job_types)
-        self._standing = Standing(
+        standing = Standing(
             read_back=read_back,
             read_visible=read_visible,
             end_forgotten=end_forgotten,
@@ -167,11 +144,9 @@ class Committer:
             given_up=lambda: self._stop,
             counters=self.counters,
         )
-        #: Jobs that end between two commits lately.
-        self._pace = 0
-        #: Bytes that a transaction may forward now.
-        self._batch_bytes = MAX_BATCH_BYTES
-        self._least_ahead = least_ahead
+        self._recovery = Recovery(
+            holdings=holdings, transactions=self._transactions, standing=standing, rejoin=membership.rejoin
+        )
         self._thread = threading.Thread(target=self._run, name="commit", daemon=True)
 
     def start(self) -> None:
@@ -180,15 +155,9 @@ class Committer:
 
     def emit(self, outcome: Outcome) -> None:
         """Something to write with the next tick; for the event loop. Never blocks."""
-        self._outbox.append(outcome)
-        if outcome.records:
-            self._bytes_in += outcome.footprint
+        self._outbox.put(outcome)
         if not self._wake.is_set():
             self._wake.set()
-
-    def own(self, parts: Iterable[PartitionState]) -> None:
-        """These are ours from now on. For the poll thread, under the lock."""
-        self.parts = set(parts)
 
     def nudge(self) -> None:
         """Partitions have changed: look for dirty ones."""
@@ -196,8 +165,8 @@ class Committer:
 
     def prove(self) -> None:
         """Commit something soon, whether or not there is any news: it shows that the group still knows us."""
-        with self._lock:
-            for part in self.parts:
+        with self._holdings.lock:
+            for part in self._holdings.parts:
                 part.dirty = True
         self._wake.set()
 
@@ -207,24 +176,10 @@ class Committer:
         ``clean``: with the flag that says that nothing of them runs any more.
         """
         done = threading.Event()
-        with self._lock:
+        with self._holdings.lock:
             self._releases.append((frozenset(parts) if clean else frozenset(), done))
         self._wake.set()
         return done
-
-    def settled(self, places: Collection[Place]) -> threading.Event:
-        """Set as soon as no transaction of ours can still change the committed offsets of these partitions. Any thread.
-
-        Kafka takes metadata of an earlier epoch for what the member has kept since (KIP-1251), and a member that was fenced and
-        joins again has kept it: our own late commit would land behind the read with which we begin anew.
-        """
-        with self._lock:
-            return self._unsettled.over(places)
-
-    def answered(self, places: Collection[Place]) -> threading.Event:
-        """Set as soon as no offsets of these, which are ours no longer, are on their way to Kafka. Any thread."""
-        with self._lock:
-            return self._on_the_way.over(places)
 
     def stop(self, timeout_s: float) -> bool:
         """Write what is left and end. False: it did not end in time."""
@@ -236,7 +191,7 @@ class Committer:
     @property
     def ahead(self) -> int:
         """How many jobs may start before the next commit. Any thread."""
-        return max(_AHEAD * self._pace, self._least_ahead)
+        return self._outbox.ahead
 
     @property
     def pending(self) -> int:
@@ -246,7 +201,7 @@ class Committer:
     @property
     def pending_bytes(self) -> int:
         """What they hold in memory for the records that they write. Any thread."""
-        return self._bytes_in - self._bytes_out
+        return self._outbox.pending_bytes
 
     def _run(self) -> None:
         try:
@@ -269,51 +224,27 @@ class Committer:
             self._on_failure(error)
         finally:
             self._transactions.close()
-            with self._lock:
-                self._settle()
+            with self._holdings.lock:
+                self._holdings.settle()
             for _, done in self._releases:
                 done.set()
 
     def _tick(self) -> bool:
         """One transaction, if there is anything to write. True if outcomes were taken."""
-        outcomes = self._take_what_has_come_into_reach()
         releases: list[tuple[frozenset[PartitionState], threading.Event]] = []
-        with self._lock:
-            waiting, size, footprint = len(self._outbox), 0, 0
-            taken = 0
-            while taken < min(waiting, MAX_BATCH):
-                outcome = self._outbox.popleft()
-                outcomes.append(outcome)
-                taken += 1
-                if outcome.records:
-                    size += outcome.size
-                    footprint += outcome.footprint
-                    if size >= self._batch_bytes:
-                        break
+        with self._holdings.lock:
+            portion = self._outbox.take()
             # A release is the last commit: what ended before it and does not fit into this transaction goes first.
-            if taken == waiting:
+            if portion.is_last:
                 releases, self._releases = self._releases, []
-        self._pace = max(len(outcomes), self._pace * 7 // 8)
         released = {part for parts, _ in releases for part in parts}
         try:
-            self._commit(outcomes, released)
+            self._commit(portion.outcomes, released)
         finally:
-            self._bytes_out += footprint
+            self._outbox.wrote(portion)
             for _, done in releases:
                 done.set()
-        return bool(outcomes)
-
-    def _take_what_has_come_into_reach(self) -> list[Outcome]:
-        """Or belongs to nobody any more: whoever has the partition now does it again."""
-        taken: list[Outcome] = []
-        waiting: list[Outcome] = []
-        for outcome in self._beyond_reach:
-            message = outcome.message
-            assert message is not None  # noqa: S101
-            waits = message.part.owned and message.part.is_beyond_reach(message.offset)
-            (waiting if waits else taken).append(outcome)
-        self._beyond_reach = waiting
-        return taken
+        return bool(portion.outcomes)
 
     def _commit(self, outcomes: list[Outcome], released: set[PartitionState]) -> None:
         """Bring these outcomes into Kafka, whatever it takes; drop those whose partition is lost."""
@@ -322,7 +253,7 @@ class Committer:
         # By the clock that stamps records, and now: a machine that sleeps in between counts no time.
         began_ms = self._now_ms()
         while True:
-            with self._lock:
+            with self._holdings.lock:
                 # Under the lock: a partition must not be planned whose own metadata are newer.
                 newest = self._membership.metadata
                 outcomes, plans = self._plan(outcomes, released)
@@ -331,11 +262,11 @@ class Committer:
             try:
                 self._transactions.write(outcomes, _to_commit(plans))
             except NotCommitted as reason:
-                with self._lock:
+                with self._holdings.lock:
                     for part in plans:
                         part.dirty = True
                     if not isinstance(reason, Ambiguous):
-                        self._settle()
+                        self._holdings.settle()
                 forget_frames(reason)
                 error = reason
             else:
@@ -374,7 +305,7 @@ class Committer:
                     self.counters.event("stale_metadata")
                     newer = self._membership.refused(_LOOK_AGAIN_S)
                     if newer is not None:
-                        self._go_on_with(newer, outcomes)
+                        self._recovery.go_on_with(newer, outcomes)
                     if self._stop and failures > _PATIENCE_AT_STOP:
                         return  # the group is gone, and so are our partitions
                 case Refused():
@@ -386,10 +317,9 @@ class Committer:
 
     def _is_too_much(self, outcomes: list[Outcome]) -> bool:
         """Whether a transaction that did not come to its end, time and again, may be too large for its time-out."""
-        if len(outcomes) == 1 or _bytes_of(outcomes) <= _LEAST_BATCH_BYTES:
+        if len(outcomes) == 1 or forwarded(outcomes) <= LEAST_BATCH_BYTES:
             return False
-        self._batch_bytes = max(self._batch_bytes // 2, _LEAST_BATCH_BYTES)
-        log.warning("transactions are made smaller", outcomes=len(outcomes), bytes=self._batch_bytes)
+        log.warning("transactions are made smaller", outcomes=len(outcomes), bytes=self._outbox.take_less())
         return True
 
     def _plan(
@@ -416,7 +346,7 @@ class Committer:
                     self.counters.event("fenced_outcomes")
                     continue
                 if message.part.is_beyond_reach(message.offset):
-                    self._beyond_reach.append(outcome)
+                    self._outbox.set_aside(outcome)
                     continue
                 offsets = finished.get(message.part)
                 if offsets is None:
@@ -428,13 +358,13 @@ class Committer:
                 told_of.add(outcome.owner.part)
             kept.append(outcome)
         # One that runs beside nothing else: the others' maps say so, or its death would count for what only waited.
-        resting = any(part.alone is not None for part in self.parts if part.owned)
+        resting = any(part.alone is not None for part in self._holdings.parts if part.owned)
         if not resting:
             for message in self._upcoming(self.ahead):
                 message.part.want(message.offset)
         plans = {
             part: part.plan(finished.get(part, ()), clean=part in released, resting=resting)
-            for part in self.parts
+            for part in self._holdings.parts
             if part.owned
             and (
                 part.dirty
@@ -444,102 +374,19 @@ class Committer:
                 or part.resting != part.rests(resting=resting)
             )
         }
-        self._unsettled.begin(plans)
+        self._holdings.begin(plans)
         return kept, plans
 
-    def _may_send(self) -> bool:
-        """Whether all that the transaction has offsets of is ours; if so, it stays so until they are answered."""
-        with self._lock:
-            if not all(part.owned for part in self._unsettled.parts):
-                return False
-            self._on_the_way.begin(self._unsettled.parts)
-            return True
-
-    def _have_been_answered(self) -> None:
-        with self._lock:
-            self._on_the_way.end()
-
-    def _settle(self) -> None:
-        """What was begun has ended, whichever way. Under the lock."""
-        self._on_the_way.end()
-        self._unsettled.end()
-
     def _recover(self, outcomes: list[Outcome], began_ms: int) -> tuple[list[Outcome], bool]:
-        """After an ambiguous commit: a new producer, then only what Kafka does not show.
-
-        ``began_ms``: since when it was tried. The flag: whether what is visible of that is known.
-        """
-        self._transactions.renew()
-        with self._lock:
-            self._settle()
-        owned, read = self._read_what_stands(outcomes)
-        written = [self._transactions.records_of(outcome) for outcome in outcomes]
-        visible = self._standing.visible(written, began_ms)
-        with self._lock:
-            taken = self._give_up_what_others_have(owned, read)
-            for part in owned:
-                committed = read[part.place]
-                if part.owned and not part.agrees_with(committed):
-                    raise CommitVanished(
-                        f"Kafka has acknowledged more of {part.topic}/{part.partition} (up to {part.base}) than it "
-                        f"shows now (up to {committed.offset}): it has lost a transaction. This worker stops; after a "
-                        "restart the jobs concerned run again"
-                    )
-            for part in owned:
-                if part.owned:
-                    part.adopt(read[part.place])
-        self._join_again_without(taken)
-        left = what_is_left(outcomes, written, read, visible)
+        """After an ambiguous commit: count what Kafka shows, and go on with the rest. The flag: whether that is known."""
+        left, is_known = self._recovery.recover(outcomes, began_ms)
         for outcome in left.standing:
             self._count(outcome)
         if left.torn:
             self.counters.event("torn_transactions")
             log.warning("Kafka has kept a part of a transaction; the rest is written now", outcomes=left.torn)
         self._on_committed()
-        return left.missing, visible is not None
-
-    def _go_on_with(self, metadata: Any, outcomes: list[Outcome]) -> None:
-        """Use these for what is ours, if nobody has committed for it meanwhile.
-
-        A coordinator can have forgotten a partition, given it to somebody else, and given it to us again before we have heard of
-        that.
-        """
-        owned, read = self._read_what_stands(outcomes)
-        with self._lock:
-            taken = self._give_up_what_others_have(owned, read)
-            for part in owned:
-                part.metadata = metadata
-        self._join_again_without(taken)
-
-    @staticmethod
-    def _give_up_what_others_have(
-        owned: Iterable[PartitionState], read: Mapping[Place, OffsetMap]
-    ) -> list[PartitionState]:
-        """Under the lock."""
-        taken = [part for part in owned if part.owned and part.is_taken_over(read[part.place])]
-        for part in taken:
-            part.owned = False
-        return taken
-
-    def _join_again_without(self, taken: list[PartitionState]) -> None:
-        if taken:
-            log.warning(
-                "others have committed for partitions of ours: joining the group again",
-                partitions=sorted({part.partition for part in taken}),
-            )
-            self._membership.rejoin()
-
-    def _read_what_stands(
-        self, outcomes: list[Outcome]
-    ) -> tuple[list[PartitionState], dict[Place, OffsetMap]]:
-        """The partitions that are ours, and offsets and maps, as soon as no transaction is about to change them."""
-        while True:
-            with self._lock:
-                owned = [part for part in self.parts if part.owned]
-                lost = {o.message.part.place for o in outcomes if o.message and not o.message.part.owned}
-            read = self._standing.committed({part.place for part in owned}, lost)
-            if read is not None:
-                return owned, read
+        return left.missing, is_known
 
     def _divide(self, outcomes: list[Outcome], released: set[PartitionState], error: str) -> None:
         """The same refusal twice: find the outcome that cannot be written, so that it stops nobody else."""
@@ -573,15 +420,14 @@ class Committer:
         self, outcomes: list[Outcome], plans: dict[PartitionState, OffsetMap], newest: Any
     ) -> None:
         """``newest``: metadata from before the transaction, through which all of these have been ours, as Kafka has shown now."""
-        with self._lock:
+        with self._holdings.lock:
             for part, plan in plans.items():
                 part.committed(plan)
                 part.metadata = newest
-            self._settle()
-        if self._beyond_reach:
+            self._holdings.settle()
+        if self._outbox.has_set_aside:
             self._wake.set()
-        if self._batch_bytes < MAX_BATCH_BYTES and _bytes_of(outcomes) >= self._batch_bytes:
-            self._batch_bytes += self._batch_bytes // 16  # perhaps there is room for more
+        self._outbox.take_more_after(outcomes)
         if outcomes:
             self.counters.event("transactions")
         for outcome in outcomes:
@@ -616,12 +462,7 @@ def _is_overtaken(outcome: Outcome) -> bool:
 
 def _stands_in_the_way(outcomes: list[Outcome]) -> bool:
     """Whether it is one that cannot be divided, and is large."""
-    return len(outcomes) == 1 and outcomes[0].message is not None and _bytes_of(outcomes) > _LEAST_BATCH_BYTES
-
-
-def _bytes_of(outcomes: Iterable[Outcome]) -> int:
-    """What they forward."""
-    return sum(outcome.size for outcome in outcomes if outcome.records)
+    return len(outcomes) == 1 and outcomes[0].message is not None and forwarded(outcomes) > LEAST_BATCH_BYTES
 
 
 def _to_commit(plans: Mapping[PartitionState, OffsetMap]) -> Collection[tuple[Any, list[TopicPartition]]]:

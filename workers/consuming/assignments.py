@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import threading
 import time
 from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Mapping
 from concurrent.futures import TimeoutError as FutureTimeout
@@ -30,6 +29,7 @@ from workers.offsets import PartitionState, Place
 if TYPE_CHECKING:
     from schemas.offsetmap import OffsetMap
     from workers.committing.commit import Committer
+    from workers.committing.holdings import Holdings
     from workers.consuming.look_back import LookBack
     from workers.consuming.takeover import CommittedOffsets
     from workers.liveness.lease import Lease
@@ -75,8 +75,8 @@ class Assignments:
         topics: Topics,
         committed: CommittedOffsets,
         committer: Committer,
+        holdings: Holdings,
         look_back: LookBack,
-        lock: threading.Lock,
         lease: Lease,
         loop: asyncio.AbstractEventLoop,
         incarnation: str,
@@ -96,7 +96,8 @@ class Assignments:
         self._committed = committed
         self._committer = committer
         self._look_back = look_back
-        self._lock = lock
+        self._holdings = holdings
+        self._lock = holdings.lock
         self._lease = lease
         self._loop = loop
         self._incarnation = incarnation
@@ -216,7 +217,7 @@ class Assignments:
                 # A drain that has begun meanwhile has marked only what was here by then.
                 state.releasing = self.drains
                 self.parts[state.topic, state.partition] = state
-            self._committer.own(self.parts.values())
+            self._holdings.own(self.parts.values())
         self.metadata.partitions_changed()
         starts = self._look_back.starts({state.place: state.base for state in states})
         consumer.incremental_assign(starts)
@@ -235,7 +236,7 @@ class Assignments:
 
     def _look_at(self, consumer: Consumer, places: list[Place]) -> Mapping[Place, OffsetMap]:
         """What is committed of them, once nothing of ours from before can change it."""
-        if not self._committer.settled(places).wait(_SETTLED_WITHIN_S):
+        if not self._holdings.settled(places).wait(_SETTLED_WITHIN_S):
             raise KafkaUnreachable("the transactions' coordinator", _SETTLED_WITHIN_S)
         return self._committed.for_assignment(consumer, places)
 
@@ -353,7 +354,7 @@ class Assignments:
         for (``max.poll.interval.ms``), gives all that we have to others then, and we would not hear of that in here. The commit
         thread's end is an end of it as well.
         """
-        answered = self._committer.answered(places)
+        answered = self._holdings.answered(places)
         while not answered.wait(_LAST_COMMIT_S if self._closing else _UNANSWERED_FOR_S):
             log.warning(
                 "offsets of partitions that are to be let go have no answer", partitions=_numbers(places)
@@ -388,7 +389,7 @@ class Assignments:
                 part = self.parts.pop(place, None)
                 if part is not None:
                     part.owned = False
-            self._committer.own(self.parts.values())
+            self._holdings.own(self.parts.values())
         for memory in self._memories:
             memory.forget(places)
         self.metadata.partitions_changed()
