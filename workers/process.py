@@ -166,7 +166,6 @@ class WorkerProcess:
         )
         self._executor = Executor(
             config=config,
-            handlers=handlers,
             decoder=decoder,
             router=self._router,
             scheduler=self._scheduler,

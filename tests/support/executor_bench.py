@@ -87,11 +87,9 @@ class Bench:
         commit(self.part)
         self.part.top = 0
         fake: Any = self.decoder
-        handlers: Any = None
         planning: Any = None
         self.executor = Executor(
             config=WorkerConfig(worker_id="w", max_concurrent_jobs=concurrency, tick_ms=1),
-            handlers=handlers,
             decoder=fake,
             router=Router(TOPICS),
             scheduler=self.scheduler,

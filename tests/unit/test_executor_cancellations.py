@@ -49,7 +49,7 @@ async def test_a_handler_that_takes_too_long_is_cancelled_and_its_slot_goes_on(b
     after.opened.set()
     bench.add(after, key=b"k")
     assert state_of((await bench.ended(2))[-1]) is JobStatus.SUCCEEDED
-    assert all(slot.cancelling() == 0 for slot in bench.executor._slots), (
+    assert all(slot.cancelling() == 0 for slot in bench.executor._slots.tasks), (
         "nothing of the cancellation is left"
     )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import time
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -19,8 +18,9 @@ from schemas.topics import Topics
 from workers.bench.jobs import NoopJob
 from workers.committing.router import Router
 from workers.config import WorkerConfig
-from workers.execution import executor
+from workers.execution import slots
 from workers.execution.decoder import Decoder
+from workers.execution.executor import Executor
 from workers.message import Message
 from workers.offsets import PartitionState
 from workers.outcome import Outcome
@@ -62,16 +62,13 @@ def backlog(codec: Codec) -> list[Message]:
 
 async def work_off(monkeypatch: pytest.MonkeyPatch, look: Callable[[int], None]) -> list[Outcome]:
     """Run the backlog on a clock that moves by a tenth of a slice whenever it is read; ``look`` at each round of the loop."""
-    ticks = itertools.count(1_000_000_000_000, executor._SLICE_NS // 10)
-    monkeypatch.setattr(
-        executor, "time", SimpleNamespace(time_ns=lambda: next(ticks), monotonic=time.monotonic)
-    )
+    ticks = itertools.count(1_000_000_000_000, slots._SLICE_NS // 10)
+    monkeypatch.setattr(slots, "time", SimpleNamespace(time_ns=lambda: next(ticks)))
     config, handlers, codec, scheduler = WorkerConfig(worker_id="w"), Handlers(), Codec(), Scheduler()
     handlers.register(NoopJob)
     outcomes: list[Outcome] = []
-    busy = executor.Executor(
+    busy = Executor(
         config=config,
-        handlers=handlers,
         decoder=Decoder(codec, handlers, config),
         router=Router(Topics()),
         scheduler=scheduler,

@@ -102,8 +102,8 @@ async def test_a_slot_that_is_cancelled_when_its_handler_has_ended_takes_no_plac
     bench = Bench(concurrency=1)
     bench.add(cancels_its_task_later)
     await bench.ended(1)
-    await bench.until(lambda: not bench.executor._slots)
-    assert bench.executor._idle == []
+    await bench.until(lambda: not bench.executor._slots.tasks)
+    assert bench.executor._slots.idle == []
     bench.add(returns_nothing)
     assert len(await bench.ended(2)) == 2
     await bench.executor.stop()
@@ -115,8 +115,8 @@ async def test_a_slot_that_is_cancelled_as_it_is_woken_leaves_the_job_to_another
 ) -> None:
     bench.add(returns_nothing)
     await bench.ended(1)
-    await bench.until(lambda: bool(bench.executor._idle))
-    (slot,) = bench.executor._slots
+    await bench.until(lambda: bool(bench.executor._slots.idle))
+    (slot,) = bench.executor._slots.tasks
     bench.add(returns_nothing)
     for step in order.split(", "):
         (slot.cancel if step == "cancelled" else bench.executor.wake)()
@@ -133,7 +133,7 @@ async def test_a_job_whose_slot_is_cancelled_while_its_schema_is_looked_for_star
     bench.decoder.by_offset[one.offset] = UnknownSchema(b"12345678")
     bench.executor.wake()
     await asyncio.sleep(0)  # the slot's turn: it asks
-    (slot,) = bench.executor._slots
+    (slot,) = bench.executor._slots.tasks
     slot.cancel()
     (outcome,) = await bench.ended()
     assert state_of(outcome) is JobStatus.SUCCEEDED

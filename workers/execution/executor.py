@@ -2,9 +2,8 @@
 
 In:  messages that may start. Out: outcomes.
 
-Async handlers run in *slots*: long-lived tasks that take one job after another, so a handler that never
-waits costs no task, no future and no trip through the event loop. Plain functions run in threads, CPU-bound
-ones in processes. What is still running at a tick is looked at by the ``sweep``: a short job pays for none of that.
+Async handlers run right in one of the ``slots``, plain functions in threads, CPU-bound ones in processes. What is still running at
+a tick is looked at by the ``sweep``: a short job pays for none of that.
 
 Everything here happens in the event loop's thread.
 """
@@ -12,7 +11,6 @@ Everything here happens in the event loop's thread.
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import signal
 import time
 from collections.abc import Callable, Container
@@ -30,6 +28,7 @@ from workers.execution.active import RELEASED, TIMEOUT, Active
 from workers.execution.decoder import Decoded, Decoder
 from workers.execution.processes import NotStarted, ProcessDied, ProcessPool
 from workers.execution.run_times import RunTimes
+from workers.execution.slots import Slots
 from workers.execution.sweep import Sweep
 from workers.execution.threads import HandlerThreads
 from workers.message import Message
@@ -43,12 +42,9 @@ if TYPE_CHECKING:
     from workers.execution.sandbox import Sandbox
     from workers.offsets import PartitionState
     from workers.scheduling.scheduler import Scheduler
-    from workers.worker import Handlers
 
 log = structlog.get_logger("rustfs_workers.executor")
 
-#: A slot that finds more work goes on for this long before it lets the event loop look at anything else.
-_SLICE_NS: Final = 2_000_000
 #: An unknown type may belong to a release that is being rolled out.
 UNKNOWN_TYPE_LIMIT_MS: Final = 15 * 60_000
 UNKNOWN_TYPE_SNOOZE: Final = timedelta(seconds=10)
@@ -63,13 +59,12 @@ def _steady_ms() -> int:
 
 
 class Executor:
-    """Owns the slots, the threads and everything that is running."""
+    """Runs one job in whichever way it wants to be run, and owns everything that is running."""
 
     def __init__(
         self,
         *,
         config: WorkerConfig,
-        handlers: Handlers,
         decoder: Decoder,
         router: Router,
         scheduler: Scheduler,
@@ -83,8 +78,6 @@ class Executor:
         is_crowded: Callable[[], bool] = lambda: False,
         steady_ms: Callable[[], int] = _steady_ms,
     ) -> None:
-        self._config = config
-        self._handlers = handlers
         self._decoder = decoder
         self._router = router
         self._scheduler = scheduler
@@ -99,12 +92,16 @@ class Executor:
         #: Whether so many have to be kept apart that each cannot have a process in which nothing has run before.
         self._is_crowded = is_crowded
         self._threads = HandlerThreads(config.max_concurrent_jobs, self._count_stray)
-        self._slots: set[asyncio.Task[None]] = set()
-        #: Does nothing; it is cancelled only when the event loop ends, with all tasks, and nobody has asked us to stop.
-        self._bystander: asyncio.Task[Any] | None = None
-        self._idle: list[asyncio.Future[None]] = []
-        self._waking = False
-        self._clean_context = contextvars.copy_context()
+        self._slots = Slots(
+            scheduler=scheduler,
+            most=config.max_concurrent_jobs,
+            run=self._run,
+            may_start=may_start,
+            ask_for_commit=self._ask_for_commit,
+            on_failure=self._fail,
+        )
+        #: Something may be startable.
+        self.wake = self._slots.wake
         self.active: dict[Active, None] = {}
         self._sweep = Sweep(
             active=self.active,
@@ -120,7 +117,6 @@ class Executor:
         self._finished = asyncio.Event()
         self._run_times = RunTimes()
         self._unknown_types: set[str] = set()
-        self._stopping = False
         self._failure: Callable[[BaseException], None] = lambda _: None
 
     def on_failure(self, callback: Callable[[BaseException], None]) -> None:
@@ -129,20 +125,6 @@ class Executor:
 
     def _fail(self, error: BaseException) -> None:
         self._failure(error)
-
-    def wake(self) -> None:
-        """Something may be startable."""
-        if self._waking or self._stopping or not self._scheduler.has_ready or not self._may_start():
-            return
-        while self._idle:
-            parking = self._idle.pop()
-            if not parking.done():  # else its slot was cancelled just now
-                parking.set_result(None)
-                self._waking = True
-                return
-        if len(self._slots) < self._config.max_concurrent_jobs:
-            self._add_slot()
-            self._waking = True
 
     async def release(self, parts: set[Any], timeout_s: float, *, only_who_may_end: bool = False) -> None:
         """Let the running jobs of these partitions finish until the deadline, then cancel what is left.
@@ -184,20 +166,14 @@ class Executor:
 
         A handler that swallows its cancellation, or a thread, can be ended by nobody: ``left_behind`` counts them.
         """
-        self._stopping = True
         self._sweep.stop()
-        if self._bystander is not None:
-            self._bystander.cancel()
-        for slot in self._slots:
-            slot.cancel()
-        if self._slots:
-            await asyncio.wait(self._slots, timeout=_CANCEL_S)
+        await self._slots.stop(_CANCEL_S)
         self._threads.stop()
 
     @property
     def left_behind(self) -> int:
         """After ``stop``: handlers that go on all the same."""
-        return sum(not slot.done() for slot in self._slots) + self._threads.going_on
+        return self._slots.left_behind + self._threads.going_on
 
     async def _until_done(self, some: set[Active], timeout_s: float) -> None:
         deadline = time.monotonic() + timeout_s
@@ -211,98 +187,20 @@ class Executor:
             except TimeoutError:
                 return
 
-    def _add_slot(self) -> None:
-        if self._bystander is None:
-            self._bystander = asyncio.create_task(asyncio.Event().wait(), name="bystander")
-        # Not by the loop's factory, which makes each step of a task dearer: what a slot awaits, it looks after itself.
-        slot = asyncio.Task(
-            self._slot(),
-            loop=asyncio.get_running_loop(),
-            name="slot",
-            context=self._clean_context.copy(),
-        )
-        self._slots.add(slot)
-        slot.add_done_callback(self._slot_ended)
-
-    def _slot_ended(self, slot: asyncio.Task[None]) -> None:
-        self._slots.discard(slot)
-        if not slot.cancelled() and (error := slot.exception()) is not None:
-            self._failure(error)
-        elif not self._loop_is_ending():
-            # A timer that a handler forgot cancels its slot, later, when that is parked or has been woken for another job.
-            self._waking = False
-            self.wake()
-
-    def _loop_is_ending(self) -> bool:
-        return self._bystander is None or self._bystander.cancelling() > 0
-
-    async def _slot(self) -> None:
-        """Take, run, repeat. Ends when a handler left something behind, so that nobody inherits it."""
-        scheduler = self._scheduler
-        now_ns = time.time_ns
-        loop = asyncio.get_running_loop()
-        me = asyncio.current_task()
-        clean = contextvars.copy_context()
-        self._waking = False
-        while not self._stopping:
-            slice_end = now_ns() + _SLICE_NS
-            while self._may_start() and (message := scheduler.take(now_ns() // 1_000_000)) is not None:
-                if self._idle or len(self._slots) < self._config.max_concurrent_jobs:
-                    self.wake()
-                if scheduler.needs_commit:
-                    # Now: what was taken may take its time, and nobody else may come to ask.
-                    self._ask_for_commit()
-                await self._run(message, me)
-                # In its context, or in this task: a handler that cancels its own has no effect on those after it.
-                if contextvars.copy_context() != clean or (me is not None and me.cancelling()):
-                    self._slots.discard(me)
-                    self._waking = False
-                    self.wake()
-                    return
-                if now_ns() > slice_end:
-                    if self._waking:
-                        # The slot that was woken goes on. If all of them did, each with a slice of its own, the
-                        # event loop would come round after 64 slices, and an urgent job would wait that long.
-                        break
-                    await asyncio.sleep(0)
-                    slice_end = now_ns() + _SLICE_NS
-            if scheduler.has_parked:
-                self._ask_for_commit()
-            parking = loop.create_future()
-            self._idle.append(parking)
-            try:
-                await parking
-            finally:
-                self._waking = False
-                if parking.cancelled() and parking in self._idle:
-                    self._idle.remove(parking)
-
     def _ask_for_commit(self) -> None:
         """Start limits must move before what is parked can start: ask for a commit."""
         self._scheduler.needs_commit = False
         self._emit(Outcome.commit_request())
 
-    async def _run(self, message: Message, slot: asyncio.Task[Any] | None) -> None:  # noqa: PLR0911 - each way ends where it is seen
+    async def _run(self, message: Message, slot: asyncio.Task[Any] | None) -> None:
         started_ms = self._now_ms()
         try:
             decoded = self._decoder.decode(message)
         except UnknownSchema:
-            try:
-                decoded = await self._decoder.learn_and_decode(message)
-            except WireError as error:
-                self._unreadable(message, error)
+            learned = await self._learn(message)
+            if learned is None:
                 return
-            except asyncio.CancelledError:
-                self._give_back(message)  # a handler before it left a timer that cancels its slot
-                raise
-            except Exception as error:  # noqa: BLE001 - Kafka or the registry did not answer: no reason to lose the job
-                log.warning("schema not to be had now", at=message.where, error=str(error))
-                self._postpone(message)
-                return
-            if not self._may_start() or not message.part.may_run:
-                # Others may run it by now. ``release`` and ``cancel_all`` saw nothing of it: no handler was running.
-                self._give_back(message)
-                return
+            decoded = learned
         except WireError as error:
             self._unreadable(message, error)
             return
@@ -352,7 +250,7 @@ class Executor:
         except asyncio.CancelledError as error:
             if active.cancel_reason is not None:
                 result = _timed_out(active)
-            elif self._loop_is_ending():
+            elif self._slots.loop_is_ending:
                 raise  # the slot itself is being stopped
             else:
                 # Something that the handler waited for was cancelled, or the handler has cancelled its own task.
@@ -383,6 +281,26 @@ class Executor:
                 self._give_back(message)
                 return
         self._finish(message, decoded, context, active.started_ms, result)
+
+    async def _learn(self, message: Message) -> Decoded | None:
+        """Decode it with a schema that has to be asked for first. None: it does not run now; what is to become of it has been said."""
+        try:
+            decoded = await self._decoder.learn_and_decode(message)
+        except WireError as error:
+            self._unreadable(message, error)
+            return None
+        except asyncio.CancelledError:
+            self._give_back(message)  # a handler before it left a timer that cancels its slot
+            raise
+        except Exception as error:  # noqa: BLE001 - Kafka or the registry did not answer: no reason to lose the job
+            log.warning("schema not to be had now", at=message.where, error=str(error))
+            self._postpone(message)
+            return None
+        if not self._may_start() or not message.part.may_run:
+            # Others may run it by now. ``release`` and ``cancel_all`` saw nothing of it: no handler was running.
+            self._give_back(message)
+            return None
+        return decoded
 
     def _came_to_nothing(self, message: Message, why: NotStarted | ProcessDied) -> None:
         """In the sandbox. Two workers have died with it, and now a process in which nothing else ran: it is the one that kills.
