@@ -33,6 +33,7 @@ from streams.topic_rules import (
     MIN_ISR,
     SAFE_COPIES,
     SAFE_MIN_ISR,
+    TRANSACTIONS_VERIFIED,
     Cluster,
     Finding,
     Level,
@@ -59,6 +60,8 @@ _BROKER_SETTINGS: Final = frozenset(
         "transaction.abort.timed.out.transaction.cleanup.interval.ms",
     }
 )
+#: And those that must not be "false".
+_BROKER_SWITCHES: Final = frozenset({TRANSACTIONS_VERIFIED})
 #: For these a smaller value is the less safe one.
 _SMALLER_IS_WORSE: Final = frozenset({"offsets.retention.minutes"})
 
@@ -262,6 +265,9 @@ def _describe_cluster(settings: Settings, admin: AdminClient) -> Cluster:
         values = [int(text) for text in texts if text.isdigit()]
         if values:
             worst[name] = str(min(values) if name in _SMALLER_IS_WORSE else max(values))
+    for name in _BROKER_SWITCHES:
+        if any(name in config and config[name].value == "false" for config in configs):
+            worst[name] = "false"
     return Cluster(str(described.cluster_id), len(described.nodes), worst)
 
 

@@ -14,6 +14,7 @@ from typing import Final
 from schemas.topics import MAX_BATCH_BYTES, TopicSpec
 
 MIN_ISR: Final = "min.insync.replicas"
+TRANSACTIONS_VERIFIED: Final = "transaction.partition.verification.enable"
 UNCLEAN: Final = "unclean.leader.election.enable"
 #: Kafka's own topics that hold committed offsets and open transactions.
 INTERNAL_TOPICS: Final = ("__consumer_offsets", "__transaction_state")
@@ -236,6 +237,25 @@ def broker_findings(cluster: Cluster, session_timeout_ms: int | None) -> list[Fi
             f"{cleanup / 1000:g} s: so long, beyond its time-out, a dead worker's transaction hides records",
             "set transaction.abort.timed.out.transaction.cleanup.interval.ms=1000 on the brokers",
         ),
+        *_unverified(cluster),
+    ]
+
+
+def _unverified(cluster: Cluster) -> list[Finding]:
+    """Kafka's default, since 3.7, is not worth a line: KIP-890, part 1.
+
+    Without it a partition takes whatever record of a transaction comes first. If one was refused before that, the client library
+    concludes from the next one's answer that both were written.
+    """
+    if cluster.config.get(TRANSACTIONS_VERIFIED) != "false":
+        return []
+    return [
+        Finding(
+            Level.ERROR,
+            TRANSACTIONS_VERIFIED,
+            "false: a transaction can be committed without its first record, and that job is lost",
+            f"set {TRANSACTIONS_VERIFIED}=true on the brokers; it can be changed while they run",
+        )
     ]
 
 

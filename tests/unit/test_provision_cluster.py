@@ -15,7 +15,7 @@ from streams import provision
 from streams.clients import KafkaRefused
 from streams.provision import _describe_cluster
 from streams.settings import load_settings
-from streams.topic_rules import Cluster
+from streams.topic_rules import TRANSACTIONS_VERIFIED, Cluster
 
 pytestmark = pytest.mark.job_processing
 
@@ -61,6 +61,16 @@ def test_each_broker_is_asked_and_the_least_safe_value_counts() -> None:
     admin: Any = ThreeBrokers({"1": retention("900"), "2": retention("10"), "3": retention("9000")})
     cluster = _describe_cluster(SETTINGS, admin)
     assert (cluster.brokers, cluster.config) == (3, {RETENTION: "10"})
+
+
+def test_one_broker_that_verifies_no_transactions_is_enough() -> None:
+    def switch(value: str) -> dict[str, Any]:
+        return {TRANSACTIONS_VERIFIED: SimpleNamespace(value=value)}
+
+    admin: Any = ThreeBrokers({"1": switch("true"), "2": switch("false"), "3": switch("true")})
+    assert _describe_cluster(SETTINGS, admin).config == {TRANSACTIONS_VERIFIED: "false"}
+    admin = ThreeBrokers({"1": switch("true"), "2": {}, "3": switch("true")})
+    assert _describe_cluster(SETTINGS, admin).config == {}
 
 
 def test_brokers_that_show_their_settings_to_nobody_can_be_provisioned() -> None:

@@ -16,6 +16,7 @@ from streams.group_setup import GroupState, Marker, partitions_to_start
 from streams.provision import group_findings, look_at_group
 from streams.settings import load_settings
 from streams.topic_rules import (
+    TRANSACTIONS_VERIFIED,
     Cluster,
     Level,
     TopicState,
@@ -163,6 +164,8 @@ def test_broker_settings_are_judged() -> None:
     }
     assert [finding.level for finding in broker_findings(Cluster("c", 1, ours), None)] == [Level.OK] * 4
     assert broker_findings(Cluster("c", 1, ours), 45_000)[1].level is Level.WARNING
+    *_, unsafe = broker_findings(Cluster("c", 1, ours | {TRANSACTIONS_VERIFIED: "false"}), None)
+    assert (unsafe.level, unsafe.subject) == (Level.ERROR, TRANSACTIONS_VERIFIED)
 
 
 PARTITIONS = (("a", 0), ("a", 1))
