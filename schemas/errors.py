@@ -28,7 +28,7 @@
     └── PermanentError          raised by handlers: trying again cannot help, dead-letter at once
         └── HandlerNotFound     no handler is registered for this job type
 
-Where they belong to one module they are there: ``JobNotFound`` (streams.reader), ``RedriveTakenOver`` (streams.redrive),
+Where they belong to one module they are there: ``JobNotFound`` (streams.reader), ``RedriveTakenOver`` (streams.redrive_session),
 ``KafkaRefused`` (streams.clients), ``RegistryFailed`` (streams.registry), ``StorageError`` (workers.storage.errors).
 
 A message states the fact and, where there is one, the remedy.

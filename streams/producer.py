@@ -20,10 +20,11 @@ from schemas.durations import seconds
 from schemas.errors import DeliveryFailed
 from schemas.job import Job
 from schemas.topics import JobPriority
-from streams.outbox import Failure, Outbox, Ticket, delivery_failed, stayed_full
+from streams.outbox import Outbox
 from streams.outgoing import JobOptions, OutgoingJob, Rules, Settled, compose, declared_type, settle
 from streams.registry import build_codec
 from streams.settings import Settings, load_settings
+from streams.tickets import Failure, Ticket, delivery_failed, stayed_full
 
 #: Jobs of a bulk between two looks at the clock.
 _CHUNK: Final = 128

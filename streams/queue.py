@@ -20,11 +20,11 @@ from schemas.errors import DeliveryFailed
 from schemas.job import Job
 from schemas.topics import JobPriority
 from streams.jobinfo import JobInfo, StatusSeen, status_now
-from streams.outbox import Ticket, stayed_full
 from streams.outgoing import JobOptions, compose, declared_type, is_compiled, settle
 from streams.producer import JobProducer
 from streams.reader import JobFilter, JobListing, JobReader, JobStatistics
 from streams.settings import Settings, load_settings
+from streams.tickets import Ticket, stayed_full
 from streams.watch import StatusWatch
 
 _FULL_WAIT_S: Final = 0.005

@@ -20,7 +20,8 @@ from streams.dead_letters import DeadLetter, DeadLetterFilter, list_dead_letters
 from streams.producer import JobProducer
 from streams.provision import provision
 from streams.reader import JobNotFound, JobReader
-from streams.redrive import RedriveTakenOver, redrive, retry_job
+from streams.redrive import redrive, retry_job
+from streams.redrive_session import RedriveTakenOver
 from streams.schemas_topic import publish_schemas
 from streams.settings import Settings
 from tests.support.deployments import Sample, Writer, read_all, settings_for

@@ -22,8 +22,8 @@ from schemas.records import STATUS, StatusChange, StatusWriter
 from schemas.topics import TIERS, JobPriority, Topics
 from streams.dead_letters import dead_letter_of
 from streams.jobinfo import JobFold, job_info
+from streams.new_life import can_live, life_after
 from streams.reader import Schemas, sighting_of
-from streams.redrive import can_live, life_after
 from streams.scan import ScanResult
 from streams.schemas_topic import add_record
 from tests.guarantees.bad_input.forge import Bad, Fate, Forge, Headers

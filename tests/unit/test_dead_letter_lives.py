@@ -13,11 +13,12 @@ from schemas import JobPriority, JobStatus, Topics
 from schemas.codec import Codec
 from schemas.headers import FAILED_AT, MAX_HISTORY, Attempt, Delivery, build, parse
 from schemas.records import StatusChange
-from streams import redrive as redrive_module
+from streams import redrive_session
 from streams.clients import KafkaRefused
 from streams.dead_letters import DeadLetter, DeadLetterFilter, dead_letter_of, header_text, mark_redriven
 from streams.jobinfo import JobEvent, JobState, StatusSeen
-from streams.redrive import life_after, life_again, pause_s
+from streams.new_life import life_after, life_again
+from streams.redrive import pause_s
 from streams.settings import load_settings
 from tests.support.letters import DIED, T0, letter
 from tests.support.statuses import JOB_ID
@@ -195,7 +196,7 @@ def test_a_refusal_is_not_called_an_absent_broker(monkeypatch: pytest.MonkeyPatc
         def init_transactions(self, _: float) -> None:
             raise KafkaException(KafkaError(KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED))
 
-    monkeypatch.setattr(redrive_module, "Producer", Refusing)
+    monkeypatch.setattr(redrive_session, "Producer", Refusing)
     settings = load_settings(kafka_bootstrap_servers="127.0.0.1:1")
     with pytest.raises(KafkaRefused, match="TRANSACTIONAL_ID_AUTHORIZATION_FAILED"):
-        redrive_module._Session(settings, Codec(), redrive_module._Progress())
+        redrive_session.Session(settings, Codec(), redrive_session.Progress())

@@ -16,7 +16,7 @@ from schemas.lifecycle import JobStatus
 from schemas.records import StatusChange
 from schemas.topics import JobPriority, tier_for
 from streams.dead_letters import DeadLetter
-from streams.redrive import life_after
+from streams.new_life import life_after
 from tests.support.messages import TOPICS, job_value, partition
 from workers.committing.router import MIN_SNOOZE_MS, Router, Rules, Run, status_of
 from workers.message import Message

@@ -16,10 +16,11 @@ from schemas.errors import DeliveryFailed, KafkaUnreachable
 from schemas.records import STATUS
 from schemas.topics import JobPriority
 from streams import outbox as outbox_module
-from streams.outbox import Failure, Outbox, Ticket, delivery_failed
+from streams.outbox import Outbox
 from streams.outgoing import OutgoingJob
 from streams.producer import JobProducer
 from streams.settings import load_settings
+from streams.tickets import Failure, Ticket, delivery_failed
 from tests.support.jobs import Note
 from tests.support.messages import TOPICS
 from tests.support.waiting import eventually

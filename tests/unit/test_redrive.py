@@ -19,11 +19,13 @@ from schemas.lifecycle import JobStatus
 from schemas.records import StatusChange, StatusWriter
 from schemas.topics import PRIORITIES, JobPriority
 from streams import redrive as redrive_module
+from streams import redrive_session
 from streams.clients import KafkaRefused
 from streams.dead_letters import DeadLetter, DeadLetterFilter, DeadLetters, mark_redriven
 from streams.jobinfo import JobEvent, JobState, StatusSeen
 from streams.reader import JobNotFound
-from streams.redrive import RedriveReport, RedriveTakenOver, batches, redrive, retry_job
+from streams.redrive import RedriveReport, batches, redrive, retry_job
+from streams.redrive_session import RedriveTakenOver
 from streams.settings import load_settings
 from streams.visible import Written
 from tests.support.commit_bench import CODEC, FakeKafka, FakeProducer, Transaction, kafka_error
@@ -60,12 +62,12 @@ class Cemetery:
         #: By workers that have a new life already.
         self.told_since: list[StatusChange] = []
         self.complete = True
-        monkeypatch.setattr(redrive_module, "Producer", lambda config: self.kafka.producer(config["logger"]))
+        monkeypatch.setattr(redrive_session, "Producer", lambda config: self.kafka.producer(config["logger"]))
         monkeypatch.setattr(redrive_module, "publish_schemas", lambda *_, **__: None)
         monkeypatch.setattr(redrive_module, "read_dead_letters", self._read)
         monkeypatch.setattr(redrive_module, "JobReader", lambda *_: self)
         monkeypatch.setattr(
-            redrive_module,
+            redrive_session,
             "visible_records",
             self._visible,
         )
@@ -290,7 +292,7 @@ def test_after_a_connection_was_lost_between_two_transactions_it_starts_over_as_
 ) -> None:
     """A slow rate leaves connections idle, and brokers close those; librdkafka keeps the third time to itself."""
     monkeypatch.setattr(redrive_module, "_BATCH", 1)
-    monkeypatch.setattr(redrive_module, "_STARTS", 1)
+    monkeypatch.setattr(redrive_session, "_STARTS", 1)
     run(after_batch=lambda _: cemetery.kafka.lose_connection())
     assert (cemetery.kafka.producers, cemetery.lives) == (3, cemetery.each_once)
 
