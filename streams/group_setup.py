@@ -23,6 +23,7 @@ from confluent_kafka.admin import AdminClient
 
 from schemas.errors import GroupNotInitialised, KafkaUnreachable
 from schemas.offsetmap import EMPTY_MAP
+from streams import transactional_ids
 from streams.clients import FENCED, kafka_failed, producer_config, reader_config
 from streams.committed import committed_offsets
 from streams.offset_sender import send_offsets
@@ -91,7 +92,9 @@ def set_up_group(settings: Settings, admin: AdminClient, cluster_id: str) -> boo
             return False
         partitions_to_start(state, settings.topics.group)
         producer = Producer(
-            producer_config(settings, transactional_id=f"{settings.topic_prefix}provision", linger_ms=0)
+            producer_config(
+                settings, transactional_id=transactional_ids.of_provisioning(settings.topics), linger_ms=0
+            )
         )
         try:
             # One at a time: whoever comes later fences the earlier one, and then sees what it did.

@@ -25,6 +25,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # it has no _
 from schemas.errors import GroupNotInitialised, KafkaUnreachable, TopicsMismatch
 from schemas.offsetmap import parse
 from schemas.topics import TopicSpec
+from streams import transactional_ids
 from streams.clients import admin_config, kafka_failed, producer_config
 from streams.group_setup import GroupState, group_state, set_up_group
 from streams.settings import Settings
@@ -376,7 +377,9 @@ def _secure_internal_topics(settings: Settings, admin: AdminClient) -> None:
     """Kafka makes its own topics when they are first needed, with min ISR 1 whatever the brokers' default."""
     # They come into being when somebody asks for their coordinators, as these two lines do.
     producer = Producer(
-        producer_config(settings, transactional_id=f"{settings.topic_prefix}provision", linger_ms=0)
+        producer_config(
+            settings, transactional_id=transactional_ids.of_provisioning(settings.topics), linger_ms=0
+        )
     )
     try:
         producer.init_transactions(_KAFKA_S)

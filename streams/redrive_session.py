@@ -20,6 +20,7 @@ from confluent_kafka import KafkaException, Message, Producer
 from schemas.codec import Codec
 from schemas.errors import DeliveryFailed, PipelineError, WireError
 from schemas.records import StatusChange, StatusWriter, decode_status
+from streams import transactional_ids
 from streams.client_log import ConnectionWatch
 from streams.clients import FENCED, TRANSACTION_TIMEOUT_MS, kafka_failed, producer_config
 from streams.dead_letters import LOOK_S
@@ -86,7 +87,7 @@ class Session:
         self._producer = Producer(
             producer_config(
                 settings,
-                transactional_id=f"{settings.topic_prefix}dlq-redrive",
+                transactional_id=transactional_ids.of_redrive(settings.topics),
                 linger_ms=5,
                 logger=self._connection.logger,
             )

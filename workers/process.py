@@ -24,6 +24,7 @@ from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-d
 
 from schemas.codec import Codec
 from schemas.errors import KafkaUnreachable, PipelineError
+from streams import transactional_ids
 from streams.clients import admin_config, kafka_failed, producer_config, worker_consumer_config
 from streams.clients import log as client_log
 from streams.group_members import Member, describe_member
@@ -97,7 +98,7 @@ class WorkerProcess:
         self._codec = codec
         self._loop = asyncio.get_running_loop()
         self._topics = settings.topics
-        self._transactional_id = f"{self._topics.prefix}worker.{config.name}"
+        self._transactional_id = transactional_ids.of_worker(self._topics, config.name)
         self._producer_id = self._transactional_id
         self._fences = FenceCount()
         self._rival_is_looked_for = threading.Lock()
@@ -354,7 +355,9 @@ class WorkerProcess:
         self._arrivals.purge(parts)
         running = len(self._executor.active)
         await self._executor.release(parts, timeout_s)
-        released = self._committer.release(parts)
+        # What goes on, being deaf or holding the event loop, may yet kill this process: then it is to be suspected.
+        clean = not (self.assignments.leaves_unclean or self._executor.runs_on(parts))
+        released = self._committer.release(parts, clean=clean)
         await in_thread(released.wait, 10.0)
         self._drained = True
         log.info(
@@ -442,7 +445,9 @@ class WorkerProcess:
 
     def _leave_to_rival(self) -> None:
         try:
-            rival = find_rival(self._settings, self._codec, self.config.name, self.incarnation)
+            rival = find_rival(
+                self._settings, self._codec, self.config.name, self.incarnation, self._self_report.started_ms
+            )
         except (PipelineError, KafkaException) as error:
             log.warning("fenced twice, and the reports cannot be read", error=str(error))
             return

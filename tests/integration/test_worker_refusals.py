@@ -57,6 +57,7 @@ def test_of_two_processes_with_one_worker_id_one_stops_and_names_the_other(
             ids += producer.schedule_jobs(Note(text=str(n)) for n in range(20))
         ended, left = sorted((older, newer), key=lambda worker: worker.process.poll() is None)  # type: ignore[union-attr]
         assert ended.wait(30) == 2, "it is not started again by whoever supervises it"
+        assert ended is newer, "if each left to the other, nobody would be left"
         (incarnation,) = [e["incarnation"] for e in left.events() if e["event"] == "worker started"]
         said = ended.reason()
         assert f"incarnation {incarnation}" in said

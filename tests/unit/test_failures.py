@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import pytest
 from structlog.testing import capture_logs
@@ -62,6 +63,28 @@ async def test_a_worker_that_a_job_may_have_ended_is_not_drained_even_if_nobody_
     await manager.shutdown()
     assert stopped.is_set()
     assert drained == []
+
+
+@pytest.mark.parametrize(("goes_on", "may_have_killed"), [(False, False), (True, False), (False, True)])
+async def test_a_drain_is_clean_only_if_nothing_can_end_the_process_any_more(
+    *, goes_on: bool, may_have_killed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A deaf handler that outlives the drain may yet crash it: its heirs would suspect nobody."""
+    settings = Settings(kafka_bootstrap_servers="127.0.0.1:1")
+    process = WorkerProcess(WorkerConfig(worker_id="w"), Handlers(), settings, Codec())
+    said: list[bool] = []
+
+    def release(_parts: object, *, clean: bool) -> threading.Event:
+        said.append(clean)
+        done = threading.Event()
+        done.set()
+        return done
+
+    monkeypatch.setattr(process._committer, "release", release)
+    monkeypatch.setattr(process._executor, "runs_on", lambda _: goes_on)
+    process.assignments.leaves_unclean = may_have_killed
+    await process.drain(0)
+    assert said == [not (goes_on or may_have_killed)]
 
 
 async def test_a_failed_worker_for_which_somebody_waits_is_theirs(monkeypatch: pytest.MonkeyPatch) -> None:

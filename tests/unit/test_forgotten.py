@@ -60,7 +60,7 @@ class Kafka:
         return [*self.log, *self.added] if self.taken else self.log
 
     def _read_all(self, settings: Any, prefix: str, *, timeout_s: float) -> dict[str, list[Entry]]:
-        assert prefix == "t.worker."
+        assert prefix == "t."
         assert isinstance(self.log, list)
         return {**self.others, NAME: self.log}
 
@@ -68,7 +68,7 @@ class Kafka:
     async def _take(self, settings: Any, transactional_id: str, *, timeout_s: float) -> AsyncIterator[Kafka]:
         if transactional_id == self.unwilling:
             raise KafkaRefused("it is somebody else's")
-        assert transactional_id == NAME
+        assert transactional_id in {NAME, "t.dlq-redrive"}
         self.taken += 1
         yield self
 
@@ -204,6 +204,26 @@ def test_what_hangs_and_is_nobodys_is_left_alone(kafka: Kafka) -> None:
     kafka.log = COMMITTED
     assert end_where(RETRY)
     assert (kafka.taken, kafka.ended) == (0, [])
+
+
+def test_a_redrive_that_kafka_has_forgotten_is_ended_as_well(kafka: Kafka) -> None:
+    """Every reader of jobs would stand before it, for ever."""
+    kafka.others = {
+        "t.dlq-redrive": [entry(Step.PREPARE_COMMIT, RETRY), entry(Step.COMPLETE_COMMIT)],
+        "t.other.worker.w": [entry(Step.PREPARE_COMMIT, RETRY)],  # of the deployment "t.other."
+    }
+    assert end_where(RETRY)
+    assert kafka.ended == [(True, [RETRY], None)]
+
+
+def test_whoever_has_written_offsets_is_known(kafka: Kafka) -> None:
+    kafka.log = COMMITTED
+    kafka.others = {
+        "t.provision": [entry(Step.PREPARE_COMMIT, OFFSETS, age_s=5)],
+        "t.worker.forwards": [entry(Step.PREPARE_COMMIT, RETRY)],
+        "t.other.worker.w": [entry(Step.PREPARE_COMMIT, OFFSETS)],
+    }
+    assert ForgottenTransactions(SETTINGS, lambda: 2).who_wrote_offsets() == ["t.provision", NAME]
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,11 @@ from confluent_kafka import KafkaError, KafkaException
 
 from schemas.errors import TopicsMismatch
 from schemas.offsetmap import OffsetMap
+from schemas.records import WorkerReport
 from streams.clients import RepeatFilter
 from streams.partition_counts import equal_count
 from workers.consuming.partition_watch import PartitionWatch
-from workers.liveness.rival import WINDOW_S, FenceCount
+from workers.liveness.rival import WINDOW_S, FenceCount, goes_on
 from workers.offsets import PartitionState
 
 pytestmark = pytest.mark.worker_coordination
@@ -74,6 +75,28 @@ def test_being_fenced_twice_counts_only_within_a_minute() -> None:
     assert not fences.again(0.0)
     assert not fences.again(WINDOW_S + 1)
     assert fences.again(WINDOW_S + 2)
+
+
+@pytest.mark.parametrize(
+    ("state", "started_ms", "incarnation", "leaves"),
+    [
+        ("running", 1_000, "other", True),
+        ("starting", 1_000, "other", True),
+        ("running", 3_000, "other", False),
+        ("running", 2_000, "a", True),
+        ("running", 2_000, "z", False),
+        ("running", 1_000, "me", False),
+        ("draining", 1_000, "other", False),
+        ("stopped", 1_000, "other", False),
+        ("left", 1_000, "other", False),
+    ],
+)
+def test_of_two_with_one_id_the_one_that_stays_and_began_first_goes_on(
+    *, state: str, started_ms: int, incarnation: str, leaves: bool
+) -> None:
+    """If each left to the other nobody would be left; nor does anybody leave to one that is about to go."""
+    other = WorkerReport("w", incarnation, 1, started_ms, 5_000, "host", state, (), (), 0, 0, (), {})
+    assert goes_on(other, 2_000, "me") is leaves
 
 
 def test_memory_and_kafka_disagree_when_an_acknowledged_commit_is_gone() -> None:

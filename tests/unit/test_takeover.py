@@ -90,6 +90,12 @@ class Noted(ForgottenTransactions):
         super().__init__(settings, lambda: 2)
         self.ended: list[str] = []
         self.fault: Exception | None = None
+        self.writers: list[str] | Exception = []
+
+    def who_wrote_offsets(self) -> list[str]:
+        if isinstance(self.writers, Exception):
+            raise self.writers
+        return self.writers
 
     def end(self, transactional_id: str, hanging: set[Place] | None = None) -> bool:
         self.ended.append(transactional_id)
@@ -208,6 +214,23 @@ def test_if_it_was_none_of_them_everybody_is_suspected(heir: Heir) -> None:
     consumer = FakeConsumer(*HELD_BACK * 2, GOOD)
     assert set(heir.take(consumer)) == set(PLACES)
     assert heir.forgotten.ended[2:] == ["t.worker.dead.0", "t.worker.dead.1", OURS]
+
+
+@pytest.mark.usefixtures("at_once")
+def test_one_that_stands_in_no_map_is_suspected_then_as_well(heir: Heir) -> None:
+    """A worker that died in its first transaction, or provisioning."""
+    heir.owners = {PLACES[0]: "t.worker.dead.0"}
+    heir.forgotten.writers = ["t.worker.gone", "t.worker.dead.0", "t.provision"]
+    assert set(heir.take(FakeConsumer(*HELD_BACK * 2, GOOD))) == set(PLACES)
+    assert heir.forgotten.ended[2:] == ["t.worker.dead.0", OURS, "t.worker.gone", "t.provision"]
+
+
+@pytest.mark.usefixtures("at_once")
+def test_where_nobody_says_who_else_has_written_those_who_are_known_are_asked(heir: Heir) -> None:
+    heir.owners = {PLACES[0]: "t.worker.dead.0"}
+    heir.forgotten.writers = KafkaUnreachable("127.0.0.1:1", 6.0)
+    assert set(heir.take(FakeConsumer(*HELD_BACK * 2, GOOD))) == set(PLACES)
+    assert heir.forgotten.ended[2:] == ["t.worker.dead.0", OURS]
 
 
 @pytest.mark.usefixtures("at_once")

@@ -1,6 +1,6 @@
 """End a transaction that Kafka itself has forgotten.
 
-In:  the transactional id of a worker. Out: nothing of it is open any more.
+In:  the transactional id of a worker, or whatever else writes transactions for this deployment. Out: nothing of it is open any more.
 
 A broker (4.3.1 and its neighbours, KAFKA-20734) that has decided a transaction's end and finds, before it has written
 that into the partitions, that they have no leader for a moment takes them for deleted. It does so when it is started
@@ -36,6 +36,7 @@ from streams.transaction_log import (
     read_all_entries,
     read_entries,
 )
+from streams.transactional_ids import is_ours, of_redrive
 from workers.blocking import in_thread
 
 log = structlog.get_logger("rustfs_workers.forgotten")
@@ -84,16 +85,41 @@ class ForgottenTransactions:
             return asyncio.run(self._end(transactional_id, hanging))
 
     def end_where(self, hanging: set[Partition]) -> bool:
-        """End every transaction that was decided in one of these partitions last, whoever wrote it. False: not each of them.
+        """End every transaction of ours that was decided in one of these partitions last. False: not each of them.
 
         Raises:
             KafkaUnreachable: the log cannot be read now. TransactionLogUnreadable: nobody here can know whose they are.
         """
-        prefix = f"{self._settings.topics.prefix}worker."
-        known = read_all_entries(self._settings, prefix, timeout_s=_READ_S)
+        known = self._read_all()
         authors = [name for name, entries in known.items() if not hanging.isdisjoint(last_decisions(entries))]
+        if not authors:
+            log.warning(
+                "nobody of this deployment has decided a transaction there last: whoever it is has to end it",
+                partitions=sorted(f"{topic}/{number}" for topic, number in hanging),
+            )
         ended = [self._try_to_end(name, hanging) for name in authors]
         return all(ended)
+
+    def who_wrote_offsets(self) -> list[str]:
+        """Every transactional id of ours whose transactions have touched offsets of groups: one of them may hold them back.
+
+        The latest first: where each process has a name of its own, there are many that are long gone.
+
+        Raises:
+            As ``end_where``.
+        """
+        known = self._read_all()
+        touched = [
+            name
+            for name, entries in known.items()
+            if any(topic == _OFFSETS_TOPIC for topic, _ in last_decisions(entries))
+        ]
+        return sorted(touched, key=lambda name: known[name][-1].at_ms, reverse=True)
+
+    def _read_all(self) -> dict[str, list[Entry]]:
+        topics = self._settings.topics
+        known = read_all_entries(self._settings, topics.prefix, timeout_s=_READ_S)
+        return {name: entries for name, entries in known.items() if is_ours(topics, name)}
 
     def _try_to_end(self, transactional_id: str, hanging: set[Partition]) -> bool:
         """One that cannot be ended now keeps nobody from ending the others."""
@@ -124,7 +150,7 @@ class ForgottenTransactions:
                 )
         if decided:
             log.warning(
-                "ended whatever Kafka may have forgotten of a worker",
+                "ended whatever Kafka may have forgotten of one that writes transactions",
                 transactional_id=transactional_id,
                 partitions_committed=sum(decided.values()),
                 partitions_aborted=len(decided) - sum(decided.values()),
@@ -137,7 +163,8 @@ class ForgottenTransactions:
         if entries is None:
             return dict.fromkeys(self._every(), False)
         decided = last_decisions(entries)
-        if any(topic == _OFFSETS_TOPIC for topic, _ in decided):
+        writes_no_offsets = transactional_id == of_redrive(self._settings.topics)
+        if any(topic == _OFFSETS_TOPIC for topic, _ in decided) or (decided and writes_no_offsets):
             return decided
         # Compaction may have left no more of the last one than its last step. Taking the id over is a step as well, of none.
         newest = [entry for entry in entries if entry.producer_id == entries[-1].producer_id]

@@ -144,9 +144,9 @@ class CommittedOffsets:
     def _end_forgotten_transactions(
         self, wanted: list[TopicPartition], deadline: float, *, everybody: bool
     ) -> None:
-        """First those who owned what we are given, and ourselves; then whoever owned any partition of the group.
+        """First those who owned what we are given, and ourselves; then whoever has ever written offsets for this deployment.
 
-        Who is alive and none of it is to blame loses an open transaction, and writes it again with a new producer.
+        One that dies in its first transaction, or provisioning, stands in no map. Who is alive and none of it is to blame loses an open transaction, and writes it again with a new producer.
         """
         topics = self._settings.topics.consumed
         places = [(tp.topic, tp.partition) for tp in wanted]
@@ -157,7 +157,9 @@ class CommittedOffsets:
         except (KafkaException, PipelineError) as error:
             log.warning("forgotten transactions cannot be looked for now", error=str(error))
             return
-        for transactional_id in sorted((owners | {self._own}) - {""}):
+        known = sorted((owners | {self._own}) - {""})
+        others = [one for one in self._all_writers() if one not in known] if everybody else []
+        for transactional_id in (*known, *others):
             if time.monotonic() > deadline:
                 return
             try:
@@ -168,6 +170,13 @@ class CommittedOffsets:
                     transactional_id=transactional_id,
                     error=str(error),
                 )
+
+    def _all_writers(self) -> list[str]:
+        try:
+            return self._forgotten.who_wrote_offsets()
+        except PipelineError as error:
+            log.info("nobody here knows who else has written offsets", error=str(error))
+            return []
 
 
 def _patience_s() -> float:

@@ -5,7 +5,7 @@ lives.
 
 Being fenced once is ordinary: a successor that ends what it thinks a dead worker left open does it, and a transaction
 that took too long looks the same. So it takes two within a minute and a report, written after that, by another
-incarnation.
+incarnation that means to stay. The one that began first goes on: both would leave if each left to the other.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ WINDOW_S: Final = 60.0
 #: Everybody reports once a second; a busy machine may be late.
 PATIENCE_S: Final = 4.0
 _ANSWER_S: Final = 5.0
-#: The last words of one that is gone.
-_ENDED: Final = frozenset({"stopped", "left"})
+#: What one that is gone has said last, or one that is about to go: it would be replaced by nobody if we left to it.
+_LEAVING: Final = frozenset({"draining", "stopped", "left"})
 
 
 class FenceCount:
@@ -47,10 +47,25 @@ class FenceCount:
         return last is not None and now_s - last <= WINDOW_S
 
 
+def goes_on(report: WorkerReport, started_ms: int, incarnation: str) -> bool:
+    """Whether the one that reports so stays, and we, who began at ``started_ms``, have to leave."""
+    if report.incarnation == incarnation or report.state in _LEAVING:
+        return False
+    return (report.started_at, report.incarnation) < (started_ms, incarnation)
+
+
 def find_rival(
-    settings: Settings, codec: Codec, name: str, incarnation: str, *, patience_s: float = PATIENCE_S
+    settings: Settings,
+    codec: Codec,
+    name: str,
+    incarnation: str,
+    started_ms: int,
+    *,
+    patience_s: float = PATIENCE_S,
 ) -> WorkerReport | None:
-    """A report of another incarnation of ``name``, written from now on; None if there is none in time. Blocks.
+    """A report of another incarnation of ``name`` that stays, written from now on; None if there is none in time. Blocks.
+
+    ``started_ms``: when this one began, as its own reports say.
 
     Raises:
         PipelineError, KafkaException: the reports cannot be read.
@@ -71,7 +86,7 @@ def find_rival(
             except WireError as error:
                 log.info("unreadable report", error=str(error))
                 continue
-            if report.incarnation != incarnation and report.state not in _ENDED:
+            if goes_on(report, started_ms, incarnation):
                 return report
         return None
     finally:

@@ -64,7 +64,8 @@ class SelfReport:
         self._partitions = partitions
         self._scheduler = scheduler
         self._counters = counters
-        self._started_ms = time.time_ns() // 1_000_000
+        #: Milliseconds since 1970.
+        self.started_ms = time.time_ns() // 1_000_000
         self._sequence = 0
 
     def encoded(self, state: str) -> bytes:
@@ -74,7 +75,7 @@ class SelfReport:
             worker_id=self._worker_name,
             incarnation=self._incarnation,
             sequence=self._sequence,
-            started_at=self._started_ms,
+            started_at=self.started_ms,
             at=time.time_ns() // 1_000_000,
             host=socket.gethostname(),
             state=state,

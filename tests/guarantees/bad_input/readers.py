@@ -69,7 +69,7 @@ def look(
         signs = signs_of_life(settings, build_codec(settings), lost, 5_000)
         if not signs.complete:
             verdict.breaks("the reports are not read to their end", signs)
-        find_rival(settings, build_codec(settings), "w.0", "me", patience_s=1.5)
+        find_rival(settings, build_codec(settings), "w.0", "me", 0, patience_s=1.5)
     except (PipelineError, KafkaException, ValueError, OverflowError) as error:
         verdict.breaks("the reports cannot be read", repr(error))
     if worker.process is None or worker.process.poll() is not None:
