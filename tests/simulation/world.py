@@ -577,6 +577,7 @@ def _simulated_time(world: World) -> Iterator[None]:
     )
     with (
         patch("workers.committing.commit.time", clock),
+        patch("workers.committing.recovery.time", clock),
         patch("workers.consuming.poller.time", clock),
         patch("workers.consuming.assignments.time", clock),
         patch("workers.consuming.group_metadata.time", clock),

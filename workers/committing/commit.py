@@ -41,9 +41,11 @@ from workers.committing.outbox import LEAST_BATCH_BYTES, MAX_BATCH, Outbox, forw
 from workers.committing.recovery import Recovery
 from workers.committing.router import Router
 from workers.committing.standing import ReadBack, ReadVisible, Standing
+from workers.committing.torn import Left
 from workers.committing.transactions import (
     Ambiguous,
     GivenAway,
+    LostBetween,
     NotCommitted,
     Refused,
     Stale,
@@ -270,7 +272,7 @@ class Committer:
                 forget_frames(reason)
                 error = reason
             else:
-                self._committed(outcomes, plans, newest)
+                self._committed(outcomes, plans, newest, began_ms)
                 return
             failures += 1
             match error:
@@ -298,6 +300,8 @@ class Committer:
                         ):
                             self._divide(outcomes, released, f"{error}, {doubts} times: it may be too large")
                             return
+                case LostBetween():
+                    outcomes = [*self._look_back(), *outcomes]
                 case GivenAway():
                     self.counters.event("given_away")
                 case Stale():
@@ -382,11 +386,20 @@ class Committer:
         left, is_known = self._recovery.recover(outcomes, began_ms)
         for outcome in left.standing:
             self._count(outcome)
+        self._say_torn(left)
+        self._on_committed()
+        return left.missing, is_known
+
+    def _look_back(self) -> list[Outcome]:
+        """After a loss between two transactions: what is missing of the last one."""
+        left = self._recovery.look_back(self._now_ms())
+        self._say_torn(left)
+        return left.missing
+
+    def _say_torn(self, left: Left) -> None:
         if left.torn:
             self.counters.event("torn_transactions")
             log.warning("Kafka has kept a part of a transaction; the rest is written now", outcomes=left.torn)
-        self._on_committed()
-        return left.missing, is_known
 
     def _divide(self, outcomes: list[Outcome], released: set[PartitionState], error: str) -> None:
         """The same refusal twice: find the outcome that cannot be written, so that it stops nobody else."""
@@ -417,16 +430,18 @@ class Committer:
         self._commit([bounded], released)
 
     def _committed(
-        self, outcomes: list[Outcome], plans: dict[PartitionState, OffsetMap], newest: Any
+        self, outcomes: list[Outcome], plans: dict[PartitionState, OffsetMap], newest: Any, began_ms: int
     ) -> None:
         """``newest``: metadata from before the transaction, through which all of these have been ours, as Kafka has shown now."""
         with self._holdings.lock:
+            before = {part.place: (part.base, part.done) for part in plans}
             for part, plan in plans.items():
                 part.committed(plan)
                 part.metadata = newest
             self._holdings.settle()
         if self._outbox.has_set_aside:
             self._wake.set()
+        self._recovery.remember(outcomes, before, began_ms)
         self._outbox.take_more_after(outcomes)
         if outcomes:
             self.counters.event("transactions")

@@ -6,13 +6,19 @@ A commit whose answer says too little is never repeated blindly. It may have suc
 written twice. A new producer ends whatever is open, the committed offsets and maps are read back, and so are the records, for
 Kafka may have kept a part.
 
+Nor is the last transaction beyond doubt when a connection is lost after it. Its coordinator may have been killed before it had
+told all partitions of the end, and have forgotten that when it came back (``workers.committing.forgotten``); our next transaction
+there ends it as well, in its own way, and an abort undoes what has long been acknowledged. So it is looked at again, too.
+
 For the commit thread alone, which it keeps waiting for as long as Kafka is away.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
 import structlog
 
@@ -26,6 +32,23 @@ from workers.offsets import PartitionState, Place
 from workers.outcome import Outcome
 
 log = structlog.get_logger("rustfs_workers.commit")
+
+
+#: Until then whoever looks after hanging transactions has found one that was forgotten (``workers.committing.hanging``).
+_DOUBTFUL_FOR_S: Final = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Committed:
+    """A transaction that Kafka has acknowledged."""
+
+    outcomes: list[Outcome]
+    #: What was committed of each partition before it: offset, and what was finished behind that.
+    before: Mapping[Place, tuple[int, Iterable[int]]]
+    #: Since when it was tried, in milliseconds since 1970.
+    began_ms: int
+    #: When it was acknowledged, by the steady clock.
+    at_s: float
 
 
 class Recovery:
@@ -50,11 +73,33 @@ class Recovery:
         self._transactions = transactions
         self._standing = standing
         self._rejoin = rejoin
+        self._last: _Committed | None = None
+
+    def remember(
+        self,
+        outcomes: list[Outcome],
+        before: Mapping[Place, tuple[int, Iterable[int]]],
+        began_ms: int,
+    ) -> None:
+        """These were committed, as Kafka says; ``before``: offsets, and what was finished behind them, until then."""
+        self._last = _Committed(outcomes, before, began_ms, time.monotonic())
+
+    def look_back(self, now_ms: int) -> Left:
+        """With a new producer, and before another transaction: what is missing of the last one, if that is in doubt.
+
+        Raises:
+            As ``recover``.
+        """
+        if self._in_doubt() is None:
+            self._transactions.renew()
+            return Left()
+        return self.recover([], now_ms)[0]
 
     def recover(self, outcomes: list[Outcome], began_ms: int) -> tuple[Left, bool]:
         """With a new producer: what became of outcomes that were tried since ``began_ms`` (milliseconds since 1970).
 
-        The flag: whether what is visible of them is known; otherwise their offsets have spoken for them.
+        What is missing of the last transaction comes before them; what stands of it has been counted, and is left out. The flag:
+        whether what is visible is known; otherwise offsets have spoken for records.
 
         Raises:
             CommitVanished: Kafka shows less than it has acknowledged.
@@ -63,19 +108,27 @@ class Recovery:
         self._transactions.renew()
         with self._holdings.lock:
             self._holdings.settle()
+        last = self._in_doubt()
+        counted = [] if last is None else _without_counts(last.outcomes)
+        outcomes = [*counted, *outcomes]
         owned, read = self._what_stands(outcomes)
         written = [self._transactions.records_of(outcome) for outcome in outcomes]
-        visible = self._standing.visible(written, began_ms)
+        visible = self._standing.visible(written, began_ms if last is None else last.began_ms)
         with self._holdings.lock:
             taken = _give_up_what_others_have(owned, read)
             for part in owned:
-                if part.owned and not part.agrees_with(read[part.place]):
-                    raise _vanished(part, read[part.place])
+                committed = read[part.place]
+                if part.owned and not (part.agrees_with(committed) or _was_undone(last, part, committed)):
+                    raise _vanished(part, committed)
             for part in owned:
                 if part.owned:
                     part.adopt(read[part.place])
         self._join_again_without(taken)
-        return what_is_left(outcomes, written, read, visible), visible is not None
+        self._last = None
+        left = what_is_left(outcomes, written, read, visible)
+        known = set(map(id, counted))
+        left.standing = [outcome for outcome in left.standing if id(outcome) not in known]
+        return left, visible is not None
 
     def go_on_with(self, metadata: Any, outcomes: list[Outcome]) -> None:
         """Use these for what is ours, if nobody has committed for it meanwhile.
@@ -89,6 +142,10 @@ class Recovery:
             for part in owned:
                 part.metadata = metadata
         self._join_again_without(taken)
+
+    def _in_doubt(self) -> _Committed | None:
+        last = self._last
+        return last if last is not None and time.monotonic() - last.at_s < _DOUBTFUL_FOR_S else None
 
     def _what_stands(self, outcomes: list[Outcome]) -> tuple[list[PartitionState], dict[Place, OffsetMap]]:
         """The partitions that are ours, and offsets and maps, as soon as no transaction is about to change them."""
@@ -107,6 +164,23 @@ class Recovery:
                 partitions=sorted({part.partition for part in taken}),
             )
             self._rejoin()
+
+
+def _without_counts(outcomes: Iterable[Outcome]) -> list[Outcome]:
+    """What has been counted is not counted again if a part of it is written once more. News are never missed."""
+    return [
+        replace(outcome, counts_as=None, event=None)
+        for outcome in outcomes
+        if outcome.message is not None or outcome.late
+    ]
+
+
+def _was_undone(last: _Committed | None, part: PartitionState, read: OffsetMap) -> bool:
+    """Whether all that is missing is what the last transaction had finished: it is committed once more, with its records."""
+    if last is None or part.place not in last.before:
+        return False
+    offset, finished = last.before[part.place]
+    return read.offset >= offset and all(read.is_finished(one) for one in finished)
 
 
 def _give_up_what_others_have(

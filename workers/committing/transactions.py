@@ -1,7 +1,7 @@
-"""One Kafka transaction: write, send the offsets, commit; or say in which of four ways it did not happen.
+"""One Kafka transaction: write, send the offsets, commit; or say in which of five ways it did not happen.
 
-In:  outcomes, the offsets to commit and the group metadata that fence them. Out: nothing, or ``Ambiguous``, ``Stale``,
-``GivenAway`` or ``Refused``.
+In:  outcomes, the offsets to commit and the group metadata that fence them. Out: nothing, or ``Ambiguous``, ``LostBetween``,
+``Stale``, ``GivenAway`` or ``Refused``.
 
 What to do about each of them is the commit thread's decision (``workers.committing.commit``). This is for its thread alone.
 """
@@ -92,6 +92,10 @@ class Ambiguous(NotCommitted):
     def __init__(self, text: str, *, fenced: bool = False) -> None:
         super().__init__(text)
         self.fenced = fenced
+
+
+class LostBetween(NotCommitted):
+    """A connection was lost since the last transaction. Nothing of this one was sent; whether that one stands has to be looked at."""
 
 
 class Stale(NotCommitted):
@@ -210,15 +214,14 @@ class Transactions:
     def write(self, outcomes: list[Outcome], offsets: Collection[tuple[Any, list[TopicPartition]]]) -> None:
         """Everything of ``outcomes`` and the offsets, each with their group metadata, or nothing. Blocks.
 
-        If a connection was lost since the last one, a new producer comes first, which takes as long as Kafka is away.
+        After ``LostBetween`` a new producer is needed: this one may not hear of the next loss, see ``_TOLD_ONCE``.
 
         Raises:
-            Ambiguous, Stale, GivenAway, Refused: it is not surely committed.
-            KafkaException: as ``renew``.
+            Ambiguous, LostBetween, Stale, GivenAway, Refused: it is not surely committed.
         """
         _take_news(self.producer)
         if self._watch.lost:
-            self.renew()  # it may not hear of the next one: see ``_TOLD_ONCE``
+            raise LostBetween("a connection was lost since the last transaction")
         producer = self.producer
         proof = self._lease.begin()
         self._doubtful |= self._introducing
