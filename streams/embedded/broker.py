@@ -34,6 +34,7 @@ from streams.embedded.state import (
     is_free,
     last_port,
     listens,
+    started_s,
     write_state,
     write_whole,
 )
@@ -326,8 +327,7 @@ class EmbeddedBroker:
 
     def _state(self) -> RunningBroker:
         owner = None if self.config.detached else os.getpid()
-        started = psutil.Process(self.pid).create_time()
-        return RunningBroker(self.pid, self.port, started, owner)
+        return RunningBroker(self.pid, self.port, started_s(psutil.Process(self.pid)), owner)
 
     def _end(self, timeout_s: float) -> None:
         pid = self._process.pid if self._process is not None else None

@@ -36,7 +36,7 @@ _PORTS: Final = range(20_000, 32_000)
 _ALL_PORTS: Final = range(1, 65_536)
 #: What may stand in a directory that nobody has locked yet: a copy of a broker's data, an empty disk.
 _NOT_FOREIGN: Final = {"data", "lost+found", _STATE_FILE, _ADDRESS_FILE, _PORT_FILE}
-#: Start times are computed from the clock, which may be set meanwhile.
+#: They are computed from the machine's start, which the system tells in whole seconds.
 _START_TIME_TOLERANCE_S: Final = 5.0
 
 
@@ -47,7 +47,7 @@ class RunningBroker:
     Attributes:
         pid: its process.
         port: where it listens.
-        started: when its process began, in seconds since the epoch: a pid may be used again.
+        started: when its process began, in seconds since the machine did: a pid may be used again.
         owner: the process that stops it when that ends itself; none if it was started in the background.
     """
 
@@ -89,10 +89,15 @@ def process_of(state: RunningBroker) -> psutil.Process | None:
         process = psutil.Process(state.pid)
         # A container without an init process keeps the dead as zombies.
         dead = process.status() == psutil.STATUS_ZOMBIE
-        other = abs(process.create_time() - state.started) > _START_TIME_TOLERANCE_S
+        other = abs(started_s(process) - state.started) > _START_TIME_TOLERANCE_S
     except psutil.NoSuchProcess:
         return None
     return None if dead or other else process
+
+
+def started_s(process: psutil.Process) -> float:
+    """When it began, in seconds since the machine did: the clock may be set meanwhile, by a first look at NTP, say."""
+    return process.create_time() - psutil.boot_time()
 
 
 def read_state(data_dir: Path) -> RunningBroker | None:

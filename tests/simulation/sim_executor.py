@@ -84,7 +84,7 @@ class SimExecutor:
             self._end(one, cut_short=True)
 
     def start_one(self) -> Execution | None:
-        if not self._worker._lease.holds or self._worker.is_torn or len(self.running) >= _SLOTS:
+        if not self._worker._lease.holds or self._worker.must_live or len(self.running) >= _SLOTS:
             return None
         message = self._worker._scheduler.take(self._worker.now_ms())
         if message is None:

@@ -264,6 +264,11 @@ class SimWorker(WorkerProcess):
         """Whether it has ended in order."""
         return self._leave_thread is not None and self._leave_thread.ended
 
+    @property
+    def must_live(self) -> bool:
+        """Whether something of its last transaction is missing, or may yet be undone: whoever comes next cannot know of it."""
+        return self.is_torn or self.world.kafka.has_forgotten(self._producer_id)
+
     def die(self) -> None:
         """As kill -9 does."""
         self.is_alive = False
@@ -277,7 +282,8 @@ class SimWorker(WorkerProcess):
 
     def lose_connection(self) -> None:
         """What librdkafka writes into its log then."""
-        self.logger.error("FAIL [thrd:main]: Disconnected (after 3 ms)")
+        if self.logger is not None:  # else there is no producer yet
+            self.logger.error("FAIL [thrd:main]: Disconnected (after 3 ms)")
 
     def now_ms(self) -> int:
         """The world's clock."""

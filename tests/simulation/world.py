@@ -71,6 +71,9 @@ _SLOW_S: Final = (0.5, 4.5)
 #: Before which of a transaction's requests: its offsets come when its partitions are somebody else's, or when they are not to be sent.
 _SLOW_STEPS: Final = frozenset({"begin", "offsets"})
 
+#: What is forgotten is found out and ended after so long.
+_HANGS_FOR_MS: Final = 20_000
+
 #: They take turns: what goes wrong at a lost answer, or when a partition moves in between, is rare in weather of one kind.
 _WEATHERS: Final = (_Weather(0.03, 0.02), _Weather(0.03, 0.2), _Weather(0.1, 0.02))
 
@@ -129,6 +132,8 @@ class World:
         self._doomed: tuple[SimWorker, int] | None = None
         self._names: dict[str, str] = {}
         self._stragglers: list[tuple[str, int, int, bool]] = []
+        #: Whose last transaction Kafka has forgotten, and since when.
+        self._forgotten_ms: dict[SimWorker, int] = {}
         self._snoozed: Counter[bytes] = Counter()
         self.faults: Counter[str] = Counter()
         self.judge = Judge(self)
@@ -199,11 +204,12 @@ class World:
             self.now_ms += 1_000  # what waits for a time shall not take for ever
         if self.is_away and self.now_ms >= self._away_until:
             self._return()
-        if self._doomed is not None and self.now_ms >= self._doomed[1] and not self._doomed[0].is_torn:
+        if self._doomed is not None and self.now_ms >= self._doomed[1] and not self._doomed[0].must_live:
             self.kill(self._doomed[0])
             self._doomed = None
         if not self.is_away:
             self.kafka.expire_transactions()
+            self._end_what_hangs()
             self._expire_sessions()
         self._restart_the_dead()
         ready = [step for worker in self.workers.values() for step in worker.ready]
@@ -272,7 +278,7 @@ class World:
                 self._start_missing()
             case "wait":
                 self.now_ms += self.rng.choice((500, 3_000, 8_000))
-            case _ if worker is None or worker.is_torn:
+            case _ if worker is None or worker.must_live:
                 pass
             case "kill":
                 self.kill(worker)
@@ -309,7 +315,7 @@ class World:
             self._outages_left == 0
             or self.is_away
             or self.is_on_the_move
-            or any(worker.is_torn for worker in self.workers.values())
+            or any(worker.must_live for worker in self.workers.values())
         ):
             return
         self._outages_left -= 1
@@ -489,11 +495,15 @@ class World:
             worker.pause()
         if not self.is_storm:
             return
-        if self.rng.random() < 0.002 and not worker.is_torn:
+        if self.rng.random() < 0.002 and not worker.must_live:
             self.kill(worker)
             raise Killed
         if self.is_on_the_move and step in _SLOW_STEPS and not worker.is_torn:
             self._may_be_slow(step, worker)
+        if worker in self._forgotten_ms and step in ("offsets", "commit") and self.rng.random() < 0.5:
+            self.trouble(worker, "coordinator lost")
+            worker.lose_connection()
+            raise _error(KafkaError._TIMED_OUT, retriable=True, abort=step == "offsets")
         if self._stragglers and step in _HURT_BY_STRAGGLERS and self.rng.random() < 0.2:
             self._deliver_straggler()
         if self.rng.random() < self._weather.losses:
@@ -513,10 +523,13 @@ class World:
                 worker.lose_connection()
                 raise _error(KafkaError._TIMED_OUT, retriable=True, abort=True)
             case "commit" if self._can_be_torn(worker) and self.rng.random() < 0.4:
+                share = self.rng.choice((0.2, 0.5, 0.8))
+                if self.rng.random() < 0.3:
+                    self._forget(worker, client, share)
+                    return
                 self.trouble(worker, "torn")
                 worker.lose_connection()
                 worker.is_torn = True
-                share = self.rng.choice((0.2, 0.5, 0.8))
                 self.kafka.tear(
                     client.transactional_id,
                     client.producer_id,
@@ -536,10 +549,35 @@ class World:
                     raise _error(KafkaError._TIMED_OUT, retriable=True)
                 # librdkafka has asked again, and got its answer; the first request is still on its way.
                 self._straggle(client, commit=True)
+            case "poll" if self.rng.random() < 0.02:
+                self.trouble(worker, "connection lost")
+                worker.lose_connection()
             case "abort":
                 self.trouble(worker, "abort lost")
                 worker.lose_connection()
                 raise _error(KafkaError._TIMED_OUT, retriable=True)
+
+    def _forget(self, worker: SimWorker, client: Any, share: float) -> None:
+        """Its coordinator is killed when it has decided: its answer is on its way, and not each partition will ever hear of it.
+
+        The connection is lost with it; that is heard of while the next transaction is under way.
+        """
+        self.faults["forgotten"] += 1
+        self._forgotten_ms[worker] = self.now_ms
+        # The group's offsets are told: an heir who finds them open takes the id, and that is another story.
+        self.kafka.forget(
+            client.transactional_id,
+            client.producer_id,
+            client.epoch,
+            lambda place: isinstance(place, str) or self.rng.random() < share,
+        )
+
+    def _end_what_hangs(self) -> None:
+        """As whoever looks after hanging transactions does."""
+        for worker, since_ms in list(self._forgotten_ms.items()):
+            if self.now_ms - since_ms > _HANGS_FOR_MS or not worker.is_alive:
+                del self._forgotten_ms[worker]
+                self.kafka.end_forgotten(worker._producer_id)
 
     def _can_be_torn(self, worker: SimWorker) -> bool:
         """Whether it will be there to write the rest: whoever has its partitions next cannot know of it."""

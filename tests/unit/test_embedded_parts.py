@@ -44,7 +44,15 @@ from streams.embedded.formatting import format_directory, is_formatted
 from streams.embedded.jars import Jar, class_path, default_cache, parse_pins, pinned_jars
 from streams.embedded.progress import shown
 from streams.embedded.properties import render, server_properties
-from streams.embedded.state import DirectoryLock, clear_state, free_port, last_port, read_state, write_state
+from streams.embedded.state import (
+    DirectoryLock,
+    clear_state,
+    free_port,
+    last_port,
+    read_state,
+    started_s,
+    write_state,
+)
 from streams.settings import NoKafkaAddress, load_settings
 from tests.support.no_locks import take_locks_away
 
@@ -268,8 +276,8 @@ def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 def test_a_reused_pid_is_not_taken_for_the_broker(tmp_path: Path) -> None:
     """Our own process lives, but it began at another time than the one in the state file."""
     me = psutil.Process()
-    assert RunningBroker(me.pid, 1, me.create_time()).alive
-    write_state(tmp_path, RunningBroker(me.pid, 1, me.create_time() - 3600))
+    assert RunningBroker(me.pid, 1, started_s(me)).alive
+    write_state(tmp_path, RunningBroker(me.pid, 1, started_s(me) - 3600))
     state = read_state(tmp_path)
     assert state is not None
     assert not state.alive
@@ -442,11 +450,21 @@ def test_a_file_system_without_locks_is_named_as_that(
         DirectoryLock(tmp_path / "kafka")
 
 
+def test_a_broker_is_found_though_the_clock_has_been_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """psutil computes start times from it: a machine that wakes up, or asks NTP for the first time, seemed to run another one."""
+    state = RunningBroker(os.getpid(), 1, started_s(psutil.Process()))
+    real = psutil.boot_time()
+    monkeypatch.setattr("psutil.boot_time", lambda: real + 3_600)
+    monkeypatch.setattr("psutil._pslinux.boot_time", lambda: real + 3_600)
+    assert state.alive
+    assert not RunningBroker(os.getpid(), 1, state.started - 60).alive, "another process with its pid"
+
+
 def test_a_broker_of_another_user_is_not_stopped_and_that_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     me = psutil.Process()
-    state = {"pid": me.pid, "port": 1, "started": me.create_time(), "owner": None}
+    state = {"pid": me.pid, "port": 1, "started": started_s(me), "owner": None}
     (tmp_path / "broker.json").write_text(json.dumps(state))
 
     def refuse(process: psutil.Process) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import time
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -63,7 +64,9 @@ def backlog(codec: Codec) -> list[Message]:
 async def work_off(monkeypatch: pytest.MonkeyPatch, look: Callable[[int], None]) -> list[Outcome]:
     """Run the backlog on a clock that moves by a tenth of a slice whenever it is read; ``look`` at each round of the loop."""
     ticks = itertools.count(1_000_000_000_000, slots._SLICE_NS // 10)
-    monkeypatch.setattr(slots, "time", SimpleNamespace(time_ns=lambda: next(ticks)))
+    monkeypatch.setattr(
+        slots, "time", SimpleNamespace(time_ns=time.time_ns, monotonic_ns=lambda: next(ticks))
+    )
     config, handlers, codec, scheduler = WorkerConfig(worker_id="w"), Handlers(), Codec(), Scheduler()
     handlers.register(NoopJob)
     outcomes: list[Outcome] = []

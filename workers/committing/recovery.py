@@ -125,7 +125,7 @@ class Recovery:
                     part.adopt(read[part.place])
         self._join_again_without(taken)
         self._last = None
-        left = what_is_left(outcomes, written, read, visible)
+        left = what_is_left(outcomes, written, read, visible, acknowledged=len(counted))
         known = set(map(id, counted))
         left.standing = [outcome for outcome in left.standing if id(outcome) not in known]
         return left, visible is not None

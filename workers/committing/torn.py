@@ -44,6 +44,8 @@ def what_is_left(
     written: Sequence[WrittenOutcome],
     read: Mapping[Place, OffsetMap],
     visible: Container[Written] | None,
+    *,
+    acknowledged: int = 0,
 ) -> Left:
     """Compare what was to be written with what stands.
 
@@ -52,9 +54,11 @@ def what_is_left(
         written: what each of them writes.
         read: of their partitions.
         visible: which records are to be seen; None if nobody can say: then the offsets have to speak for them.
+        acknowledged: the first so many are of a transaction that Kafka has reported as committed.
     """
     rests = [
-        _rest_of(outcome, records, read, visible) for outcome, records in zip(outcomes, written, strict=True)
+        _rest_of(outcome, records, read, visible, acknowledged=number < acknowledged)
+        for number, (outcome, records) in enumerate(zip(outcomes, written, strict=True))
     ]
     ended = {rest.message for rest in rests if rest is not None and rest.message and rest.status is None}
     left = Left()
@@ -79,6 +83,8 @@ def _rest_of(
     written: WrittenOutcome,
     read: Mapping[Place, OffsetMap],
     visible: Container[Written] | None,
+    *,
+    acknowledged: bool,
 ) -> Outcome | None:
     """What of it is to be written; itself if that is everything. None: nobody wants it any more."""
     message = outcome.message
@@ -87,7 +93,7 @@ def _rest_of(
         overtaken = not outcome.late and owner is not None and _is_finished(owner, read)
         return None if overtaken else _without(outcome, written, visible or ())
     if _is_finished(message, read):
-        if not _is_last_owner(message.part, read):
+        if not acknowledged and not _is_last_owner(message.part, read):
             return None  # somebody else has run it, and we do not know yet that the partition is lost
         finished = replace(outcome, message=None, owner=message, late=True)
         if visible is None:

@@ -327,7 +327,7 @@ class Executor:
             return
         self._unknown_types.add(job_type)
         log.warning(
-            "no handler for this job type: its jobs wait for a worker of this group that has one (--import)",
+            "no handler for this job type: its jobs wait for a worker that has one to take this one's place; all of a group need the same (--import)",
             job_type=job_type,
             minutes=UNKNOWN_TYPE_LIMIT_MS // 60_000,
         )

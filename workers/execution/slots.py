@@ -116,13 +116,13 @@ class Slots:
     async def _slot(self) -> None:
         """Take, run, repeat. Ends when a handler left something behind, so that nobody inherits it."""
         scheduler = self._scheduler
-        now_ns = time.time_ns
+        now_ns, steady_ns = time.time_ns, time.monotonic_ns
         loop = asyncio.get_running_loop()
         me = asyncio.current_task()
         clean = contextvars.copy_context()
         self._waking = False
         while not self._stopping:
-            slice_end = now_ns() + _SLICE_NS
+            slice_end = steady_ns() + _SLICE_NS
             while self._may_start() and (message := scheduler.take(now_ns() // 1_000_000)) is not None:
                 if self.idle or len(self.tasks) < self._most:
                     self.wake()
@@ -136,13 +136,13 @@ class Slots:
                     self._waking = False
                     self.wake()
                     return
-                if now_ns() > slice_end:
+                if steady_ns() > slice_end:
                     if self._waking:
                         # The slot that was woken goes on. If all of them did, each with a slice of its own, the
                         # event loop would come round after 64 slices, and an urgent job would wait that long.
                         break
                     await asyncio.sleep(0)
-                    slice_end = now_ns() + _SLICE_NS
+                    slice_end = steady_ns() + _SLICE_NS
             if scheduler.has_parked:
                 self._ask_for_commit()
             parking = loop.create_future()

@@ -16,7 +16,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from threading import Condition, RLock
 from typing import TYPE_CHECKING, Final
 
@@ -41,6 +41,8 @@ class _Author:
     producer_id: int
     epoch: int = 0
     open: Transaction | None = None
+    #: Decided, and not all partitions have been told; the coordinator knows nothing of them any more.
+    forgotten: list[Transaction] = field(default_factory=list)
 
 
 class MemoryKafka:
@@ -264,16 +266,53 @@ class MemoryKafka:
         """
         with self.lock:
             whole = self._author(transactional_id, producer_id, epoch).open
-            if whole is None:
-                return
-            part = Transaction(transactional_id, producer_id, epoch, whole.started_ms, whole.timeout_ms)
-            for place in [place for place in whole.first if is_committed(place)]:
-                self.log(place).give_up(whole, part)
-            for name in [name for name in whole.offsets if is_committed(name)]:
-                offsets = part.offsets[name] = whole.offsets.pop(name)
-                for place in offsets:
-                    self.group(name).pending[place].discard(whole)
-            self._mark(part, commit=True)
+            if whole is not None:
+                self._mark(self._part_of(whole, is_committed), commit=True)
+
+    def forget(
+        self, transactional_id: str, producer_id: int, epoch: int, is_told: Callable[[Place | str], bool]
+    ) -> None:
+        """Commit the open transaction, tell these of it, and never tell the others.
+
+        So does a broker that is killed right after the decision, and finds partitions without a leader when it is back
+        (KAFKA-20734). The next transaction of the same producer id ends it where it writes as well, in its own way.
+
+        Raises:
+            KafkaException: the epoch is not the newest one.
+        """
+        with self.lock:
+            author = self._author(transactional_id, producer_id, epoch)
+            whole, author.open = author.open, None
+            if whole is not None:
+                self._mark(self._part_of(whole, is_told), commit=True)
+                if whole.first or whole.offsets:
+                    author.forgotten.append(whole)
+
+    def has_forgotten(self, transactional_id: str) -> bool:
+        """Whether something of it has been decided, and is open."""
+        author = self._authors.get(transactional_id)
+        return author is not None and bool(author.forgotten)
+
+    def end_forgotten(self, transactional_id: str) -> None:
+        """As somebody does who has read the coordinator's log: commit it."""
+        with self.lock:
+            author = self._authors[transactional_id]
+            forgotten, author.forgotten = author.forgotten, []
+            for transaction in forgotten:
+                self._mark(transaction, commit=True)
+
+    def _part_of(self, whole: Transaction, belongs: Callable[[Place | str], bool]) -> Transaction:
+        """Of each partition and each group's offsets ``belongs`` says whether it becomes a transaction of its own."""
+        part = Transaction(
+            whole.transactional_id, whole.producer_id, whole.epoch, whole.started_ms, whole.timeout_ms
+        )
+        for place in [place for place in whole.first if belongs(place)]:
+            self.log(place).give_up(whole, part)
+        for name in [name for name in whole.offsets if belongs(name)]:
+            offsets = part.offsets[name] = whole.offsets.pop(name)
+            for place in offsets:
+                self.group(name).pending[place].discard(whole)
+        return part
 
     def _author(self, transactional_id: str, producer_id: int, epoch: int) -> _Author:
         author = self._authors.get(transactional_id)
@@ -288,6 +327,10 @@ class MemoryKafka:
     def _end(self, author: _Author, *, commit: bool) -> None:
         transaction, author.open = author.open, None
         assert transaction is not None  # noqa: S101 - whoever calls has looked
+        touched = {*transaction.first, *transaction.offsets}
+        for forgotten in author.forgotten:
+            self._mark(self._part_of(forgotten, touched.__contains__), commit=commit)
+        author.forgotten = [one for one in author.forgotten if one.first or one.offsets]
         self._mark(transaction, commit=commit)
 
     def _mark(self, transaction: Transaction, *, commit: bool) -> None:
