@@ -1,4 +1,4 @@
-"""Which partition a key belongs to: Java's murmur2, for every client and every language.
+"""Which partition a job belongs to: with a key by Java's murmur2, for every client and every language; without one by its id.
 
 librdkafka's default (CRC32) puts most keys elsewhere than Java and aiokafka do; two producers that
 disagree would put one object's jobs on two partitions, and they could run at the same time.
@@ -41,6 +41,15 @@ def partition_of(key: bytes, partitions: int) -> int:
     if len(key) > _LONGEST_REMEMBERED:
         return (murmur2(key) & 0x7FFFFFFF) % partitions
     return _remembered(key, partitions)
+
+
+def partition_of_id(job_id: str, partitions: int) -> int:
+    """The partition of a job that has no ordering key: its id's last 16 bits (``schemas.ids``), modulo ``partitions``.
+
+    By the id alone: one that is scheduled again under the same id, since it may have been written, goes where the first went,
+    and the worker there knows the second for a copy.
+    """
+    return int(job_id[-4:], 16) % partitions
 
 
 @lru_cache(maxsize=16_384)

@@ -22,6 +22,7 @@ from confluent_kafka import KafkaError, KafkaException, Producer
 
 from schemas.errors import DeliveryFailed, KafkaUnreachable
 from schemas.headers import RawHeaders
+from schemas.partitions import partition_of_id
 from schemas.wire import WireSchema
 from streams.clients import kafka_failed, producer_config
 from streams.outgoing import OutgoingJob
@@ -78,7 +79,6 @@ class Outbox:
         self._deaf_before = -math.inf
         #: The producer has met an error after which it sends nothing any more.
         self._broken = False
-        self._turn = 0
         self._give_up_at = math.inf
         #: Producers that met a fatal error and still have reports to give.
         self._failed: list[Producer] = []
@@ -168,12 +168,13 @@ class Outbox:
     def send(self, job: OutgoingJob, ticket: Ticket) -> bool:
         """Hand one record over; False if the queue is full (wait a little, then try again). Never blocks.
 
+        Its ordering key places it, else its id.
+
         Raises:
             DeliveryFailed: it cannot be sent at all.
         """
-        partition = job.partition
-        if partition is None:
-            partition = -1 if job.ordered else self.next_partition()
+        by_key = job.ordered or not self._count
+        partition = -1 if by_key else partition_of_id(job.job_id, self._count)
         return self.produce(
             job.topic,
             job.key,
@@ -283,12 +284,6 @@ class Outbox:
                 self._poll(0)
             finally:
                 self._serving.release()
-
-    def next_partition(self) -> int:
-        """The next partition in turn."""
-        # Two threads that get the same turn do no harm.
-        turn = self._turn = self._turn + 1
-        return turn % self._count if self._count else -1
 
     @property
     def in_flight(self) -> int:

@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final, NamedTuple
+from zlib import crc32
 
 from schemas import headers
 from schemas.codec import Codec
@@ -76,14 +77,12 @@ class OutgoingJob(NamedTuple):
 
     job_id: str
     topic: str
-    #: None: the client places the key (murmur2); without an ordering key any partition will do.
-    partition: int | None
     #: The ordering key, else the job id.
     key: bytes
     value: bytes
     headers: headers.RawHeaders
     timestamp_ms: int
-    #: Whether it has an ordering key.
+    #: It has an ordering key, which says where it goes; else its id does (``schemas.partitions``).
     ordered: bool
 
 
@@ -109,10 +108,9 @@ def plan(
     now_ms: int,
     rules: Rules,
     *,
-    partition: int | None = None,
     by_broker: bool = True,
 ) -> OutgoingJob:
-    """The record of one job. ``partition`` is used only if the job has no ordering key; ``by_broker``: see ``settle``.
+    """The record of one job. ``by_broker``: see ``settle``.
 
     With a schema registry set, the first job of a type waits for the registry.
 
@@ -122,7 +120,7 @@ def plan(
         PayloadTooLarge: its bytes are over the limit.
     """
     settled = settle(options, now_ms, rules, by_broker=by_broker)
-    return compose(job, settled, now_ms, rules, partition=partition)
+    return compose(job, settled, now_ms, rules)
 
 
 def settle(options: JobOptions, now_ms: int, rules: Rules, *, by_broker: bool = True) -> Settled:
@@ -165,16 +163,20 @@ def settle(options: JobOptions, now_ms: int, rules: Rules, *, by_broker: bool = 
     )
 
 
-def compose(
-    job: Job, settled: Settled, now_ms: int, rules: Rules, *, partition: int | None = None
-) -> OutgoingJob:
-    """The record of one job whose options are checked. See ``plan``."""
+def compose(job: Job, settled: Settled, now_ms: int, rules: Rules, *, turn: int | None = None) -> OutgoingJob:
+    """The record of one job whose options are checked. See ``plan``.
+
+    ``turn``: of a new id without an ordering key, see ``new_job_id``; jobs whose ids share one go to one partition.
+    """
     kind = declared_type(job)
-    job_id = settled.job_id or new_job_id()
     key = settled.key
     if key is None:
         key = _own_key(job)
-    record_key = job_id.encode() if key is None else _key_bytes(key)
+    ordering_key = None if key is None else _key_bytes(key)
+    if ordering_key is not None:
+        # It takes no turn from those that go by it: where every other job has a key, they would miss every other partition.
+        turn = crc32(ordering_key) & 0xFFFF
+    job_id = settled.job_id or new_job_id(turn)
     value = rules.codec.encode_job(
         kind,
         job,
@@ -199,10 +201,9 @@ def compose(
             raw.append((headers.DELAY, str(settled.delay_ms).encode()))
     if settled.traceparent is not None:
         raw.append((headers.TRACEPARENT, settled.traceparent.encode()))
-    ordered = key is not None
-    return OutgoingJob(
-        job_id, settled.topic, None if ordered else partition, record_key, value, raw, now_ms, ordered
-    )
+    ordered = ordering_key is not None
+    record_key = job_id.encode() if ordering_key is None else ordering_key
+    return OutgoingJob(job_id, settled.topic, record_key, value, raw, now_ms, ordered)
 
 
 #: Job classes whose schema has been derived.

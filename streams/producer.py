@@ -18,6 +18,7 @@ from typing import Final, Self
 from schemas.codec import Codec
 from schemas.durations import seconds
 from schemas.errors import DeliveryFailed
+from schemas.ids import next_turn
 from schemas.job import Job
 from schemas.topics import JobPriority
 from streams.outbox import Outbox
@@ -106,7 +107,8 @@ class JobProducer:
             delay: not before this much time has passed; up to ``max_delay_days`` (400).
             at: not before this time (with a time zone), instead of ``delay``.
             key: ordering key, up to 1,088 bytes of UTF-8; default: the job's own ``ordering_key()``.
-            job_id: a UUID to use; to repeat a call whose outcome is unknown.
+            job_id: a UUID to use; to repeat a call whose outcome is unknown: the job runs once, within the limits that
+                docs/guarantees.md names. Without an ordering key it is the id that says which partition the job goes to.
             max_retries: runs after the first; default: the job's type decides.
             timeout: limit of one run; default: the job's type decides.
             parent_id: the job that schedules this one.
@@ -298,7 +300,7 @@ class _Bulk:
         self._now_ms = 0
         self._yield_at = 0.0
         self._run = 1
-        self._partition = -1
+        self._turn: int | None = None
         self.ticket = Ticket(lambda: None)
         self.ids: list[str] = []
 
@@ -322,9 +324,9 @@ class _Bulk:
         settled = self._settled.get(priority)
         if settled is None:
             settled = self._settle(priority)
-        if not len(self.ids) % self._run:
-            self._partition = self._outbox.next_partition()
-        outgoing = compose(job, settled, self._now_ms, self._rules, partition=self._partition)
+        if self._run > 1 and not len(self.ids) % self._run:
+            self._turn = next_turn()
+        outgoing = compose(job, settled, self._now_ms, self._rules, turn=self._turn)
         if type(job) not in self._prepared:
             self._outbox.prepare(declared_type(job).wire, under_way=bool(self.ids))
             self._prepared.add(type(job))

@@ -367,9 +367,8 @@ class World:
         )
         skew_ms = rng.choice((0, 0, -9_000, 9_000))  # of the producer's clock
         made = plan(job, options, self.now_ms + skew_ms, self.rules)
-        partition = -1 if made.partition is None else made.partition
         for _ in range(2 if rng.random() < 0.03 else 1):  # a producer whose first answer was lost
-            self.kafka.append(made.topic, partition, made.key, made.value, made.headers)
+            self.kafka.append(made.topic, -1, made.key, made.value, made.headers)
         self.judge.accepted(
             made.job_id, job, 0 if delay is None else self.now_ms + delay // timedelta(milliseconds=1)
         )

@@ -46,7 +46,7 @@ def test_nobody_waits_for_a_bulk_much_longer_than_a_millisecond(
         clock.now += job_s
         return True
 
-    outbox = SimpleNamespace(send=send, prepare=lambda *_, **__: None, next_partition=lambda: 0)
+    outbox = SimpleNamespace(send=send, prepare=lambda *_, **__: None)
     owner: Any = SimpleNamespace(outbox=outbox, rules=Rules(Codec(), Topics("p.")))
     bulk = _Bulk(owner, JobOptions(), lambda _: None, yielding=True)
     for _ in range(1_000):
@@ -71,7 +71,7 @@ def test_a_bulk_whose_source_is_slow_says_of_each_job_when_it_was_made(
         sent.append(outgoing)
         return True
 
-    outbox = SimpleNamespace(send=send, prepare=lambda *_, **__: None, next_partition=lambda: 0)
+    outbox = SimpleNamespace(send=send, prepare=lambda *_, **__: None)
     owner: Any = SimpleNamespace(outbox=outbox, rules=Rules(Codec(), Topics("p.")))
     bulk = _Bulk(
         owner, JobOptions(at=datetime.fromtimestamp(clock.now + 200, UTC)), lambda _: None, yielding=False
@@ -110,9 +110,6 @@ def test_an_interrupted_bulk_ends_once_nothing_is_in_flight(strikes: str) -> Non
             self.send = send
 
         def prepare(self, *_: Any, **__: Any) -> None: ...
-
-        def next_partition(self) -> int:
-            return 0
 
     owner: Any = SimpleNamespace(outbox=Outbox(), rules=Rules(Codec(), Topics("p.")))
     bulk = _Bulk(owner, JobOptions(), serve, yielding=False)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 import time
 import uuid
@@ -20,6 +22,10 @@ pytestmark = [
 
 def milliseconds(job_id: str) -> int:
     return uuid.UUID(job_id).int >> 80
+
+
+def turn(job_id: str) -> int:
+    return int(job_id[-4:], 16)
 
 
 def ids_of_a_child(count: int) -> set[str]:
@@ -85,9 +91,48 @@ def test_a_forked_child_does_not_repeat_its_parents_ids() -> None:
     new_job_id()  # the parent has a pool of randomness to inherit
     children = [ids_of_a_child(1_000) for _ in range(3)]
     parents = {new_job_id() for _ in range(3_000)}
-    random_parts = [{job_id[14:] for job_id in made} for made in (*children, parents)]
+    random_parts = [{job_id[14:-4] for job_id in made} for made in (*children, parents)]
     assert [len(part) for part in random_parts] == [1_000, 1_000, 1_000, 3_000]
     assert len(set().union(*random_parts)) == 6_000
+
+
+def test_ids_take_turns_and_the_turn_after_the_last_is_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ids, "_turn", 65_533)
+    assert [turn(new_job_id()) for _ in range(2)] == [65_534, 65_535]
+    assert ids.next_turn() == 0
+    assert [turn(new_job_id(given)) for given in (7, 7, 65_535)] == [7, 7, 65_535], "theirs"
+    assert turn(new_job_id()) == 1
+
+
+def test_no_turn_is_taken_twice_by_many_threads() -> None:
+    made: list[list[str]] = [[] for _ in range(8)]
+
+    def work(mine: list[str]) -> None:
+        mine.extend(new_job_id() for _ in range(5_000))
+
+    threads = [threading.Thread(target=work, args=(mine,)) for mine in made]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len({turn(job_id) for mine in made for job_id in mine}) == 40_000
+
+
+def test_processes_do_not_begin_at_the_same_turn() -> None:
+    """A command that makes one job ends after its first id; a hundred of them would choose one partition."""
+    new_job_id()  # the parent has a turn to inherit
+    forked = {turn(*ids_of_a_child(1)) for _ in range(5)}
+    program = "from schemas.ids import new_job_id; print(new_job_id())"
+    fresh = {
+        turn(
+            subprocess.run(
+                [sys.executable, "-c", program], capture_output=True, text=True, check=True
+            ).stdout.strip()
+        )
+        for _ in range(3)
+    }
+    assert len(forked) > 1
+    assert len(fresh) > 1
 
 
 @pytest.mark.timeout(20)
@@ -98,9 +143,9 @@ def test_a_child_forked_while_another_thread_makes_an_id_does_not_hang() -> None
 
 
 def test_every_random_bit_is_drawn_by_itself() -> None:
-    """All 74: each is set half of the time, and none can be told from one beside it."""
+    """All 58: each is set half of the time, and none can be told from one beside it."""
     values = [uuid.UUID(new_job_id()).int for _ in range(4_000)]
-    places = [*range(62), *range(64, 76)]
+    places = [*range(16, 62), *range(64, 76)]
     for place in places:
         ones = sum(value >> place & 1 for value in values)
         assert 1_700 < ones < 2_300, place

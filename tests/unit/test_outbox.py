@@ -5,20 +5,25 @@ import queue
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from functools import partial
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from confluent_kafka import KafkaError, KafkaException
 
 from schemas.errors import DeliveryFailed, KafkaUnreachable
+from schemas.ids import new_job_id
 from schemas.records import STATUS
 from schemas.topics import JobPriority
 from streams import outbox as outbox_module
 from streams.outbox import Outbox
 from streams.outgoing import OutgoingJob
 from streams.producer import JobProducer
+from streams.queue import JobQueue
 from streams.settings import load_settings
 from streams.tickets import Failure, Ticket, delivery_failed
 from tests.support.jobs import Note
@@ -187,6 +192,8 @@ class FakeProducer:
         self.broker.records.append((topic, key, partition))
         self.unreported += 1
         self.in_flight.append((key, on_delivery))
+        if self.broker.acknowledges:
+            self.report()
         if topic == TOPICS.schemas:
             self.report(self.broker.schema_error)
 
@@ -238,6 +245,8 @@ class Broker:
         self.records: list[tuple[str, bytes, int]] = []
         self.refusals: list[Exception] = []
         self.schema_error: int | None = None
+        #: Each record, at once.
+        self.acknowledges = False
         self.away = False
         self.counted = 0
         #: Called once, when a producer has been asked for news and had none.
@@ -264,8 +273,9 @@ def outbox(broker: Broker) -> Iterator[Outbox]:
     outbox.close(60)
 
 
-def job(number: int = 0, *, ordered: bool = False, partition: int | None = None) -> OutgoingJob:
-    return OutgoingJob("id", TOPICS.jobs[JobPriority.LOW], partition, b"%d" % number, b"", [], 0, ordered)
+def job(number: int = 0, *, ordered: bool = False) -> OutgoingJob:
+    key = b"%d" % number
+    return OutgoingJob(new_job_id(), TOPICS.jobs[JobPriority.LOW], key, b"", [], 0, ordered)
 
 
 class Waited:
@@ -340,9 +350,45 @@ def test_the_key_places_what_has_an_order_and_the_rest_takes_turns(outbox: Outbo
     for number in range(6):
         outbox.send(job(number), ticket)
     outbox.send(job(ordered=True), ticket)
-    outbox.send(job(ordered=True, partition=2), ticket)
     assert Counter(partition for _, _, partition in broker.records[:6]) == {0: 2, 1: 2, 2: 2}
-    assert [partition for _, _, partition in broker.records[6:]] == [-1, 2]
+    assert [partition for _, _, partition in broker.records[6:]] == [-1]
+
+
+def placed(broker: Broker, job_id: str) -> set[int]:
+    return {partition for _, key, partition in broker.records if key == job_id.encode()}
+
+
+async def test_a_job_that_is_scheduled_again_under_its_id_goes_where_the_first_went(broker: Broker) -> None:
+    """Only there it is known for a copy. The first may have been sent by any of the ways, and by another process."""
+    settings = load_settings(kafka_bootstrap_servers="127.0.0.1:1", topic_prefix=TOPICS.prefix)
+    broker.acknowledges = True
+    with JobProducer(settings) as producer:
+        made = producer.schedule_jobs(Note() for _ in range(10))
+        made += [producer.schedule_job(Note()) for _ in range(5)]
+        made += [producer.schedule_job(Note(), job_id=str(uuid4())) for _ in range(5)]
+    queue = JobQueue(JobProducer(settings), timedelta(seconds=30))
+    queue._outbox.prepare()
+    made += [await queue.schedule_job(Note()) for _ in range(5)]
+    for job_id in made:
+        await queue.schedule_job(Note(), job_id=job_id)
+    await queue.close()
+    with JobProducer(settings) as other:
+        for job_id in made:
+            other.schedule_job(Note(), JobPriority.HIGH, timedelta(seconds=5), job_id=job_id)
+    assert [len(placed(broker, job_id)) for job_id in made] == [1] * 25
+    assert {partition for job_id in made for partition in placed(broker, job_id)} == {0, 1, 2}
+
+
+def test_many_jobs_of_a_bulk_go_in_runs_to_one_partition(broker: Broker) -> None:
+    broker.acknowledges = True
+    settings = load_settings(kafka_bootstrap_servers="127.0.0.1:1", topic_prefix=TOPICS.prefix)
+    with JobProducer(settings) as producer:
+        made = producer.schedule_jobs(Note() for _ in range(1024 + 3 * 64))
+    partitions = [partition for job_id in made for partition in placed(broker, job_id)]
+    assert all(first != second for first, second in pairwise(partitions[:1024]))
+    runs = [set(partitions[start : start + 64]) for start in range(1024, len(partitions), 64)]
+    assert [len(run) for run in runs] == [1, 1, 1]
+    assert set().union(*runs) == {0, 1, 2}
 
 
 def test_a_schema_is_acknowledged_before_the_first_job_and_sent_once(outbox: Outbox, broker: Broker) -> None:

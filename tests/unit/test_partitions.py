@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 from aiokafka.partitioner import murmur2 as aiokafkas_murmur2
@@ -9,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schemas import partitions
-from schemas.partitions import murmur2, partition_of
+from schemas.ids import new_job_id
+from schemas.partitions import murmur2, partition_of, partition_of_id
 
 pytestmark = pytest.mark.job_processing
 
@@ -42,6 +45,20 @@ def test_keys_spread_evenly() -> None:
         counts[partition_of(f"bucket/object-{number}".encode(), 12)] += 1
     assert min(counts) > 850
     assert max(counts) < 1_150
+
+
+@given(st.uuids(), st.integers(1, 1_000))
+def test_any_uuid_lies_in_one_partition_always(job_id: UUID, count: int) -> None:
+    """A user's own as well: what is scheduled again under it must lie where the first lies."""
+    first = partition_of_id(str(job_id), count)
+    assert 0 <= first < count
+    assert partition_of_id(str(job_id), count) == first
+
+
+@pytest.mark.parametrize("count", [1, 3, 12, 100])
+def test_new_ids_go_to_one_partition_after_another(count: int) -> None:
+    placed = [partition_of_id(new_job_id(), count) for _ in range(count * 5)]
+    assert Counter(placed) == dict.fromkeys(range(count), 5)
 
 
 def test_long_keys_are_not_remembered() -> None:

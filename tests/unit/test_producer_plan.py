@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import uuid
+from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -13,8 +14,9 @@ from schemas import Job, JobPriority, Topics
 from schemas.codec import Codec, peek_id, peek_priority
 from schemas.errors import InvalidJob, PayloadTooLarge, UnknownJobType
 from schemas.jobtype import job_type
+from schemas.partitions import partition_of_id
 from schemas.topics import TIERS
-from streams.outgoing import JobOptions, Rules, plan
+from streams.outgoing import JobOptions, Rules, compose, plan, settle
 from tests.support.deployments import Sample
 
 pytestmark = pytest.mark.job_processing
@@ -29,11 +31,10 @@ def record_of(value: bytes) -> dict[str, Any]:
 
 
 def test_fresh_job_is_one_record_with_one_header() -> None:
-    outgoing = plan(Sample(path="b/x"), JobOptions(JobPriority.HIGH), NOW, RULES, partition=2)
+    outgoing = plan(Sample(path="b/x"), JobOptions(JobPriority.HIGH), NOW, RULES)
     assert outgoing.topic == "p.jobs.high"
     assert outgoing.headers == [("rfw-type", b"test_sample")]
     assert outgoing.key == outgoing.job_id.encode() == peek_id(outgoing.value)
-    assert outgoing.partition == 2
     assert not outgoing.ordered
     assert uuid.UUID(outgoing.job_id).version == 7
     assert peek_priority(outgoing.value) is JobPriority.HIGH
@@ -45,13 +46,28 @@ def test_fresh_job_is_one_record_with_one_header() -> None:
 
 
 def test_ordering_key_is_the_record_key_and_the_client_places_it() -> None:
-    outgoing = plan(Sample(order_key="bucket/ö"), JobOptions(), NOW, RULES, partition=2)
+    outgoing = plan(Sample(order_key="bucket/ö"), JobOptions(), NOW, RULES)
     assert outgoing.key == "bucket/ö".encode()
-    assert outgoing.partition is None
     assert outgoing.ordered
     given = plan(Sample(order_key="bucket/ö"), JobOptions(key="other"), NOW, RULES)
     assert given.key == b"other"
     assert record_of(given.value)["key"] == "other"
+
+
+def test_jobs_with_a_key_take_no_turn_from_those_without() -> None:
+    """One of each in turn: those without would miss every other partition."""
+    placed = Counter[int]()
+    for _ in range(60):
+        plan(Sample(order_key="bucket/ö"), JobOptions(), NOW, RULES)
+        placed[partition_of_id(plan(Sample(), JobOptions(), NOW, RULES).job_id, 12)] += 1
+    assert placed == dict.fromkeys(range(12), 5)
+
+
+def test_jobs_that_share_a_turn_go_to_one_partition() -> None:
+    settled = settle(JobOptions(), NOW, RULES)
+    made = {compose(Sample(), settled, NOW, RULES, turn=31).job_id for _ in range(10)}
+    assert len(made) == 10
+    assert {partition_of_id(job_id, 12) for job_id in made} == {7}
 
 
 @pytest.mark.parametrize("tier", TIERS, ids=lambda tier: tier.name)

@@ -37,13 +37,12 @@ class ChildJobs:
         """
         options_of_child = JobOptions(priority=priority, **options)
         outgoing = plan(job, options_of_child, self._now_ms(), self._rules, by_broker=False)
-        partition = -1 if outgoing.partition is None else outgoing.partition
         schema = declared_type(job).wire
         # In a registry's frame: the codec has registered it by now.
         known = schema.fingerprint in self._introduced or outgoing.value[:1] != SINGLE_OBJECT[:1]
         return outgoing.job_id, OutRecord(
             outgoing.topic,
-            partition,
+            -1,
             outgoing.key,
             outgoing.value,
             outgoing.headers,
