@@ -29,7 +29,8 @@
         └── HandlerNotFound     no handler is registered for this job type
 
 Where they belong to one module they are there: ``JobNotFound`` (streams.reader), ``RedriveTakenOver`` (streams.redrive_session),
-``KafkaRefused`` (streams.clients), ``RegistryFailed`` (streams.registry), ``StorageError`` (workers.storage.errors).
+``KafkaRefused`` (streams.clients), ``RegistryFailed`` (streams.registry), ``WrongEventLoop`` (streams.queue), ``StorageError``
+(workers.storage.errors).
 
 A message states the fact and, where there is one, the remedy.
 """

@@ -16,7 +16,7 @@ from typing import Final
 from uuid import UUID
 
 from schemas.durations import seconds
-from schemas.errors import DeliveryFailed
+from schemas.errors import DeliveryFailed, PipelineError
 from schemas.job import Job
 from schemas.topics import JobPriority
 from streams.jobinfo import JobInfo, StatusSeen, status_now
@@ -30,8 +30,20 @@ from streams.watch import StatusWatch
 _FULL_WAIT_S: Final = 0.005
 
 
+class WrongEventLoop(PipelineError):
+    """A queue is used in another event loop than its own."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "this JobQueue belongs to the event loop that it was connected in, and this is another one, so nothing was "
+            "done; connect a queue in each event loop, or use a JobProducer, which any thread may call"
+        )
+
+
 class JobQueue:
     """The queue, as asyncio code sees it. Belongs to the event loop that it was connected in.
+
+    In another one each call raises ``WrongEventLoop``, before anything is sent.
 
     .. code-block:: python
 
@@ -102,6 +114,7 @@ class JobQueue:
             TopicsMismatch: the topics are not there, or not as they must be; nothing was sent.
             DeliveryFailed: not acknowledged in time; the message says whether it may have been written.
         """
+        self._check_loop()
         options = JobOptions(priority, delay, at, key, job_id, max_retries, timeout, parent_id, traceparent)
         rules = self._producer.rules
         now_ms = time.time_ns() // 1_000_000
@@ -151,6 +164,7 @@ class JobQueue:
         Raises:
             As ``JobProducer.schedule_jobs``.
         """
+        self._check_loop()
         stop = threading.Event()
         try:
             return await asyncio.to_thread(
@@ -177,6 +191,7 @@ class JobQueue:
             KafkaUnreachable: no broker answered in time.
             TopicsMismatch: a topic does not exist.
         """
+        self._check_loop()
         return await asyncio.to_thread(self._reader.list_jobs, which)
 
     async def get_job(self, job_id: str | UUID) -> JobInfo:
@@ -187,6 +202,7 @@ class JobQueue:
             ReadIncomplete: nothing of it was found, but there is more than could be read.
             KafkaUnreachable, TopicsMismatch: as ``list_jobs``.
         """
+        self._check_loop()
         return await asyncio.to_thread(self._reader.get_job, str(job_id))
 
     async def get_statistics(self) -> JobStatistics:
@@ -195,6 +211,7 @@ class JobQueue:
         Raises:
             KafkaUnreachable, TopicsMismatch: as ``list_jobs``.
         """
+        self._check_loop()
         return await asyncio.to_thread(self._reader.statistics)
 
     async def wait(self, job_id: str | UUID, timeout: timedelta | None = None) -> JobInfo:  # noqa: ASYNC109 - public name
@@ -208,6 +225,7 @@ class JobQueue:
             KafkaUnreachable, TopicsMismatch: as ``list_jobs``.
             SettingsError: ``timeout`` is no ``timedelta``, or negative.
         """
+        self._check_loop()
         limit_s = None if timeout is None else seconds("timeout", timeout, least=timedelta(0))
         job_id = str(job_id)
         async with asyncio.timeout(limit_s):
@@ -237,6 +255,7 @@ class JobQueue:
         """
         from streams.redrive import retry_job
 
+        self._check_loop()
         await asyncio.to_thread(retry_job, self.settings, str(job_id), codec=self._producer.codec)
 
     async def close(self) -> None:
@@ -245,9 +264,15 @@ class JobQueue:
         Raises:
             DeliveryFailed: something was not acknowledged.
         """
+        self._check_loop()
         await self._watch.close()
         await asyncio.to_thread(self._reader.close)
         await asyncio.to_thread(self._producer.close)
+
+    def _check_loop(self) -> None:
+        # What is handed over here is reported there: the caller would hear of an error, and the job be scheduled.
+        if asyncio.get_running_loop() is not self._loop:
+            raise WrongEventLoop
 
     async def _once(self, what: Hashable, call: Callable[[], object]) -> None:
         """One attempt for all who wait: a thread for each would leave the loop none for anything else."""

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import asyncio
 import os
 import queue
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from datetime import timedelta
 from functools import partial
 from itertools import pairwise
@@ -23,7 +24,7 @@ from streams import outbox as outbox_module
 from streams.outbox import Outbox
 from streams.outgoing import OutgoingJob
 from streams.producer import JobProducer
-from streams.queue import JobQueue
+from streams.queue import JobQueue, WrongEventLoop
 from streams.settings import load_settings
 from streams.tickets import Failure, Ticket, delivery_failed
 from tests.support.jobs import Note
@@ -377,6 +378,34 @@ async def test_a_job_that_is_scheduled_again_under_its_id_goes_where_the_first_w
             other.schedule_job(Note(), JobPriority.HIGH, timedelta(seconds=5), job_id=job_id)
     assert [len(placed(broker, job_id)) for job_id in made] == [1] * 25
     assert {partition for job_id in made for partition in placed(broker, job_id)} == {0, 1, 2}
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda queue: queue.schedule_job(Note()),
+        lambda queue: queue.schedule_jobs([Note()]),
+        lambda queue: queue.list_jobs(),
+        lambda queue: queue.get_job("x"),
+        lambda queue: queue.get_statistics(),
+        lambda queue: queue.wait("x"),
+        lambda queue: queue.retry_job("x"),
+        lambda queue: queue.close(),
+    ],
+)
+async def test_a_queue_of_another_event_loop_refuses_before_anything_is_sent(
+    broker: Broker, call: Callable[[JobQueue], Coroutine[Any, Any, Any]]
+) -> None:
+    """Handed over and then refused, the job would be scheduled a second time by whoever tries again."""
+    settings = load_settings(kafka_bootstrap_servers="127.0.0.1:1", topic_prefix=TOPICS.prefix)
+    broker.acknowledges = True
+    queue = JobQueue(JobProducer(settings), timedelta(seconds=30))
+    queue._outbox.prepare()
+    with pytest.raises(WrongEventLoop, match="connect a queue in each event loop"):
+        await asyncio.to_thread(asyncio.run, call(queue))
+    assert broker.records == []
+    await queue.schedule_job(Note())
+    await queue.close()
 
 
 def test_many_jobs_of_a_bulk_go_in_runs_to_one_partition(broker: Broker) -> None:
