@@ -10,6 +10,7 @@ from typing import Self
 
 import structlog
 
+from schemas.durations import seconds
 from schemas.job import Job
 from streams.registry import build_codec
 from streams.settings import Settings, load_settings
@@ -42,6 +43,8 @@ class WorkerManager:
         self.config = config if config is not None else WorkerConfig.from_settings(self._settings)
         self.handlers = Handlers()
         self._process: WorkerProcess | None = None
+        #: Done when the ``start`` that is under way has ended, whichever way.
+        self._starting: asyncio.Future[None] | None = None
         #: How many wait for its end, the error that it ended with though nobody did, and the shutdown that follows.
         self._waiters = 0
         self._failed: BaseException | None = None
@@ -60,7 +63,7 @@ class WorkerManager:
             WorkerNotMade: a factory wanted something that is not there now.
             RuntimeError: the manager has been started.
         """
-        if self._process is not None:
+        if self._process is not None or self._starting is not None:
             raise RuntimeError("register before start")
         for one in what:
             self.handlers.register(one)
@@ -73,21 +76,27 @@ class WorkerManager:
             KafkaUnreachable: Kafka does not answer.
             TopicsMismatch: topics are missing, or not as they must be.
             JobTypeError: a handler for processes cannot be imported there.
-            RuntimeError: started already.
+            RuntimeError: started already, or another ``start`` is under way.
         """
-        if self._process is not None:
+        if self._process is not None or self._starting is not None:
             raise RuntimeError("started already")
         if not len(self.handlers):
             from workers.builtin import builtin_workers  # they load the storage clients
 
             self.register(*builtin_workers(self._settings))
-        schemas = own_schemas(self.handlers)
-        codec = await in_thread(lambda: frame(build_codec(self._settings), schemas))
-        process = WorkerProcess(self.config, self.handlers, self._settings, codec)
-        await process.start()
-        self._process = process
-        self._failed = self._ending = None
-        process.failure.add_done_callback(self._look_who_waits)
+        # A second worker of this name would take the first one's transactions, and nobody would ever stop one of them.
+        self._starting = starting = asyncio.get_running_loop().create_future()
+        try:
+            schemas = own_schemas(self.handlers)
+            codec = await in_thread(lambda: frame(build_codec(self._settings), schemas))
+            process = WorkerProcess(self.config, self.handlers, self._settings, codec)
+            await process.start()
+            self._process = process
+            self._failed = self._ending = None
+            process.failure.add_done_callback(self._look_who_waits)
+        finally:
+            self._starting = None
+            starting.set_result(None)
 
     async def wait(self) -> None:
         """Until ``shutdown``, or until the worker fails.
@@ -107,17 +116,25 @@ class WorkerManager:
     async def shutdown(self, timeout: timedelta | None = None) -> None:  # noqa: ASYNC109 - a deadline for jobs, not for us
         """Drain and stop: running jobs get ``timeout`` (default: the config's ``drain_timeout``), then are cancelled.
 
-        What is cancelled is run again by another worker. Calling it twice is harmless.
+        What is cancelled is run again by another worker. Calling it twice is harmless. A ``start`` that is under way is
+        waited for first.
+
+        Raises:
+            SettingsError: ``timeout`` is no ``timedelta``, or negative; the worker goes on.
         """
+        # Before anything changes: a worker that is forgotten and then not drained leaves its jobs running.
+        limit = self.config.drain_timeout if timeout is None else timeout
+        limit_s = seconds("timeout", limit, least=timedelta(0))
+        if self._starting is not None:
+            await asyncio.shield(self._starting)
         process, self._process = self._process, None
         if process is None:
             if self._ending is not None and self._ending is not asyncio.current_task():
                 await asyncio.shield(self._ending)
             return
-        limit = self.config.drain_timeout if timeout is None else timeout
         try:
             if process.can_drain or not process.has_failed:
-                await process.drain(limit / timedelta(seconds=1))
+                await process.drain(limit_s)
         finally:
             await process.stop()
             self.left_behind = process.left_behind

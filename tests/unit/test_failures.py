@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from datetime import timedelta
 
 import pytest
 from structlog.testing import capture_logs
 
 from schemas.codec import Codec
+from schemas.errors import SettingsError
 from streams.settings import Settings
 from workers.config import WorkerConfig
 from workers.manager import WorkerManager
@@ -116,6 +118,103 @@ def started_manager(monkeypatch: pytest.MonkeyPatch) -> tuple[WorkerManager, asy
     monkeypatch.setattr(WorkerProcess, "stop", stop)
     settings = Settings(kafka_bootstrap_servers="127.0.0.1:1")
     return WorkerManager(WorkerConfig(worker_id="w"), settings), stopped
+
+
+async def test_a_drain_that_is_given_a_number_is_refused_and_the_worker_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Forgotten first and refused then, it could not be drained any more."""
+    manager, stopped = started_manager(monkeypatch)
+    await manager.start()
+    process = manager.process
+    for wrong in (10, timedelta(seconds=-1)):
+        with pytest.raises(SettingsError, match="timeout is"):
+            await manager.shutdown(wrong)  # type: ignore[arg-type]
+    assert manager.process is process
+    assert not stopped.is_set()
+    await manager.shutdown(timedelta(0))
+    assert stopped.is_set()
+
+
+def held_start(monkeypatch: pytest.MonkeyPatch) -> tuple[list[WorkerProcess], asyncio.Event]:
+    """Starts that have begun, and what lets them end."""
+    begun: list[WorkerProcess] = []
+    goes_on = asyncio.Event()
+
+    async def start(process: WorkerProcess) -> None:
+        begun.append(process)
+        await goes_on.wait()
+
+    monkeypatch.setattr(WorkerProcess, "start", start)
+    return begun, goes_on
+
+
+async def test_of_two_starts_at_the_same_time_one_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both would work under one name, and a shutdown would end one of them."""
+    manager, _ = started_manager(monkeypatch)
+    begun, goes_on = held_start(monkeypatch)
+    first = asyncio.create_task(manager.start())
+    await asyncio.sleep(0)
+    with pytest.raises(RuntimeError, match="started already"):
+        await manager.start()
+    with pytest.raises(RuntimeError, match="register before start"):
+        manager.register()
+    goes_on.set()
+    await first
+    assert begun == [manager.process]
+    await manager.shutdown()
+
+
+async def test_a_shutdown_during_the_start_ends_what_has_been_started(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    manager, stopped = started_manager(monkeypatch)
+    begun, goes_on = held_start(monkeypatch)
+
+    async def work() -> None:
+        async with manager:
+            await manager.wait()
+
+    working = asyncio.create_task(work())
+    while not begun:
+        await asyncio.sleep(0)
+    ending = asyncio.create_task(manager.shutdown())
+    await asyncio.sleep(0)
+    assert not ending.done()
+    goes_on.set()
+    await ending
+    assert stopped.is_set()
+    await working
+    with pytest.raises(RuntimeError, match="not started"):
+        _ = manager.process
+
+
+async def test_a_start_that_fails_leaves_nothing_to_shut_down_and_may_be_tried_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    manager, stopped = started_manager(monkeypatch)
+    starts = WorkerProcess.start
+    begun = asyncio.Event()
+    goes_on = asyncio.Event()
+
+    async def fails(_: WorkerProcess) -> None:
+        begun.set()
+        await goes_on.wait()
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(WorkerProcess, "start", fails)
+    starting = asyncio.create_task(manager.start())
+    await begun.wait()
+    ending = asyncio.create_task(manager.shutdown())
+    goes_on.set()
+    with pytest.raises(ZeroDivisionError):
+        await starting
+    await ending
+    assert not stopped.is_set()
+    monkeypatch.setattr(WorkerProcess, "start", starts)
+    await manager.start()
+    await manager.shutdown()
+    assert stopped.is_set()
 
 
 def test_a_thread_that_outlives_the_event_loop_ends_without_a_word() -> None:
