@@ -23,7 +23,8 @@ class Worker:
 
     Attributes:
         worker_type: the job type it handles.
-        execution: where ``process_job`` runs; None means "async" for a coroutine function, else "thread".
+        execution: where ``process_job`` runs; None means "async" for a coroutine function, else "thread". A coroutine that a
+            plain function returns runs in the event loop, whatever thread the function itself ran in.
         backoff: how long its failed jobs wait, whatever their type says; None: as that says.
     """
 

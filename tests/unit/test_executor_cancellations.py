@@ -7,6 +7,7 @@ import contextlib
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import update_wrapper
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +17,7 @@ from schemas.errors import UnknownSchema
 from schemas.job import Execution
 from schemas.lifecycle import JobStatus
 from schemas.topics import JobPriority
-from tests.support.executor_bench import HOUR_MS, Bench, FakeDecoded, Gate, error_of, state_of
+from tests.support.executor_bench import HOUR_MS, Bench, Call, FakeDecoded, Gate, error_of, state_of
 from tests.support.messages import partition
 from workers.context import WorkerContext
 from workers.execution.active import RELEASED
@@ -229,6 +230,66 @@ async def test_a_thread_is_asked_to_end_and_its_own_word_counts(bench: Bench) ->
     await bench.until(lambda: bool(bench.executor.active))
     bench.now_ms += 501
     assert state_of((await bench.ended())[0]) is JobStatus.SKIPPED
+
+
+def decorated(function: Call) -> Call:
+    """As a decorator does it that knows nothing of coroutines."""
+
+    def call(job: Any, context: WorkerContext) -> Any:
+        return function(job, context)
+
+    return update_wrapper(call, function, assigned=())
+
+
+async def test_a_coroutine_that_comes_back_from_a_thread_runs_in_the_event_loop(bench: Bench) -> None:
+    loop = asyncio.get_running_loop()
+
+    async def call(job: Any, context: WorkerContext) -> Skipped:
+        await asyncio.sleep(0)
+        return Skipped("here" if asyncio.get_running_loop() is loop else "elsewhere")
+
+    async def fails(job: Any, context: WorkerContext) -> None:
+        raise ValueError("bad")
+
+    assert state_of(await bench.end_of(decorated(call), execution="thread")) is JobStatus.SKIPPED
+    bench.add(decorated(fails), execution="thread")
+    assert error_of((await bench.ended(2))[-1]) == ("ValueError", "bad")
+
+
+async def test_a_coroutine_that_comes_back_from_a_thread_is_cancelled_as_any_other(bench: Bench) -> None:
+    late, released = Gate(), Gate()
+    bench.add(decorated(late), execution="thread", timeout_ms=500, key=b"k")
+    bench.executor.wake()
+    await late.started.wait()
+    bench.now_ms += 501
+    (outcome,) = await bench.ended()
+    assert error_of(outcome) == ("Timeout", "the run took longer than 500 ms")
+    bench.add(decorated(released), execution="thread", key=b"k")
+    bench.executor.wake()
+    await released.started.wait()
+    bench.part.releasing = True
+    await bench.executor.release({bench.part}, 0)
+    assert bench.executor.active == {}
+    assert len(bench.ends) == 1, "its next owner runs it"
+
+
+async def test_a_coroutine_that_comes_back_too_late_does_not_begin(bench: Bench) -> None:
+    begun = threading.Event()
+
+    async def begins() -> None:
+        begun.set()
+
+    def obedient(job: Any, context: WorkerContext) -> Any:
+        while not context.cancelled:
+            threading.Event().wait(0.005)
+        return begins()
+
+    bench.add(obedient, execution="thread", timeout_ms=500)
+    bench.executor.wake()
+    await bench.until(lambda: bool(bench.executor.active))
+    bench.now_ms += 501
+    assert error_of((await bench.ended())[0])[0] == "Timeout"
+    assert not begun.is_set()
 
 
 @asynccontextmanager

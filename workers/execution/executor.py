@@ -2,7 +2,8 @@
 
 In:  messages that may start. Out: outcomes.
 
-Async handlers run right in one of the ``slots``, plain functions in threads, CPU-bound ones in processes. What is still running at
+Async handlers run right in one of the ``slots``, plain functions in threads (what they return that can be awaited, in the
+slot again), CPU-bound ones in processes. What is still running at
 a tick is looked at by the ``sweep``: a short job pays for none of that.
 
 Everything here happens in the event loop's thread.
@@ -11,6 +12,7 @@ Everything here happens in the event loop's thread.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import signal
 import time
 from collections.abc import Callable, Container
@@ -30,7 +32,7 @@ from workers.execution.processes import NotStarted, ProcessDied, ProcessPool
 from workers.execution.run_times import RunTimes
 from workers.execution.slots import Slots
 from workers.execution.sweep import Sweep
-from workers.execution.threads import HandlerThreads
+from workers.execution.threads import HandlerThreads, drop
 from workers.message import Message
 from workers.outcome import Outcome
 from workers.results import Failed, JobResult, Snooze, failed_by
@@ -384,10 +386,21 @@ class Executor:
             self._scheduler.done(message)
 
     async def _in_thread(self, active: Active) -> Any:
-        """A plain function. Its timeout sets ``context.cancelled``; if it does not listen, it is abandoned."""
+        """A plain function. Its timeout sets ``context.cancelled``; if it does not listen, it is abandoned.
+
+        What can be awaited is no result: it is awaited here, within the same limit.
+        """
         active.abandoned = asyncio.get_running_loop().create_future()
         call = partial(active.handler.call, active.decoded.job, active.context)
-        return await self._threads.run(call, active.abandoned)
+        value = await self._threads.run(call, active.abandoned)
+        if not inspect.isawaitable(value):
+            return value
+        # A decorator that is a plain function returns the coroutine of what it wraps. From here on it is one as any other.
+        if active.cancel_reason is not None:
+            drop(value)
+            raise asyncio.CancelledError
+        active.execution = "async"
+        return await value
 
     def _count_stray(self, by: int) -> None:
         self._scheduler.strays += by

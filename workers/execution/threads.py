@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import inspect
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -58,11 +59,18 @@ class HandlerThreads:
 
     def _stray_ended(self, call: asyncio.Future[Any]) -> None:
         self._on_stray(-1)
-        if not call.cancelled():
-            call.exception()  # nobody waits for it
+        # Nobody waits for it.
+        if not call.cancelled() and call.exception() is None:
+            drop(call.result())
 
     def _new_pool(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(self._size, thread_name_prefix="handler")
+
+
+def drop(value: object) -> None:
+    """Nobody will await it: a coroutine that is left alone would say so."""
+    if inspect.iscoroutine(value):
+        value.close()
 
 
 def _call(function: Callable[[], Any]) -> Any:
