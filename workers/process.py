@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import inspect
 import socket
 import threading
 import time
@@ -82,6 +83,8 @@ _OFFSETS_S: Final = 2.0
 #: For what an ambiguous commit left, one try of several; a busy topic has hundreds of thousands of records since its begin.
 _VISIBLE_S: Final = 20.0
 _PAUSE_S: Final = 0.5
+#: What a handler may take to let go what it holds.
+_CLOSE_S: Final = 10.0
 #: So far the clocks of brokers may be apart.
 _CLOCKS_DIFFER_MS: Final = 30_000
 
@@ -389,7 +392,22 @@ class WorkerProcess:
         self.left_behind = self._executor.left_behind
         if self.left_behind:
             log.error("handlers did not end", worker=self.config.name, handlers=self.left_behind)
+        await self._close_handlers()
         log.info("worker stopped", worker=self.config.name)
+
+    async def _close_handlers(self) -> None:
+        """A program that starts and stops workers for years must not gather their threads and connections."""
+        for worker in (handler.worker for handler in self._handlers if handler.worker is not None):
+            try:
+                closing = worker.close()
+                if inspect.isawaitable(closing):
+                    await asyncio.wait_for(closing, _CLOSE_S)
+            except Exception as error:  # noqa: BLE001 - the user's code: it may raise anything
+                log.warning(
+                    "handler could not be closed",
+                    type=worker.worker_type,
+                    error=f"{type(error).__name__}: {error}",
+                )
 
     @property
     def counters(self) -> dict[tuple[str, str, str], int]:

@@ -54,6 +54,16 @@ class Worker:
         """
         raise JobTypeError(f"{type(self).__qualname__} has no process_job()")
 
+    # Any result, for the same reason.
+    def close(self) -> Any:
+        """Let go what it holds, threads and connections: its worker process has stopped.
+
+        Write it as an ``async def``, which may take ten seconds, or as a plain function that does not block. It is called in the
+        event loop, for each end of a worker process that has this instance, so it can come twice; and the next process
+        that has it (``WorkerManager.start`` once more) calls ``process_job`` again. What it raises is logged.
+        Handlers in processes of their own are not closed: those processes end.
+        """
+
     async def health_check(self) -> bool:
         """Whether it could work now. For whoever asks: the worker process itself does not yet."""
         return True

@@ -12,10 +12,13 @@ from structlog.testing import capture_logs
 from schemas.codec import Codec
 from schemas.errors import SettingsError
 from streams.settings import Settings
+from tests.support.deployments import Sample
+from tests.support.jobs import Note
 from workers.config import WorkerConfig
+from workers.context import WorkerContext
 from workers.manager import WorkerManager
 from workers.process import WorkerProcess
-from workers.worker import Handlers
+from workers.worker import Handlers, Worker
 
 pytestmark = pytest.mark.worker_coordination
 
@@ -215,6 +218,54 @@ async def test_a_start_that_fails_leaves_nothing_to_shut_down_and_may_be_tried_a
     await manager.start()
     await manager.shutdown()
     assert stopped.is_set()
+
+
+class Closing(Worker):
+    """A handler that notes its end."""
+
+    worker_type = Note.job_type
+
+    def __init__(self, closed: list[str], error: Exception | None = None) -> None:
+        self._closed, self._error = closed, error
+
+    async def process_job(self, job: Note, context: WorkerContext) -> None:
+        """Nothing comes here."""
+
+    async def close(self) -> None:
+        await asyncio.sleep(0)
+        self._closed.append(self.worker_type)
+        if self._error is not None:
+            raise self._error
+
+
+class ClosingPlainly(Closing):
+    """The same, as a plain function."""
+
+    worker_type = Sample.job_type
+
+    def close(self) -> None:  # type: ignore[override]
+        self._closed.append(self.worker_type)
+
+
+async def test_a_worker_that_stops_closes_its_handlers_whatever_they_raise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each start of a manager would leave threads and connections behind."""
+    closed: list[str] = []
+    handlers = Handlers()
+    for worker in (Closing(closed, ZeroDivisionError("no")), ClosingPlainly(closed)):
+        handlers.register(worker)
+    settings = Settings(kafka_bootstrap_servers="127.0.0.1:1")
+    for times in (1, 2):
+        process = WorkerProcess(WorkerConfig(worker_id="w"), handlers, settings, Codec())
+        for thread in (process._poller, process._committer, process._reporter):  # they have not been started
+            monkeypatch.setattr(thread, "stop", lambda *_: True)
+        with capture_logs() as logs:
+            await process.stop()
+        assert closed == [Note.job_type, Sample.job_type] * times
+        assert [(line["type"], line["error"]) for line in logs if line["log_level"] == "warning"] == [
+            (Note.job_type, "ZeroDivisionError: no")
+        ]
 
 
 def test_a_thread_that_outlives_the_event_loop_ends_without_a_word() -> None:

@@ -491,3 +491,12 @@ async def test_who_makes_steps_or_waits_for_a_thread_may_take_its_time(
         with pytest.raises(asyncio.CancelledError):
             await asyncio.sleep(0)
     assert pulse.has_stopped
+
+
+async def test_a_worker_that_was_closed_works_again(disks: Disks, worker: ReplicationWorker) -> None:
+    """A program's next manager may have the same instance."""
+    disks.put("n1", "bucket/key", b"content")
+    for _ in range(2):
+        success(await worker.process_job(job(), context()))
+        worker.close()
+        worker.close()

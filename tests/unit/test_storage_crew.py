@@ -256,8 +256,11 @@ def test_another_event_loop_can_follow(make: Callable[..., Crew], patience: time
     task._log_destroy_pending = False  # type: ignore[attr-defined] # it was given up on purpose
 
 
-async def test_closing_ends_the_threads_after_what_waits(make: Callable[..., Crew]) -> None:
-    crew = make(NONE)
+@pytest.mark.parametrize("patience", [NONE, AMPLE])
+async def test_closing_ends_the_threads_after_what_waits_and_a_later_call_gets_new_ones(
+    make: Callable[..., Crew], patience: timedelta
+) -> None:
+    crew = make(patience)
     await asyncio.gather(*(crew.run(lambda stopped: None) for _ in range(5)))
     threads = threads_of_tests()
     assert threads
@@ -268,8 +271,33 @@ async def test_closing_ends_the_threads_after_what_waits(make: Callable[..., Cre
     for thread in threads:
         thread.join(10)
         assert not thread.is_alive()
-    with pytest.raises(RuntimeError, match="closed"):
-        await crew.run(lambda stopped: None)
+    crew.close()
+    for _ in range(2):
+        assert await asyncio.gather(*(crew.run(lambda stopped: 1) for _ in range(20))) == [1] * 20
+        crew.close()
+    eventually(lambda: not threads_of_tests(), 10, "none is left")
+    assert (crew._threads, crew._idle, crew._called) == (0, 0, 0)
+
+
+async def test_a_crew_that_is_closed_all_the_time_forgets_no_call(make: Callable[..., Crew]) -> None:
+    """Two managers may have one handler, and one of them stop while the other one works."""
+    crew = make(SHORT, limit=4)
+    closing = True
+
+    async def close() -> None:
+        while closing:
+            crew.close()
+            await asyncio.sleep(0)
+
+    closer = asyncio.create_task(close())
+    async with asyncio.timeout(30):
+        for _ in range(50):
+            assert await asyncio.gather(*(crew.run(lambda stopped: 1) for _ in range(8))) == [1] * 8
+    closing = False
+    await closer
+    crew.close()
+    eventually(lambda: not threads_of_tests(), 10, "none is left")
+    assert (crew._threads, crew._idle, crew._called) == (0, 0, 0)
 
 
 @pytest.mark.parametrize("patience", [NONE, timedelta(microseconds=50), SHORT])

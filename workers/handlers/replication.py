@@ -271,7 +271,7 @@ class ReplicationWorker(Worker):
         return len(silent) < len(self._nodes) or not self._nodes
 
     def close(self) -> None:
-        """Let the threads end; running copies finish."""
+        """Let the threads end; running copies finish, and a job that comes later gets new ones."""
         self._quick.close()
         self._slow.close()
 

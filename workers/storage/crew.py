@@ -105,8 +105,7 @@ class Crew:
         loop = asyncio.get_running_loop()
         call = _Call(function, loop.create_future())
         with self._lock:
-            if self._closed:
-                raise RuntimeError("the crew is closed")
+            self._closed = False
             if loop is not self._loop:
                 self._begin(loop)
             self._waiting.append(call)
@@ -138,7 +137,7 @@ class Crew:
         return result
 
     def close(self) -> None:
-        """Let the threads end when nothing waits any more. No call can be added."""
+        """Let the threads end when nothing waits any more; a call that comes later gets new ones. Any thread; twice is harmless."""
         with self._lock:
             self._closed = True
             self._called += self._idle
@@ -186,7 +185,10 @@ class Crew:
                 # Whoever comes first takes a call that was meant for another: the numbers stay right.
                 self._work.wait_for(lambda: self._called > 0)
                 self._called -= 1
-                if not self._work_off(threading.get_ident()) or self._closed:
+                if not self._work_off(threading.get_ident()):
+                    return
+                if self._closed:
+                    self._threads -= 1
                     return
                 self._idle += 1
 
