@@ -9,27 +9,38 @@ its traffic: with three jobs a second one that never stops shows half a second o
 - ``takeover_s``: from a kill -9 to the next start in each partition of the killed one.
 - ``leave_s``: the same from the exit of one that was told to leave.
 - ``rebalance_s``: from the last start at one worker to the first at another, where nobody was killed, frozen or away.
-- ``takeover_in_trouble_s`` and ``leave_in_trouble_s``: where a broker was away or Kafka was started again meanwhile; after a
-  leave also where one of those that stayed was dead or frozen, and had not been missed yet: it may have been given partitions.
+- ``takeover_in_trouble_s`` and ``leave_in_trouble_s``: where, before its time was up, something was wrong or had been a moment
+  before: a broker was away, Kafka stood still, or another worker was dead, frozen or told to leave, and may have been given
+  partitions all the same.
+- ``takeover_after_trouble_s`` and ``leave_after_trouble_s``: how much of one of those nothing explains.
 - ``takeovers``, ``leaves`` and so on: how many each of those is the longest of.
+
+A takeover begins when there is something to take: a partition in which no job waits stands still for no reason of ours. One
+that waits for its key does not count, for half-minute jobs may be before it.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Mapping
-from itertools import pairwise
+import math
+from bisect import bisect_left, bisect_right
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
+from itertools import accumulate, pairwise
 from typing import Final, TypeAlias
 
 from tests.guarantees.evidence import Evidence, Life, Run
 from tests.guarantees.lives import Lives
+from tests.guarantees.verdict import LEAVE_S, MISSED_AFTER_S, TAKEOVER_S
 
 Place: TypeAlias = tuple[str, int]
+#: From when to when, in nanoseconds of the monotonic clock.
+Span: TypeAlias = tuple[float, float]
 
 #: A member that is killed or frozen is given up after a session, and what it had moves a moment later.
 _AFTERMATH_NS: Final = 15_000_000_000
-#: The session of the campaign's brokers, and a heartbeat or two.
-_MISSED_AFTER_NS: Final = 8_000_000_000
+_MISSED_AFTER_NS: Final = round(MISSED_AFTER_S * 1e9)
+#: A quiet time that is shorter explains itself: whoever was about to take a partition over in it had to begin anew.
+_TAKEOVER_NS: Final = round(TAKEOVER_S * 1e9)
 
 
 def measure(evidence: Evidence) -> Mapping[str, float]:
@@ -43,6 +54,8 @@ def measure(evidence: Evidence) -> Mapping[str, float]:
             "leave_s",
             "takeover_in_trouble_s",
             "leave_in_trouble_s",
+            "takeover_after_trouble_s",
+            "leave_after_trouble_s",
             "standstill_s",
             "rebalance_s",
         ),
@@ -55,26 +68,28 @@ def measure(evidence: Evidence) -> Mapping[str, float]:
     for at in times.values():
         inside = [began, *(one for one in at if began <= one <= stopped), stopped]
         at_least("standstill_s", max(later - earlier for earlier, later in pairwise(inside)) / 1e9)
-    brokers_away = [(one.start_ns, one.end_ns) for one in evidence.troubles if one.kind != "worker_freeze"]
-    members_away = [
-        *((one.start_ns, one.end_ns) for one in evidence.troubles if one.kind == "worker_freeze"),
-        *((one.end_ns, one.end_ns) for one in evidence.lives if one.end not in ("left", "stays")),
-    ]
-    members_away = [(start_ns, end_ns + _MISSED_AFTER_NS) for start_ns, end_ns in members_away]
+    queues = _Queues(evidence)
     for life in evidence.lives:
         if life.end not in ("killed", "left") or not began <= life.end_ns <= stopped:
             continue
         owned = _owned(evidence, life)
-        gaps_s = [_gap_s(life, at, stopped) for (_, number), at in times.items() if number in owned]
-        gap_s = max(gaps_s, default=0.0)
-        troubles = brokers_away + (members_away if life.end == "left" else [])
-        troubled = any(
-            start_ns < life.end_ns + gap_s * 1e9 and end_ns > life.end_ns for start_ns, end_ns in troubles
+        gaps = [
+            gap
+            for place, at in times.items()
+            if place[1] in owned and (gap := queues.gap(place, life.end_ns, _next(at, life.end_ns, stopped)))
+        ]
+        one, many, bar_s = (
+            ("leave", "leaves", LEAVE_S) if life.end == "left" else ("takeover", "takeovers", TAKEOVER_S)
         )
+        longest_s = max((until - since for since, until in gaps), default=0) / 1e9
+        troubles = _troubles(evidence, life)
+        in_time = life.end_ns + min(longest_s, bar_s) * 1e9
+        troubled = any(start < in_time and life.end_ns < end for start, end in troubles)
         in_trouble = "_in_trouble" if troubled else ""
-        one, many = ("leave", "leaves") if life.end == "left" else ("takeover", "takeovers")
-        at_least(f"{one}{in_trouble}_s", gap_s)
-        figures[f"{many}{in_trouble}"] = figures.get(f"{many}{in_trouble}", 0) + bool(gaps_s)
+        at_least(f"{one}{in_trouble}_s", longest_s)
+        figures[f"{many}{in_trouble}"] = figures.get(f"{many}{in_trouble}", 0) + bool(gaps)
+        if troubled:
+            at_least(f"{one}_after_trouble_s", max((_quiet_ns(gap, troubles) for gap in gaps), default=0) / 1e9)
     bad_times, lives = _bad_times(evidence), Lives(evidence.lives)
     for runs in starts.values():
         for before, after in pairwise(run for run in runs if began <= run.start_ns <= stopped):
@@ -107,11 +122,92 @@ def _bad_times(evidence: Evidence) -> list[tuple[int, int]]:
     ]
 
 
-def _gap_s(life: Life, starts: list[int], stopped: int) -> float:
-    """From the end of an owner to the next start in one of its partitions."""
-    place = bisect_right(starts, life.end_ns)
-    following = starts[place] if place < len(starts) else stopped
-    return (following - life.end_ns) / 1e9
+def _troubles(evidence: Evidence, life: Life) -> list[Span]:
+    """What may hold up whoever gets the partitions of this one, for as long as it can be felt."""
+    others = [one for one in evidence.lives if one is not life]
+    return [
+        *(
+            (one.start_ns, one.end_ns + (_MISSED_AFTER_NS if one.kind == "worker_freeze" else _AFTERMATH_NS))
+            for one in evidence.troubles
+        ),
+        *(
+            (one.end_ns, one.end_ns + _MISSED_AFTER_NS)
+            for one in others
+            if one.end not in ("left", "stays")
+        ),
+        # It starts nothing any more, and has what it was given until its drain is over.
+        *((one.told_ns, one.end_ns) for one in others if one.told_ns is not None),
+    ]
+
+
+def _quiet_ns(gap: Span, troubles: Iterable[Span]) -> float:
+    """How long nothing was wrong in it, nor had been a moment before, in stretches that are long enough for a takeover."""
+    quiet, at = 0.0, gap[0]
+    for start, end in sorted((*troubles, (gap[1], gap[1]))):
+        stretch = min(start, gap[1]) - at
+        if stretch >= _TAKEOVER_NS:
+            quiet += stretch
+        at = max(at, end)
+    return quiet
+
+
+def _next(starts: list[int], at_ns: int, stopped: int) -> int:
+    """The next start in a partition."""
+    place = bisect_right(starts, at_ns)
+    return starts[place] if place < len(starts) else stopped
+
+
+class _Queues:
+    """Since when something waits in each partition, at any time: what may start at once, and what was cut short."""
+
+    def __init__(self, evidence: Evidence) -> None:
+        self._last: dict[Place, list[float]] = {}
+        self._since: dict[Place, list[float]] = {}
+        if not evidence.runs:
+            return
+        clock = _Clock(evidence.runs)
+        first: dict[str, int] = {}
+        last: dict[str, int] = {}
+        put_off: set[str] = set()
+        for run in evidence.runs:
+            if run.asked_ms is not None:
+                put_off.add(run.job_id)
+            if run.attempt == 1 and not run.redrives:
+                first.setdefault(run.job_id, run.start_ns)
+                last[run.job_id] = run.start_ns
+        found: dict[Place, list[tuple[float, float]]] = defaultdict(list)
+        for record in evidence.topics.jobs:
+            job_id = record.job_id
+            if record.delivery or record.not_before_ms or job_id in put_off:
+                continue
+            # One with a key may wait for that: it counts from its first run on.
+            since = clock.monotonic_ns(record.written_ms) if record.key is None else first.get(job_id)
+            if since is not None:
+                found[record.topic, record.partition].append((last.get(job_id, math.inf), since))
+        for place, pairs in found.items():
+            pairs.sort()
+            self._last[place] = [began for began, _ in pairs]
+            self._since[place] = list(accumulate((since for _, since in reversed(pairs)), min))[::-1]
+
+    def gap(self, place: Place, end_ns: int, next_ns: int) -> Span | None:
+        """How long what waits there has waited since its owner's end until the next start; None if nothing waits."""
+        last = self._last.get(place, [])
+        behind = bisect_right(last, end_ns)
+        since = self._since[place][behind] if behind < len(last) else math.inf
+        return (max(end_ns, since), next_ns) if since < next_ns else None
+
+
+class _Clock:
+    """Times on the wall as those of the monotonic clock, by the run nearest to them: the clock on the wall may be set meanwhile."""
+
+    def __init__(self, runs: Collection[Run]) -> None:
+        self._pairs = sorted((run.start_ms, run.start_ns) for run in runs)
+
+    def monotonic_ns(self, wall_ms: int) -> float:
+        """Needs one run at least."""
+        place = min(bisect_left(self._pairs, (wall_ms, 0)), len(self._pairs) - 1)
+        start_ms, start_ns = self._pairs[place]
+        return start_ns + (wall_ms - start_ms) * 1e6
 
 
 def _owned(evidence: Evidence, life: Life) -> tuple[int, ...]:

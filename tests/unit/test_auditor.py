@@ -86,7 +86,7 @@ def test_honest_evidence_is_found_to_be_so_and_times_are_measured(tmp_path: Path
 def test_a_long_storm_that_has_shown_too_little_says_so() -> None:
     enough = {kind.value: 25 for kind in Kind}
     verdict = Verdict(
-        accepted=100_000, faults=225, faults_by_kind=enough, kills=25, kills_in_flight=8, takeover_s=12.0,
+        minutes=30.0, accepted=150_000, faults=200, faults_by_kind=enough, kills=25, kills_in_flight=8, takeover_s=12.0,
         takeovers_in_trouble=1, leaves=1,
     )  # fmt: skip
     assert verdict.missed == []
@@ -94,17 +94,23 @@ def test_a_long_storm_that_has_shown_too_little_says_so() -> None:
     del verdict.faults_by_kind["broker_kill"]
     verdict.leaves = 0
     verdict.accepted, verdict.kills_in_flight, verdict.takeover_s, verdict.leave_s = 99_999, 7, 12.1, 3.1
+    verdict.takeover_after_trouble_s, verdict.leave_after_trouble_s = 20.1, 11.1
+    verdict.faults = 190
     assert verdict.missed == [
         "takeover took 12.1 s, and not 12",
         "after a leave it took 3.1 s, and not 3",
+        "a takeover in trouble took 20.1 s in which nothing was wrong any more, and not 20",
+        "a leave in trouble took 11.1 s in which nothing was wrong any more, and not 11",
+        "190 faults were made, and not 200",
         "28% of the kills met a running job, and not 30%",
         "99,999 jobs were accepted, and not 100,000",
+        "3,333 jobs a minute were accepted, and not 5,000",
         "broker_kill came up 0 times, and not 20",
         "kafka_restart came up 19 times, and not 20",
         "no leaves were measured",
     ]
-    verdict.faults = 199
-    assert len(verdict.missed) == 2, "a short one shows what it can"
+    verdict.minutes = 29.9
+    assert len(verdict.missed) == 4, "a short one shows what it can"
 
 
 def lose(e: Evidence) -> None:
