@@ -24,17 +24,24 @@ from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
 FINAL: Final = frozenset({"succeeded", "failed", "cancelled", "skipped"})
 _SINGLE_OBJECT: Final = b"\xc3\x01"
 _READ_S: Final = 60.0
-#: What a worker logs when an outcome of its may not reach Kafka.
-_DOUBTS: Final = frozenset(
+#: What a worker logs when outcomes of its may not reach Kafka, and why each may be the reason that a run came to nothing. What it
+#: starts nothing for, cancels, or writes again by itself is no such line: "group metadata was stale", "no answer from Kafka",
+#: "partitions taken too late".
+DOUBTS: Final = frozenset(
     {
+        # The transaction may have been aborted, and until Kafka has said what stands nothing else is written: if the partition
+        # goes meanwhile, all that waits for it is dropped.
         "commit without a clear answer",
-        "group metadata was stale",
-        "no answer from Kafka: everything is cancelled",
+        # It is asked, and there is no answer yet: nothing else is written for as long as that lasts, which may be minutes.
+        "what is committed cannot be read yet",
+        "what is visible of a transaction cannot be read yet",
+        # Nothing can be written at all, for fifteen seconds or more before it says so.
         "no transactional producer yet",
+        # Outcomes of them that are not committed yet are dropped.
         "others have committed for partitions of ours: joining the group again",
         "partitions lost",
+        # The same: the last commit took longer than a release waits for it.
         "partitions released without a last commit",
-        "partitions taken too late: joining the group again",
     }
 )
 
@@ -150,6 +157,8 @@ class Doubt:
     worker: str
     at_ms: int
     event: str
+    #: Those that it speaks of; empty: of all that it has.
+    partitions: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +224,9 @@ def load(file: Path) -> Evidence:
         accepted=[Accepted(**one) for one in given["accepted"]],
         traffic_ns=tuple(given["traffic_ns"]),
         faults=given["faults"],
-        doubts=[Doubt(**one) for one in given.get("doubts", ())],
+        doubts=[
+            Doubt(**{**one, "partitions": tuple(one.get("partitions", ()))}) for one in given.get("doubts", ())
+        ],
         seed=given["seed"],
         minutes=given["minutes"],
         ended_by_themselves=given["ended_by_themselves"],
@@ -325,9 +336,10 @@ def read_doubts(directory: Path) -> list[Doubt]:
         for line in file.read_text(errors="replace").splitlines():
             with contextlib.suppress(ValueError):  # Java, Python's traces, and lines that were cut off
                 said = json.loads(line)
-                if isinstance(said, dict) and said.get("event") in _DOUBTS:
+                if isinstance(said, dict) and said.get("event") in DOUBTS:
                     at = datetime.fromisoformat(said["timestamp"])
-                    found.append(Doubt(file.stem, round(at.timestamp() * 1000), said["event"]))
+                    numbers = tuple(said.get("partitions", ()))
+                    found.append(Doubt(file.stem, round(at.timestamp() * 1000), said["event"], numbers))
     return found
 
 

@@ -5,11 +5,11 @@ In:  a run, the next one of its job, what befell workers and Kafka, and what wor
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from typing import Final
 
-from tests.guarantees.evidence import Evidence, Life, Run
+from tests.guarantees.evidence import DOUBTS, Doubt, Evidence, Life, Run
 from tests.guarantees.lives import Lives
 
 #: An outcome waits that long for its commit: for the transaction before its own, and for its own. Each takes up to 1.6 s on two
@@ -18,7 +18,10 @@ COMMIT_NS: Final = 4_000_000_000
 #: The same after a broker was away: until the worker has a producer again (one try takes up to 15 s), or is given up.
 COMMIT_IN_TROUBLE_NS: Final = 20_000_000_000
 #: Until a worker says so if a commit has no clear answer: it looks for up to 40 s what is visible of the one before.
-DOUBT_NS: Final = 45_000_000_000
+_DOUBT_MS: Final = 45_000
+#: A transaction that the partition's next owner has overtaken: it says so when it has given up its offsets (7 s), its end or its
+#: abort (10 s each).
+_GIVEN_UP_MS: Final = 27_000
 #: Ends of a worker process that let its runs go without one.
 _CUT_SHORT: Final = frozenset({"killed", "left", "stood still"})
 
@@ -34,9 +37,12 @@ class Explanations:
     def __init__(self, evidence: Evidence) -> None:
         self._lives = Lives(evidence.lives)
         self._troubles = evidence.troubles
-        self._doubts: dict[str, list[int]] = defaultdict(list)
+        self._doubts: dict[str, list[Doubt]] = defaultdict(list)
         for doubt in sorted(evidence.doubts, key=lambda one: one.at_ms):
-            self._doubts[doubt.worker].append(doubt.at_ms)
+            if doubt.event in DOUBTS:
+                self._doubts[doubt.worker].append(doubt)
+        #: One number for all topics on which a job stands.
+        self._partitions = {record.job_id: record.partition for record in evidence.topics.jobs}
 
     def __call__(self, run: Run, following: Run | None) -> str | None:
         """``following``: the next run of the same job, if there is one."""
@@ -50,9 +56,9 @@ class Explanations:
         over = life.end == "stays" and following is None
         if run.end_ns is None:
             return "killed" if over else life.end if life.end in _CUT_SHORT else None
-        return self._of_ended(run, run.end_ns, life, over=over)
+        return self._of_ended(run, run.end_ns, life, following, over=over)
 
-    def _of_ended(self, run: Run, end_ns: int, life: Life, *, over: bool) -> str | None:
+    def _of_ended(self, run: Run, end_ns: int, life: Life, following: Run | None, *, over: bool) -> str | None:
         if over and end_ns > life.end_ns - COMMIT_NS:
             return "killed before its commit"
         if self._was_frozen(run, life):
@@ -63,7 +69,7 @@ class Explanations:
         if life.end == "killed" and run.start_ns <= life.end_ns <= end_ns + patience_ns:
             return "killed before its commit"
         # Somewhere a broker is away most of the time: this very worker has to have met it.
-        return "broker away" if in_trouble and self._had_doubts(run, end_ns) else None
+        return "broker away" if in_trouble and self._had_doubts(run, end_ns, life, following) else None
 
     def _of_cancelled(self, run: Run, life: Life, *, moved: bool) -> str | None:
         end_ns = run.end_ns or life.end_ns
@@ -92,12 +98,24 @@ class Explanations:
             for trouble in self._troubles
         )
 
-    def _had_doubts(self, run: Run, end_ns: int) -> bool:
-        """Whether its worker did not know what became of a commit that could have had this outcome."""
-        end_ms = run.start_ms + (end_ns - run.start_ns) // 1_000_000
+    def _had_doubts(self, run: Run, end_ns: int, life: Life, following: Run | None) -> bool:
+        """Whether its process did not know what became of a commit that could have had this outcome, or has lost its partition.
+
+        While the outcome was pending: since the run's end, and before the next owner of its partition has begun with the job.
+        """
+
+        def wall_ms(at_ns: int) -> int:
+            return run.start_ms + (at_ns - run.start_ns) // 1_000_000
+
+        end_ms = wall_ms(end_ns)
+        until_ms = min(end_ms + _DOUBT_MS, wall_ms(life.end_ns))
+        if following is not None:
+            until_ms = min(until_ms, following.start_ms + _GIVEN_UP_MS)
         said = self._doubts[run.worker.partition(".")[0]]
-        first = bisect_left(said, end_ms - COMMIT_NS // 1_000_000)
-        return first < len(said) and said[first] <= end_ms + DOUBT_NS // 1_000_000
+        number = self._partitions.get(run.job_id)
+        first = bisect_left(said, end_ms, key=lambda one: one.at_ms)
+        last = bisect_right(said, until_ms, key=lambda one: one.at_ms)
+        return any(not one.partitions or number in one.partitions for one in said[first:last])
 
     def _was_in_trouble(self, end_ns: int) -> bool:
         return any(

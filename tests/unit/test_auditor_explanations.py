@@ -13,7 +13,9 @@ from tests.guarantees.evidence import (
     Doubt,
     Life,
     Trouble,
+    load,
     read_doubts,
+    save,
 )
 from tests.support.honest_evidence import WALL_MS, S, honest, ran, record, said
 
@@ -80,17 +82,30 @@ def test_a_run_that_ended_in_its_process_while_its_worker_was_frozen_may_run_the
     assert verdict.unexplained.count == (not explained)
 
 
+UNCLEAR = "commit without a clear answer"
+UNREADABLE = "what is visible of a transaction cannot be read yet"
+LOST = "partitions lost"
+
+
 @pytest.mark.parametrize(
-    ("worker", "at_s", "explained"),
+    ("worker", "at_s", "event", "partitions", "explained"),
     [
-        pytest.param("a", 4.0, True, id="its worker knew of no answer"),
-        pytest.param("b", 4.0, False, id="another one did not"),
-        pytest.param("a", 60.0, False, id="much later"),
-        pytest.param(None, 0.0, False, id="nobody has noticed anything"),
+        pytest.param("a", 4.0, UNCLEAR, (), True, id="its worker knew of no answer"),
+        pytest.param("b", 4.0, UNCLEAR, (), False, id="another one did not"),
+        pytest.param("a", 20.0, UNREADABLE, (), True, id="it still waits for Kafka's word on an earlier one"),
+        pytest.param("a", 3.4, UNCLEAR, (), False, id="before its end"),
+        pytest.param("a", 39.0, UNCLEAR, (), True, id="a transaction that the next owner has overtaken"),
+        pytest.param("a", 41.0, UNCLEAR, (), False, id="much later than the next one has begun"),
+        pytest.param("a", 4.0, LOST, (0, 3), True, id="its partition was lost"),
+        pytest.param("a", 4.0, LOST, (3,), False, id="others were lost"),
+        pytest.param("a", 4.0, "group metadata was stale", (), False, id="what is written again"),
+        pytest.param("a", 4.0, "partitions taken too late: joining the group again", (0,), False, id="not taken"),
+        pytest.param("a", 4.0, "no answer from Kafka: everything is cancelled", (), False, id="what runs"),
+        pytest.param(None, 0.0, UNCLEAR, (), False, id="nobody has noticed anything"),
     ],
 )
 def test_a_run_that_had_ended_is_explained_by_a_broker_only_if_its_worker_met_that(
-    worker: str | None, at_s: float, *, explained: bool
+    worker: str | None, at_s: float, event: str, partitions: tuple[int, ...], *, explained: bool
 ) -> None:
     """In a storm some broker is away most of the time."""
     evidence = honest()
@@ -99,16 +114,39 @@ def test_a_run_that_had_ended_is_explained_by_a_broker_only_if_its_worker_met_th
     evidence.runs.append(ran("three", 13, 13.5, "b.0", fence=1))
     evidence.topics.statuses["three"] = [said("three", "succeeded", 13.5, 2, "b.0")]
     if worker is not None:
-        evidence.doubts = [Doubt(worker, WALL_MS + round(at_s * 1000), "commit without a clear answer")]
+        evidence.doubts = [Doubt(worker, WALL_MS + round(at_s * 1000), event, partitions)]
     verdict = judge(evidence)
     assert verdict.unexplained.count == (not explained)
     assert verdict.reasons.get("broker away", 0) == explained
 
 
+@pytest.mark.parametrize(("ended_at", "explained"), [(40, True), (29, False)])
+def test_what_the_next_process_of_its_name_says_explains_no_run(ended_at: int, *, explained: bool) -> None:
+    evidence = honest()
+    evidence.lives[0] = Life("a", 10, 0, ended_at * S, "killed")
+    evidence.lives.append(Life("a", 11, ended_at * S, 70 * S, "stays"))
+    evidence.troubles.append(Trouble("broker_kill", 2 * S, 4 * S))
+    evidence.runs.append(ran("three", 13, 13.5, "b.0", fence=1))
+    evidence.topics.statuses["three"] = [said("three", "succeeded", 13.5, 2, "b.0")]
+    evidence.doubts = [Doubt("a", WALL_MS + 30_000, UNCLEAR)]
+    assert judge(evidence).reasons.get("broker away", 0) == explained
+
+
 def test_a_worker_says_itself_when_it_does_not_know_what_became_of_a_commit(tmp_path: Path) -> None:
-    line = '{"event": "commit without a clear answer", "timestamp": "2027-01-15T08:00:03.250000Z", "level": "warning"}'
-    (tmp_path / "w2.stderr").write_text(f"Picked up JAVA\n{line}\n" + '{"event": "other"}\n{"event": "comm')
-    assert read_doubts(tmp_path) == [Doubt("w2", 1_800_000_003_250, "commit without a clear answer")]
+    lines = [
+        '{"event": "commit without a clear answer", "timestamp": "2027-01-15T08:00:03.250000Z", "level": "warning"}',
+        '{"event": "partitions lost", "partitions": [1, 4], "timestamp": "2027-01-15T08:00:04Z"}',
+        '{"event": "other"}',
+        '{"event": "comm',
+    ]
+    (tmp_path / "w2.stderr").write_text("Picked up JAVA\n" + "\n".join(lines))
+    assert read_doubts(tmp_path) == [
+        Doubt("w2", 1_800_000_003_250, "commit without a clear answer"),
+        Doubt("w2", 1_800_000_004_000, "partitions lost", (1, 4)),
+    ]
+    evidence = replace(honest(), doubts=read_doubts(tmp_path))
+    save(evidence, tmp_path / "evidence.json")
+    assert load(tmp_path / "evidence.json").doubts == evidence.doubts
 
 
 def test_what_a_frozen_process_does_when_it_wakes_is_counted_apart() -> None:
