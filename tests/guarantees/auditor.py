@@ -66,6 +66,7 @@ def judge(evidence: Evidence) -> Verdict:
     _look_at_transitions(evidence, verdict)
     _look_at_contents(evidence, verdict)
     _look_at_starts(evidence, verdict)
+    _look_at_partitions(evidence, verdict)
     _look_at_keys(evidence, verdict)
     _look_at_order(evidence, verdict, told)
     _look_at_runs(evidence, verdict, told)
@@ -312,6 +313,25 @@ def _look_at_starts(evidence: Evidence, verdict: Verdict) -> None:
                     f"{record.job_id} began {record.not_before_ms - run.start_ms} ms before the time that stands "
                     f"at {record.topic}/{record.partition}/{record.offset}"
                 )
+
+
+def _look_at_partitions(evidence: Evidence, verdict: Verdict) -> None:
+    """A job without a key stays in the partition of its first record: retries, delays and redrives keep the number.
+
+    Whose partition that is has the job: in another one somebody else could have it at the same time. Where a key must lie is
+    looked at with the order of its jobs.
+    """
+    records = [one for one in evidence.topics.jobs if one.key is None and one.topic != "jobs.dlq"]
+    first: dict[str, set[int]] = defaultdict(set)
+    for record in records:
+        if not record.delivery:
+            first[record.job_id].add(record.partition)
+    for record in records:
+        if record.delivery and record.partition not in first[record.job_id]:
+            verdict.illegal.add(
+                f"{record.job_id}: its delivery {record.delivery} stands at {record.topic}/{record.partition}, "
+                f"and its first one in {sorted(first[record.job_id])}"
+            )
 
 
 def _look_at_keys(evidence: Evidence, verdict: Verdict) -> None:

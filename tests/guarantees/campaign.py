@@ -46,6 +46,7 @@ from tests.guarantees.pulse import pulse
 from tests.guarantees.redrives import Redrives
 from tests.guarantees.storm import Fault, Kind, storm
 from tests.guarantees.traffic import Order, orders
+from tests.guarantees.verdict import LONG_MINUTES
 from tests.support.waiting import eventually
 
 FEWEST: Final = 3
@@ -73,6 +74,12 @@ class Plan:
     long_s: float = 30.0
     pause_s: tuple[float, float] = (1.0, 5.0)
     only: Collection[Kind] = tuple(Kind)
+
+    @property
+    def far(self) -> int:
+        """Of how many jobs some wait for minutes: those of a long storm's first half, so that its end does not wait for them."""
+        is_long = self.seconds >= LONG_MINUTES * 60
+        return round(self.seconds * self.jobs_per_s / 2) if is_long else 0
 
 
 @dataclass(slots=True)
@@ -341,7 +348,7 @@ async def _traffic(plan: Plan, settings: Settings, ledger: _Ledger, stop: thread
     """Jobs at a steady rate, whatever the brokers do; a call that waits does not hold up the next one."""
     async with JobQueue.connect(settings, source="campaign") as queue, asyncio.TaskGroup() as calls:
         began = time.monotonic()
-        for number, order in enumerate(orders(plan.seed, long_s=plan.long_s)):
+        for number, order in enumerate(orders(plan.seed, long_s=plan.long_s, far=plan.far)):
             if stop.is_set():
                 break
             # The pace: each job has its moment, however long the calls before it take.

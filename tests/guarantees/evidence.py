@@ -225,7 +225,8 @@ def load(file: Path) -> Evidence:
         traffic_ns=tuple(given["traffic_ns"]),
         faults=given["faults"],
         doubts=[
-            Doubt(**{**one, "partitions": tuple(one.get("partitions", ()))}) for one in given.get("doubts", ())
+            Doubt(**{**one, "partitions": tuple(one.get("partitions", ()))})
+            for one in given.get("doubts", ())
         ],
         seed=given["seed"],
         minutes=given["minutes"],

@@ -58,7 +58,9 @@ class Explanations:
             return "killed" if over else life.end if life.end in _CUT_SHORT else None
         return self._of_ended(run, run.end_ns, life, following, over=over)
 
-    def _of_ended(self, run: Run, end_ns: int, life: Life, following: Run | None, *, over: bool) -> str | None:
+    def _of_ended(
+        self, run: Run, end_ns: int, life: Life, following: Run | None, *, over: bool
+    ) -> str | None:
         if over and end_ns > life.end_ns - COMMIT_NS:
             return "killed before its commit"
         if self._was_frozen(run, life):

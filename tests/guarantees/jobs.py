@@ -162,7 +162,7 @@ class Long(KeyedJob):
 
 
 @dataclass
-class FailsThenSucceeds(CampaignJob):
+class FailsThenSucceeds(KeyedJob):
     """Fails in its first ``times`` attempts."""
 
     job_type = "g_flaky"
@@ -182,7 +182,7 @@ class FailsThenSucceeds(CampaignJob):
 
 
 @dataclass
-class AlwaysFails(CampaignJob):
+class AlwaysFails(KeyedJob):
     """Becomes a dead letter."""
 
     job_type = "g_hopeless"
@@ -200,7 +200,7 @@ class AlwaysFails(CampaignJob):
 
 
 @dataclass
-class Snoozes(CampaignJob):
+class Snoozes(KeyedJob):
     """Asks to be run again later, until ``until_ms`` after it was scheduled has passed."""
 
     job_type = "g_snoozes"

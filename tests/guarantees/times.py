@@ -89,7 +89,9 @@ def measure(evidence: Evidence) -> Mapping[str, float]:
         at_least(f"{one}{in_trouble}_s", longest_s)
         figures[f"{many}{in_trouble}"] = figures.get(f"{many}{in_trouble}", 0) + bool(gaps)
         if troubled:
-            at_least(f"{one}_after_trouble_s", max((_quiet_ns(gap, troubles) for gap in gaps), default=0) / 1e9)
+            at_least(
+                f"{one}_after_trouble_s", max((_quiet_ns(gap, troubles) for gap in gaps), default=0) / 1e9
+            )
     bad_times, lives = _bad_times(evidence), Lives(evidence.lives)
     for runs in starts.values():
         for before, after in pairwise(run for run in runs if began <= run.start_ns <= stopped):
@@ -130,11 +132,7 @@ def _troubles(evidence: Evidence, life: Life) -> list[Span]:
             (one.start_ns, one.end_ns + (_MISSED_AFTER_NS if one.kind == "worker_freeze" else _AFTERMATH_NS))
             for one in evidence.troubles
         ),
-        *(
-            (one.end_ns, one.end_ns + _MISSED_AFTER_NS)
-            for one in others
-            if one.end not in ("left", "stays")
-        ),
+        *((one.end_ns, one.end_ns + _MISSED_AFTER_NS) for one in others if one.end not in ("left", "stays")),
         # It starts nothing any more, and has what it was given until its drain is over.
         *((one.told_ns, one.end_ns) for one in others if one.told_ns is not None),
     ]

@@ -125,7 +125,9 @@ class Verdict:
             ("takeover", self.takeover_after_trouble_s, TAKEOVER_S + MISSED_AFTER_S),
             ("leave", self.leave_after_trouble_s, LEAVE_S + MISSED_AFTER_S),
         ):
-            text = f"a {name} in trouble took {after_s} s in which nothing was wrong any more, and not {bar_s:g}"
+            text = (
+                f"a {name} in trouble took {after_s} s in which nothing was wrong any more, and not {bar_s:g}"
+            )
             bars[text] = after_s > bar_s
         if self.minutes >= LONG_MINUTES:
             share = self.kills_in_flight / max(self.kills, 1)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from tests.guarantees.auditor import judge
+from tests.guarantees.campaign import Plan
 from tests.guarantees.evidence import (
     Accepted,
     Evidence,
@@ -301,6 +303,27 @@ def schedule_a_child_and_never_tell(e: Evidence) -> None:
     e.topics.jobs.append(record("child", 9, parent="two", key=None))
 
 
+def retry_in_another_partition(e: Evidence) -> None:
+    """It has no key, so that nothing else says where it must lie."""
+    retry(e)
+    e.topics.jobs = [
+        replace(one, key=None, partition=int(one.delivery > 0)) if one.job_id == "two" else one
+        for one in e.topics.jobs
+    ]
+    e.runs = [replace(run, key=None) if run.job_id == "two" else run for run in e.runs]
+
+
+def retry_keyed_in_another_partition(e: Evidence) -> None:
+    retry(e)
+    e.topics.jobs[-1] = replace(e.topics.jobs[-1], partition=1)
+
+
+def retry_beside_its_key(e: Evidence) -> None:
+    """Job three has the key when the second run of job two begins."""
+    retry(e)
+    e.runs[2] = ran("three", 3, 3.92)
+
+
 def plan_for_before_what_was_asked(e: Evidence) -> None:
     retry(e)
     e.runs[1] = replace(e.runs[1], asked_ms=WALL_MS + 4_600)
@@ -458,6 +481,9 @@ def lose_who_was_perhaps_accepted(e: Evidence) -> None:
         (spread_a_key, {"order"}),
         (overlap_in_a_process_that_was_frozen, {"overlaps"}),
         (end_an_attempt_too_early, {"illegal"}),
+        (retry_in_another_partition, {"illegal"}),
+        (retry_keyed_in_another_partition, {"order"}),
+        (retry_beside_its_key, {"overlaps"}),
         (schedule_a_child_and_never_tell, {"illegal"}),
         (plan_for_before_what_was_asked, {"early"}),
         (plan_for_a_little_before_what_was_asked, {"early"}),
@@ -487,6 +513,29 @@ def test_a_job_that_is_given_a_new_life_has_two_ends() -> None:
     evidence.runs.sort(key=lambda run: run.start_ns)
     verdict = judge(evidence)
     assert (verdict.broken, verdict.redriven, verdict.reexecuted) == ({}, 1, 1)
+
+
+def test_a_retry_that_begins_behind_later_ones_of_its_key_is_in_order() -> None:
+    """Its first run was: those behind it go on while it waits, and one of them may be retried before it."""
+    evidence = honest()
+    retry(evidence)
+    evidence.topics.statuses["three"] = [
+        said("three", "retrying", 3.5, 7, not_before_ms=WALL_MS + 3_600, started_ms=WALL_MS + 3_000),
+        said("three", "succeeded", 3.8, 9, delivery=1, attempt=2),
+    ]
+    evidence.topics.jobs.append(record("three", 10, delivery=1))
+    evidence.runs.append(ran("three", 3.8, 3.85, attempt=2))
+    evidence.runs.sort(key=lambda run: run.start_ns)
+    assert judge(evidence).broken == {}
+
+
+def test_what_waited_for_its_time_has_no_place_in_the_order_of_its_key() -> None:
+    evidence = honest()
+    evidence.topics.jobs[1] = replace(evidence.topics.jobs[1], not_before_ms=WALL_MS + 5_000)
+    evidence.runs[1] = ran("two", 5, 5.5)
+    evidence.topics.statuses["two"] = [said("two", "succeeded", 5.5, 1)]
+    evidence.runs.sort(key=lambda run: run.start_ns)
+    assert judge(evidence).broken == {}
 
 
 def test_a_run_of_a_new_life_that_has_not_ended_yet_is_explained_like_any_other() -> None:
@@ -535,6 +584,34 @@ def test_a_seed_means_the_same_jobs_and_faults() -> None:
     assert len(set(kinds)) == 9, "every kind once in a round"
     some = (Kind.WORKER_KILL, Kind.WORKER_LEAVE)
     assert {fault.kind for _, fault in zip(range(9), storm(3, only=some), strict=False)} == {*some}
+
+
+def test_keys_meet_retries_snoozes_and_delays() -> None:
+    """What they are promised is attacked across those as well; others of each kind have none."""
+    keys: dict[str, set[str | None]] = {}
+    for order, _ in zip(orders(7), range(5_000), strict=False):
+        kind = "delayed" if order.delay is not None else type(order.job).job_type
+        keys.setdefault(kind, set()).add(order.job.ordering_key())
+    shared = keys["g_in_order"]
+    assert len(shared) == 40
+    for kind in ("g_flaky", "g_hopeless", "g_snoozes", "delayed"):
+        assert None in keys[kind]
+        assert len(keys[kind] & shared) > 10, kind
+
+
+def test_only_the_first_half_of_a_long_storm_has_jobs_that_wait_for_minutes() -> None:
+    """Nobody waits longer for the end of it, nor for the three minutes that run with the tests."""
+    short, long = Plan(7, 180.0), Plan(7, 1_800.0)
+    assert (short.far, long.far) == (0, 117_000)
+    numbers = [
+        number
+        for number, order in zip(range(1, 6_000), orders(7, far=4_000), strict=False)
+        if order.delay is not None and order.delay > timedelta(seconds=20)
+    ]
+    assert 10 < len(numbers) < 60
+    assert numbers[-1] <= 4_000
+    delays = [order.delay for order, _ in zip(orders(7), range(6_000), strict=False)]
+    assert max(delay for delay in delays if delay is not None) <= timedelta(seconds=20)
 
 
 def test_a_worker_that_ends_by_itself_is_reported_and_not_raised() -> None:

@@ -99,7 +99,9 @@ LOST = "partitions lost"
         pytest.param("a", 4.0, LOST, (0, 3), True, id="its partition was lost"),
         pytest.param("a", 4.0, LOST, (3,), False, id="others were lost"),
         pytest.param("a", 4.0, "group metadata was stale", (), False, id="what is written again"),
-        pytest.param("a", 4.0, "partitions taken too late: joining the group again", (0,), False, id="not taken"),
+        pytest.param(
+            "a", 4.0, "partitions taken too late: joining the group again", (0,), False, id="not taken"
+        ),
         pytest.param("a", 4.0, "no answer from Kafka: everything is cancelled", (), False, id="what runs"),
         pytest.param(None, 0.0, UNCLEAR, (), False, id="nobody has noticed anything"),
     ],

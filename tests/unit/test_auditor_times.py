@@ -99,7 +99,11 @@ def test_a_takeover_in_trouble_has_to_be_over_soon_after_it(
 
 def test_what_holds_up_a_takeover_is_the_machine_if_nothing_was_acknowledged_meanwhile() -> None:
     verdict = judge(take_over_at(45, Trouble("kafka_stall", 11 * S, 30 * S)))
-    assert (verdict.takeover_in_trouble_s, verdict.takeover_after_trouble_s, verdict.missed) == (35.0, 0.0, [])
+    assert (verdict.takeover_in_trouble_s, verdict.takeover_after_trouble_s, verdict.missed) == (
+        35.0,
+        0.0,
+        [],
+    )
 
 
 @pytest.mark.parametrize(
@@ -123,7 +127,9 @@ def test_a_leave_in_trouble_has_to_be_over_soon_after_it() -> None:
     evidence.runs[3] = ran("four", 9.5, 9.6, how="cancelled")
     verdict = judge(evidence)
     assert (verdict.leave_s, verdict.leave_after_trouble_s) == (0.0, 23.0)
-    assert verdict.missed == ["a leave in trouble took 23.0 s in which nothing was wrong any more, and not 11"]
+    assert verdict.missed == [
+        "a leave in trouble took 23.0 s in which nothing was wrong any more, and not 11"
+    ]
 
 
 def queue(evidence: Evidence, job_id: str, written_s: float, start_s: float, key: str | None) -> None:
