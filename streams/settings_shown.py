@@ -10,14 +10,14 @@ from typing import Any, Final
 
 from pydantic import BaseModel, SecretStr
 
+from streams.user_info import USER_INFO
+
 _MASK: Final = "******"
 #: Parameters that are known to be no secret. Nobody can name all that are one (``sig``, ``credential``, ``passwd``).
 _HARMLESS: Final = frozenset({"endpoint", "region", "durable"})
 #: In a path only ";" begins a parameter; behind "?" or "#" all of them do, so that none hides in another's value.
 _IN_PATH: Final = re.compile(r"(;)([^;]*)")
 _BEHIND_PATH: Final = re.compile(r"([?&#;])([^?&#;]*)")
-#: User and password in a URL, or in each one of several. "/" in a password that was not written as %2F is of it.
-USER_INFO: Final = re.compile(r"(?<=://)(?:[^/?#:]*:(?:(?!://).)*|[^/?#]*)@")
 
 
 def shown(value: Any) -> str:  # noqa: PLR0911 - one line per kind of value

@@ -31,6 +31,16 @@ print(rich.console.Console.__name__)
     assert outcome_of(program).split() == ["False", "Console"]
 
 
+def test_a_handlers_process_does_not_load_what_reads_settings() -> None:
+    """There is one for each processor, and each would have pydantic's megabytes."""
+    program = """
+import sys
+import workers.execution.process_child
+print("pydantic" in sys.modules)
+"""
+    assert outcome_of(program) == "False"
+
+
 def test_a_command_that_works_does_not_load_it_either() -> None:
     program = """
 import sys

@@ -495,3 +495,18 @@ def test_what_looks_like_a_secret_is_masked_before_it_is_published() -> None:
     assert "RuntimeError" in written
     assert "hunter2" not in written
     assert "abcdef" not in written
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        Skipped("asked https://user:hunter2@host/x"),
+        Snooze(timedelta(seconds=5), "asked with {'password': 'hunter2'}"),
+        Snooze(timedelta(days=900), "asked with {'password': 'hunter2'}"),
+    ],
+)
+def test_a_reason_is_published_too_and_masked_like_an_error(result: JobResult) -> None:
+    outcome = ROUTER.settle(run_of(), result, replace(RULES, max_retries=0))
+    written = repr([record.headers for record in outcome.records]) + repr(outcome.status)
+    assert "asked" in written
+    assert "hunter2" not in written

@@ -90,6 +90,20 @@ def test_a_message_is_one_line_of_at_most_512_characters() -> None:
         ("authorization: Bearer abc.def", "abc.def"),
         ("session_token: tok-1", "tok-1"),
         ("password=p%40ss", "p%40ss"),
+        ("https://user:p/w@host/", "p/w"),
+        ("passwd=hunter2", "hunter2"),
+        ("pwd: hunter2", "hunter2"),
+        ("api_key=12345", "12345"),
+        ("x-api-key: 12345", "12345"),
+        ("apikey=12345", "12345"),
+        ("token='abc def'", "def"),
+        ("token='abc def", "def"),
+        ("{'password': 'hunter2'}", "hunter2"),
+        ("{b'password': b'hun ter2'}", "ter2"),
+        (r"{'password': 'it\'s hunter2'}", "hunter2"),
+        (r"{\'password\': \'hun ter2\'}", "ter2"),
+        (r'"{\"password\": \"hun\\\"ter2\"}"', "ter2"),
+        (r"{'password': 'back\\', 'token': 'hun ter2'}", "ter2"),
         ("<Error><AWSAccessKeyId>AKIA77</AWSAccessKeyId></Error>", "AKIA77"),
         ("<SignatureProvided>c2ln</SignatureProvided>", "c2ln"),
         ("<StringToSign>AWS4 20260101 x</StringToSign>", "20260101"),
@@ -111,6 +125,43 @@ def test_the_credentials_in_the_environment_are_masked(monkeypatch: pytest.Monke
     assert "s3cr3tvalue" not in str(NodeUnreachable("the body was s3cr3tvalue"))
 
 
-def test_ordinary_words_are_not_masked() -> None:
-    text = "bucket/key on node n1: the object's key is token-free"
+def test_a_quoted_value_is_masked_as_a_whole_and_what_follows_it_stays() -> None:
+    assert redact("token='abc def' was refused") == "token=*** was refused"
+    assert redact("{'password': 'hunter2', 'user': 'bob'}") == "{'password': ***, 'user': 'bob'}"
+    assert redact(r"{\'token\': \'a b\', \'user\': 1}") == r"{\'token\': ***, \'user\': 1}"
+    assert redact("token='a\nb' was refused") == "token=*** was refused"
+    assert redact("token='cut\nin worker.py") == "token=***\nin worker.py"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "bucket/key on node n1: the object's key is token-free",
+        "the password was wrong",
+        "the api key is missing, and so is the token's secret",
+        "KeyError: 'token'",
+        "GET http://host:9000/bucket/a failed; ask admin@example.com",
+        "<Key>a</Key>",
+    ],
+)
+def test_ordinary_words_are_not_masked(text: str) -> None:
     assert redact(text) == text
+
+
+@pytest.mark.parametrize("front", ["", "token=", "token='", "<", "://a:"])
+def test_what_anybody_may_send_takes_no_longer_than_its_length_says(front: str) -> None:
+    """What goes back over the text for each of its parts takes many minutes here; what reads it once, none of them."""
+    size = 256 * 1024
+    pieces = (
+        "a-",
+        "token",
+        "token=",
+        "token='",
+        'token=\\"',
+        "token:'a\n",
+        "token=bearer ",
+        "token" + " " * 99,
+    )
+    more = ("<StringToSign", "://a:", "://a@", "<a>", "\\", " ", "token=" + "\\" * 8 + "'\n")
+    for piece in (*pieces, *more):
+        assert redact(front + piece * (size // len(piece)))

@@ -369,7 +369,7 @@ def _priority_of(message: Message) -> JobPriority:
 
 
 def _reason(text: str) -> str | None:
-    return clip(text, MAX_MESSAGE_BYTES) or None
+    return clip(redact(clip(text, MAX_MESSAGE_BYTES)), MAX_MESSAGE_BYTES) or None
 
 
 def status_of(run: Run, state: JobStatus, **facts: Any) -> StatusChange:

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
-from streams.settings_shown import USER_INFO
+from streams.user_info import USER_INFO
 from workers.redaction import redact
 from workers.storage.errors import NodeConfigError, StorageError, UnknownNode
 from workers.storage.file_node import FileNode
