@@ -21,7 +21,7 @@ import fastavro
 
 from schemas.backoff import Backoff
 from schemas.errors import BadRecord, InvalidJob, JobTypeError
-from schemas.fieldcheck import Check, check_for
+from schemas.fieldcheck import Check, check_for, remedy
 from schemas.job import Job, declared_job_types
 from schemas.unions import clash_in, sequences_in
 from schemas.wire import Record, Schema, WireSchema, load_avsc
@@ -117,8 +117,17 @@ class JobType:
             ) from error
         for name, check in self._checks:
             if not check(record[name]):
-                raise InvalidJob(f"{self.name}.{name}: {record[name]!r:.100} is not what the field takes")
+                raise self._not_taken(name, record[name])
         return record
+
+    def _not_taken(self, name: str, value: Any) -> InvalidJob:
+        schema = self.wire.schema
+        kind = next(field["type"] for field in schema["fields"] if field["name"] == name)
+        what_to_do = remedy(kind, value, schema)
+        return InvalidJob(
+            f"{self.name}.{name}: {value!r:.100} is not what the field takes"
+            + (f"; {what_to_do}" if what_to_do else "")
+        )
 
     def refusal(self, record: Record, error: Exception) -> InvalidJob:
         """Why ``record`` could not be encoded, with the name of the field."""

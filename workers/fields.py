@@ -21,13 +21,28 @@ from uuid import UUID
 from schemas.errors import InvalidJob
 from schemas.job import Job
 
+
+def _moment(text: str) -> datetime:
+    when = datetime.fromisoformat(text)
+    if when.utcoffset() is None:
+        raise ValueError("no time zone")
+    return when
+
+
+def _time_of_day(text: str) -> time:
+    hour = time.fromisoformat(text)
+    if hour.tzinfo is not None:
+        raise ValueError("a time zone")
+    return hour
+
+
 _UNITS: Final = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _PARSERS: Final[dict[type, tuple[Callable[[str], Any], str]]] = {
     int: (int, "a whole number"),
     float: (float, "a number"),
-    datetime: (datetime.fromisoformat, "a time such as 2026-01-31T12:00:00+00:00"),
+    datetime: (_moment, "a time with a time zone, such as 2026-01-31T12:00:00+00:00"),
     date: (date.fromisoformat, "a day such as 2026-01-31"),
-    time: (time.fromisoformat, "a time of day such as 12:00:00"),
+    time: (_time_of_day, "a time of day such as 12:00:00, without a time zone"),
     UUID: (UUID, "a UUID"),
     Decimal: (Decimal, "a decimal number"),
 }

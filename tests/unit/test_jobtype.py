@@ -4,12 +4,12 @@ import enum
 import threading
 import uuid
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import UTC, date, datetime, time, timedelta, timezone
 from typing import Any, ClassVar
 
 import pytest
 from dataclasses_avroschema import AvroModel
-from dataclasses_avroschema.types import Int32
+from dataclasses_avroschema.types import DateTimeMicro, Float32, Int32, TimeMicro
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -120,6 +120,23 @@ class EitherPlain(Job):
     numbers: list[int] | str | None = None
 
 
+@dataclass
+class Moment(AvroModel):
+    at: datetime
+
+
+@dataclass
+class Precise(Job):
+    job_type = "jt_precise"
+    at: DateTimeMicro | None = None
+    hour: TimeMicro | None = None
+    small: Float32 | None = None
+    ratio: float | None = None
+    ratios: dict[str, float | bool | None] = field(default_factory=dict)
+    moments: list[Moment] = field(default_factory=list)
+    latest: Moment | None = None
+
+
 @dataclass(slots=True)
 class Slotted(Job):
     job_type = "jt_slotted"
@@ -189,6 +206,7 @@ SAMPLES: list[Job] = [
     EitherPlain(False, AT, uuid.UUID(int=7), date(2025, 10, 9), [1]),
     EitherPlain(0, "2025-10-09", 7, True, "1"),
     EitherPlain("0"),
+    Precise(AT, time(8), 0.5, 2.0**60, {"a": 0.5, "b": True, "c": None}, [Moment(AT)], Moment(AT)),
     Slotted("a", [1, 2], Shade.DARK),
     Frozen(path="a", shade=Shade.DARK, pair=(1, 2)),
     Frozen(path="a", shade=Shade.DARK),
@@ -438,6 +456,78 @@ def test_a_class_is_compiled_once_whoever_asks_first(monkeypatch: pytest.MonkeyP
 def test_a_value_that_does_not_fit_is_refused_with_the_fields_name(job: Job, name: str) -> None:
     with pytest.raises(InvalidJob, match=rf"^{type(job).job_type}\.{name}: "):
         encoded(job)
+
+
+EAST, WEST = timezone(timedelta(hours=3)), timezone(timedelta(hours=-3))
+NAIVE = datetime(2026, 1, 31, 12)  # noqa: DTZ001 - what is refused
+ZONE = r"give it a time zone: datetime\.now\(UTC\)$"
+YEARS = "outside the years 1 to 9999"
+LONG = "longer than a timedelta can be"
+WHOLE = "declare the field as int"
+
+
+@pytest.mark.parametrize(
+    ("job", "name", "said"),
+    [
+        (Timed(timedelta(1), NAIVE), "at", ZONE),
+        (Timed(timedelta(1), AT, until=NAIVE), "until", ZONE),
+        (EitherPlain(at=NAIVE), "at", ZONE),
+        (Precise(at=NAIVE), "at", ZONE),
+        (Precise(moments=[Moment(AT), Moment(NAIVE)]), "moments", ZONE),
+        (Precise(latest=Moment(NAIVE)), "latest", ZONE),
+        (Timed(timedelta(1), datetime.min.replace(tzinfo=EAST)), "at", YEARS),
+        (Timed(timedelta(1), datetime.max.replace(tzinfo=WEST)), "at", YEARS),
+        (Timed(timedelta.max, AT), "wait", LONG),
+        (Timed(timedelta(1), AT, pause=timedelta.max), "pause", LONG),
+        (Timed(timedelta(1), AT, waits=[timedelta.max]), "waits", LONG),
+        (Dated(date(2026, 1, 1), time(1, tzinfo=UTC), uuid.UUID(int=7)), "hour", "a time of day keeps no"),
+        (Precise(hour=time(1, tzinfo=UTC)), "hour", "a time of day keeps no"),
+        (Simple("a", ratio=2**53 + 1), "ratio", WHOLE),
+        (Simple("a", ratio=-(2**53) - 1), "ratio", WHOLE),
+        (Simple("a", ratio=10**400), "ratio", WHOLE),
+        (Precise(ratio=2**53 + 1), "ratio", WHOLE),
+        (Precise(ratios={"a": 2**53 + 1}), "ratios", WHOLE),
+        (Precise(small=2**24 + 1), "small", "32 bits"),
+        (Precise(small=1e39), "small", "32 bits"),
+    ],
+    ids=lambda value: repr(value)[:60],
+)
+def test_what_would_come_back_as_something_else_or_not_at_all_is_refused_with_a_remedy(
+    job: Job, name: str, said: str
+) -> None:
+    with pytest.raises(InvalidJob, match=rf"^{type(job).job_type}\.{name}: .*{said}"):
+        encoded(job)
+
+
+def test_a_remedy_is_named_only_where_the_type_is_right() -> None:
+    with pytest.raises(InvalidJob, match=r"is not what the field takes$"):
+        encoded(Dated(NAIVE, time(1), uuid.UUID(int=7)))
+
+
+first_and_last_day = st.tuples(
+    st.sampled_from([datetime.min, datetime.max - timedelta(days=1)]),  # noqa: DTZ901
+    st.timedeltas(timedelta(0), timedelta(days=1)),
+).map(lambda day: day[0] + day[1])
+
+
+@given(
+    st.builds(datetime.replace, first_and_last_day, tzinfo=st.sampled_from([UTC, EAST, WEST])),
+    st.timedeltas(timedelta.max - timedelta(seconds=1), timedelta.max),
+    st.none() | st.integers(2**53, 2**60) | st.floats(allow_nan=False),
+)
+def test_whatever_is_accepted_can_be_read_again(at: datetime, wait: timedelta, ratio: float | None) -> None:
+    for job in (Timed(wait, at), Precise(ratio=ratio, ratios={"a": ratio})):
+        try:
+            value = encoded(job)
+        except InvalidJob:
+            continue
+        kind = job_type(type(job))
+        back = kind.from_record(Codec().decode(kind.wire, value))
+        if isinstance(back, Precise):
+            assert (back.ratio, back.ratios["a"]) == (ratio, ratio)
+        else:
+            assert isinstance(back, Timed)
+            assert timedelta(0) <= at - back.at < timedelta(milliseconds=1)
 
 
 def test_a_missing_field_is_refused_with_its_name() -> None:
