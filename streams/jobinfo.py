@@ -52,6 +52,7 @@ class JobEvent:
     priority: JobPriority
     waiting: bool
     key: str | None
+    #: The job's record; nothing where only its place was kept.
     value: bytes
     timestamp_ms: int
     place: RecordPlace

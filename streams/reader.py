@@ -8,9 +8,9 @@ is answered with what is there, marked stale.
 from __future__ import annotations
 
 import copy
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar, overload
 
 import structlog
@@ -30,6 +30,7 @@ from streams.jobinfo import (
     JobFold,
     JobInfo,
     JobState,
+    RecordPlace,
     Sighting,
     StatusSeen,
     Tombstone,
@@ -39,7 +40,7 @@ from streams.jobinfo import (
 )
 from streams.raw_headers import raw_headers
 from streams.registry import CONFLUENT_KEY_LENGTH, build_codec
-from streams.scan import scan
+from streams.scan import records_at, scan
 from streams.schemas_topic import SchemaLookup, schema_lookup
 from streams.settings import Settings
 
@@ -52,6 +53,11 @@ PATIENCE_S: Final = 30.0
 #: How many unreadable records a listing names; all are counted.
 _NAMED: Final = 100
 _LOOKUP_S: Final = 2.0
+#: Of a listing. 100,000 small records or so; what one entry takes beside its bytes.
+_KEPT_BYTES: Final = 64 << 20
+_ENTRY_BYTES: Final = 300
+#: A status of so many bytes is not worth a copy without half of them.
+_SMALL_STATUS: Final = 512
 
 _T = TypeVar("_T")
 
@@ -110,7 +116,7 @@ class JobListing(Sequence[JobInfo]):
     jobs: tuple[JobInfo, ...]
     #: Jobs that the filter lets through, before the limit.
     total: int
-    #: The time was up before the end was reached: newer facts may be missing.
+    #: The time was up before the end was reached: newer facts may be missing, or fields, outputs and errors.
     stale: bool
     unreadable_count: int = 0
     unreadable: tuple[Unreadable, ...] = ()
@@ -167,6 +173,31 @@ class Seen:
         return ((job_id, state) for job_id, state in self.fold.states.items() if not state.gone)
 
 
+class KeptRecords:
+    """Bytes of the records that were read last, up to a limit.
+
+    A listing shows a few of all jobs, mostly the newest, and knows which when it has read everything. What is here need not
+    be read twice; and the payloads of a million jobs do not fit into memory.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._left = limit
+        # A plain dict looks for its first entry among those that have gone.
+        self._values: OrderedDict[RecordPlace, bytes] = OrderedDict()
+
+    def keep(self, place: RecordPlace, value: bytes) -> None:
+        """Keep this one, and let the oldest go if it is too much."""
+        self._values[place] = value
+        self._left -= len(value) + _ENTRY_BYTES
+        while self._left < 0:
+            _, oldest = self._values.popitem(last=False)
+            self._left += len(oldest) + _ENTRY_BYTES
+
+    def get(self, place: RecordPlace) -> bytes | None:
+        """What stands there; None: it was not kept."""
+        return self._values.get(place)
+
+
 class JobReader:
     """Reads the topics anew at each call. Blocks: not for an event loop; safe from any thread. Close it."""
 
@@ -179,17 +210,42 @@ class JobReader:
     def list_jobs(self, which: JobFilter | None = None, *, timeout_s: float = TIME_LIMIT_S) -> JobListing:
         """Jobs, newest first; after ``timeout_s`` those that have been read by then, the oldest, marked stale.
 
+        What is shown and was too much to keep is read once more, which may take as long again.
+
         Raises:
             KafkaUnreachable: no broker answered in time.
             TopicsMismatch: a topic does not exist.
         """
         which = which or JobFilter()
-        seen = self.read(timeout_s=timeout_s)
+        # Without a limit all of them are shown, so all is needed.
+        kept = None if which.limit is None else KeptRecords(_KEPT_BYTES)
+        seen = self.read(timeout_s=timeout_s, kept=kept)
         chosen = [(job_id, state) for job_id, state in seen.living() if matches(which, state)]
         chosen.sort(key=lambda item: (created_ms(item[1]), item[0]), reverse=True)
-        decode = self._schemas.of_one_reading().decode_job
-        jobs = tuple(job_info(job_id, state, decode) for job_id, state in chosen[: which.limit])
-        return JobListing(jobs, len(chosen), not seen.complete, seen.unreadable_count, tuple(seen.unreadable))
+        shown, complete = chosen[: which.limit], seen.complete
+        schemas = self._schemas.of_one_reading()
+        if kept is not None:
+            complete = self._complete(shown, kept, schemas, timeout_s) and complete
+        jobs = tuple(job_info(job_id, state, schemas.decode_job) for job_id, state in shown)
+        return JobListing(jobs, len(chosen), not complete, seen.unreadable_count, tuple(seen.unreadable))
+
+    def _complete(
+        self, shown: list[tuple[str, JobState]], kept: KeptRecords, schemas: Schemas, timeout_s: float
+    ) -> bool:
+        """Give lean states what was left out, read once more if it was not kept. False: that took too long."""
+        sightings = [one for _, state in shown for one in (state.event, state.last_status) if one is not None]
+        missing = [one.place for one in sightings if kept.get(one.place) is None]
+        again, in_time = records_at(self._settings, missing, timeout_s=timeout_s)
+        for _, state in shown:
+            # What has been removed meanwhile stays lean: a job whose record is gone is told from its status as well.
+            if state.event is not None:
+                value = kept.get(state.event.place) or again.get(state.event.place)
+                state.event = replace(state.event, value=value or b"")
+            if state.status is not None:
+                value = kept.get(state.status.place) or again.get(state.status.place)
+                if value is not None:
+                    state.status = replace(state.status, change=_status(schemas, value))
+        return in_time
 
     def get_job(self, job_id: str) -> JobInfo:
         """One job; ``stale`` says that it may have moved on.
@@ -233,7 +289,7 @@ class JobReader:
         Raises:
             KafkaUnreachable, TopicsMismatch: as ``list_jobs``.
         """
-        seen = self.read()
+        seen = self.read(kept=KeptRecords(0))
         statuses: Counter[JobStatus] = Counter()
         types: Counter[str] = Counter()
         priorities: Counter[JobPriority] = Counter()
@@ -245,8 +301,10 @@ class JobReader:
             statuses.total(), statuses, types, priorities, not seen.complete, seen.unreadable_count
         )
 
-    def read(self, job_id: str | None = None, *, timeout_s: float = TIME_LIMIT_S) -> Seen:
-        """Everything of all jobs, or of one."""
+    def read(
+        self, job_id: str | None = None, *, timeout_s: float = TIME_LIMIT_S, kept: KeptRecords | None = None
+    ) -> Seen:
+        """Everything of all jobs, or of one. With ``kept`` its states are lean, and the bytes are there."""
         topics = (*self._topics.consumed, self._topics.status)
         seen = Seen(JobFold(), [])
         schemas = self._schemas.of_one_reading()
@@ -255,7 +313,7 @@ class JobReader:
 
         def take(message: Message) -> None:
             try:
-                sighting = sighting_of(message, self._topics, schemas, wanted)
+                sighting = sighting_of(message, self._topics, schemas, wanted, lean=kept is not None)
             except WireError as error:
                 seen.unreadable_count += 1
                 if len(seen.unreadable) < _NAMED:
@@ -263,6 +321,8 @@ class JobReader:
             else:
                 if sighting is not None:
                     seen.fold.see(sighting)
+                    if kept is not None and (value := message.value()) is not None:
+                        kept.keep(sighting.place, value)
 
         seen.complete = scan(self._settings, topics, take, timeout_s=timeout_s).complete
         return seen
@@ -340,9 +400,17 @@ class Schemas:
 
 
 def sighting_of(
-    message: Message, topics: Topics, schemas: Schemas, wanted: Container[bytes | None] | None = None
+    message: Message,
+    topics: Topics,
+    schemas: Schemas,
+    wanted: Container[bytes | None] | None = None,
+    *,
+    lean: bool = False,
 ) -> Sighting | None:
     """What a record says of a job; None if it is about none of ``wanted``.
+
+    ``lean``: only what says who a job is, where it stands and when it was; a million jobs are kept at a time. Its payload is left
+    out, and what a large status tells beyond that: ``place`` says where they are.
 
     Raises:
         WireError: it cannot be understood.
@@ -354,8 +422,10 @@ def sighting_of(
             return None
         if value is None:
             return Tombstone((key or b"").decode("utf-8", "replace"), place)
-        raw = value
-        return StatusSeen(schemas.with_lookup(lambda: decode_status(schemas.codec, raw)), place)
+        change = _status(schemas, value)
+        if lean and len(value) > _SMALL_STATUS:
+            change = replace(change, output=None, error_message=None, metrics={}, attempts=())
+        return StatusSeen(change, place)
     job_id = peek_id(value)
     if wanted is not None and job_id not in wanted:
         return None
@@ -367,10 +437,14 @@ def sighting_of(
         priority=peek_priority(value) if priority is None else priority,
         waiting=priority is None,
         key=None if key is None or key == job_id else key.decode("utf-8", "replace"),
-        value=value,
+        value=b"" if lean else value,
         timestamp_ms=time_of_record(message.timestamp()[1]),
         place=place,
     )
+
+
+def _status(schemas: Schemas, value: bytes) -> StatusChange:
+    return schemas.with_lookup(lambda: decode_status(schemas.codec, value))
 
 
 def place_of(message: Message) -> tuple[str, int, int]:

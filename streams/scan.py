@@ -9,6 +9,7 @@ it, the caller's own acknowledged write included, and the "end" that Kafka repor
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -26,6 +27,7 @@ from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-d
 
 from schemas.errors import KafkaUnreachable, ReadIncomplete, TopicsMismatch
 from streams.clients import admin_config, kafka_failed, reader_config
+from streams.jobinfo import RecordPlace
 from streams.settings import Settings
 
 #: The two ends of a partition, as ``offsets`` takes them.
@@ -50,6 +52,8 @@ _MOVING: Final = frozenset(
         KafkaError.BROKER_NOT_AVAILABLE,
     }
 )
+#: A record that is further on is sought, which costs a trip to the broker; what lies before a nearer one is read over.
+_NEAR: Final = 100
 Partition = tuple[str, int]
 
 
@@ -157,6 +161,64 @@ def _read(
     finally:
         consumer.close()
     return ScanResult(complete=not open_ends, behind=tuple(open_ends))
+
+
+def records_at(
+    settings: Settings, places: Iterable[RecordPlace], *, timeout_s: float
+) -> tuple[dict[RecordPlace, bytes | None], bool]:
+    """The values of the records at these places, and whether all were looked for in time. What is gone is left out.
+
+    Blocks: not for an event loop.
+
+    Raises:
+        KafkaException: a broker refused.
+    """
+    wanted: dict[Partition, deque[int]] = {}
+    for topic, number, offset in sorted(places):
+        wanted.setdefault((topic, number), deque()).append(offset)
+    found: dict[RecordPlace, bytes | None] = {}
+    if not wanted:
+        return found, True
+    deadline = time.monotonic() + timeout_s
+    consumer = Consumer({**reader_config(settings), "enable.partition.eof": True})
+    try:
+        consumer.assign([TopicPartition(*partition, offsets[0]) for partition, offsets in wanted.items()])
+        while wanted and (left := deadline - time.monotonic()) > 0:
+            message = consumer.poll(min(left, 0.1))
+            if message is None:
+                continue
+            for got in (message, *consumer.consume(_BATCH, 0)):
+                _pick(consumer, got, wanted, found)
+    finally:
+        consumer.close()
+    return found, not wanted
+
+
+def _pick(
+    consumer: Consumer,
+    message: Message,
+    wanted: dict[Partition, deque[int]],
+    found: dict[RecordPlace, bytes | None],
+) -> None:
+    error = message.error()
+    if error is not None and error.code() != KafkaError._PARTITION_EOF:
+        raise KafkaException(error)
+    topic, number, offset = message.topic(), message.partition(), message.offset()
+    assert topic is not None and number is not None and offset is not None  # noqa: S101, PT018 - it was consumed
+    offsets = wanted.get((topic, number))
+    # What was on its way to us already is not wanted, once the last one of its partition is there.
+    if offsets is None or (error is None and offset < offsets[0]):
+        return
+    if error is None and offset == offsets[0]:
+        found[topic, number, offset] = message.value()
+    # Where a later one comes, those before it have been removed.
+    while offsets and (error is not None or offsets[0] <= offset):
+        offsets.popleft()
+    if not offsets:
+        del wanted[topic, number]
+        consumer.pause([TopicPartition(topic, number)])
+    elif offsets[0] - offset > _NEAR:
+        consumer.seek(TopicPartition(topic, number, offsets[0]))
 
 
 def since(timestamp_ms: int) -> OffsetSpec:
