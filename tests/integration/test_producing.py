@@ -22,6 +22,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # it has no _
 )
 
 from schemas import Job, JobPriority, JobStatus
+from schemas import ids as job_ids
 from schemas.codec import Codec
 from schemas.errors import (
     DeliveryFailed,
@@ -115,7 +116,10 @@ def test_keys_decide_the_partition_on_every_topic(settings: Settings, producer: 
     assert {message.partition() for message in messages} == {partition_of(b"bucket/key-5", 3)}
 
 
-def test_jobs_without_a_key_are_spread_evenly(settings: Settings, producer: JobProducer) -> None:
+def test_jobs_without_a_key_are_spread_evenly(
+    settings: Settings, producer: JobProducer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job_ids, "_turn", 7)  # where the turns begin anew, the counts may differ by one
     for _ in range(6):
         producer.schedule_job(Sample())
     producer.schedule_jobs(Sample() for _ in range(9))
