@@ -135,8 +135,55 @@ def _items(kind: Any, text: str) -> list[Any]:
             pass  # a text that begins like that
         else:
             items = items if isinstance(items, list) else [items]
-            return [_value(kind, item) if isinstance(item, str) else item for item in items]
+            return [_item(kind, item) for item in items]
     return [_value(kind, part.strip()) for part in text.split(",") if part.strip()]
+
+
+def _item(kind: Any, item: Any) -> Any:
+    """One of a JSON list: a text is read like a field's, a number is no text."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        return _first_item_that_takes(arguments, item)
+    match item:
+        case str():
+            return _value(kind, item)
+        case None:
+            fits = kind is type(None) or (origin is typing.Literal and None in arguments)
+        case bool():
+            fits = kind is bool or origin is typing.Literal
+        case int() | float():
+            is_enum = isinstance(kind, type) and issubclass(kind, enum.Enum)
+            fits = kind in (int, float, Decimal, timedelta) or origin is typing.Literal or is_enum
+        case list():
+            if kind is list or origin in (list, tuple):
+                return [_item(arguments[0], inner) for inner in item] if arguments else item
+            fits = False
+        case _:
+            if kind is dict or origin is dict or dataclasses.is_dataclass(kind):
+                return item
+            fits = False
+    if not fits:
+        raise ValueError(f"{json.dumps(item):.80} is none of its items; {_taken_by(kind)}")
+    return None if item is None else _value(kind, json.dumps(item))
+
+
+def _first_item_that_takes(kinds: tuple[Any, ...], item: Any) -> Any:
+    refusals: list[str] = []
+    for kind in sorted(kinds, key=_rank):
+        try:
+            return _item(kind, item)
+        except (ValueError, InvalidJob) as error:
+            refusals.append(str(error))
+    raise ValueError(", or ".join(refusals))
+
+
+def _taken_by(kind: Any) -> str:
+    if kind in (str, bytes):
+        return 'an item is a text, such as "a"'
+    if kind is bool:
+        return "an item is true or false"
+    what = _PARSERS[kind][1] if kind in _PARSERS else getattr(kind, "__name__", str(kind))
+    return f"an item is {what}"
 
 
 def _first_that_takes(kinds: tuple[Any, ...], text: str) -> Any:

@@ -342,6 +342,8 @@ def test_what_imports_nothing_needs_no_working_directory(
         (["replication", "source_path=a", "target_nodes=n2"], "'a'"),
         (["replication", "source_path=b/../a", "target_nodes=n2"], "b/../a"),
         (["replication", "source_path=b/a", "target_nodes="], "target_nodes"),
+        (["replication", "source_path=b/a", "target_nodes=[1,2]"], "replication.target_nodes is '[1,2]'"),
+        (["replication", "source_path=b/a", 'target_nodes={"a":1}'], "an item is a text"),
         (["replication", "source_path=b/a", "target_nodes=n2", "replication_factor=2"], "replication_factor"),
         (["test_resize", "path=a", "--timeout", "never"], "'never' is not a duration"),
         (["test_resize", "path=a", "--job-id", "seven"], "seven"),

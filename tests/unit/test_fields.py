@@ -69,6 +69,10 @@ class Choices(Job):
     sure: Literal[True] | None = None
     speeds: list[Literal["fast", "slow"]] = field(default_factory=list)
     maps: list[dict[str, int]] = field(default_factory=list)
+    mixed: list[int | str | None] = field(default_factory=list)
+    shades: list[Colour] = field(default_factory=list)
+    waits: list[timedelta] = field(default_factory=list)
+    matrix: list[list[float]] = field(default_factory=list)
 
 
 @pytest.mark.parametrize(
@@ -98,6 +102,10 @@ class Choices(Job):
         ("sure=true", True),
         ("speeds=slow,fast", ["slow", "fast"]),
         ('speeds=["slow", "fast"]', ["slow", "fast"]),
+        ('mixed=[1, "a", null]', [1, "a", None]),
+        ('shades=["blue"]', [Colour.BLUE]),
+        ('waits=["2m", 3]', [timedelta(minutes=2), timedelta(seconds=3)]),
+        ("matrix=[[1, 0.5], []]", [[1.0, 0.5], []]),
         ('maps={"a": 1, "b": 2}', [{"a": 1, "b": 2}]),
         ('maps=[{"a": 1}, {"b": 2}]', [{"a": 1}, {"b": 2}]),
     ],
@@ -115,6 +123,9 @@ def test_a_field_of_several_types_takes_the_first_that_fits_and_a_text_last(text
         ("speed=medium", "test_choices_typed.speed is 'medium': it takes one of fast, slow"),
         ("level=3", "it takes one of 1, 2"),
         ("speeds=fast,medium", "it takes one of fast, slow"),
+        ("speeds=[1]", "it takes one of fast, slow"),
+        ("maps=[1]", "1 is none of its items; an item is dict"),
+        ("mixed=[[1]]", "[1] is none of its items"),
     ],
 )
 def test_what_none_of_several_types_or_values_takes_is_refused_with_all_of_them(text: str, said: str) -> None:
@@ -178,6 +189,13 @@ def test_values_are_parsed_by_the_type_of_their_field(text: str, value: Any) -> 
         ("day=tomorrow", "it takes a day such as 2026-01-31"),
         ("tag=a", "it takes a UUID"),
         ("price=much", "it takes a decimal number"),
+        ("nodes=[1,2]", "test_everything_typed.nodes is '[1,2]': 1 is none of its items; an item is a text"),
+        ('nodes={"a": 1}', '{"a": 1} is none of its items; an item is a text'),
+        ("nodes=[null]", "null is none of its items"),
+        ("nodes=[[]]", "[] is none of its items"),
+        ("sizes=[1.5]", "it takes a whole number"),
+        ("sizes=[true]", "true is none of its items; an item is a whole number"),
+        ('sizes=["two"]', "it takes a whole number"),
         ("cuont=1", "no field 'cuont'; did you mean count?"),
         ("path", "'path': write FIELD=VALUE"),
     ],
