@@ -121,18 +121,28 @@ def exit_code(error: BaseException) -> int:
 
 
 def directory_named(text: str) -> Path:
-    """A directory that somebody has named on the command line; it need not be there.
+    """A directory that somebody has named on the command line, ``~`` spelled out; it need not be there.
 
     Raises:
-        typer.BadParameter: the text is empty, as that of a variable that is not set, or names a file.
+        typer.BadParameter: the text is empty, as that of a variable that is not set, or names a file, or something that cannot
+            be looked at or entered.
     """
     import typer
 
     if not text:
         raise typer.BadParameter("it is empty; '.' is the directory that you are in.")
-    path = Path(text)
-    if path.is_file():
-        raise typer.BadParameter(f"{text!r} is no directory.")
+    try:
+        path = Path(text).expanduser()
+        if path.is_file():
+            raise typer.BadParameter(f"{text!r} is no directory.")
+        if path.is_dir() and not os.access(path, os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except RuntimeError:
+        raise typer.BadParameter(
+            f"{text!r:.80} names the home of a user who is not known here; './~…' is a directory of that name."
+        ) from None
+    except OSError as error:
+        raise typer.BadParameter(f"{text!r:.80}: {error.strerror}; name another one.") from error
     return path
 
 

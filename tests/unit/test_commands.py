@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -82,6 +83,41 @@ def test_an_empty_directory_is_not_the_one_that_somebody_is_in(arguments: list[s
     refused = run(*arguments)
     assert refused.exit_code == 2
     assert "it is empty; '.' is the directory that you are in" in refused.stderr
+
+
+@pytest.mark.parametrize("command", ["demo --source", "demo --dir", "schemas export", "kafka run --data-dir"])
+@pytest.mark.parametrize(
+    ("named", "said"),
+    [
+        ("x" * 5000, "File name too long"),
+        ("~nosuchuser/x", "'~nosuchuser/x' names the home of a user who is not known here"),
+        ("locked", "'locked': Permission denied"),
+        ("locked/inside", "'locked/inside': Permission denied"),
+    ],
+)
+def test_a_directory_that_cannot_be_used_is_one_line(
+    command: str, named: str, said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Root may enter all of them: what others get to hear is made here."""
+    is_file, access = Path.is_file, os.access
+
+    def is_file_for_others(path: Path, **facts: Any) -> bool:
+        if path == Path("locked/inside"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return is_file(path, **facts)
+
+    for starts in ("streams.embedded.EmbeddedBroker", "workers.demo.run_demo"):
+        monkeypatch.setattr(starts, lambda *_: pytest.fail("it was not refused"))
+    (tmp_path / "locked").mkdir()
+    monkeypatch.setattr(Path, "is_file", is_file_for_others)
+    monkeypatch.setattr(os, "access", lambda path, mode: path != Path("locked") and access(path, mode))
+
+    result = run(*command.split(), named)
+
+    assert result.exit_code == 2
+    assert said in result.stderr
+    assert "Traceback" not in result.stderr
+    assert len(result.stderr) < 600
 
 
 def test_every_command_says_in_one_line_what_it_does() -> None:

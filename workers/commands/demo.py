@@ -69,14 +69,13 @@ def demo(
         configure_logging("warning")
         # The Kafka that it started is stopped, and its files are removed.
         take_for_ctrl_c()
-        objects = None if source is None else source.expanduser()
         if directory is None:
             # Before it is made: even that would change SOURCE.
-            check_place_for_temporary(objects or default_source(), place_for_temporary())
+            check_place_for_temporary(source or default_source(), place_for_temporary())
         where = directory or directory_for_a_while("rustfs-workers-demo-")
         try:
             with shown() as progress:
-                report = run_demo(objects, where.expanduser(), progress)
+                report = run_demo(source, where, progress)
         finally:
             if directory is None:
                 remove_directory(where)
@@ -108,7 +107,7 @@ def _print(report: DemoReport, directory: Path | None) -> None:
         echo(f"  {letter['id']}  {letter['error_type']}: {letter['error_message']}")
         if directory is not None and report.is_kept:
             echo("Look at it, and give it a new life, with these commands:")
-            echo(f"  export RUSTFS_WORKERS_DATA_DIR={quote(str(directory.expanduser().resolve()))}")
+            echo(f"  export RUSTFS_WORKERS_DATA_DIR={quote(str(directory.resolve()))}")
             echo(f"  export RUSTFS_WORKERS_TOPIC_PREFIX={report.topic_prefix}")
             # As the README's first command starts it, or from a virtual environment that is activated.
             program = "uv run rustfs-workers" if "UV_RUN_RECURSION_DEPTH" in os.environ else "rustfs-workers"
