@@ -217,6 +217,8 @@ class JobQueue:
     async def wait(self, job_id: str | UUID, timeout: timedelta | None = None) -> JobInfo:  # noqa: ASYNC109 - public name
         """The job, once it is in a final state. A redriven job is waited for again.
 
+        The topics are read once, however short ``timeout`` is: a job that is final by then is returned.
+
         Raises:
             TimeoutError: the job was not final in time; it goes on all the same.
             JobNotFound: there is nothing of it.
@@ -228,7 +230,8 @@ class JobQueue:
         self._check_loop()
         limit_s = None if timeout is None else seconds("timeout", timeout, least=timedelta(0))
         job_id = str(job_id)
-        async with asyncio.timeout(limit_s):
+        give_up_at = None if limit_s is None else self._loop.time() + limit_s
+        async with asyncio.timeout(None) as limit:
             changes: asyncio.Queue[StatusSeen | Exception] = asyncio.Queue()
             async with self._watch.listening(job_id, changes.put_nowait):
                 # Listening began first: nothing can happen between this reading and what is heard.
@@ -236,7 +239,10 @@ class JobQueue:
                 while state.gone or not status_now(state).final:
                     if state.gone:
                         self._reader.info(job_id, state)
+                    # Only waiting has an end: what has been read, or heard, is final whatever the time is.
+                    limit.reschedule(give_up_at)
                     change = await changes.get()
+                    limit.reschedule(None)
                     if isinstance(change, Exception):
                         raise change
                     state.see(change)
