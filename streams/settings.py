@@ -57,6 +57,13 @@ from streams.settings_sources import (
 #: Where the embedded broker writes its address, below ``data_dir``.
 ADDRESS_FILE: Final = Path("kafka", "address")
 
+#: What a worker may be called, in the settings and in code: file names and transactional ids are made of it.
+WORKER_ID: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+LONGEST_WORKER_ID: Final = 64
+#: Seconds that brokers take for a session, as they come.
+LEAST_SESSION_S: Final = 3
+LONGEST_SESSION_S: Final = 1800
+
 _DAY_S: Final = 86_400
 _PORTS: Final = range(1, 65_536)
 #: Characters of a path that an error repeats; private keys have more.
@@ -124,7 +131,7 @@ class PriorityWeights(BaseModel):
 def default_worker_id() -> str:
     """The host's short name, in characters that a topic's key and a file name can hold."""
     host = platform.node().split(".")[0]
-    return re.sub(r"[^A-Za-z0-9_-]", "-", host).strip("-")[:48] or "worker"
+    return re.sub(r"[^A-Za-z0-9_-]", "-", host).strip("-_")[:48] or "worker"
 
 
 def _default_data_dir() -> Path:
@@ -203,8 +210,8 @@ class Settings(BaseSettings):
     )
     worker_id: str = Field(
         default_factory=default_worker_id,
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
-        max_length=64,
+        pattern=WORKER_ID,
+        max_length=LONGEST_WORKER_ID,
         description="name of a worker, the same after a restart, different from every other worker's",
     )
     max_concurrent_jobs: int = Field(
@@ -236,8 +243,8 @@ class Settings(BaseSettings):
     )
     session_timeout_s: float = Field(
         default=45.0,
-        ge=3,
-        le=1800,
+        ge=LEAST_SESSION_S,
+        le=LONGEST_SESSION_S,
         description="seconds after which Kafka gives up a silent worker, where the broker does not tell",
     )
     lost_worker_wait_s: Seconds = Field(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -10,9 +11,15 @@ from typing import Final
 
 from schemas.durations import seconds
 from schemas.errors import SettingsError
-from schemas.offsetmap import check_name
 from schemas.topics import PRIORITIES, JobPriority
-from streams.settings import Settings, default_worker_id
+from streams.settings import (
+    LEAST_SESSION_S,
+    LONGEST_SESSION_S,
+    LONGEST_WORKER_ID,
+    WORKER_ID,
+    Settings,
+    default_worker_id,
+)
 from workers.scheduling.turns import DEFAULT_WEIGHTS
 
 #: Whole numbers: the least and the greatest. The same as in ``Settings``.
@@ -86,12 +93,17 @@ class WorkerConfig:
     lost_worker_wait: timedelta = timedelta(seconds=30)
 
     def __post_init__(self) -> None:
-        try:
-            check_name(self.worker_id, "worker_id")
-        except TypeError as error:
-            raise SettingsError(f"worker_id takes a name, it is {self.worker_id!r:.80}") from error
-        except ValueError as error:
-            raise SettingsError(str(error)) from error
+        worker_id: object = self.worker_id
+        if (
+            not isinstance(worker_id, str)
+            or not re.fullmatch(WORKER_ID, worker_id)
+            or worker_id.endswith("\n")  # Python's "$" stands before one too
+            or len(worker_id) > LONGEST_WORKER_ID
+        ):
+            raise SettingsError(
+                f"worker_id takes a name of at most {LONGEST_WORKER_ID} letters, digits, dots, dashes and underscores that begins "
+                f"with a letter or a digit, it is {worker_id!r:.80}"
+            )
         for name, (least, most) in _RANGES.items():
             _check_whole(name, getattr(self, name), least, most)
         if type(self.strict_priorities) is not bool:
@@ -100,11 +112,14 @@ class WorkerConfig:
             )
         for name in _DURATIONS_FROM_ZERO:
             seconds(name, getattr(self, name), least=timedelta(0))
-        for name in ("job_timeout", "session_timeout"):
-            seconds(name, getattr(self, name))
-        if self.buffer_low > self.buffer_high:
+        seconds("job_timeout", self.job_timeout)
+        if not LEAST_SESSION_S <= seconds("session_timeout", self.session_timeout) <= LONGEST_SESSION_S:
             raise SettingsError(
-                f"buffer_low must not be over buffer_high ({self.buffer_high}), it is {self.buffer_low}"
+                f"session_timeout takes {LEAST_SESSION_S} s to {LONGEST_SESSION_S:,} s, it is {self.session_timeout}"
+            )
+        if self.buffer_low >= self.buffer_high:
+            raise SettingsError(
+                f"buffer_low must be less than buffer_high ({self.buffer_high}), it is {self.buffer_low}"
             )
         weights: object = self.priority_weights
         if not isinstance(weights, Mapping):

@@ -10,6 +10,7 @@ import pytest
 
 from schemas.errors import SettingsError
 from schemas.topics import PRIORITIES, JobPriority
+from streams.settings import default_worker_id, load_settings
 from workers.config import WorkerConfig
 
 pytestmark = pytest.mark.worker_coordination
@@ -29,7 +30,10 @@ def test_each_priority_has_a_share(weights: Mapping[JobPriority, int]) -> None:
     ("name", "wrong"),
     [
         ("buffer_low", {"buffer_low": 11, "buffer_high": 10}),
+        ("buffer_low", {"buffer_low": 10, "buffer_high": 10}),
         ("session_timeout", {"session_timeout": timedelta(seconds=-1)}),
+        ("session_timeout", {"session_timeout": timedelta(milliseconds=1)}),
+        ("session_timeout", {"session_timeout": timedelta(seconds=1801)}),
         ("tick_ms", {"tick_ms": 0}),
         ("drain_timeout", {"drain_timeout": timedelta(seconds=-1)}),
         ("job_timeout", {"job_timeout": timedelta(0)}),
@@ -41,6 +45,11 @@ def test_each_priority_has_a_share(weights: Mapping[JobPriority, int]) -> None:
         ("sandbox_size", {"sandbox_size": None}),
         ("max_concurrent_jobs", {"max_concurrent_jobs": 10**9}),
         ("worker_id", {"worker_id": 5}),
+        ("worker_id", {"worker_id": ""}),
+        ("worker_id", {"worker_id": "-.."}),
+        ("worker_id", {"worker_id": "a\n"}),
+        ("worker_id", {"worker_id": "a/b"}),
+        ("worker_id", {"worker_id": "a" * 65}),
         ("strict_priorities", {"strict_priorities": "no"}),
         ("priority_weights", {"priority_weights": 5}),
         (r"priority_weights\[critical\]", {"priority_weights": dict.fromkeys(PRIORITIES, 1.5)}),
@@ -50,3 +59,18 @@ def test_each_priority_has_a_share(weights: Mapping[JobPriority, int]) -> None:
 def test_what_cannot_be_is_refused_by_name(name: str, wrong: Any) -> None:
     with pytest.raises(SettingsError, match=name):
         WorkerConfig(**{"worker_id": "w"} | wrong)
+
+
+def test_the_longest_name_and_the_bounds_of_a_session_are_those_of_the_settings() -> None:
+    for session_s in (3, 1800):
+        settings = load_settings(worker_id="a" * 64, session_timeout_s=session_s)
+        config = WorkerConfig.from_settings(settings)
+        assert (config.worker_id, config.session_timeout) == ("a" * 64, timedelta(seconds=session_s))
+
+
+@pytest.mark.parametrize("host", ["_rack-4", "-rack", "__", "rack_", "ra\u00e7k"])
+def test_every_hosts_own_name_is_one_that_a_worker_may_have(
+    host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("platform.node", lambda: f"{host}.example")
+    assert WorkerConfig().worker_id == default_worker_id()
