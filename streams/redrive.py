@@ -10,7 +10,7 @@ each job either as it was or redriven.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -20,7 +20,14 @@ from schemas.codec import Codec
 from schemas.errors import ReadIncomplete
 from schemas.lifecycle import JobStatus, actor_of
 from schemas.records import STATUS
-from streams.dead_letters import LOOK_S, DeadLetter, DeadLetterFilter, DeadLetters, read_dead_letters
+from streams.dead_letters import (
+    LOOK_S,
+    DeadLetter,
+    DeadLetterFilter,
+    DeadLetters,
+    place_id,
+    read_dead_letters,
+)
 from streams.jobinfo import status_now
 from streams.new_life import can_live, life_after, life_again, life_of
 from streams.reader import JobNotFound, JobReader
@@ -50,6 +57,8 @@ class RedriveReport:
     #: Ids asked for of which no letter is waiting: unknown, or redriven before.
     not_waiting: tuple[str, ...]
     dry_run: bool = False
+    #: Ids asked for whose letter waits, and which the filter's type or error leaves out.
+    not_matching: tuple[str, ...] = ()
 
 
 def redrive(
@@ -175,14 +184,21 @@ def _report(
     found: DeadLetters, which: DeadLetterFilter, progress: Progress, *, dry_run: bool = False
 ) -> RedriveReport:
     chosen = [letter for letter in found.letters if which.matches(letter)]
-    known = {letter.id for letter in chosen} | {f"{x.topic}/{x.partition}/{x.offset}" for x in chosen}
-    missing = sorted((which.ids or frozenset()) - known - set(progress.done))
+    missing = (which.ids or frozenset()) - _names_of(chosen) - set(progress.done)
+    of_any_kind = replace(which, job_type=None, error_type=None)
+    left_out = missing & _names_of(letter for letter in found.letters if of_any_kind.matches(letter))
     return RedriveReport(
         redriven=tuple(letter.id for letter in chosen if can_live(letter)) if dry_run else (),
         refused=tuple(letter for letter in chosen if not can_live(letter)),
-        not_waiting=tuple(missing),
+        not_waiting=tuple(sorted(missing - left_out)),
         dry_run=dry_run,
+        not_matching=tuple(sorted(left_out)),
     )
+
+
+def _names_of(letters: Iterable[DeadLetter]) -> set[str]:
+    """What an id may have been given as: the job's, or the letter's place."""
+    return {name for letter in letters for name in (letter.id, place_id(letter))}
 
 
 def pause_s(done: int, elapsed_s: float, rate: float) -> float:

@@ -480,6 +480,26 @@ def test_redrive_without_a_choice_says_how_to_choose() -> None:
         assert option in result.stderr
 
 
+def test_redrive_takes_ids_or_all_and_not_both() -> None:
+    """Whoever names one and says all would get that one, and think that all have a new life."""
+    result = run("dlq", "redrive", "a-job", "--all")
+
+    assert result.exit_code == 2
+    assert result.stderr == "error: say ids or --all, not both; --all takes all that wait\n"
+
+
+def test_a_letter_that_waits_and_does_not_match_is_said_to_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    report = RedriveReport((), (), (), not_matching=("a-job",))
+    monkeypatch.setattr("streams.redrive.redrive", lambda *_, **__: report)
+
+    people, programs = (run("dlq", "redrive", "a-job", "--type", "t", *more) for more in ([], ["--json"]))
+
+    assert (people.exit_code, programs.exit_code) == (1, 1)
+    assert "not matching: a-job waits, and --type or --error leaves it out\n" in people.stderr
+    assert "no dead letter" not in people.stderr
+    assert json.loads(programs.stdout.splitlines()[-1])["not_matching"] == ["a-job"]
+
+
 def test_a_redrive_that_is_interrupted_says_how_far_it_came(monkeypatch: pytest.MonkeyPatch) -> None:
     def redrive(*_: object, after_batch: Callable[[int], None], **__: object) -> None:
         after_batch(7)

@@ -171,6 +171,21 @@ def test_only_what_was_asked_for_can_run_and_still_waits_is_given_a_new_life(cem
 
 
 @pytest.mark.parametrize("dry_run", [True, False])
+def test_an_id_that_the_filter_leaves_out_is_not_said_to_be_no_dead_letter(
+    cemetery: Cemetery,
+    dry_run: bool,  # noqa: FBT001 - a parameter of the test
+) -> None:
+    cemetery.letters += [letter_of(4, type="other")]
+    cemetery.before = [status(JobStatus.PENDING, job_id=job_id(1), redrives=1)]
+    place = f"{cemetery.letters[-1].topic}/{cemetery.letters[-1].partition}/{cemetery.letters[-1].offset}"
+    asked = frozenset({job_id(0), job_id(1), job_id(4), place, "nobody"})
+    report = redrive(SETTINGS, DeadLetterFilter(ids=asked, job_type="t"), codec=CODEC, dry_run=dry_run)
+    assert list(report.redriven) == [job_id(0)]
+    assert list(report.not_waiting) == [job_id(1), "nobody"]
+    assert list(report.not_matching) == sorted([job_id(4), place])
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
 def test_half_a_picture_is_no_ground_for_a_redrive(cemetery: Cemetery, dry_run: bool) -> None:  # noqa: FBT001
     cemetery.complete = False
     with pytest.raises(ReadIncomplete):

@@ -131,6 +131,9 @@ def redrive(
         if not (ids or job_type or error_type or every):
             say_error("say which: ids, --type, --error or --all; --dry-run shows what would be done")
             raise SystemExit(USAGE)
+        if ids and every:
+            say_error("say ids or --all, not both; --all takes all that wait")
+            raise SystemExit(USAGE)
         which = DeadLetterFilter(
             ids=frozenset(ids) if ids else None, job_type=job_type, error_type=error_type
         )
@@ -158,6 +161,7 @@ def redrive(
                         "matching": len(report.redriven),
                         "refused": [letter.id for letter in report.refused],
                         "not_waiting": list(report.not_waiting),
+                        "not_matching": list(report.not_matching),
                         "dry_run": dry_run,
                     }
                 )
@@ -176,6 +180,8 @@ def redrive(
                     )
                 for job_id in report.not_waiting:
                     say(f"not waiting: {job_id} is no dead letter, or was redriven before")
+                for job_id in report.not_matching:
+                    say(f"not matching: {job_id} waits, and --type or --error leaves it out")
         # Who asks for all means those that can run; who names one wants to know.
-        if report.not_waiting or (ids and report.refused):
+        if report.not_waiting or report.not_matching or (ids and report.refused):
             raise SystemExit(FAILED)
