@@ -22,7 +22,12 @@ def main() -> None:
         app()
     except KeyboardInterrupt:
         raise SystemExit(130) from None
-    except OSError as error:  # of help and versions, which do nothing but write
+    except SystemExit as end:
+        # Typer calls it a failure that the reader of help or of a version has gone (`… | head`).
+        if isinstance(end.__context__, BrokenPipeError):
+            raise SystemExit(0) from None
+        raise
+    except OSError as error:  # a full disk behind stdout, where a command does nothing but write
         from workers.console import end_if_stdout_is_lost
 
         end_if_stdout_is_lost(error)

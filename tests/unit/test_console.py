@@ -268,6 +268,26 @@ def test_a_full_disk_is_one_line_where_a_command_needs_nothing_else(command: str
     )
 
 
+@pytest.mark.parametrize(
+    "command", ["version", "version --json", "--version", "--help", "kafka --help", "config show"]
+)
+def test_a_reader_that_has_gone_is_no_failure_of_any_command(command: str) -> None:
+    """``rustfs-workers version | true``"""
+    reader, stdout = os.pipe()
+    os.close(reader)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "workers", *command.split()],
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    finally:
+        os.close(stdout)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_reader_that_has_seen_enough_is_no_failure() -> None:
     """``rustfs-workers config show --json | head -1``"""
     code = (
