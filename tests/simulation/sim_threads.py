@@ -45,8 +45,8 @@ class SimCommitter(Committer):
     def release(self, parts: Iterable[PartitionState], *, clean: bool = True) -> Any:
         return SimEvent(self.worker, super().release(parts, clean=clean))
 
-    def _commit(self, outcomes: list[Outcome], released: set[PartitionState]) -> None:
-        super()._commit(outcomes, released)
+    def _commit(self, outcomes: list[Outcome], released: set[PartitionState], doubts: int = 0) -> None:
+        super()._commit(outcomes, released, doubts)
         self.worker.is_torn = False
 
     def main(self) -> None:

@@ -279,17 +279,19 @@ def forwarding(bench: Bench, offset: int, size: int) -> Outcome:
 
 
 class SlowWay:
-    """To Kafka: a transaction with more than ``room`` bytes comes to no end, ``patience`` times at the most."""
+    """To Kafka: a transaction of more than ``most`` records, or ``room`` bytes, comes to no end, ``patience`` times at the most."""
 
-    def __init__(self, bench: Bench, *, room: int, patience: int) -> None:
+    def __init__(self, bench: Bench, *, room: int = 1 << 40, most: int = 1 << 40, patience: int) -> None:
         self._room = room
+        self._most = most
         self._patience = patience
         self.failed = 0
         for _ in range(2 * patience):
             bench.kafka.fault("commit", self._commit)
 
     def _commit(self, producer: FakeProducer) -> Exception | None:
-        too_much = sum(len(sent.value or b"") for sent in producer.open.records) > self._room
+        records = producer.open.records
+        too_much = len(records) > self._most or sum(len(sent.value or b"") for sent in records) > self._room
         self.failed += too_much
         assert self.failed < self._patience, "it goes round in circles"
         return kafka_error(KafkaError._TIMED_OUT, retriable=True) if too_much else None
@@ -306,6 +308,39 @@ def test_what_is_too_much_for_the_way_to_kafka_is_written_in_parts() -> None:
     assert bench.stored.offset == 64
     assert len(bench.kafka.statuses) == 64
     assert way.failed < len(bench.kafka.committed) / 2, f"{way.failed}: it is found out again and again"
+
+
+@pytest.mark.parametrize(("most", "tries"), [(16, 22), (100, 6), (1_000, 2)])
+def test_brokers_that_are_short_of_time_get_smaller_transactions_however_few_bytes_they_have(
+    most: int, tries: int
+) -> None:
+    """A storm on a machine that was busy with other things: five workers tried 1,400 outcomes each, time and again, for ever."""
+    bench = Bench(records=MAX_BATCH)
+    way = SlowWay(bench, most=most, patience=200)
+    for offset in range(MAX_BATCH):
+        bench.success(offset)
+    while bench.committer.pending:
+        bench.tick()
+    assert (bench.stored.offset, bench.counted) == (MAX_BATCH, MAX_BATCH)
+    assert way.failed <= tries, "each try takes as long as Kafka waits for a transaction"
+
+
+def test_when_there_is_time_again_transactions_grow_to_what_they_were(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("workers.committing.outbox._MORE_AFTER", 1)
+    bench = Bench(records=10 * MAX_BATCH)
+    SlowWay(bench, most=100, patience=10)
+    for offset in range(200):
+        bench.success(offset)
+    bench.tick()
+    bench.kafka.faults.clear()
+    for offset in range(200, 10 * MAX_BATCH):
+        bench.success(offset)
+    while bench.committer.pending:
+        bench.tick()
+    assert len(bench.kafka.committed[-2].records) == MAX_BATCH
+    assert bench.stored.offset == 10 * MAX_BATCH
 
 
 @pytest.mark.parametrize(("each_takes_s", "tries"), [(7.0, 10), (1.0, 62)])

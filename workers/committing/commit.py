@@ -37,7 +37,7 @@ from schemas.offsetmap import MAX_CHARACTERS, OffsetMap
 from schemas.records import StatusChange
 from workers.committing.counters import Counters
 from workers.committing.holdings import Holdings
-from workers.committing.outbox import LEAST_BATCH_BYTES, MAX_BATCH, Outbox, forwarded
+from workers.committing.outbox import LEAST_BATCH_BYTES, Outbox, forwarded
 from workers.committing.recovery import Recovery
 from workers.committing.router import Router
 from workers.committing.standing import ReadBack, ReadVisible, Standing
@@ -213,7 +213,7 @@ class Committer:
                 self._wake.wait()
                 if not self._stop:
                     pause = last + self._tick_s - time.monotonic()
-                    if pause > 0 and len(self._outbox) < MAX_BATCH and not self._releases:
+                    if pause > 0 and not self._outbox.is_full and not self._releases:
                         time.sleep(pause)
                 self._wake.clear()
                 last = time.monotonic()
@@ -248,9 +248,12 @@ class Committer:
                 done.set()
         return bool(portion.outcomes)
 
-    def _commit(self, outcomes: list[Outcome], released: set[PartitionState]) -> None:
-        """Bring these outcomes into Kafka, whatever it takes; drop those whose partition is lost."""
-        failures = refusals = doubts = 0
+    def _commit(self, outcomes: list[Outcome], released: set[PartitionState], doubts: int = 0) -> None:
+        """Bring these outcomes into Kafka, whatever it takes; drop those whose partition is lost.
+
+        ``doubts``: how often transactions with them had no clear answer, as far as that may have been their size.
+        """
+        failures = refusals = 0
         tried_since = time.monotonic()
         # By the clock that stamps records, and now: a machine that sleeps in between counts no time.
         began_ms = self._now_ms()
@@ -287,10 +290,8 @@ class Committer:
                     if is_known:
                         began_ms = recovering_ms
                         doubts += 1
-                        if doubts > 1 and self._is_too_much(outcomes):
-                            middle = len(outcomes) // 2
-                            self._commit(outcomes[:middle], set())
-                            self._commit(outcomes[middle:], released)
+                        if doubts > 1 and self._outbox.take_less_than(outcomes):
+                            self._in_portions(outcomes, released)
                             return
                         tried_s = time.monotonic() - tried_since
                         if (
@@ -319,12 +320,13 @@ class Committer:
                         self._divide(outcomes, released, str(error))
                         return
 
-    def _is_too_much(self, outcomes: list[Outcome]) -> bool:
-        """Whether a transaction that did not come to its end, time and again, may be too large for its time-out."""
-        if len(outcomes) == 1 or forwarded(outcomes) <= LEAST_BATCH_BYTES:
-            return False
-        log.warning("transactions are made smaller", outcomes=len(outcomes), bytes=self._outbox.take_less())
-        return True
+    def _in_portions(self, outcomes: list[Outcome], released: set[PartitionState]) -> None:
+        """As many at a time as may go now, which may become less on the way: what is too much is found out once."""
+        while 0 < (some := self._outbox.how_many(outcomes)) < len(outcomes):
+            # One more doubt is enough to make them smaller still.
+            self._commit(outcomes[:some], set(), doubts=1)
+            outcomes = outcomes[some:]
+        self._commit(outcomes, released, doubts=1)
 
     def _plan(
         self, outcomes: list[Outcome], released: set[PartitionState]

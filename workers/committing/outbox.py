@@ -8,18 +8,27 @@ Bounded by others: the poll thread takes no more records while ``pending_bytes``
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Final
 
+import structlog
+
 from workers.outcome import Outcome
+
+log = structlog.get_logger("rustfs_workers.commit")
 
 #: A transaction carries at most this many outcomes: bounded memory, and a short wait for whoever comes next.
 MAX_BATCH: Final = 2_000
 #: The same for what they forward: one that takes longer than its time-out is ended by Kafka, each time it is tried again.
 MAX_BATCH_BYTES: Final = 8 * 1024 * 1024
-#: Where that is too much for the way to Kafka, less is tried, down to this.
+#: Where that is too much for Kafka, or the way there, less is tried, down to this. Brokers that are short of time take longer for
+#: more partitions, not for more bytes: if all workers go on with what did not get through, nothing ever gets through again.
+LEAST_BATCH: Final = 16
 LEAST_BATCH_BYTES: Final = 256 * 1024
+#: So many of them go through before more is tried: what is too much costs as long as Kafka waits for a transaction.
+_MORE_AFTER: Final = 8
 #: So many times as many jobs as end between two commits may start before the next one: those until this one is made, those
 #: until the next one is, and as many again, since no two take the same time. A successor suspects each of them.
 _AHEAD: Final = 3
@@ -50,8 +59,11 @@ class Outbox:
         #: Jobs that end between two commits lately.
         self._pace = 0
         self._least_ahead = least_ahead
-        #: Bytes that a transaction may forward now.
+        #: What a transaction may carry now, and bytes that it may forward.
+        self._most = MAX_BATCH
         self._most_bytes = MAX_BATCH_BYTES
+        #: Transactions, as large as may be, since that has changed.
+        self._went_through = 0
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -65,6 +77,11 @@ class Outbox:
     def ahead(self) -> int:
         """How many jobs may start before the next commit."""
         return max(_AHEAD * self._pace, self._least_ahead)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether what waits is as much as a transaction may carry."""
+        return len(self._waiting) >= self._most
 
     @property
     def has_set_aside(self) -> bool:
@@ -82,7 +99,7 @@ class Outbox:
         outcomes = self._come_into_reach()
         waiting, size, footprint = len(self._waiting), 0, 0
         taken = 0
-        while taken < min(waiting, MAX_BATCH):
+        while taken < min(waiting, self._most):
             outcome = self._waiting.popleft()
             outcomes.append(outcome)
             taken += 1
@@ -94,6 +111,16 @@ class Outbox:
         self._pace = max(len(outcomes), self._pace * 7 // 8)
         return Portion(outcomes, footprint, is_last=taken == waiting)
 
+    def how_many(self, outcomes: Sequence[Outcome]) -> int:
+        """Of these, from the first on, may go into one transaction."""
+        size = 0
+        for number, outcome in enumerate(islice(outcomes, self._most), 1):
+            if outcome.records:
+                size += outcome.size
+                if size >= self._most_bytes:
+                    return number
+        return min(len(outcomes), self._most)
+
     def wrote(self, portion: Portion) -> None:
         """Memory holds it no longer."""
         self._bytes_out += portion.footprint
@@ -102,13 +129,29 @@ class Outbox:
         """A job's, beyond reach: it is taken again when its partition has come further."""
         self._beyond_reach.append(outcome)
 
-    def take_less(self) -> int:
-        """Transactions are too large for the way to Kafka: half as much from now on, in bytes."""
-        self._most_bytes = max(self._most_bytes // 2, LEAST_BATCH_BYTES)
-        return self._most_bytes
+    def take_less_than(self, outcomes: Sequence[Outcome]) -> bool:
+        """These were too much for one transaction: from now on at most half of them. False: they are as few as can be."""
+        size = forwarded(outcomes)
+        if len(outcomes) == 1 or (len(outcomes) <= LEAST_BATCH and size <= LEAST_BATCH_BYTES):
+            return False
+        if len(outcomes) > LEAST_BATCH:
+            self._most, self._went_through = max(min(self._most, len(outcomes)) // 2, LEAST_BATCH), 0
+        if size > LEAST_BATCH_BYTES:
+            self._most_bytes = max(min(self._most_bytes, size) // 2, LEAST_BATCH_BYTES)
+        log.warning(
+            "transactions are made smaller",
+            outcomes=len(outcomes),
+            most=self._most,
+            most_bytes=self._most_bytes,
+        )
+        return True
 
-    def take_more_after(self, outcomes: Iterable[Outcome]) -> None:
+    def take_more_after(self, outcomes: Sequence[Outcome]) -> None:
         """These went through; if they were as many as may go, there is perhaps room for more."""
+        if self._most < MAX_BATCH and len(outcomes) >= self._most:
+            self._went_through += 1
+            if self._went_through == _MORE_AFTER:
+                self._most, self._went_through = min(self._most + self._most // 4, MAX_BATCH), 0
         if self._most_bytes < MAX_BATCH_BYTES and forwarded(outcomes) >= self._most_bytes:
             self._most_bytes += self._most_bytes // 16
 
