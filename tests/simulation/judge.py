@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Final
 
 from schemas.codec import peek_id
@@ -81,9 +81,9 @@ class Judge:
         if world.now_ms < due_ms:
             self.broken.append(f"early: {name} by {due_ms - world.now_ms} ms")
         before = self._runs[job_id, delivery.delivery]
-        for other, earlier in before:
+        for (other, earlier), until_ms in zip(before, _successions(before, world.now_ms), strict=True):
             self.reexecuted += 1
-            if not (earlier.cut_short or _in_trouble(other, earlier)):
+            if not (earlier.cut_short or _in_trouble(other, earlier, until_ms)):
                 self.broken.append(
                     f"unexplained: {name} ran at {other.incarnation} before, and nothing was wrong"
                 )
@@ -91,7 +91,10 @@ class Judge:
         if execution.job.kills:
             self._deaths[job_id] += 1
             # What its own process died of was not committed: its worker died as well.
-            unsaid = sum(earlier.was_sandboxed and _in_trouble(other, earlier) for other, earlier in before)
+            unsaid = sum(
+                earlier.was_sandboxed and _in_trouble(other, earlier, until_ms)
+                for (other, earlier), until_ms in zip(before, _successions(before, world.now_ms), strict=True)
+            )
             if self._deaths[job_id] > DEATHS + self._beside[job_id] + self.doubted[job_id] + unsaid:
                 self.broken.append(f"kills on: {name} has ended {self._deaths[job_id] - 1} processes before")
             is_isolated = worker._scheduler.isolated is message
@@ -300,12 +303,25 @@ class Judge:
                 self.broken.append(f"forked: delivery {delivery} of {job_id!r} stands {count} times")
 
 
-def _in_trouble(worker: SimWorker, execution: Execution) -> bool:
-    """Whether something happened to its worker that lets others run the job."""
+def _successions(runs: Sequence[tuple[SimWorker, Execution]], now_ms: int) -> list[int]:
+    """When each run of a delivery was followed by the next owner's, in milliseconds; now, if it is the last one.
+
+    One at a worker whose partition was given away follows nobody: it may begin while nothing is wrong with the owner.
+    """
+    until: list[int] = []
+    for _, execution in reversed(runs):
+        until.append(now_ms)
+        if not execution.was_given_away:
+            now_ms = execution.started_ms
+    return until[::-1]
+
+
+def _in_trouble(worker: SimWorker, execution: Execution, until_ms: int) -> bool:
+    """Whether something happened to its worker that lets others run the job; what came after they had begun did not."""
     return (
         execution.began_in_trouble
         or execution.was_given_away
-        or any(at >= execution.started_ms for at in worker.troubles)
+        or any(execution.started_ms <= at <= until_ms for at in worker.troubles)
     )
 
 
