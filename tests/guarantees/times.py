@@ -81,17 +81,19 @@ def measure(evidence: Evidence) -> Mapping[str, float]:
         one, many, bar_s = (
             ("leave", "leaves", LEAVE_S) if life.end == "left" else ("takeover", "takeovers", TAKEOVER_S)
         )
-        longest_s = max((until - since for since, until in gaps), default=0) / 1e9
         troubles = _troubles(evidence, life)
-        in_time = life.end_ns + min(longest_s, bar_s) * 1e9
-        troubled = any(start < in_time and life.end_ns < end for start, end in troubles)
-        in_trouble = "_in_trouble" if troubled else ""
-        at_least(f"{one}{in_trouble}_s", longest_s)
-        figures[f"{many}{in_trouble}"] = figures.get(f"{many}{in_trouble}", 0) + bool(gaps)
-        if troubled:
-            at_least(
-                f"{one}_after_trouble_s", max((_quiet_ns(gap, troubles) for gap in gaps), default=0) / 1e9
-            )
+        longest_s, most = 0.0, many
+        for since, until in gaps:
+            gap_s = (until - since) / 1e9
+            in_time = since + min(gap_s, bar_s) * 1e9
+            troubled = any(start < in_time and since < end for start, end in troubles)
+            in_trouble = "_in_trouble" if troubled else ""
+            at_least(f"{one}{in_trouble}_s", gap_s)
+            if troubled:
+                at_least(f"{one}_after_trouble_s", _quiet_ns((since, until), troubles) / 1e9)
+            if gap_s > longest_s:
+                longest_s, most = gap_s, f"{many}{in_trouble}"
+        figures[most] = figures.get(most, 0) + bool(gaps)
     bad_times, lives = _bad_times(evidence), Lives(evidence.lives)
     for runs in starts.values():
         for before, after in pairwise(run for run in runs if began <= run.start_ns <= stopped):

@@ -162,6 +162,19 @@ def test_a_partition_in_which_nothing_waits_has_nothing_to_take_over(
     assert (verdict.broken, verdict.takeover_s) == ({}, takeover_s)
 
 
+def test_what_comes_when_a_broker_is_away_long_after_a_kill_waits_in_trouble() -> None:
+    evidence = honest()
+    evidence.traffic_ns = (0, 80 * S)
+    evidence.lives[1] = Life("b", 20, 0, 90 * S, "stays")
+    evidence.runs[3:] = [ran("four", 9.5, 9.8)]
+    evidence.topics.statuses["four"] = [said("four", "succeeded", 9.8, 3)]
+    queue(evidence, "five", 50, 70, None)
+    assert judge(evidence).takeover_s == 20.0
+    evidence.troubles.append(Trouble("broker_kill", 49 * S, 69 * S))
+    verdict = judge(evidence)
+    assert (verdict.takeover_s, verdict.takeover_in_trouble_s, verdict.missed) == (0.0, 20.0, [])
+
+
 def test_a_partition_in_which_nothing_begins_stands_still_all_the_time() -> None:
     evidence = honest()
     evidence.topics.jobs.append(record("five", 0, partition=1))
