@@ -110,14 +110,30 @@ class Explanations:
             return run.start_ms + (at_ns - run.start_ns) // 1_000_000
 
         end_ms = wall_ms(end_ns)
-        until_ms = min(end_ms + _DOUBT_MS, wall_ms(life.end_ns))
+        until_ms = end_ms + _DOUBT_MS
         if following is not None:
             until_ms = min(until_ms, following.start_ms + _GIVEN_UP_MS)
+        # Who is frozen meanwhile says it when it wakes up: its own time has stood still.
+        until_ms = min(until_ms + self._frozen_ms(life, end_ns), wall_ms(life.end_ns))
         said = self._doubts[run.worker.partition(".")[0]]
         number = self._partitions.get(run.job_id)
         first = bisect_left(said, end_ms, key=lambda one: one.at_ms)
         last = bisect_right(said, until_ms, key=lambda one: one.at_ms)
         return any(not one.partitions or number in one.partitions for one in said[first:last])
+
+    def _frozen_ms(self, life: Life, since_ns: int) -> int:
+        """How long its process was frozen after that, by a freeze that began before it had to have said so."""
+        return (
+            sum(
+                trouble.end_ns - max(trouble.start_ns, since_ns)
+                for trouble in self._troubles
+                if trouble.kind == "worker_freeze"
+                and trouble.pid == life.pid
+                and trouble.start_ns < since_ns + _DOUBT_MS * 1_000_000
+                and since_ns < trouble.end_ns
+            )
+            // 1_000_000
+        )
 
     def _was_in_trouble(self, end_ns: int) -> bool:
         return any(

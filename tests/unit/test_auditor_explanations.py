@@ -122,6 +122,27 @@ def test_a_run_that_had_ended_is_explained_by_a_broker_only_if_its_worker_met_th
     assert verdict.reasons.get("broker away", 0) == explained
 
 
+@pytest.mark.parametrize(
+    ("frozen", "explained"),
+    [
+        pytest.param(None, False, id="it was awake"),
+        pytest.param(Trouble("worker_freeze", 10 * S, 50 * S, 10), True, id="it was frozen"),
+        pytest.param(Trouble("worker_freeze", 10 * S, 50 * S, 20), False, id="another one was"),
+    ],
+)
+def test_a_worker_that_is_frozen_while_an_outcome_waits_says_so_when_it_wakes(
+    frozen: Trouble | None, *, explained: bool
+) -> None:
+    evidence = honest()
+    evidence.lives[0] = replace(evidence.lives[0], end_ns=70 * S)
+    evidence.troubles += [Trouble("broker_kill", 2 * S, 4 * S), *([frozen] if frozen else [])]
+    evidence.runs.append(ran("three", 13, 13.5, "b.0", fence=1))
+    evidence.topics.statuses["three"] = [said("three", "succeeded", 13.5, 2, "b.0")]
+    evidence.doubts = [Doubt("a", WALL_MS + 51_000, LOST, (0,))]
+    verdict = judge(evidence)
+    assert (verdict.reasons.get("broker away", 0), verdict.reasons.get("frozen", 0)) == (explained, 0)
+
+
 @pytest.mark.parametrize(("ended_at", "explained"), [(40, True), (29, False)])
 def test_what_the_next_process_of_its_name_says_explains_no_run(ended_at: int, *, explained: bool) -> None:
     evidence = honest()
