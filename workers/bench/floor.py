@@ -1,7 +1,6 @@
 """What Kafka and Avro alone cost: consume the same jobs, decode them, write one status each, in transactions.
 
-In:  full job topics. Out: records a second. No retries, priorities, order, limits, maps, time-outs; statuses by the library, where
-a worker writes the same bytes in a quicker way.
+In:  full job topics. Out: records a second. No retries, priorities, order, limits, maps; the library's encoder, not our quicker one.
 """
 
 from __future__ import annotations
