@@ -34,8 +34,9 @@ from workers.outcome import Outcome
 log = structlog.get_logger("rustfs_workers.commit")
 
 
-#: Until then whoever looks after hanging transactions has found one that was forgotten (``workers.committing.hanging``).
-_DOUBTFUL_FOR_S: Final = 60.0
+#: Longer than Kafka may be away, for nobody has looked after what hangs by then (``workers.committing.hanging``); and less than what
+#: brokers let connections idle for, so that an idle worker does not read again what all others have written meanwhile.
+_DOUBTFUL_FOR_S: Final = 300.0
 
 
 @dataclass(frozen=True, slots=True)
