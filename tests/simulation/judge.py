@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from tests.simulation.world import World
     from workers.offsets import Place
     from workers.testing.memory_group import ConsumerGroup
+    from workers.testing.memory_log import StoredRecord
 
 #: Deaths of its workers after which a job that kills is found.
 DEATHS = 3
@@ -47,6 +48,8 @@ class Judge:
         self._runs: dict[tuple[bytes, int], list[tuple[SimWorker, Execution]]] = defaultdict(list)
         self._by_key: dict[bytes, list[tuple[SimWorker, Execution]]] = defaultdict(list)
         self._may_be_condemned: set[bytes] = set()
+        #: Jobs of which a status may come after what follows from it.
+        self._told_late: set[bytes] = set()
         self._first_starts: dict[tuple[str, int, bytes], int] = {}
         self._deaths: Counter[bytes] = Counter()
         #: How often it began beside one that had survived: nothing says then which of them killed.
@@ -182,6 +185,15 @@ class Judge:
                 if place in other.owned
             )
 
+    def forgotten(self, records: Iterable[StoredRecord]) -> None:
+        """What these say is not to be seen before somebody has ended them: a retry may have run by then, and its news come first."""
+        world = self._world
+        self._told_late.update(
+            decode_status(world.codec, record.value or b"").job_id.encode()
+            for record in records
+            if record.topic == world.topics.status
+        )
+
     def failed(self, worker: SimWorker, error: BaseException) -> None:
         """A worker that ends by itself: it says why, or it is broken."""
         what = "failed" if isinstance(error, PipelineError) else CRASHED
@@ -267,7 +279,7 @@ class Judge:
                     self.broken.append(f"illegal: {news} after its end")
                 elif status.delivery < before.delivery + put_off:
                     self.broken.append(f"illegal: {news} after delivery {before.delivery}")
-            if status.attempt != attempt:
+            if status.attempt != attempt and job_id not in self._told_late:
                 self.broken.append(f"illegal: {news}, and not attempt {attempt}")
             ran = [one for _, one in self._runs[job_id, status.delivery] if one.ended_ms is not None]
             if (

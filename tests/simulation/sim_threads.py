@@ -41,13 +41,22 @@ class SimCommitter(Committer):
     """Without its thread."""
 
     worker: SimWorker
+    #: Transactions are divided into smaller ones.
+    _depth = 0
 
     def release(self, parts: Iterable[PartitionState], *, clean: bool = True) -> Any:
         return SimEvent(self.worker, super().release(parts, clean=clean))
 
     def _commit(self, outcomes: list[Outcome], released: set[PartitionState], doubts: int = 0) -> None:
+        was_half_told = self.worker.is_half_told
+        self._depth += 1
         super()._commit(outcomes, released, doubts)
+        self._depth -= 1
+        if self._depth:
+            return
         self.worker.is_torn = False
+        if was_half_told and not self.worker.world.kafka.has_forgotten(self.worker._producer_id):
+            self.worker.is_half_told = False
 
     def main(self) -> None:
         self._transactions.renew()

@@ -94,6 +94,8 @@ class SimWorker(WorkerProcess):
         #: Kafka has committed a part of its transaction. It alone knows the rest, so nothing else happens to it until that is
         #: written: see docs/guarantees.md.
         self.is_torn = False
+        #: Kafka has forgotten to tell some partitions of its last transaction, and it has not looked at that since they were told.
+        self.is_half_told = False
         #: Kafka has had a report of it since it cancelled everything.
         self.has_said_so = False
         #: When something happened to it that makes jobs run again.
@@ -267,7 +269,7 @@ class SimWorker(WorkerProcess):
     @property
     def must_live(self) -> bool:
         """Whether something of its last transaction is missing, or may yet be undone: whoever comes next cannot know of it."""
-        return self.is_torn or self.world.kafka.has_forgotten(self._producer_id)
+        return self.is_torn or self.is_half_told
 
     def die(self) -> None:
         """As kill -9 does."""

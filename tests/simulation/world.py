@@ -134,6 +134,8 @@ class World:
         self._stragglers: list[tuple[str, int, int, bool]] = []
         #: Whose last transaction Kafka has forgotten, and since when.
         self._forgotten_ms: dict[SimWorker, int] = {}
+        #: Those of them that have not heard yet that their coordinator is gone.
+        self._deaf: set[SimWorker] = set()
         self._snoozed: Counter[bytes] = Counter()
         self.faults: Counter[str] = Counter()
         self.judge = Judge(self)
@@ -499,7 +501,8 @@ class World:
             raise Killed
         if self.is_on_the_move and step in _SLOW_STEPS and not worker.is_torn:
             self._may_be_slow(step, worker)
-        if worker in self._forgotten_ms and step in ("offsets", "commit") and self.rng.random() < 0.5:
+        if worker in self._deaf and (step == "commit" or (step == "offsets" and self.rng.random() < 0.5)):
+            self._deaf.discard(worker)
             self.trouble(worker, "coordinator lost")
             worker.lose_connection()
             raise _error(KafkaError._TIMED_OUT, retriable=True, abort=step == "offsets")
@@ -559,10 +562,11 @@ class World:
     def _forget(self, worker: SimWorker, client: Any, share: float) -> None:
         """Its coordinator is killed when it has decided: its answer is on its way, and not each partition will ever hear of it.
 
-        The connection is lost with it; that is heard of while the next transaction is under way.
+        The connection is lost with it; that is heard of while the next transaction is under way, before its end.
         """
         self.faults["forgotten"] += 1
         self._forgotten_ms[worker] = self.now_ms
+        worker.is_half_told = True
         # The group's offsets are told: an heir who finds them open takes the id, and that is another story.
         self.kafka.forget(
             client.transactional_id,
@@ -570,12 +574,17 @@ class World:
             client.epoch,
             lambda place: isinstance(place, str) or self.rng.random() < share,
         )
+        self._deaf.add(worker)
+        self.judge.forgotten(self.kafka.forgotten(client.transactional_id))
 
     def _end_what_hangs(self) -> None:
         """As whoever looks after hanging transactions does."""
         for worker, since_ms in list(self._forgotten_ms.items()):
             if self.now_ms - since_ms > _HANGS_FOR_MS or not worker.is_alive:
                 del self._forgotten_ms[worker]
+                self._deaf.discard(worker)
+                if self.kafka.has_forgotten(worker._producer_id):
+                    worker.is_half_told = False
                 self.kafka.end_forgotten(worker._producer_id)
 
     def _can_be_torn(self, worker: SimWorker) -> bool:

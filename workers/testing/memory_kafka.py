@@ -293,6 +293,17 @@ class MemoryKafka:
         author = self._authors.get(transactional_id)
         return author is not None and bool(author.forgotten)
 
+    def forgotten(self, transactional_id: str) -> list[StoredRecord]:
+        """The records of it that are behind what is open."""
+        with self.lock:
+            return [
+                record
+                for transaction in self._authors[transactional_id].forgotten
+                for place in transaction.first
+                for record in self.log(place).records
+                if record.transaction is transaction
+            ]
+
     def end_forgotten(self, transactional_id: str) -> None:
         """As somebody does who has read the coordinator's log: commit it."""
         with self.lock:
