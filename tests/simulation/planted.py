@@ -276,6 +276,11 @@ def _trusts_offsets() -> Any:
     return patch.object(Standing, "visible", lambda _self, _written, _since_ms: None)
 
 
+def _acknowledged_is_forever() -> Any:
+    """What Kafka has acknowledged is never looked at again, though its coordinator may have died before it had told everybody."""
+    return patch.object(Recovery, "remember", lambda *_: None)
+
+
 def _trusts_success() -> Any:
     """A commit that was reported as done counts, whatever happened to the connection meanwhile."""
     return patch.object(ConnectionWatch, "hear", lambda _self, _line: None)
