@@ -415,7 +415,7 @@ def _maps_only_beside_ends() -> Any:
 def _release_without_a_word() -> Any:
     """What ended just before a revocation is not committed any more."""
 
-    def hasty(self: Committer, _parts: Any) -> Any:
+    def hasty(_self: Committer, _parts: Any, **_: Any) -> Any:
         done = threading.Event()
         done.set()
         return done
