@@ -25,6 +25,7 @@ from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-d
 
 from schemas.codec import Codec
 from schemas.errors import KafkaUnreachable, PipelineError
+from schemas.records import WorkerReport
 from streams import transactional_ids
 from streams.clients import admin_config, kafka_failed, producer_config, worker_consumer_config
 from streams.clients import log as client_log
@@ -60,7 +61,7 @@ from workers.execution.sandbox import MOST_FRESH_PROCESSES, Sandbox
 from workers.liveness.clock import BrokerClock
 from workers.liveness.lease import CutOff, Lease, LeaseChange, lease_s
 from workers.liveness.reporter import Reporter
-from workers.liveness.rival import FenceCount, find_rival, worker_id_taken
+from workers.liveness.rival import RivalWatch, find_rival, worker_id_taken
 from workers.liveness.self_report import SelfReport, state_of
 from workers.liveness.survivors import Signs, signs_of_life
 from workers.liveness.verdicts import Verdicts
@@ -103,8 +104,6 @@ class WorkerProcess:
         self._topics = settings.topics
         self._transactional_id = transactional_ids.of_worker(self._topics, config.name)
         self._producer_id = self._transactional_id
-        self._fences = FenceCount()
-        self._rival_is_looked_for = threading.Lock()
         #: After a failure: whether a drain is still possible.
         self.can_drain = False
         #: After ``stop``: handlers that nobody could end.
@@ -162,7 +161,12 @@ class WorkerProcess:
             on_committed=self._committed_one,
             on_failure=self._fail,
             end_forgotten=self._end_forgotten,
-            on_fenced=self._fenced,
+            on_fenced=RivalWatch(
+                lambda: find_rival(
+                    settings, codec, config.name, self.incarnation, self._self_report.started_ms
+                ),
+                self._leave_to,
+            ).fenced,
             upcoming=self._scheduler.upcoming,
             lease=self._lease,
             now_ms=self._stamped_ms,
@@ -450,27 +454,7 @@ class WorkerProcess:
         self.can_drain = True
         self._fail(error)
 
-    def _fenced(self) -> None:
-        """Another producer took our transactional id. Once can be a mistake; twice, and somebody else lives by our name."""
-        if self._fences.again(time.monotonic()) and not self._rival_is_looked_for.locked():
-            # Not in the commit thread: it takes seconds, in which nobody's offsets would be answered.
-            with contextlib.suppress(RuntimeError):  # the system has no thread left: the next time will do
-                threading.Thread(target=self._look_for_rival, name="rival", daemon=True).start()
-
-    def _look_for_rival(self) -> None:
-        with self._rival_is_looked_for:
-            self._leave_to_rival()
-
-    def _leave_to_rival(self) -> None:
-        try:
-            rival = find_rival(
-                self._settings, self._codec, self.config.name, self.incarnation, self._self_report.started_ms
-            )
-        except (PipelineError, KafkaException) as error:
-            log.warning("fenced twice, and the reports cannot be read", error=str(error))
-            return
-        if rival is None:
-            return
+    def _leave_to(self, rival: WorkerReport) -> None:
         # The name is the other's from now on; our last outcomes are committed under one that nobody else has.
         self._producer_id = f"{self._transactional_id}.{self.incarnation}"
         self._refuse(worker_id_taken(rival, self.incarnation, socket.gethostname()))

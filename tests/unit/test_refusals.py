@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import queue
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -14,8 +16,9 @@ from schemas.offsetmap import OffsetMap
 from schemas.records import WorkerReport
 from streams.clients import RepeatFilter
 from streams.partition_counts import equal_count
+from tests.support.waiting import eventually
 from workers.consuming.partition_watch import PartitionWatch
-from workers.liveness.rival import WINDOW_S, FenceCount, goes_on
+from workers.liveness.rival import WINDOW_S, FenceCount, RivalWatch, goes_on
 from workers.offsets import PartitionState
 
 pytestmark = pytest.mark.worker_coordination
@@ -75,6 +78,41 @@ def test_being_fenced_twice_counts_only_within_a_minute() -> None:
     assert not fences.again(0.0)
     assert not fences.again(WINDOW_S + 1)
     assert fences.again(WINDOW_S + 2)
+
+
+def test_the_second_time_it_is_fenced_it_looks_for_the_other_one_and_leaves_to_it() -> None:
+    """Beside the commit thread: offsets are answered meanwhile."""
+    other = WorkerReport("w", "other", 1, 1, 5_000, "host", "running", (), (), 0, 0, (), {})
+    looked_in: list[str] = []
+    left_to: queue.Queue[WorkerReport] = queue.Queue()
+
+    def find() -> WorkerReport | None:
+        looked_in.append(threading.current_thread().name)
+        return other
+
+    watch = RivalWatch(find, left_to.put)
+    watch.fenced()
+    assert looked_in == []
+    watch.fenced()
+    assert left_to.get(timeout=30) is other
+    assert looked_in == ["rival"]
+
+
+@pytest.mark.parametrize("answer", [None, KafkaException(KafkaError(KafkaError._TRANSPORT))])
+def test_without_another_one_that_stays_it_goes_on(answer: Exception | None) -> None:
+    over = threading.Event()
+
+    def find() -> WorkerReport | None:
+        over.set()
+        if answer is not None:
+            raise answer
+        return None
+
+    watch = RivalWatch(find, lambda _: pytest.fail("there is nobody"))
+    watch.fenced()
+    watch.fenced()
+    assert over.wait(30)
+    eventually(lambda: not watch._looks.locked(), 30, "it has looked")
 
 
 @pytest.mark.parametrize(

@@ -10,16 +10,19 @@ incarnation that means to stay. The one that began first goes on: both would lea
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Final
 
 import structlog
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import Consumer, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from schemas.codec import Codec
-from schemas.errors import WireError, WorkerIdTaken
+from schemas.errors import PipelineError, WireError, WorkerIdTaken
 from schemas.records import WorkerReport, decode_report
 from streams.clients import admin_config, reader_config
 from streams.scan import LATEST, offsets, partitions_of
@@ -45,6 +48,40 @@ class FenceCount:
         """Note that it happened. True: it happened before within a minute."""
         last, self._last = self._last, now_s
         return last is not None and now_s - last <= WINDOW_S
+
+
+class RivalWatch:
+    """Looks for the other one when being fenced has become a habit. ``fenced`` is for one thread.
+
+    Args:
+        find: the report of one that stays; blocks for seconds.
+        leave_to: there is one. Called in a thread of its own.
+    """
+
+    def __init__(
+        self, find: Callable[[], WorkerReport | None], leave_to: Callable[[WorkerReport], None]
+    ) -> None:
+        self._find = find
+        self._leave_to = leave_to
+        self._fences = FenceCount()
+        self._looks = threading.Lock()
+
+    def fenced(self) -> None:
+        """Another producer took our transactional id. Once can be a mistake; twice, and somebody else lives by our name."""
+        if self._fences.again(time.monotonic()) and not self._looks.locked():
+            # Not in the caller's, the commit thread: it takes seconds, in which nobody's offsets would be answered.
+            with contextlib.suppress(RuntimeError):  # the system has no thread left: the next time will do
+                threading.Thread(target=self._look, name="rival", daemon=True).start()
+
+    def _look(self) -> None:
+        with self._looks:
+            try:
+                rival = self._find()
+            except (PipelineError, KafkaException) as error:
+                log.warning("fenced twice, and the reports cannot be read", error=str(error))
+                return
+            if rival is not None:
+                self._leave_to(rival)
 
 
 def goes_on(report: WorkerReport, started_ms: int, incarnation: str) -> bool:
