@@ -15,14 +15,13 @@ from types import SimpleNamespace
 from typing import Any, Final, NamedTuple
 from unittest.mock import patch
 
-from confluent_kafka import KafkaError, KafkaException
-
 from schemas.codec import Codec
 from schemas.offsetmap import EMPTY_MAP, parse
 from schemas.topics import PRIORITIES, Topics
 from streams.outgoing import JobOptions, Rules, plan
 from tests.simulation.hub import Hub, Killed
 from tests.simulation.judge import Judge
+from tests.simulation.request_faults import RequestFaults
 from tests.simulation.sim_executor import Execution
 from tests.simulation.sim_jobs import SimJob
 from tests.simulation.sim_worker import SimWorker
@@ -48,14 +47,12 @@ _EVENTS: Final = (
 _MOVES: Final = ("leave", "start", "start", "wait")
 #: What keeps a worker from hearing of its group for a while.
 _ABSENCES: Final = frozenset({"freeze", "cut", "forget", "outage", "lost"})
-#: Where a late request to end a transaction would do the most harm.
-_HURT_BY_STRAGGLERS: Final = frozenset({"produce", "offsets", "commit", "read", "init"})
 #: Of all of Kafka, each while one runs that must run alone: those are few in a storm, so they come after it as well.
 _OUTAGES: Final = 3
 _NAMES: Final = ("w0", "w1", "w2")
 
 
-class _Weather(NamedTuple):
+class Weather(NamedTuple):
     """How bad a storm is."""
 
     #: The share of steps at which something happens to a worker.
@@ -70,16 +67,8 @@ _FIRST: Final = 600
 _FORGETTING: Final = 4
 #: One in so many worlds is of the kind in which partitions move.
 _MOVING: Final = 16
-#: How long Kafka takes there to answer, at times: for longer than a release waits for its last commit, and less than the offsets' limit.
-_SLOW_S: Final = (0.5, 4.5)
-#: Before which of a transaction's requests: its offsets come when its partitions are somebody else's, or when they are not to be sent.
-_SLOW_STEPS: Final = frozenset({"begin", "offsets"})
-
-#: What is forgotten is found out and ended after so long.
-_HANGS_FOR_MS: Final = 20_000
-
 #: They take turns: what goes wrong at a lost answer, or when a partition moves in between, is rare in weather of one kind.
-_WEATHERS: Final = (_Weather(0.03, 0.02), _Weather(0.03, 0.2), _Weather(0.1, 0.02))
+_WEATHERS: Final = (Weather(0.03, 0.02), Weather(0.03, 0.2), Weather(0.1, 0.02))
 
 
 class World:
@@ -92,7 +81,7 @@ class World:
     session_ms = 6_000
 
     def __init__(self, seed: int) -> None:
-        self._weather = _WEATHERS[seed % len(_WEATHERS)]
+        self.weather = _WEATHERS[seed % len(_WEATHERS)]
         #: In some worlds partitions move most of the time, one after the other, while Kafka takes long to answer.
         self.is_on_the_move = seed % _MOVING == _MOVING - 1
         #: In some others Kafka forgets what it has decided, and idle connections are lost.
@@ -101,7 +90,7 @@ class World:
         if seed < _FIRST:
             self.forgets = 0.0
             if seed % _FORGETTING == _FORGETTING - 1 and not self.is_on_the_move:
-                self.forgets, self._weather = 0.8, max(_WEATHERS, key=lambda one: one.losses)
+                self.forgets, self.weather = 0.8, max(_WEATHERS, key=lambda one: one.losses)
         self.partitions = 4 if self.is_on_the_move else 2
         #: In every other world two that must run alone are many: one that kills is found one death later.
         self.is_hurried = seed % 2 == 1
@@ -142,11 +131,7 @@ class World:
         self._outages: list[tuple[int, int]] = []
         self._doomed: tuple[SimWorker, int] | None = None
         self._names: dict[str, str] = {}
-        self._stragglers: list[tuple[str, int, int, bool]] = []
-        #: Whose last transaction Kafka has forgotten, and since when.
-        self._forgotten_ms: dict[SimWorker, int] = {}
-        #: Those of them that have not heard yet that their coordinator is gone.
-        self._deaf: set[SimWorker] = set()
+        self._request_faults = RequestFaults(self)
         self._snoozed: Counter[bytes] = Counter()
         self.faults: Counter[str] = Counter()
         self.judge = Judge(self)
@@ -188,7 +173,7 @@ class World:
                     self._schedule()
                 if self.is_on_the_move:
                     self._something_happens()
-            if self.rng.random() < self._weather.events:
+            if self.rng.random() < self.weather.events:
                 self._something_happens()
             self._step()
             if self.judge.broken:
@@ -222,7 +207,7 @@ class World:
             self._doomed = None
         if not self.is_away:
             self.kafka.expire_transactions()
-            self._end_what_hangs()
+            self._request_faults.end_what_hangs()
             self._expire_sessions()
         self._restart_the_dead()
         ready = [step for worker in self.workers.values() for step in worker.ready]
@@ -510,113 +495,7 @@ class World:
         if self.rng.random() < 0.002 and not worker.must_live:
             self.kill(worker)
             raise Killed
-        if self.is_on_the_move and step in _SLOW_STEPS and not worker.is_torn:
-            self._may_be_slow(step, worker)
-        if worker in self._deaf and (step == "commit" or (step == "offsets" and self.rng.random() < 0.5)):
-            self._deaf.discard(worker)
-            self.trouble(worker, "coordinator lost")
-            worker.lose_connection()
-            raise _error(KafkaError._TIMED_OUT, retriable=True, abort=step == "offsets")
-        if self._stragglers and step in _HURT_BY_STRAGGLERS and self.rng.random() < 0.2:
-            self._deliver_straggler()
-        if self.rng.random() < self._weather.losses:
-            self._fault(step, worker, client)
-
-    def _may_be_slow(self, step: str, worker: SimWorker) -> None:
-        """Most of the time where it matters: at what is sent of partitions that are to be given up."""
-        of_leaving = any(part.releasing for part in worker.holdings.unsettled)
-        if self.rng.random() < (0.6 if of_leaving else 0.05):
-            self.trouble(worker, "slow " + step)
-            worker.pause_until(lambda: False, self.rng.choice(_SLOW_S))
-
-    def _fault(self, step: str, worker: SimWorker, client: Any) -> None:
-        match step:
-            case "offsets":
-                self.trouble(worker, "offsets")
-                worker.lose_connection()
-                raise _error(KafkaError._TIMED_OUT, retriable=True, abort=True)
-            case "commit" if self._can_be_torn(worker) and self.rng.random() < 0.4:
-                share = self.rng.choice((0.2, 0.5, 0.8))
-                if self.forgets and self.rng.random() < self.forgets:
-                    self._forget(worker, client, share)
-                    return
-                self.trouble(worker, "torn")
-                worker.lose_connection()
-                worker.is_torn = True
-                self.kafka.tear(
-                    client.transactional_id,
-                    client.producer_id,
-                    client.epoch,
-                    lambda _: self.rng.random() < share,
-                )
-                raise _error(KafkaError._TIMED_OUT, retriable=True)
-            case "commit":  # the request is lost, or arrives when nobody expects it any more
-                self.trouble(worker, "commit lost")
-                worker.lose_connection()
-                self._straggle(client, commit=True)
-                raise _error(KafkaError._TIMED_OUT, retriable=True)
-            case "committed":
-                self.trouble(worker, "answer lost")
-                worker.lose_connection()
-                if self.rng.random() < 0.5:
-                    raise _error(KafkaError._TIMED_OUT, retriable=True)
-                # librdkafka has asked again, and got its answer; the first request is still on its way.
-                self._straggle(client, commit=True)
-            case "poll" if self.forgets and self.rng.random() < 0.02:
-                self.trouble(worker, "connection lost")
-                worker.lose_connection()
-            case "abort":
-                self.trouble(worker, "abort lost")
-                worker.lose_connection()
-                raise _error(KafkaError._TIMED_OUT, retriable=True)
-
-    def _forget(self, worker: SimWorker, client: Any, share: float) -> None:
-        """Its coordinator is killed when it has decided: its answer is on its way, and not each partition will ever hear of it.
-
-        The connection is lost with it; that is heard of while the next transaction is under way, before its end.
-        """
-        self.faults["forgotten"] += 1
-        self._forgotten_ms[worker] = self.now_ms
-        worker.is_half_told = True
-        # The group's offsets are told: an heir who finds them open takes the id, and that is another story.
-        self.kafka.forget(
-            client.transactional_id,
-            client.producer_id,
-            client.epoch,
-            lambda place: isinstance(place, str) or self.rng.random() < share,
-        )
-        self._deaf.add(worker)
-        self.judge.forgotten(self.kafka.forgotten(client.transactional_id))
-
-    def _end_what_hangs(self) -> None:
-        """As whoever looks after hanging transactions does."""
-        for worker, since_ms in list(self._forgotten_ms.items()):
-            if self.now_ms - since_ms > _HANGS_FOR_MS or not worker.is_alive:
-                del self._forgotten_ms[worker]
-                self._deaf.discard(worker)
-                if self.kafka.has_forgotten(worker._producer_id):
-                    worker.is_half_told = False
-                self.kafka.end_forgotten(worker._producer_id)
-
-    def _can_be_torn(self, worker: SimWorker) -> bool:
-        """Whether it will be there to write the rest: whoever has its partitions next cannot know of it."""
-        member = self.kafka.group(self.topics.group).members.get(self.judge.members[worker.incarnation])
-        keeps_all = member is not None and not (member.fenced or worker.is_cut_off or worker.is_forgotten)
-        owned = all(part.owned for part in worker.holdings.unsettled)
-        return keeps_all and owned and worker._leave_thread is None
-
-    def _straggle(self, client: Any, *, commit: bool) -> None:
-        self._stragglers.append((client.transactional_id, client.producer_id, client.epoch, commit))
-
-    def _deliver_straggler(self) -> None:
-        late = self._stragglers.pop(self.rng.randrange(len(self._stragglers)))
-        transactional_id, producer_id, epoch, commit = late
-        try:
-            self.kafka.end_transaction(transactional_id, producer_id, epoch, commit=commit)
-        except KafkaException:
-            self.faults["straggler refused"] += 1
-        else:
-            self.faults["straggler"] += 1
+        self._request_faults.meet(step, worker, client)
 
     def is_finished(self, execution: Execution) -> bool:
         """Whether Kafka shows this record as finished already."""
@@ -645,7 +524,3 @@ def _simulated_time(world: World) -> Iterator[None]:
         patch("workers.offsets.MAX_REACH", 3 if world.is_narrow else MAX_REACH),
     ):
         yield
-
-
-def _error(code: int, *, retriable: bool = False, abort: bool = False) -> KafkaException:
-    return KafkaException(KafkaError(code, "made up", retriable=retriable, txn_requires_abort=abort))
