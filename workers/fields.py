@@ -12,7 +12,7 @@ import json
 import re
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from typing import Any, Final
@@ -143,7 +143,7 @@ def _item(kind: Any, item: Any) -> Any:
     """One of a JSON list: a text is read like a field's, a number is no text."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
-        return _first_item_that_takes(arguments, item)
+        return _first_of(arguments, lambda kind: _item(kind, item))
     match item:
         case str():
             return _value(kind, item)
@@ -167,16 +167,6 @@ def _item(kind: Any, item: Any) -> Any:
     return None if item is None else _value(kind, json.dumps(item))
 
 
-def _first_item_that_takes(kinds: tuple[Any, ...], item: Any) -> Any:
-    refusals: list[str] = []
-    for kind in sorted(kinds, key=_rank):
-        try:
-            return _item(kind, item)
-        except (ValueError, InvalidJob) as error:
-            refusals.append(str(error))
-    raise ValueError(", or ".join(refusals))
-
-
 def _taken_by(kind: Any) -> str:
     if kind in (str, bytes):
         return 'an item is a text, such as "a"'
@@ -190,10 +180,15 @@ def _first_that_takes(kinds: tuple[Any, ...], text: str) -> Any:
     others = [kind for kind in kinds if kind is not type(None)]
     if text == "" and len(others) < len(kinds):
         return None
+    return _first_of(others, lambda kind: _value(kind, text))
+
+
+def _first_of(kinds: Iterable[Any], read: Callable[[Any], Any]) -> Any:
+    """What the first of a union's types makes of it that takes it."""
     refusals: list[str] = []
-    for kind in sorted(others, key=_rank):
+    for kind in sorted(kinds, key=_rank):
         try:
-            return _value(kind, text)
+            return read(kind)
         except (ValueError, InvalidJob) as error:
             refusals.append(str(error))
     raise ValueError(", or ".join(refusals))

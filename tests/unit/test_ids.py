@@ -73,18 +73,23 @@ def test_ids_sort_by_their_millisecond(monkeypatch: pytest.MonkeyPatch) -> None:
     assert made == sorted(made)
 
 
-def test_no_id_is_made_twice_by_many_threads() -> None:
+def by_eight_threads(each: int) -> list[str]:
+    """So many ids of each."""
     made: list[list[str]] = [[] for _ in range(8)]
 
     def work(mine: list[str]) -> None:
-        mine.extend(new_job_id() for _ in range(12_500))
+        mine.extend(new_job_id() for _ in range(each))
 
     threads = [threading.Thread(target=work, args=(mine,)) for mine in made]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len({job_id for mine in made for job_id in mine}) == 100_000
+    return [job_id for mine in made for job_id in mine]
+
+
+def test_no_id_is_made_twice_by_many_threads() -> None:
+    assert len(set(by_eight_threads(12_500))) == 100_000
 
 
 def test_a_forked_child_does_not_repeat_its_parents_ids() -> None:
@@ -105,17 +110,7 @@ def test_ids_take_turns_and_the_turn_after_the_last_is_the_first(monkeypatch: py
 
 
 def test_no_turn_is_taken_twice_by_many_threads() -> None:
-    made: list[list[str]] = [[] for _ in range(8)]
-
-    def work(mine: list[str]) -> None:
-        mine.extend(new_job_id() for _ in range(5_000))
-
-    threads = [threading.Thread(target=work, args=(mine,)) for mine in made]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len({turn(job_id) for mine in made for job_id in mine}) == 40_000
+    assert len(set(map(turn, by_eight_threads(5_000)))) == 40_000
 
 
 def test_processes_do_not_begin_at_the_same_turn() -> None:
