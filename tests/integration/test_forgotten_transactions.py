@@ -162,7 +162,7 @@ def test_an_heir_runs_what_was_not_committed_and_nothing_else(
         with workers(settings, tmp_path) as start:
             heir = start("heir")
             assert set(all_final(settings, new, 90).values()) == {JobStatus.SUCCEEDED}
-            assert heir.said("ended whatever Kafka may have forgotten of a worker")
+            assert heir.said("ended whatever Kafka may have forgotten")
             assert heir.terminate() == 0
     expected = new if committed else [*finished, *new]
     assert sorted(run["id"] for run in runs(tmp_path)) == sorted(expected)

@@ -150,7 +150,7 @@ class ForgottenTransactions:
                 )
         if decided:
             log.warning(
-                "ended whatever Kafka may have forgotten of one that writes transactions",
+                "ended whatever Kafka may have forgotten",
                 transactional_id=transactional_id,
                 partitions_committed=sum(decided.values()),
                 partitions_aborted=len(decided) - sum(decided.values()),
