@@ -93,15 +93,25 @@ def _refused_is_tried_with_newer() -> Any:
     return patch.object(Assignments, "look_at_group", renews)
 
 
-def _comes_back_too_soon() -> Any:
-    """Who loses a partition and gets it back reads what is committed while its own last transaction is on its way."""
+@contextlib.contextmanager
+def _comes_back_too_soon() -> Iterator[None]:
+    """Who loses a partition and gets it back reads what is committed while its own last transaction is on its way, and commits that.
+
+    One of both is harmless: right before the commit there is a look at whether all of it is still ours.
+    """
 
     def settled(_self: SimHoldings, _places: Any) -> threading.Event:
         done = threading.Event()
         done.set()
         return done
 
-    return patch.object(SimHoldings, "settled", settled)
+    def may_commit(self: SimHoldings) -> bool:
+        with self.lock:
+            self._in_doubt.begin(self._in_doubt.parts | self._unsettled.parts)
+        return True
+
+    with patch.object(SimHoldings, "settled", settled), patch.object(SimHoldings, "may_commit", may_commit):
+        yield
 
 
 def _no_retry() -> Any:
@@ -295,6 +305,17 @@ def _lets_go_of_what_is_on_the_way() -> Any:
         return done
 
     return patch.object(SimHoldings, "answered", at_once)
+
+
+def _lets_go_of_what_is_in_doubt() -> Any:
+    """Whoever gives partitions up does not wait until it is known what Kafka has kept of a commit."""
+
+    def at_once(_self: SimHoldings, _places: Any) -> threading.Event:
+        done = threading.Event()
+        done.set()
+        return done
+
+    return patch.object(SimHoldings, "beyond_doubt", at_once)
 
 
 def _sends_what_is_others() -> Any:

@@ -38,7 +38,7 @@ class RequestFaults:
     def meet(self, step: str, worker: SimWorker, client: Any) -> None:
         """Raises KafkaException if it has no answer."""
         world, rng = self._world, self._world.rng
-        if world.is_on_the_move and step in _SLOW_STEPS and not worker.is_torn:
+        if world.is_on_the_move and step in _SLOW_STEPS and (world.tears or not worker.is_torn):
             self._may_be_slow(step, worker)
         if worker in self._deaf and (step == "commit" or (step == "offsets" and rng.random() < 0.5)):
             self._deaf.discard(worker)
@@ -47,13 +47,14 @@ class RequestFaults:
             raise _error(KafkaError._TIMED_OUT, retriable=True, abort=step == "offsets")
         if self._stragglers and step in _HURT_BY_STRAGGLERS and rng.random() < 0.2:
             self._deliver_straggler()
+        if world.tears and step == "commit" and self._is_leaving(worker) and rng.random() < 0.5:
+            self._fault(step, worker, client)
         if rng.random() < world.weather.losses:
             self._fault(step, worker, client)
 
     def _may_be_slow(self, step: str, worker: SimWorker) -> None:
         """Most of the time where it matters: at what is sent of partitions that are to be given up."""
-        of_leaving = any(part.releasing for part in worker.holdings.unsettled)
-        if self._world.rng.random() < (0.6 if of_leaving else 0.05):
+        if self._world.rng.random() < (0.6 if self._is_leaving(worker) else 0.05):
             self._world.trouble(worker, "slow " + step)
             worker.pause_until(lambda: False, self._world.rng.choice(_SLOW_S))
 
@@ -77,6 +78,8 @@ class RequestFaults:
                     client.epoch,
                     lambda _: self._world.rng.random() < share,
                 )
+                if self._world.tears and self._is_leaving(worker):  # who lets go has waited for long then
+                    worker.pause_until(lambda: False, self._world.rng.choice(_SLOW_S))
                 raise _error(KafkaError._TIMED_OUT, retriable=True)
             case "commit":  # the request is lost, or arrives when nobody expects it any more
                 self._world.trouble(worker, "commit lost")
@@ -125,6 +128,11 @@ class RequestFaults:
                 if self._world.kafka.has_forgotten(worker._producer_id):
                     worker.is_half_told = False
                 self._world.kafka.end_forgotten(worker._producer_id)
+
+    @staticmethod
+    def _is_leaving(worker: SimWorker) -> bool:
+        """Whether a partition with offsets in its transaction is to be given up."""
+        return any(part.releasing for part in worker.holdings.unsettled)
 
     def _can_be_torn(self, worker: SimWorker) -> bool:
         """Whether it will be there to write the rest: whoever has its partitions next cannot know of it."""

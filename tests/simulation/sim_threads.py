@@ -28,6 +28,9 @@ class SimEvent:
         self._worker = worker
         self._event = event
 
+    def is_set(self) -> bool:
+        return self._event.is_set()
+
     def wait(self, timeout_s: float) -> bool:
         self._worker.pause_until(self._event.is_set, timeout_s)
         if not self._event.is_set():
@@ -76,6 +79,9 @@ class SimHoldings(Holdings):
 
     def answered(self, places: Collection[Place]) -> Any:
         return SimEvent(self.worker, super().answered(places))
+
+    def beyond_doubt(self, places: Collection[Place]) -> Any:
+        return SimEvent(self.worker, super().beyond_doubt(places))
 
 
 class SimPoller(Poller):

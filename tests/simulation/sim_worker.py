@@ -316,7 +316,7 @@ class SimWorker(WorkerProcess):
     def pause_until(self, is_true: Callable[[], bool], timeout_s: float) -> None:
         """Wait, so long at the most."""
         deadline = self.now_ms() + int(timeout_s * 1000)
-        while not is_true() and (self.now_ms() < deadline or self.is_torn):
+        while not is_true() and self.now_ms() < deadline:
             self.pause()
 
     # --- what it asks of Kafka ----------------------------------------------------------------------------

@@ -19,7 +19,7 @@ pytestmark = [
     pytest.mark.timeout(900),
 ]
 
-_SEEDS: Final = 600
+_SEEDS: Final = 680
 
 
 @pytest.mark.parametrize("name", PLANTED)

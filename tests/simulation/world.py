@@ -67,6 +67,8 @@ _FIRST: Final = 600
 _FORGETTING: Final = 4
 #: One in so many worlds is of the kind in which partitions move.
 _MOVING: Final = 16
+#: All of these are as well, with a Kafka that tears what it is to commit.
+_TEARING: Final = range(600, 680)
 #: They take turns: what goes wrong at a lost answer, or when a partition moves in between, is rare in weather of one kind.
 _WEATHERS: Final = (Weather(0.03, 0.02), Weather(0.03, 0.2), Weather(0.1, 0.02))
 
@@ -83,10 +85,12 @@ class World:
     def __init__(self, seed: int) -> None:
         self.weather = _WEATHERS[seed % len(_WEATHERS)]
         #: In some worlds partitions move most of the time, one after the other, while Kafka takes long to answer.
-        self.is_on_the_move = seed % _MOVING == _MOVING - 1
+        self.is_on_the_move = seed % _MOVING == _MOVING - 1 or seed in _TEARING
+        #: In some of these Kafka often keeps only a part of what is committed of partitions that are asked for.
+        self.tears = seed in _TEARING
         #: In some others Kafka forgets what it has decided, and idle connections are lost.
         #: Which share of its decisions: in the first worlds, in which planted bugs are looked for, a few of them do, and often.
-        self.forgets = _FORGETS
+        self.forgets = 0.0 if self.tears else _FORGETS
         if seed < _FIRST:
             self.forgets = 0.0
             if seed % _FORGETTING == _FORGETTING - 1 and not self.is_on_the_move:

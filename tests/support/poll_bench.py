@@ -147,14 +147,15 @@ class FakeConsumer:
 
 
 class LastCommit:
-    """Is made at once; remembers how long somebody would have waited for it."""
+    """Is made at once, or after so many waits; remembers how long somebody would have waited for it."""
 
-    def __init__(self) -> None:
+    def __init__(self, after: int = 0) -> None:
         self.waited_s: list[float] = []
+        self._after = after
 
     def wait(self, timeout_s: float) -> bool:
         self.waited_s.append(timeout_s)
-        return True
+        return len(self.waited_s) > self._after
 
 
 class FakeCommitter:
@@ -186,7 +187,15 @@ class WatchedHoldings(Holdings):
         #: Set: no offsets are on their way.
         self.answers = threading.Event()
         self.answers.set()
+        #: Set: no commit is in doubt.
+        self.certain = threading.Event()
+        self.certain.set()
         self.asked_for: list[set[Place]] = []
+
+    def beyond_doubt(self, places: Collection[Place]) -> threading.Event:
+        if not self.certain.is_set():
+            self.bench.steps.append("a commit is in doubt")
+        return self.certain
 
     def settled(self, places: Collection[Place]) -> threading.Event:
         self.bench.steps.append("settled")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Callable
 
 import pytest
 from confluent_kafka import KafkaError
@@ -17,6 +18,7 @@ from schemas.topics import JobPriority
 from tests.support.commit_bench import Bench, FakeProducer, kafka_error
 from tests.support.messages import TOPICS
 from tests.support.poll_bench import Bench as PollBench
+from tests.support.poll_bench import LastCommit
 from workers.offsets import PartitionState
 
 pytestmark = pytest.mark.worker_coordination
@@ -190,3 +192,90 @@ async def test_a_minute_without_an_answer_ends_what_runs_elsewhere_as_well() -> 
     await bench.revoke(PLACE)
     assert stays.releasing
     assert bench.assignments._rejoin
+
+
+# --- commits in doubt -----------------------------------------------------------------------------------------------
+
+
+def is_certain(bench: Bench, part: PartitionState) -> bool:
+    return bench.holdings.beyond_doubt({part.place}).is_set()
+
+
+def test_a_commit_is_in_doubt_from_when_it_is_asked_for_until_what_follows_is_done() -> None:
+    """A campaign (seed 7) forked two jobs: Kafka had kept a part of it, and the partition was let go before its owner had looked."""
+    bench = Bench()
+    other = bench.assign(10, number=1)
+    seen: list[tuple[str, bool]] = []
+
+    def look(step: str, error: Exception | None = None) -> Callable[[FakeProducer], Exception | None]:
+        def note(_: FakeProducer) -> Exception | None:
+            seen.append((step, is_certain(bench, bench.part)))
+            assert is_certain(bench, other), "it has nothing to do with that"
+            return error
+
+        return note
+
+    bench.kafka.fault("offsets", look("offsets"))
+    bench.kafka.fault("commit", look("commit", kafka_error(KafkaError._TIMED_OUT, retriable=True)))
+    bench.kafka.fault("init", look("init"))
+    bench.kafka.fault("begin", lambda _: None)
+    bench.kafka.fault("begin", look("again"))
+    bench.success(0)
+    bench.tick()
+    assert seen == [("offsets", True), ("commit", False), ("init", False), ("again", False)]
+    assert is_certain(bench, bench.part)
+    assert bench.counted == 1
+
+
+def test_what_was_given_away_while_its_offsets_were_sent_is_not_committed() -> None:
+    """Offsets that are answered may be let go; the transaction goes on, and nobody would write what is missing of it."""
+    bench = Bench()
+    bench.kafka.fault("offsets", lambda _: let_go(bench, bench.part))
+    bench.success(0)
+    bench.tick()
+    assert "abort" in bench.kafka.steps
+    assert (bench.kafka.committed, bench.counted) == ([], 0)
+
+
+def test_stale_metadata_end_the_doubt_before_anybody_waits_for_news_of_the_group() -> None:
+    """Who would bring them may be waiting for this."""
+    bench = Bench()
+    seen: list[bool] = []
+
+    def look(_timeout_s: float) -> None:
+        seen.append(is_certain(bench, bench.part))
+        let_go(bench, bench.part)
+
+    bench.kafka.refused = look  # type: ignore[assignment]
+    bench.kafka.fault("commit", kafka_error(KafkaError._TIMED_OUT, retriable=True))
+    bench.kafka.fault("offsets", lambda _: None)
+    bench.kafka.fault("offsets", kafka_error(KafkaError.ILLEGAL_GENERATION, abort=True))
+    bench.success(0)
+    bench.tick()
+    assert seen == [True]
+
+
+async def test_a_partition_is_not_let_go_while_a_commit_of_it_is_in_doubt() -> None:
+    bench = PollBench()
+    (part,) = bench.assign(PLACE)
+    bench.committer.last_commit = LastCommit(after=1)
+    bench.holdings.certain.clear()
+    letting_go = asyncio.create_task(bench.revoke(PLACE))
+    while "a commit is in doubt" not in bench.steps:
+        await asyncio.sleep(0)
+    assert part.owned, "or nobody would write what is missing"
+    bench.holdings.certain.set()
+    await letting_go
+    assert bench.committer.last_commit.waited_s[-1] == 3.0, "and the last commit is still to come"
+    assert bench.assignments.parts == {}
+    assert bench.steps[-1] == "unassign"
+    assert bench.failures == []
+
+
+async def test_a_last_commit_that_is_only_late_is_not_waited_for_any_longer() -> None:
+    bench = PollBench()
+    bench.assign(PLACE)
+    bench.committer.last_commit = LastCommit(after=1)
+    await bench.revoke(PLACE)
+    assert len(bench.committer.last_commit.waited_s) == 1
+    assert bench.steps[-1] == "unassign"

@@ -131,6 +131,7 @@ class Committer:
             lease=lease,
             given_up=lambda: self._stop,
             may_send=holdings.may_send,
+            may_commit=holdings.may_commit,
             answered=holdings.note_answered,
         )
         self._outbox = Outbox() if outbox is None else outbox
@@ -228,6 +229,7 @@ class Committer:
             self._transactions.close()
             with self._holdings.lock:
                 self._holdings.settle()
+                self._holdings.end_doubt()
             for _, done in self._releases:
                 done.set()
 
@@ -244,6 +246,8 @@ class Committer:
             self._commit(portion.outcomes, released)
         finally:
             self._outbox.wrote(portion)
+            with self._holdings.lock:
+                self._holdings.end_doubt()
             for _, done in releases:
                 done.set()
         return bool(portion.outcomes)
@@ -272,6 +276,9 @@ class Committer:
                         part.dirty = True
                     if not isinstance(reason, Ambiguous):
                         self._holdings.settle()
+                    if isinstance(reason, Stale):
+                        # It waits for news of the group, and who brings them must not wait for this.
+                        self._holdings.end_doubt()
                 forget_frames(reason)
                 error = reason
             else:

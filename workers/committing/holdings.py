@@ -23,6 +23,8 @@ class Holdings:
         self._unsettled = _UnderWay()
         #: Whose offsets have been sent, and not answered.
         self._on_the_way = _UnderWay()
+        #: Of which a commit has been asked for, and not everything that follows from it is done.
+        self._in_doubt = _UnderWay()
 
     # --- for the poll thread ---------------------------------------------------------------------------
 
@@ -43,6 +45,14 @@ class Holdings:
         """Set as soon as no offsets of these, which are ours no longer, are on their way to Kafka."""
         with self.lock:
             return self._on_the_way.over(places)
+
+    def beyond_doubt(self, places: Collection[Place]) -> threading.Event:
+        """Set as soon as no commit with offsets of these can have been kept in part by Kafka, or what was missing is written.
+
+        Only their owner writes it. Whoever has them next would run again what has an end already.
+        """
+        with self.lock:
+            return self._in_doubt.over(places)
 
     # --- for the commit thread -------------------------------------------------------------------------
 
@@ -72,6 +82,18 @@ class Holdings:
         """Kafka has answered the offsets that were sent."""
         with self.lock:
             self._on_the_way.end()
+
+    def may_commit(self) -> bool:
+        """The same, right before the commit is asked for; if so, they stay ours until it is beyond doubt."""
+        with self.lock:
+            if not all(part.owned for part in self._unsettled.parts):
+                return False
+            self._in_doubt.begin(self._in_doubt.parts | self._unsettled.parts)
+            return True
+
+    def end_doubt(self) -> None:
+        """Everything that follows from our commits is done, or not ours to do any more. Under the lock."""
+        self._in_doubt.end()
 
     def settle(self) -> None:
         """What was begun has ended, whichever way. Under the lock."""

@@ -121,6 +121,7 @@ class Transactions:
         lease: renewed by each committed transaction with offsets.
         given_up: whether nobody waits for a producer any more.
         may_send: asked right before offsets are sent; from then on what they belong to is not given away.
+        may_commit: the same, right before the commit is asked for.
         answered: Kafka has answered all of them.
     """
 
@@ -134,6 +135,7 @@ class Transactions:
         lease: Lease,
         given_up: Callable[[], bool],
         may_send: Callable[[], bool] = lambda: True,
+        may_commit: Callable[[], bool] = lambda: True,
         answered: Callable[[], None] = lambda: None,
     ) -> None:
         self._make_producer = make_producer
@@ -144,6 +146,7 @@ class Transactions:
         self._lease = lease
         self._given_up = given_up
         self._may_send = may_send
+        self._may_commit = may_commit
         self._answered = answered
         #: Fingerprints of schemas that a committed transaction of ours carried; those in the open one; and those of one that
         #: may have been committed without them.
@@ -234,6 +237,8 @@ class Transactions:
             for metadata, those in offsets:
                 self._offsets.send(producer, those, metadata, _OFFSETS_TIMEOUT_S)
             self._answered()
+            if offsets and not self._may_commit():
+                raise GivenAway("a partition was given away while its offsets were sent")
         except (KafkaException, BufferError, GivenAway, *_NOT_WRITABLE) as error:
             self._abort(producer, error)
         try:

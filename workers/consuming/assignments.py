@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 import time
 from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Mapping
 from concurrent.futures import TimeoutError as FutureTimeout
@@ -338,27 +339,39 @@ class Assignments:
             if runs:
                 log.warning("partitions released though handlers go on there", partitions=_numbers(places))
             last = None if self.leaves_unclean else self._committer.release(leaving, clean=not runs)
-            if last is None or not last.wait(max(remaining, 0.5)):
+            if last is None or not (last.wait(max(remaining, 0.5)) or self._has_come(last, places)):
                 log.warning("partitions released without a last commit", partitions=_numbers(places))
         self._forget(places)
-        self._await_answers(places)
+        self._await(
+            self._holdings.answered(places),
+            "offsets of partitions that are to be let go have no answer",
+            places,
+        )
         consumer.incremental_unassign(revoked)
         log.info(
             "partitions released", partitions=_numbers(places), seconds=round(time.monotonic() - started, 3)
         )
 
-    def _await_answers(self, places: list[Place]) -> None:
+    def _has_come(self, last: threading.Event, places: list[Place]) -> bool:
+        """Whether the last commit has been made, if it is late because the one before is in doubt.
+
+        Kafka may have kept a part of that, and only their owner writes the rest. Nobody else could read their offsets meanwhile.
+        """
+        beyond = self._holdings.beyond_doubt(places)
+        if beyond.is_set():
+            return False
+        self._await(beyond, "partitions that are to be let go have a commit in doubt", places)
+        return last.wait(_LAST_COMMIT_S)
+
+    def _await(self, event: threading.Event, what_is_missing: str, places: list[Place]) -> None:
         """As long as it takes: whoever has them next would not see what is committed late, and Kafka may be away for minutes.
 
         Nothing runs after the first of them, and the group is joined anew in the end: it waits five minutes for what it has asked
         for (``max.poll.interval.ms``), gives all that we have to others then, and we would not hear of that in here. The commit
         thread's end is an end of it as well.
         """
-        answered = self._holdings.answered(places)
-        while not answered.wait(_LAST_COMMIT_S if self._closing else _UNANSWERED_FOR_S):
-            log.warning(
-                "offsets of partitions that are to be let go have no answer", partitions=_numbers(places)
-            )
+        while not event.wait(_LAST_COMMIT_S if self._closing else _UNANSWERED_FOR_S):
+            log.warning(what_is_missing, partitions=_numbers(places))
             if self._closing:
                 return
             if not self._rejoin:
