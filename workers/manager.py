@@ -45,10 +45,10 @@ class WorkerManager:
         self._process: WorkerProcess | None = None
         #: Done when the ``start`` that is under way has ended, whichever way.
         self._starting: asyncio.Future[None] | None = None
-        #: How many wait for its end, the error that it ended with though nobody did, and the shutdown that follows.
+        #: How many wait for its end, the error that it ended with though nobody did, and the shutdown, once it is under way.
         self._waiters = 0
         self._failed: BaseException | None = None
-        self._ending: asyncio.Task[None] | None = None
+        self._ending: asyncio.Future[None] | None = None
         #: After ``shutdown``: handlers that go on all the same, being threads or having swallowed their cancellation.
         #: Python and asyncio wait for them when the program ends.
         self.left_behind = 0
@@ -70,7 +70,7 @@ class WorkerManager:
         return self
 
     async def start(self) -> None:
-        """Join the group and begin to work.
+        """Join the group and begin to work. A ``shutdown`` that is under way is waited for first.
 
         Raises:
             KafkaUnreachable: Kafka does not answer.
@@ -78,6 +78,8 @@ class WorkerManager:
             JobTypeError: a handler for processes cannot be imported there.
             RuntimeError: started already, or another ``start`` is under way.
         """
+        if self._ending is not None:
+            await asyncio.wait([self._ending])
         if self._process is not None or self._starting is not None:
             raise RuntimeError("started already")
         if not len(self.handlers):
@@ -99,7 +101,7 @@ class WorkerManager:
             starting.set_result(None)
 
     async def wait(self) -> None:
-        """Until ``shutdown``, or until the worker fails.
+        """Until the end of ``shutdown``, or until the worker fails.
 
         Raises:
             PipelineError, KafkaException: why it cannot go on.
@@ -107,6 +109,9 @@ class WorkerManager:
         """
         if self._process is None and self._failed is not None:
             raise self._failed
+        if self._process is None and self._ending is not None:
+            await asyncio.shield(self._ending)
+            return
         self._waiters += 1
         try:
             await asyncio.shield(self.process.failure)
@@ -116,8 +121,8 @@ class WorkerManager:
     async def shutdown(self, timeout: timedelta | None = None) -> None:  # noqa: ASYNC109 - a deadline for jobs, not for us
         """Drain and stop: running jobs get ``timeout`` (default: the config's ``drain_timeout``), then are cancelled.
 
-        What is cancelled is run again by another worker. Calling it twice is harmless. A ``start`` that is under way is
-        waited for first.
+        What is cancelled is run again by another worker. Calling it twice is harmless: each call ends when it is done. A
+        ``start`` that is under way is waited for first.
 
         Raises:
             SettingsError: ``timeout`` is no ``timedelta``, or negative; the worker goes on.
@@ -128,10 +133,16 @@ class WorkerManager:
         if self._starting is not None:
             await asyncio.shield(self._starting)
         process, self._process = self._process, None
-        if process is None:
-            if self._ending is not None and self._ending is not asyncio.current_task():
-                await asyncio.shield(self._ending)
-            return
+        if process is not None:
+            self._ending = ending = asyncio.get_running_loop().create_future()
+            try:
+                await self._end(process, limit_s)
+            finally:
+                ending.set_result(None)
+        elif self._ending is not None:
+            await asyncio.shield(self._ending)
+
+    async def _end(self, process: WorkerProcess, limit_s: float) -> None:
         try:
             if process.can_drain or not process.has_failed:
                 await process.drain(limit_s)
@@ -148,8 +159,10 @@ class WorkerManager:
             return
         log.error("worker failed: it is shut down", worker=self.config.name, error=str(error))
         self._failed = error
+        process, self._process = self._process, None
+        limit_s = self.config.drain_timeout.total_seconds()
         self._ending = asyncio.get_running_loop().create_task(
-            self.shutdown(), name="shutdown of a failed worker"
+            self._end(process, limit_s), name="shutdown of a failed worker"
         )
 
     @property

@@ -445,6 +445,21 @@ def test_bytes_that_nobody_understands_are_buried_unchanged_with_the_reason() ->
     assert (outcome.status, outcome.event) == (None, "undecodable"), "there is no job to speak of"
 
 
+def test_what_looks_like_a_secret_in_the_reason_is_masked() -> None:
+    """It may quote the record."""
+    one = message(partition(), 9, value=b"garbage")
+    wrong = "password=hunter2 is no priority"
+    written = Outcome(one, None, (CHILD,))
+    for outcome in (
+        ROUTER.unreadable(one, BadRecord(wrong), FINISHED),
+        ROUTER.not_writable(written, wrong, "w.0", FINISHED),
+        ROUTER.not_writable(written, wrong, "w.0", FINISHED, bare=True),
+    ):
+        said = parse(outcome.records[0].headers).error_message or ""
+        assert "hunter2" not in said
+        assert "password=***" in said
+
+
 def test_headers_of_others_survive_with_the_bytes() -> None:
     one = message(partition(), 9, value=b"garbage")
     one.raw_headers = [("theirs", b"kept"), ("rfw-attempt", b"nonsense")]

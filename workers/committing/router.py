@@ -152,7 +152,7 @@ class Router:
         delivery = replace(
             message.delivery,
             error_type=type(error).__name__,
-            error_message=clip(str(error), MAX_MESSAGE_BYTES),
+            error_message=_masked(str(error)),
         )
         return self._dead_unread(
             message, delivery, worker, now_ms, event="undecodable", original=message.raw_headers
@@ -180,7 +180,7 @@ class Router:
         delivery = replace(
             message.delivery,
             error_type="OutcomeNotWritable",
-            error_message=clip(error, 300),
+            error_message=_masked(error, 300),
             history=(),
             traceparent="",
         )
@@ -190,7 +190,7 @@ class Router:
         delivery = replace(
             delivery,
             error_type="TooLargeToKeep",
-            error_message=f"its {size:,} bytes were refused, and stand at {message.where} alone: {clip(error, 200)}",
+            error_message=f"its {size:,} bytes were refused, and stand at {message.where} alone: {_masked(error, 200)}",
         )
         dead = self._dead_unread(message, delivery, worker, now_ms, event=NOT_KEPT)
         key = message.key if len(message.key or b"") <= MAX_MESSAGE_BYTES else None
@@ -369,7 +369,12 @@ def _priority_of(message: Message) -> JobPriority:
 
 
 def _reason(text: str) -> str | None:
-    return clip(redact(clip(text, MAX_MESSAGE_BYTES)), MAX_MESSAGE_BYTES) or None
+    return _masked(text) or None
+
+
+def _masked(text: str, most_bytes: int = MAX_MESSAGE_BYTES) -> str:
+    """Shortened before as well: looking for secrets in megabytes takes its time."""
+    return clip(redact(clip(text, most_bytes)), most_bytes)
 
 
 def status_of(run: Run, state: JobStatus, **facts: Any) -> StatusChange:
