@@ -43,7 +43,8 @@ class WrongEventLoop(PipelineError):
 class JobQueue:
     """The queue, as asyncio code sees it. Belongs to the event loop that it was connected in.
 
-    In another one each call raises ``WrongEventLoop``, before anything is sent.
+    In another one each call raises ``WrongEventLoop``, before anything is sent; only ``close`` may be called there, once its own
+    loop has ended.
 
     .. code-block:: python
 
@@ -267,11 +268,14 @@ class JobQueue:
     async def close(self) -> None:
         """Wait for what is in flight, then let the connections go. Who is in ``wait()`` gets ``QueueClosed``.
 
+        Once its event loop has ended, any other one may close it.
+
         Raises:
             DeliveryFailed: something was not acknowledged.
         """
-        self._check_loop()
-        await self._watch.close()
+        if not self._loop.is_closed():  # the watch's task has ended with it
+            self._check_loop()
+            await self._watch.close()
         await asyncio.to_thread(self._reader.close)
         await asyncio.to_thread(self._producer.close)
 

@@ -319,6 +319,23 @@ async def test_a_queue_of_another_event_loop_refuses_before_anything_is_sent(
     await queue.close()
 
 
+def test_a_queue_whose_event_loop_has_ended_can_be_closed_in_another_one(broker: Broker) -> None:
+    """A test that has a loop for each of its parts, or a program that lost its first one, would keep threads and connections."""
+    settings = load_settings(kafka_bootstrap_servers="127.0.0.1:1", topic_prefix=TOPICS.prefix)
+    broker.acknowledges = True
+
+    async def connect() -> JobQueue:
+        queue = JobQueue(JobProducer(settings), timedelta(seconds=30))
+        queue._outbox.prepare()
+        await queue.schedule_job(Note())
+        return queue
+
+    queue = asyncio.run(connect())
+    asyncio.run(queue.close())
+    with pytest.raises(DeliveryFailed, match="closed"):
+        queue._outbox.prepare()
+
+
 def test_many_jobs_of_a_bulk_go_in_runs_to_one_partition(broker: Broker) -> None:
     broker.acknowledges = True
     settings = load_settings(kafka_bootstrap_servers="127.0.0.1:1", topic_prefix=TOPICS.prefix)
