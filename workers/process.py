@@ -86,6 +86,8 @@ _VISIBLE_S: Final = 20.0
 _PAUSE_S: Final = 0.5
 #: What a handler may take to let go what it holds.
 _CLOSE_S: Final = 10.0
+#: For the last commit, what is in doubt of the one before, and the group's answer.
+_LEFT_WITHIN_S: Final = 30.0
 #: So far the clocks of brokers may be apart.
 _CLOCKS_DIFFER_MS: Final = 30_000
 
@@ -384,7 +386,7 @@ class WorkerProcess:
         self._arrivals.stop()
         if self._lease_timer is not None:
             self._lease_timer.cancel()
-        if not await in_thread(self._poller.stop, 10.0):
+        if not await in_thread(self._poller.stop, _LEFT_WITHIN_S):
             log.error("poll thread did not end", worker=self.config.name)
         if not await in_thread(self._committer.stop, 10.0):
             log.error("commit thread did not end", worker=self.config.name)

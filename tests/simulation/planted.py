@@ -105,12 +105,10 @@ def _comes_back_too_soon() -> Iterator[None]:
         done.set()
         return done
 
-    def may_commit(self: SimHoldings) -> bool:
-        with self.lock:
-            self._in_doubt.begin(self._in_doubt.parts | self._unsettled.parts)
-        return True
-
-    with patch.object(SimHoldings, "settled", settled), patch.object(SimHoldings, "may_commit", may_commit):
+    with (
+        patch.object(SimHoldings, "settled", settled),
+        patch.object(SimHoldings, "may_commit", lambda _self: True),
+    ):
         yield
 
 
@@ -297,25 +295,19 @@ def _trusts_success() -> Any:
 
 
 def _lets_go_of_what_is_on_the_way() -> Any:
-    """Whoever gives partitions up does not wait until offsets of them that have been sent are answered."""
+    """Whoever gives partitions up does not wait for the end of a transaction with offsets of them."""
 
-    def at_once(_self: SimHoldings, _places: Any) -> threading.Event:
-        done = threading.Event()
-        done.set()
-        return done
+    def at_once(self: SimHoldings, places: Any) -> threading.Event:
+        with self.lock:
+            self._kept.become(self._doubtful)
+        return Holdings.let_go(self, places)
 
-    return patch.object(SimHoldings, "answered", at_once)
+    return patch.object(SimHoldings, "let_go", at_once)
 
 
 def _lets_go_of_what_is_in_doubt() -> Any:
-    """Whoever gives partitions up does not wait until it is known what Kafka has kept of a commit."""
-
-    def at_once(_self: SimHoldings, _places: Any) -> threading.Event:
-        done = threading.Event()
-        done.set()
-        return done
-
-    return patch.object(SimHoldings, "beyond_doubt", at_once)
+    """Whoever gives partitions up does not wait until it is known what Kafka has kept of a commit, and what it has not is written."""
+    return patch.object(Holdings, "doubt", lambda _self, _parts: None)
 
 
 def _sends_what_is_others() -> Any:
@@ -323,7 +315,7 @@ def _sends_what_is_others() -> Any:
 
     def always(self: Holdings) -> bool:
         with self.lock:
-            self._on_the_way.begin(self._unsettled.parts)
+            self._kept.become(self._doubtful | self._unsettled.parts)
         return True
 
     return patch.object(Holdings, "may_send", always)

@@ -33,10 +33,6 @@ class SimEvent:
 
     def wait(self, timeout_s: float) -> bool:
         self._worker.pause_until(self._event.is_set, timeout_s)
-        if not self._event.is_set():
-            # It goes without a last word, like one that dies.
-            self._worker.world.trouble(self._worker, "slow")
-            self._worker.world.judge.ends(self._worker)
         return self._event.is_set()
 
 
@@ -77,11 +73,11 @@ class SimHoldings(Holdings):
     def settled(self, places: Collection[Place]) -> Any:
         return SimEvent(self.worker, super().settled(places))
 
-    def answered(self, places: Collection[Place]) -> Any:
-        return SimEvent(self.worker, super().answered(places))
+    def free(self, places: Collection[Place]) -> Any:
+        return SimEvent(self.worker, super().free(places))
 
-    def beyond_doubt(self, places: Collection[Place]) -> Any:
-        return SimEvent(self.worker, super().beyond_doubt(places))
+    def let_go(self, places: Collection[Place]) -> Any:
+        return SimEvent(self.worker, super().let_go(places))
 
 
 class SimPoller(Poller):
@@ -103,6 +99,12 @@ class SimAssignments(Assignments):
     """Waits for nothing that the seed does not know of."""
 
     worker: SimWorker
+
+    def _has_come(self, last: Any, places: list[Place], timeout_s: float) -> bool:
+        has_come = super()._has_come(last, places, timeout_s)
+        if not has_come:
+            self.worker.goes_without_a_word()
+        return has_come
 
     def _lose(self, consumer: Any, lost: list[TopicPartition]) -> None:
         self.worker.world.trouble(self.worker, "lost")

@@ -282,6 +282,11 @@ class SimWorker(WorkerProcess):
             if thread is not None:
                 thread.kill()
 
+    def goes_without_a_word(self) -> None:
+        """It lets go without a last commit, like one that dies."""
+        self.world.trouble(self, "slow")
+        self.world.judge.ends(self)
+
     def lose_connection(self) -> None:
         """What librdkafka writes into its log then."""
         if self.logger is not None:  # else there is no producer yet
@@ -410,7 +415,8 @@ class SimWorker(WorkerProcess):
         self._arrivals.purge(parts)
         self.pause_until(lambda: not self._executor.runs_on(parts), 5.0)
         self._executor.cancel(parts)
-        self._committer.release(parts).wait(10.0)
+        if not self._committer.release(parts).wait(10.0):
+            self.goes_without_a_word()
         self._stopping = True
         self._poller._stop = True
         self.pause_until(lambda: self._poll_thread.ended, 60.0)

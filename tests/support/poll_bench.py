@@ -184,28 +184,25 @@ class WatchedHoldings(Holdings):
         #: Set: no transaction is under way for what comes back.
         self.settles = threading.Event()
         self.settles.set()
-        #: Set: no offsets are on their way.
-        self.answers = threading.Event()
-        self.answers.set()
-        #: Set: no commit is in doubt.
-        self.certain = threading.Event()
-        self.certain.set()
+        #: Set: none is on its way, or in doubt, of what is to be let go.
+        self.nothing_on_its_way = threading.Event()
+        self.nothing_on_its_way.set()
         self.asked_for: list[set[Place]] = []
 
-    def beyond_doubt(self, places: Collection[Place]) -> threading.Event:
-        if not self.certain.is_set():
-            self.bench.steps.append("a commit is in doubt")
-        return self.certain
+    def free(self, places: Collection[Place]) -> threading.Event:
+        self.bench.steps.append("free" if self.nothing_on_its_way.is_set() else "not free")
+        return self.nothing_on_its_way
+
+    def let_go(self, places: Collection[Place]) -> threading.Event:
+        self.asked_for.append(set(places))
+        if self.nothing_on_its_way.is_set():
+            return super().let_go(places)
+        self.bench.steps.append("cannot be let go")
+        return self.nothing_on_its_way
 
     def settled(self, places: Collection[Place]) -> threading.Event:
         self.bench.steps.append("settled")
         return self.settles
-
-    def answered(self, places: Collection[Place]) -> threading.Event:
-        self.asked_for.append(set(places))
-        if not self.answers.is_set():
-            self.bench.steps.append("offsets are on their way")
-        return self.answers
 
 
 class Bench:

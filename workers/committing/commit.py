@@ -132,7 +132,6 @@ class Committer:
             given_up=lambda: self._stop,
             may_send=holdings.may_send,
             may_commit=holdings.may_commit,
-            answered=holdings.note_answered,
         )
         self._outbox = Outbox() if outbox is None else outbox
         self._wake = threading.Event()
@@ -228,7 +227,6 @@ class Committer:
         finally:
             self._transactions.close()
             with self._holdings.lock:
-                self._holdings.settle()
                 self._holdings.end_doubt()
             for _, done in self._releases:
                 done.set()
@@ -274,11 +272,8 @@ class Committer:
                 with self._holdings.lock:
                     for part in plans:
                         part.dirty = True
-                    if not isinstance(reason, Ambiguous):
-                        self._holdings.settle()
-                    if isinstance(reason, Stale):
-                        # It waits for news of the group, and who brings them must not wait for this.
-                        self._holdings.end_doubt()
+                    doubtful = self._holdings.doubtful
+                    self._note(reason, doubtful.union(plans))
                 forget_frames(reason)
                 error = reason
             else:
@@ -293,7 +288,7 @@ class Committer:
                         self.counters.event("fenced")
                         self._on_fenced()
                     recovering_ms = self._now_ms()
-                    outcomes, is_known = self._recover(outcomes, began_ms)
+                    outcomes, is_known = self._recover(outcomes, began_ms, doubtful)
                     if is_known:
                         began_ms = recovering_ms
                         doubts += 1
@@ -309,7 +304,7 @@ class Committer:
                             self._divide(outcomes, released, f"{error}, {doubts} times: it may be too large")
                             return
                 case LostBetween():
-                    outcomes = [*self._look_back(), *outcomes]
+                    outcomes = [*self._look_back(doubtful), *outcomes]
                 case GivenAway():
                     self.counters.event("given_away")
                 case Stale():
@@ -326,6 +321,20 @@ class Committer:
                     if refusals > 1:
                         self._divide(outcomes, released, str(error))
                         return
+
+    def _note(self, reason: NotCommitted, written: frozenset[PartitionState]) -> None:
+        """What that means to whoever is asked for these partitions. Under the lock."""
+        match reason:
+            case Ambiguous():
+                self._holdings.doubt(written | self._recovery.in_question)
+            case LostBetween():
+                self._holdings.doubt(self._holdings.doubtful | self._recovery.in_question)
+                self._holdings.settle()
+            case Stale():
+                # It waits for news of the group, and who brings them must not wait for this.
+                self._holdings.end_doubt()
+            case _:
+                self._holdings.settle()
 
     def _in_portions(self, outcomes: list[Outcome], released: set[PartitionState]) -> None:
         """As many at a time as may go now, which may become less on the way: what is too much is found out once."""
@@ -390,22 +399,31 @@ class Committer:
         self._holdings.begin(plans)
         return kept, plans
 
-    def _recover(self, outcomes: list[Outcome], began_ms: int) -> tuple[list[Outcome], bool]:
-        """After an ambiguous commit: count what Kafka shows, and go on with the rest. The flag: whether that is known."""
+    def _recover(
+        self, outcomes: list[Outcome], began_ms: int, doubtful: frozenset[PartitionState]
+    ) -> tuple[list[Outcome], bool]:
+        """After an ambiguous commit: count what Kafka shows, and go on with the rest. The flag: whether that is known.
+
+        ``doubtful``: what was so before.
+        """
         left, is_known = self._recovery.recover(outcomes, began_ms)
         for outcome in left.standing:
             self._count(outcome)
-        self._say_torn(left)
+        self._take_up(left, doubtful, is_known=is_known)
         self._on_committed()
         return left.missing, is_known
 
-    def _look_back(self) -> list[Outcome]:
+    def _look_back(self, doubtful: frozenset[PartitionState]) -> list[Outcome]:
         """After a loss between two transactions: what is missing of the last one."""
-        left = self._recovery.look_back(self._now_ms())
-        self._say_torn(left)
+        left, is_known = self._recovery.look_back(self._now_ms())
+        self._take_up(left, doubtful, is_known=is_known)
         return left.missing
 
-    def _say_torn(self, left: Left) -> None:
+    def _take_up(self, left: Left, doubtful: frozenset[PartitionState], *, is_known: bool) -> None:
+        if is_known:
+            with self._holdings.lock:
+                self._holdings.doubt(doubtful | left.without_offsets)
+                self._holdings.settle()
         if left.torn:
             self.counters.event("torn_transactions")
             log.warning("Kafka has kept a part of a transaction; the rest is written now", outcomes=left.torn)

@@ -21,16 +21,18 @@ class Holdings:
         self.parts: set[PartitionState] = set()
         #: Whose offsets a transaction of ours may still change.
         self._unsettled = _UnderWay()
-        #: Whose offsets have been sent, and not answered.
-        self._on_the_way = _UnderWay()
-        #: Of which a commit has been asked for, and not everything that follows from it is done.
-        self._in_doubt = _UnderWay()
+        #: What may not be let go: offsets of it have been sent in a transaction that has not ended, or it is in doubt.
+        self._kept = _UnderWay()
+        self._doubtful: frozenset[PartitionState] = frozenset()
+        #: To be let go as soon as it may be.
+        self._wanted: frozenset[Place] = frozenset()
 
     # --- for the poll thread ---------------------------------------------------------------------------
 
     def own(self, parts: Iterable[PartitionState]) -> None:
         """These are ours from now on. Under the lock."""
         self.parts = set(parts)
+        self._wanted = frozenset()
 
     def settled(self, places: Collection[Place]) -> threading.Event:
         """Set as soon as no transaction of ours can still change the committed offsets of these partitions.
@@ -41,18 +43,21 @@ class Holdings:
         with self.lock:
             return self._unsettled.over(places)
 
-    def answered(self, places: Collection[Place]) -> threading.Event:
-        """Set as soon as no offsets of these, which are ours no longer, are on their way to Kafka."""
+    def free(self, places: Collection[Place]) -> threading.Event:
+        """Set as soon as no transaction with offsets of these is on its way, and nothing of them in doubt; for that moment."""
         with self.lock:
-            return self._on_the_way.over(places)
+            return self._kept.over(places)
 
-    def beyond_doubt(self, places: Collection[Place]) -> threading.Event:
-        """Set as soon as no commit with offsets of these can have been kept in part by Kafka, or what was missing is written.
+    def let_go(self, places: Collection[Place]) -> threading.Event:
+        """Give each of these away as soon as it is free. Set when all are.
 
-        Only their owner writes it. Whoever has them next would run again what has an end already.
+        What is sent late would land behind their next owner's read. Of a commit Kafka may have kept a part, and only their owner
+        writes the rest: whoever has them next would run again what has an end already.
         """
         with self.lock:
-            return self._in_doubt.over(places)
+            self._wanted = frozenset(places)
+            self._give_away()
+            return self._kept.over(places)
 
     # --- for the commit thread -------------------------------------------------------------------------
 
@@ -66,39 +71,57 @@ class Holdings:
         """What the transaction that is under way has offsets of."""
         return self._unsettled.parts
 
+    @property
+    def doubtful(self) -> frozenset[PartitionState]:
+        """Of which Kafka may have kept a part that we have not completed."""
+        return self._doubtful
+
     def begin(self, parts: Collection[PartitionState]) -> None:
         """A transaction will change the offsets of these. Under the lock."""
-        self._unsettled.begin(parts)
+        self._unsettled.become(parts)
 
     def may_send(self) -> bool:
-        """Whether all that it has offsets of is still ours; if so, it stays so until they are answered."""
+        """Whether all that it has offsets of is still ours; if so, it stays so until the transaction has ended."""
         with self.lock:
-            if not all(part.owned for part in self._unsettled.parts):
+            if not self._is_ours():
                 return False
-            self._on_the_way.begin(self._unsettled.parts)
+            self._kept.become(self._doubtful | self._unsettled.parts)
             return True
-
-    def note_answered(self) -> None:
-        """Kafka has answered the offsets that were sent."""
-        with self.lock:
-            self._on_the_way.end()
 
     def may_commit(self) -> bool:
-        """The same, right before the commit is asked for; if so, they stay ours until it is beyond doubt."""
+        """The same, right before the commit is asked for: whoever was fenced has lost it all the same."""
         with self.lock:
-            if not all(part.owned for part in self._unsettled.parts):
-                return False
-            self._in_doubt.begin(self._in_doubt.parts | self._unsettled.parts)
-            return True
+            return self._is_ours()
 
-    def end_doubt(self) -> None:
-        """Everything that follows from our commits is done, or not ours to do any more. Under the lock."""
-        self._in_doubt.end()
+    def doubt(self, parts: Iterable[PartitionState]) -> None:
+        """These, and no others, are in doubt. Under the lock."""
+        self._doubtful = frozenset(parts)
+        self._keep(self._kept.parts | self._doubtful)
 
     def settle(self) -> None:
         """What was begun has ended, whichever way. Under the lock."""
-        self._on_the_way.end()
-        self._unsettled.end()
+        self._unsettled.become(())
+        self._keep(self._doubtful)
+
+    def end_doubt(self) -> None:
+        """Everything that follows from our commits is done, or not ours to do any more. Under the lock."""
+        self.doubt(())
+        self.settle()
+
+    # --- inside ----------------------------------------------------------------------------------------
+
+    def _is_ours(self) -> bool:
+        return all(part.owned for part in self._unsettled.parts)
+
+    def _keep(self, parts: frozenset[PartitionState]) -> None:
+        self._kept.become(parts)
+        self._give_away()
+
+    def _give_away(self) -> None:
+        if self._wanted:
+            for part in self.parts - self._kept.parts:
+                if part.place in self._wanted:
+                    part.owned = False
 
 
 class _UnderWay:
@@ -106,22 +129,25 @@ class _UnderWay:
 
     def __init__(self) -> None:
         self.parts: frozenset[PartitionState] = frozenset()
-        self._waiting: list[threading.Event] = []
+        self._waiting: list[tuple[Collection[Place], threading.Event]] = []
 
-    def begin(self, parts: Collection[PartitionState]) -> None:
+    def become(self, parts: Iterable[PartitionState]) -> None:
         self.parts = frozenset(parts)
-
-    def end(self) -> None:
-        self.parts = frozenset()
-        for done in self._waiting:
-            done.set()
-        self._waiting.clear()
+        waiting, self._waiting = self._waiting, []
+        for places, done in waiting:
+            if self._is_over(places):
+                done.set()
+            else:
+                self._waiting.append((places, done))
 
     def over(self, places: Collection[Place]) -> threading.Event:
         """Set as soon as nothing is under way with any of these."""
         done = threading.Event()
-        if any(part.place in places for part in self.parts):
-            self._waiting.append(done)
-        else:
+        if self._is_over(places):
             done.set()
+        else:
+            self._waiting.append((places, done))
         return done
+
+    def _is_over(self, places: Collection[Place]) -> bool:
+        return not any(part.place in places for part in self.parts)

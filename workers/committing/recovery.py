@@ -85,16 +85,26 @@ class Recovery:
         """These were committed, as Kafka says; ``before``: offsets, and what was finished behind them, until then."""
         self._last = _Committed(outcomes, before, began_ms, time.monotonic())
 
-    def look_back(self, now_ms: int) -> Left:
+    @property
+    def in_question(self) -> frozenset[PartitionState]:
+        """Partitions of ours whose last acknowledged commit may yet be undone. Under the lock."""
+        last = self._in_doubt()
+        if last is None:
+            return frozenset()
+        return frozenset(part for part in self._holdings.owned if part.place in last.before)
+
+    def look_back(self, now_ms: int) -> tuple[Left, bool]:
         """With a new producer, and before another transaction: what is missing of the last one, if that is in doubt.
+
+        The flag: as ``recover``.
 
         Raises:
             As ``recover``.
         """
         if self._in_doubt() is None:
             self._transactions.renew()
-            return Left()
-        return self.recover([], now_ms)[0]
+            return Left(), True
+        return self.recover([], now_ms)
 
     def recover(self, outcomes: list[Outcome], began_ms: int) -> tuple[Left, bool]:
         """With a new producer: what became of outcomes that were tried since ``began_ms`` (milliseconds since 1970).

@@ -37,6 +37,8 @@ class Left:
     missing: list[Outcome] = field(default_factory=list)
     #: Of how many a part was there.
     torn: int = 0
+    #: Of which partitions records are there without the offsets: only their owner knows that the jobs have come to their end.
+    without_offsets: set[PartitionState] = field(default_factory=set)
 
 
 def what_is_left(
@@ -69,6 +71,8 @@ def what_is_left(
         if _is_news(rest) or rest.message or rest.status or rest.records:
             left.missing.append(rest)
             left.torn += rest is not outcome
+            if rest.message is not None and rest is not outcome:
+                left.without_offsets.add(rest.message.part)
         else:
             left.standing.append(outcome)
     return left

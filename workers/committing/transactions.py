@@ -122,7 +122,6 @@ class Transactions:
         given_up: whether nobody waits for a producer any more.
         may_send: asked right before offsets are sent; from then on what they belong to is not given away.
         may_commit: the same, right before the commit is asked for.
-        answered: Kafka has answered all of them.
     """
 
     def __init__(
@@ -136,7 +135,6 @@ class Transactions:
         given_up: Callable[[], bool],
         may_send: Callable[[], bool] = lambda: True,
         may_commit: Callable[[], bool] = lambda: True,
-        answered: Callable[[], None] = lambda: None,
     ) -> None:
         self._make_producer = make_producer
         self._status = StatusWriter(codec)
@@ -147,7 +145,6 @@ class Transactions:
         self._given_up = given_up
         self._may_send = may_send
         self._may_commit = may_commit
-        self._answered = answered
         #: Fingerprints of schemas that a committed transaction of ours carried; those in the open one; and those of one that
         #: may have been committed without them.
         self._introduced: set[bytes] = set()
@@ -236,7 +233,6 @@ class Transactions:
                 raise GivenAway("a partition was given away while records were written")
             for metadata, those in offsets:
                 self._offsets.send(producer, those, metadata, _OFFSETS_TIMEOUT_S)
-            self._answered()
             if offsets and not self._may_commit():
                 raise GivenAway("a partition was given away while its offsets were sent")
         except (KafkaException, BufferError, GivenAway, *_NOT_WRITABLE) as error:

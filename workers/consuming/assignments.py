@@ -4,7 +4,7 @@ In:  the group's callbacks, in the poll thread. Out: partition states for whoeve
 
 A partition that comes is looked at before anything of it is read: what is committed, who of it is suspected of a death, and
 whether we were too slow and somebody else may have it by now. One that goes takes its running jobs with it, bounded by a
-deadline, and is let go when Kafka has answered whatever was sent for it.
+deadline, and is let go when no transaction of it is on its way or in doubt.
 """
 
 from __future__ import annotations
@@ -44,8 +44,12 @@ _MEMBER_ID_EVERY_S: Final = 1.0
 _LAST_COMMIT_S: Final = 3.0
 #: What the last transaction for partitions that come back to us may take until it has ended, one way or the other.
 _SETTLED_WITHIN_S: Final = 60.0
+#: So often in a row it may be late because the transaction before it is. Whoever has much to write has always something on its way.
+_LATE_COMMITS: Final = 3
 #: After which it is said that partitions cannot be let go yet.
 _UNANSWERED_FOR_S: Final = 60.0
+#: The same for whoever leaves, and then goes: somebody waits for its end, and may kill it.
+_LEAVING_S: Final = 10.0
 
 
 class Memory(Protocol):
@@ -123,7 +127,7 @@ class Assignments:
         self.drains = False
         #: Partitions could not be taken: there is no point in going on.
         self.failed = False
-        #: What is let go now goes with the membership: Kafka takes nothing more of us, whatever is on its way.
+        #: What is let go now goes with the membership.
         self._closing = False
         self._rejoin = False
         #: The last assignment was: the next one is taken however long it takes, or nobody would ever begin.
@@ -326,7 +330,7 @@ class Assignments:
             self._changing = False
 
     def _revoke(self, consumer: Consumer, revoked: list[TopicPartition]) -> None:
-        """Let running jobs end and commit them, bounded by the deadline; then let go, when Kafka has answered what was sent."""
+        """Let running jobs end and commit them, bounded by the deadline; then let go, when nothing is on its way or in doubt."""
         started = time.monotonic()
         places = [(tp.topic, tp.partition) for tp in revoked]
         leaving = self._mark_releasing(places)
@@ -339,39 +343,38 @@ class Assignments:
             if runs:
                 log.warning("partitions released though handlers go on there", partitions=_numbers(places))
             last = None if self.leaves_unclean else self._committer.release(leaving, clean=not runs)
-            if last is None or not (last.wait(max(remaining, 0.5)) or self._has_come(last, places)):
+            if last is None or not self._has_come(last, places, max(remaining, 0.5)):
                 log.warning("partitions released without a last commit", partitions=_numbers(places))
+        self._await(self._holdings.let_go(places), places)
         self._forget(places)
-        self._await(
-            self._holdings.answered(places),
-            "offsets of partitions that are to be let go have no answer",
-            places,
-        )
         consumer.incremental_unassign(revoked)
         log.info(
             "partitions released", partitions=_numbers(places), seconds=round(time.monotonic() - started, 3)
         )
 
-    def _has_come(self, last: threading.Event, places: list[Place]) -> bool:
-        """Whether the last commit has been made, if it is late because the one before is in doubt.
+    def _has_come(self, last: threading.Event, places: list[Place], timeout_s: float) -> bool:
+        """Whether the last commit has been made. While the one before has no answer, or what it has left is written, it may be late."""
+        for _ in range(_LATE_COMMITS):
+            if last.wait(timeout_s):
+                return True
+            free = self._holdings.free(places)
+            if free.is_set():
+                return False
+            self._await(free, places)
+            timeout_s = _LAST_COMMIT_S
+        return last.wait(timeout_s)
 
-        Kafka may have kept a part of that, and only their owner writes the rest. Nobody else could read their offsets meanwhile.
-        """
-        beyond = self._holdings.beyond_doubt(places)
-        if beyond.is_set():
-            return False
-        self._await(beyond, "partitions that are to be let go have a commit in doubt", places)
-        return last.wait(_LAST_COMMIT_S)
-
-    def _await(self, event: threading.Event, what_is_missing: str, places: list[Place]) -> None:
+    def _await(self, free: threading.Event, places: list[Place]) -> None:
         """As long as it takes: whoever has them next would not see what is committed late, and Kafka may be away for minutes.
 
         Nothing runs after the first of them, and the group is joined anew in the end: it waits five minutes for what it has asked
         for (``max.poll.interval.ms``), gives all that we have to others then, and we would not hear of that in here. The commit
         thread's end is an end of it as well.
         """
-        while not event.wait(_LAST_COMMIT_S if self._closing else _UNANSWERED_FOR_S):
-            log.warning(what_is_missing, partitions=_numbers(places))
+        while not free.wait(_LEAVING_S if self._closing else _UNANSWERED_FOR_S):
+            log.warning(
+                "a transaction of partitions that are to be let go has no end", partitions=_numbers(places)
+            )
             if self._closing:
                 return
             if not self._rejoin:
