@@ -7,7 +7,7 @@ import uuid
 import pytest
 
 from schemas.headers import Delivery
-from schemas.topics import TIERS
+from schemas.topics import TIERS, JobPriority
 from tests.support.messages import TOPICS, message, partition
 from workers.consuming.duplicates import DuplicateWindow
 
@@ -44,6 +44,24 @@ def test_a_copy_on_another_topic_is_recognised() -> None:
     window = DuplicateWindow()
     assert not window.is_copy(message(partition(TOPICS.retry[TIERS[0]]), 7, job_id=JOB, delivery=SECOND))
     assert window.is_copy(message(partition(TOPICS.retry[TIERS[1]]), 7, job_id=JOB, delivery=SECOND))
+
+
+def test_one_that_was_dropped_as_a_copy_of_another_topics_does_not_make_that_one_a_copy() -> None:
+    """Its next owner may meet them the other way round: it would drop the one that is left, and the job be gone."""
+    low, critical = (partition(TOPICS.jobs[one]) for one in (JobPriority.LOW, JobPriority.CRITICAL))
+    before, after = DuplicateWindow(), DuplicateWindow()
+    assert not before.is_copy(message(low, 50, job_id=JOB))
+    assert before.is_copy(message(critical, 9, job_id=JOB)), "it is dropped, and with that finished"
+    assert not after.is_copy(message(critical, 9, job_id=JOB), is_finished=True)
+    assert not after.is_copy(message(low, 50, job_id=JOB))
+    assert after.is_copy(message(low, 51, job_id=JOB))
+    assert after.is_copy(message(critical, 10, job_id=JOB)), "for the one at 50 runs here"
+
+
+def test_a_copy_of_one_that_is_finished_is_one_on_the_same_topic() -> None:
+    window = DuplicateWindow()
+    assert not window.is_copy(message(partition(), 3, job_id=JOB), is_finished=True)
+    assert window.is_copy(message(partition(), 4, job_id=JOB))
 
 
 def test_what_cannot_be_read_is_never_a_copy() -> None:

@@ -5,6 +5,9 @@ A straggling request of an old transaction can bring a record into the log a sec
 schedules a job again under its id, since Kafka's answer was unclear, makes one as well: without an ordering key the id alone
 says which partition it goes to, so the copy comes here too. Such a copy has the same job id and the same delivery number as
 the first, at another offset. A successor (retry, snooze, redrive) has a higher delivery number, so it is never mistaken.
+
+Of two on different topics (an id that was scheduled again with another priority) none comes first by its offset. One that is finished
+may be so because it was dropped, by an earlier owner who met the other one first: the other one still has to run.
 """
 
 from __future__ import annotations
@@ -30,8 +33,8 @@ class _Seen:
     __slots__ = ("orders", "places")
 
     def __init__(self) -> None:
-        #: Job and delivery to topic and offset.
-        self.places: dict[bytes, tuple[str, int]] = {}
+        #: Job and delivery to topic, offset, and whether it was finished when it came.
+        self.places: dict[bytes, tuple[str, int, bool]] = {}
         #: The same of each topic, the oldest first.
         self.orders: dict[str, deque[bytes]] = {}
 
@@ -50,8 +53,11 @@ class DuplicateWindow:
         """Records remembered."""
         return self._count
 
-    def is_copy(self, message: Message) -> bool:
-        """Whether the same delivery of the same job was seen at another place; remembers it if not."""
+    def is_copy(self, message: Message, *, is_finished: bool = False) -> bool:
+        """Whether the same delivery of the same job was seen at another place; remembers it if not.
+
+        ``is_finished``: it has come to its end, or was dropped as a copy, before it came to us.
+        """
         if message.problem is not None:
             return False
         seen = self._seen.get(message.part.partition)
@@ -60,9 +66,16 @@ class DuplicateWindow:
         delivery = message.delivery.delivery
         name = message.job_id if delivery == 0 else b"%s/%d" % (message.job_id, delivery)
         topic = message.part.topic
+        here = (topic, message.offset, is_finished)
         first = seen.places.get(name)
         if first is not None:
-            return first != (topic, message.offset)
+            its_topic, its_offset, was_finished = first
+            if its_topic == topic:
+                return its_offset != message.offset
+            if not was_finished or is_finished:
+                return True
+            seen.places[name] = here
+            return False
         order = seen.orders.get(topic)
         if order is None:
             order = seen.orders[topic] = deque()
@@ -72,7 +85,7 @@ class DuplicateWindow:
             self._count -= 1
         order.append(name)
         self._count += 1
-        seen.places[name] = (topic, message.offset)
+        seen.places[name] = here
         return False
 
     def forget(self, places: Collection[Place]) -> None:

@@ -163,7 +163,7 @@ class Poller:
                     priority_of.get(topic),
                     tier_of.get(topic),
                 )
-                message.copy = self._copies.is_copy(message)
+                message.copy = self._copies.is_copy(message, is_finished=not is_news)
                 if not is_news:
                     continue  # finished: all that matters is that it was here
                 if part.suspects and offset in part.suspects:
