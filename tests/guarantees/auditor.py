@@ -461,16 +461,14 @@ def _look_at_runs(evidence: Evidence, verdict: Verdict, told: _Told) -> None:
     reasons: Counter[str] = Counter()
     explain = Explanations(evidence)
     for job_id, left in told.left.items():
-        ends = [
-            run for status, run in told.pairs.get(job_id, ()) if status.state in FINAL and run is not None
-        ]
+        ends = [(status, run) for status, run in told.pairs.get(job_id, ()) if run is not None]
         for run in left:
             verdict.reexecuted += 1
             later = [one for one in told.runs[job_id] if one.start_ns > run.start_ns]
             reason = explain(run, later[0] if later else None)
-            ends_of_life = [end for end in ends if end.redrives == run.redrives]
-            if ends_of_life and all(run.start_ns > end.start_ns for end in ends_of_life):
-                reason = None  # whatever happened: it began after the one that was its life's end
+            # Whatever happened: it began after the one that was its life's end, or whose retry had been written.
+            if _is_over(run, ends):
+                reason = None
             if reason is None:
                 verdict.unexplained.add(
                     f"{job_id} ({run.type}) at {run.worker}, {run.how or 'no end'}, had no outcome"
@@ -478,6 +476,14 @@ def _look_at_runs(evidence: Evidence, verdict: Verdict, told: _Told) -> None:
             else:
                 reasons[reason] += 1
     verdict.reasons = dict(reasons)
+
+
+def _is_over(run: Run, ends: Iterable[tuple[Status, Run]]) -> bool:
+    """Whether it began after one that was told of, when nobody had to run that any more."""
+    of_life = [(status, end) for status, end in ends if end.redrives == run.redrives]
+    finals = [end for status, end in of_life if status.state in FINAL]
+    retried = [end for status, end in of_life if status.state == "retrying" and end.attempt == run.attempt]
+    return any(those and all(run.start_ns > end.start_ns for end in those) for those in (finals, retried))
 
 
 def _run_of(status: Status, runs: list[Run]) -> Run | None:

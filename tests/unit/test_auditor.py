@@ -212,6 +212,15 @@ def retry(e: Evidence, *others: Status, due_s: float = 3.5, **facts: object) -> 
     e.runs.append(ran("two", 3.9, 3.95, attempt=e.topics.statuses["two"][-1].attempt))
 
 
+def run_again_what_has_a_retry_and_die(e: Evidence) -> None:
+    """A lost map, say; and the worker is killed before that run has an outcome of its own."""
+    retry(e, due_s=9)
+    e.topics.statuses["two"][0] = replace(e.topics.statuses["two"][0], not_before_ms=WALL_MS + 9_000)
+    e.topics.statuses["two"][-1] = said("two", "succeeded", 12.5, 9, "b.0", delivery=2, attempt=2)
+    e.runs[-1] = ran("two", 12.5, 12.6, "b.0", fence=1, attempt=2)
+    e.runs.append(ran("two", 9.2, 9.4))
+
+
 def retried(not_before_s: float, offset: int = 0) -> JobRecord:
     due_ms = WALL_MS + round(not_before_s * 1000)
     return record(
@@ -472,6 +481,7 @@ def lose_who_was_perhaps_accepted(e: Evidence) -> None:
         (tell_late_news, {"illegal"}),
         (skip_attempts, {"illegal"}),
         (forget_what_came_before, {"illegal"}),
+        (run_again_what_has_a_retry_and_die, {"unexplained"}),
         (cancel_for_nothing, {"unexplained"}),
         (vanish, {"unexplained", "overlaps"}),
         (run_one_without_a_key_at_two_owners, {"overlaps"}),
