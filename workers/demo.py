@@ -35,7 +35,7 @@ from streams.provision import provision
 from streams.queue import JobQueue
 from streams.registry import RegistryFailed, forget_subjects
 from streams.settings import Settings, load_settings
-from workers.builtin import builtin_workers
+from workers.builtin import replication_worker
 from workers.config import WorkerConfig
 from workers.console import uninterrupted
 from workers.handlers.replication import ReplicationJob
@@ -333,9 +333,9 @@ async def _replicate(
     """Schedule one job per object, run them, and wait until every one is final, or ``check`` raises."""
     async with JobQueue.connect(settings) as queue:
         manager = WorkerManager(WorkerConfig.from_settings(settings), settings)
-        for worker in builtin_workers(settings):
-            worker.backoff = _BACKOFF
-            manager.register(worker)
+        worker = replication_worker(settings.nodes)
+        worker.backoff = _BACKOFF
+        manager.register(worker)
         jobs = [
             (_job(key), JobPriority.HIGH if number < _URGENT else JobPriority.NORMAL)
             for number, key in enumerate(objects.keys)

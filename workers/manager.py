@@ -56,6 +56,10 @@ class WorkerManager:
     def register(self, *what: type[Worker | Job] | Worker | Callable[[], Worker]) -> Self:
         """Add workers (instances, classes or other factories) and job classes that run themselves.
 
+        A handler that may be run in a process of its own is made there again: by its class, by a function of a module, or by a
+        ``functools.partial`` of one of these, with arguments that JSON holds as they are. An instance that was made with
+        arguments cannot be.
+
         A manager to which nothing is added runs the workers that come with the project.
 
         Raises:

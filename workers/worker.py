@@ -5,6 +5,7 @@ In:  what the program registered. Out: for a type name, a function to call and t
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from datetime import timedelta
 from typing import Any, ClassVar, Self
 
 from schemas.backoff import Backoff
-from schemas.errors import JobTypeError, WorkerNotMade
+from schemas.errors import JobTypeError, PipelineError, WorkerNotMade
 from schemas.job import Execution, Job, job_class
 from schemas.jobtype import JobType, job_type
 from workers.context import WorkerContext
@@ -80,7 +81,7 @@ class Handler:
     timeout: timedelta | None
     backoff: Backoff
     worker: Worker | None = None
-    #: What makes such a worker again in another process, without arguments.
+    #: What makes such a worker again in another process: a class, a function, or a ``functools.partial`` of one of these.
     factory: Callable[[], Worker] | None = None
 
 
@@ -173,11 +174,15 @@ class Handlers:
 def _made_by(factory: Callable[[], Any]) -> Any:
     try:
         return factory()
+    except PipelineError:
+        raise  # it says what to do
     except Exception as error:  # it is the user's code: it may raise anything
         if isinstance(factory, type):
             fact = f"{factory.__qualname__} cannot be made"
         else:
-            fact = f"{getattr(factory, '__qualname__', repr(factory))}() cannot make a Worker"
+            # Not with the arguments of a partial: there may be a secret among them.
+            called = factory.func if isinstance(factory, functools.partial) else factory
+            fact = f"{getattr(called, '__qualname__', repr(called))}() cannot make a Worker"
         if isinstance(error, MemoryError | OSError):
             # No fault of the declaration: whoever supervises this process may start it again.
             raise WorkerNotMade(f"{fact}: {type(error).__name__}: {error}") from error

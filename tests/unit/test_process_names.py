@@ -110,8 +110,16 @@ def test_a_worker_without_a_constructor_takes_no_arguments() -> None:
 def test_a_factory_that_no_process_can_import_is_refused() -> None:
     with pytest.raises(JobTypeError, match="<lambda> runs in a process"):
         make_pool(lambda: jobs.Scales("kg"))
-    with pytest.raises(JobTypeError, match=r"partial.* runs in a process"):
-        make_pool(partial(jobs.Scales, "kg"))
+    with pytest.raises(JobTypeError, match="<lambda> runs in a process"):
+        make_pool(partial(lambda unit: jobs.Scales(f"k{unit}"), "g"))
+
+
+def test_arguments_that_json_does_not_hold_are_refused_and_not_named() -> None:
+    secrets: list[Any] = [object(), ("hunter", "2"), {1: "hunter2"}, float("nan")]
+    for secret in secrets:
+        with pytest.raises(JobTypeError, match="arguments that JSON does not hold") as refused:
+            make_pool(partial(jobs.Scales, secret))
+        assert "hunter" not in str(refused.value)
 
 
 async def test_a_process_makes_its_worker_with_the_function_that_was_registered() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 from unittest.mock import MagicMock
 
@@ -75,7 +76,17 @@ def test_only_what_another_process_can_make_is_run_there() -> None:
     }
     assert Running(Weighs).sandbox.types == {"sandbox_weighed"}
     assert Running(Weighs("kg")).sandbox.types == frozenset()
+    assert Running(partial(Weighs, "kg")).sandbox.types == {"sandbox_weighed"}
+    no_json: Any = object()
+    assert Running(partial(Weighs, no_json)).sandbox.types == frozenset()
     assert Running(Says, size=0).sandbox.types == frozenset()
+
+
+async def test_what_is_made_with_arguments_by_a_partial_is_made_with_them_there() -> None:
+    running = Running(partial(Weighs, unit="kg"))
+    weighed, _ = await running.run(Weighed())
+    await running.sandbox.close()
+    assert weighed == Success({"unit": "kg"})
 
 
 @pytest.mark.parametrize("error", [PipelineError("no memory"), JobTypeError("no such module")])

@@ -217,7 +217,7 @@ def _load(announced: list[dict[str, Any]]) -> dict[str, Handler]:
     handlers = Handlers()
     for one in announced:
         job = _import(one["job"])
-        handlers.register(job if one["worker"] is None else _import(one["worker"]))
+        handlers.register(job if one["worker"] is None else _factory(one))
     loaded = {handler.job_type.name: handler for handler in handlers}
     for one in announced:
         handler = loaded.get(one["type"])
@@ -229,6 +229,12 @@ def _load(announced: list[dict[str, Any]]) -> dict[str, Handler]:
 def _passes(error: Exception) -> bool:
     """Whether the system had not enough of something: next time it may have."""
     return isinstance(error, WorkerNotMade | MemoryError | OSError)
+
+
+def _factory(announced: dict[str, Any]) -> Any:
+    factory = _import(announced["worker"])
+    arguments, by_name = announced["arguments"]
+    return functools.partial(factory, *arguments, **by_name) if arguments or by_name else factory
 
 
 def _import(name: list[str]) -> Any:

@@ -5,6 +5,8 @@ In:  a handler. Out: names that can be imported, or a ``JobTypeError`` that says
 
 from __future__ import annotations
 
+import functools
+import json
 import sys
 from pathlib import Path
 from typing import Any, Final
@@ -45,13 +47,32 @@ def announce(handler: Handler) -> dict[str, Any]:
     Raises:
         JobTypeError: it cannot be imported.
     """
-    factory = handler.factory
+    factory: Any = handler.factory
+    arguments: list[Any] = [[], {}]
+    if isinstance(factory, functools.partial):
+        arguments = _as_sent(factory)
+        factory = factory.func
     return {
         "type": handler.job_type.name,
         "schema": handler.job_type.wire.fingerprint.hex(),
         "job": _name(handler.job_type.cls),
         "worker": None if factory is None else _name(factory),
+        "arguments": arguments,
     }
+
+
+def _as_sent(factory: functools.partial[Any]) -> list[Any]:
+    """The arguments, if they come out of JSON as they are: no other form is sent to another process."""
+    given = [list(factory.args), factory.keywords]
+    try:
+        if json.loads(json.dumps(given)) == given:
+            return given
+    except (TypeError, ValueError):
+        pass  # no value is named: it may be a secret
+    raise JobTypeError(
+        f"{_called(factory.func)} runs in a process, and is to be made there with arguments that JSON does not hold as they "
+        "are: use text, numbers, lists and dictionaries of text"
+    )
 
 
 def _name(what: Any) -> list[str]:
