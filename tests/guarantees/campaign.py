@@ -58,6 +58,10 @@ _BROKER_START_S: Final = 300.0
 #: Jobs that were in flight at two kills run alone, half a minute each at the most: that is how long nothing else may end.
 _NO_MORE_ENDS_S: Final = 150.0
 _LAST_JOBS_S: Final = 2_400.0
+#: The last minutes of a long campaign.
+_CALM_S: Final = 300.0
+_CALM_PAUSE_S: Final = (14.0, 18.0)
+_CALM: Final = (Kind.WORKER_KILL, Kind.WORKER_LEAVE, Kind.WORKER_JOIN)
 
 Progress = Callable[[str], None]
 
@@ -78,8 +82,20 @@ class Plan:
     @property
     def far(self) -> int:
         """Of how many jobs some wait for minutes: those of a long storm's first half, so that its end does not wait for them."""
-        is_long = self.seconds >= LONG_MINUTES * 60
-        return round(self.seconds * self.jobs_per_s / 2) if is_long else 0
+        return round(self.seconds * self.jobs_per_s / 2) if self._is_long else 0
+
+    @property
+    def _is_long(self) -> bool:
+        return self.seconds >= LONG_MINUTES * 60
+
+    def weather(self) -> Iterator[tuple[Iterator[Fault], float]]:
+        """Storms, and how many seconds each lasts. At the end of a long one only workers come and go: what a takeover takes is to be
+        seen where nothing else is wrong.
+        """
+        calm_s = _CALM_S if self._is_long else 0.0
+        yield storm(self.seed, pause_s=self.pause_s, only=self.only), self.seconds - calm_s
+        if calm_s:
+            yield storm(self.seed, pause_s=_CALM_PAUSE_S, only=_CALM), calm_s
 
 
 @dataclass(slots=True)
@@ -163,15 +179,16 @@ def _under_fire(
         thread.start()
     weather = _Weather(settings, cluster, crew, stop)
     try:
-        deadline = time.monotonic() + plan.seconds
-        for fault in storm(plan.seed, pause_s=plan.pause_s, only=plan.only):
-            if not weather.wait(min(fault.pause_s, deadline - time.monotonic())):
-                break
-            if time.monotonic() >= deadline:
-                break
-            weather.strike(fault)
-            progress(f"{len(ledger.accepted):,} jobs accepted, {weather.faults.total()} faults")
-        weather.clear()
+        for faults, seconds in plan.weather():
+            deadline = time.monotonic() + seconds
+            for fault in faults:
+                if not weather.wait(min(fault.pause_s, deadline - time.monotonic())):
+                    break
+                if time.monotonic() >= deadline:
+                    break
+                weather.strike(fault)
+                progress(f"{len(ledger.accepted):,} jobs accepted, {weather.faults.total()} faults")
+            weather.clear()
     except BaseException:
         stop.set()  # Ctrl-C: nobody waits for more jobs, nor for brokers that are to be well again
         crew.close()

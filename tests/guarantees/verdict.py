@@ -15,6 +15,8 @@ _NAMED: Final = 20
 #: A storm that was to last so long is a long one, whatever came of it, and is to show all this.
 LONG_MINUTES: Final = 30.0
 LONG_FAULTS: Final = 200
+#: Takeovers, and leaves, that must have been measured where nothing else was wrong: elsewhere no bar can be missed.
+AT_PEACE: Final = 3
 LONG_JOBS: Final = 100_000
 JOBS_A_MINUTE: Final = 5_000
 OF_EACH_KIND: Final = 20
@@ -145,8 +147,10 @@ class Verdict:
                 for count in (self.faults_by_kind.get(kind.value, 0),)
             }
             bars |= {
-                f"no {name} were measured": not getattr(self, name) + getattr(self, f"{name}_in_trouble")
+                f"{count} {name} were measured where nothing else was wrong, and not {AT_PEACE}": count
+                < AT_PEACE
                 for name in ("takeovers", "leaves")
+                for count in (getattr(self, name),)
             }
         return [text for text, is_so in bars.items() if is_so]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -89,12 +90,12 @@ def test_a_long_storm_that_has_shown_too_little_says_so() -> None:
     enough = {kind.value: 25 for kind in Kind}
     verdict = Verdict(
         minutes=30.0, accepted=150_000, faults=200, faults_by_kind=enough, kills=25, kills_in_flight=8, takeover_s=12.0,
-        takeovers_in_trouble=1, leaves=1,
+        takeovers=3, leaves=3,
     )  # fmt: skip
     assert verdict.missed == []
     verdict.faults_by_kind = enough | {"kafka_restart": 19}
     del verdict.faults_by_kind["broker_kill"]
-    verdict.leaves = 0
+    verdict.leaves, verdict.leaves_in_trouble = 2, 20
     verdict.accepted, verdict.kills_in_flight, verdict.takeover_s, verdict.leave_s = 99_999, 7, 12.1, 3.1
     verdict.takeover_after_trouble_s, verdict.leave_after_trouble_s = 20.1, 11.1
     verdict.faults = 190
@@ -109,7 +110,7 @@ def test_a_long_storm_that_has_shown_too_little_says_so() -> None:
         "3,333 jobs a minute were accepted, and not 5,000",
         "broker_kill came up 0 times, and not 20",
         "kafka_restart came up 19 times, and not 20",
-        "no leaves were measured",
+        "2 leaves were measured where nothing else was wrong, and not 3",
     ]
     verdict.minutes = 29.9
     assert len(verdict.missed) == 4, "a short one shows what it can"
@@ -629,3 +630,13 @@ def test_a_worker_that_ends_by_itself_is_reported_and_not_raised() -> None:
     verdict = judge(replace(honest(), seed=7, minutes=3.0, ended_by_themselves=["a: exit code 1"]))
     assert verdict.broken == {"ended": ["a: exit code 1"]}
     assert (verdict.to_json()["seed"], verdict.to_json()["minutes"]) == (7, 3.0)
+
+
+def test_at_the_end_of_a_long_storm_only_workers_come_and_go() -> None:
+    """A takeover has a bar, and amid killed brokers it cannot be missed."""
+    ((_, whole_s),) = Plan(7, 180.0).weather()
+    (_, storm_s), (calm, calm_s) = Plan(7, 1_800.0).weather()
+    assert (whole_s, storm_s, calm_s) == (180.0, 1_500.0, 300.0)
+    faults = list(islice(calm, 60))
+    assert {fault.kind for fault in faults} == {Kind.WORKER_KILL, Kind.WORKER_LEAVE, Kind.WORKER_JOIN}
+    assert all(fault.pause_s >= 14 for fault in faults)
