@@ -22,6 +22,7 @@ from streams.provision import provision
 from streams.settings import Settings, load_settings
 from streams.settings_sources import APP_NAME, FILE_NAME
 from tests.support.memory_directory import memory_directory
+from tests.support.ports import ports_of_its_own
 from tests.support.quick_start import rehearsed, use
 
 
@@ -45,10 +46,9 @@ def _clean_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Non
 
 @pytest.fixture(scope="session", autouse=True)
 def _ports_of_its_own() -> Iterator[None]:
-    """A broker that a test kills comes back to its port: no other process of this run may have taken that meanwhile."""
-    number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 16
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(state, "_PORTS", range(12_000 + 500 * number, 12_500 + 500 * number))
+    """A broker that a test kills comes back to its port: no other process, of this run or another, may have taken it meanwhile."""
+    with ports_of_its_own() as ports, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(state, "_PORTS", ports)
         yield
 
 
