@@ -215,6 +215,32 @@ async def test_another_thread_takes_the_place_of_one_that_hangs(
     assert crew._left_behind == 0
 
 
+@pytest.mark.parametrize("patience", [SHORT, NONE])
+async def test_what_waits_already_gets_the_places_of_those_that_hang(
+    make: Callable[..., Crew], monkeypatch: pytest.MonkeyPatch, patience: timedelta
+) -> None:
+    """Copies between healthy nodes, while all threads wait for one that answers nobody."""
+    monkeypatch.setattr(crew_module, "LET_GO", timedelta(0))
+    crew, release = make(patience), threading.Event()
+    begun = threading.Semaphore(0)
+
+    def hang(_: object) -> None:
+        begun.release()
+        release.wait(60)
+
+    hanging = [asyncio.ensure_future(crew.run(hang)) for _ in range(16)]
+    for _ in hanging:
+        assert await asyncio.to_thread(begun.acquire, timeout=30)
+    waiting = [asyncio.ensure_future(crew.run(lambda _: "done")) for _ in range(3)]
+    await asyncio.sleep(0)
+    for one in hanging:
+        one.cancel()
+    await asyncio.gather(*hanging, return_exceptions=True)
+    async with asyncio.timeout(30):
+        assert await asyncio.gather(*waiting) == ["done"] * 3
+    release.set()
+
+
 @pytest.mark.parametrize("patience", [NONE, SHORT])
 @pytest.mark.parametrize("how", ["cancelled, ends between", "cancelled, ends later", "pending, ends later"])
 def test_another_event_loop_can_follow(make: Callable[..., Crew], patience: timedelta, how: str) -> None:

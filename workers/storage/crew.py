@@ -145,11 +145,14 @@ class Crew:
             self._work.notify_all()
 
     def _leave_behind(self, call: _Call) -> None:
-        """It hangs: another thread may take the place of its own, or one node would stop the copies of all. With the lock held."""
+        """It hangs: another thread takes the place of its own, or one node would stop the copies of all. With the lock held."""
         if not call.ended and self._left_behind < _LEFT_BEHIND * self._limit:
             call.left_behind = True
             self._left_behind += 1
             self._threads -= 1
+            # What waits already would wait for the next call of ``run``, and nobody has to make one.
+            if self._waiting and self._nobody_keeps_up():
+                self._one_more()
 
     def _begin(self, loop: asyncio.AbstractEventLoop) -> None:
         """Another loop than before: nobody waits any more for what is on its way for that one."""
