@@ -270,7 +270,7 @@ def run_demo(source: Path | None, directory: Path, progress: Progress) -> DemoRe
         if given:
             with deleted_afterwards(settings):
                 return _on(settings, directory, objects, progress)
-        with temporary_kafka(directory / "kafka", progress) as broker:
+        with temporary_kafka(directory / "kafka", progress) as broker, forgotten_afterwards(settings):
             settings = load_settings(
                 **where, kafka_bootstrap_servers=broker.bootstrap_servers, data_dir=directory
             )
@@ -424,6 +424,27 @@ def deleted_afterwards(settings: Settings) -> Iterator[None]:
     delete_deployment(settings)
 
 
+@contextmanager
+def forgotten_afterwards(settings: Settings) -> Iterator[None]:
+    """For a deployment on a Kafka of its own, which ends with it: a registry goes on, and the prefix was made up for one run."""
+    try:
+        yield
+    finally:
+        _delete_schemas(settings)
+
+
+@uninterrupted()
+def _delete_schemas(settings: Settings) -> None:
+    """From the registry, if there is one. That it fails is no failure of the run.
+
+    The subjects alone go: it still knows the schemas by their ids, so the dead letter of a demo that is kept can be read.
+    """
+    try:
+        forget_subjects(settings)
+    except RegistryFailed as error:
+        log.warning("schemas not deleted from the registry", prefix=settings.topic_prefix, error=str(error))
+
+
 @uninterrupted()
 def delete_deployment(settings: Settings) -> None:
     """Delete every topic, group and registered schema of this deployment: for prefixes that were made up for one run.
@@ -431,10 +452,7 @@ def delete_deployment(settings: Settings) -> None:
     Raises:
         KafkaException: Kafka refuses.
     """
-    try:
-        forget_subjects(settings)
-    except RegistryFailed as error:
-        log.warning("schemas not deleted from the registry", prefix=settings.topic_prefix, error=str(error))
+    _delete_schemas(settings)
     admin = AdminClient(admin_config(settings))
     names = [name for name in admin.list_topics(timeout=10).topics if name.startswith(settings.topic_prefix)]
     for deleted in (admin.delete_topics(names) if names else {}).values():

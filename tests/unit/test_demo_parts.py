@@ -9,16 +9,21 @@ import os
 import shutil
 import signal
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn, Self
 
 import pytest
+from confluent_kafka.schema_registry import SchemaRegistryClient
+from structlog.testing import capture_logs
 
 from schemas.errors import KafkaUnreachable, PipelineError, SettingsError
+from schemas.records import STATUS
+from streams.clients import registry_client
 from streams.embedded import BrokerConfig
-from streams.settings import Settings
+from streams.registry import RegistryFailed, build_codec
+from streams.settings import Settings, load_settings
 from tests.support.no_locks import take_locks_away
 from workers import demo
 from workers.commands import bench
@@ -280,6 +285,65 @@ def test_a_bench_uses_the_cluster_that_a_file_names(monkeypatch: pytest.MonkeyPa
         assert settings.topic_prefix.startswith("bench-")
 
     assert deleted == [settings]
+
+
+@pytest.fixture
+def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SchemaRegistryClient:
+    """Somebody's own, with a schema of theirs in it; Kafka is started for the run alone."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SCHEMA_REGISTRY_URL", "mock://theirs")
+    client = registry_client(load_settings())
+    monkeypatch.setattr("streams.registry.registry_client", lambda _: client)
+    build_codec(load_settings(topic_prefix="theirs.")).prefix(STATUS)
+
+    @contextmanager
+    def temporary_kafka(*_: object) -> Iterator[Any]:
+        yield SimpleNamespace(bootstrap_servers="127.0.0.1:1", check=lambda: None)
+
+    monkeypatch.setattr(demo, "temporary_kafka", temporary_kafka)
+    return client
+
+
+def register(settings: Settings, client: SchemaRegistryClient) -> None:
+    build_codec(settings).prefix(STATUS)
+    assert len(client.get_subjects()) == 2
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_demo_on_a_kafka_of_its_own_leaves_nothing_in_a_registry(
+    registry: SchemaRegistryClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, fails: bool
+) -> None:
+    def on(settings: Settings, *_: object) -> DemoReport:
+        register(settings, registry)
+        if fails:
+            raise PipelineError("as expected")
+        return report()
+
+    monkeypatch.setattr(demo, "_on", on)
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "a").touch()
+
+    with pytest.raises(PipelineError, match="as expected") if fails else nullcontext():
+        demo.run_demo(tmp_path / "source", tmp_path / "dir", ignore)
+
+    assert registry.get_subjects() == ["theirs.jobs.status-rustfs.status.StatusChange"]
+
+
+def test_a_bench_on_a_kafka_of_its_own_leaves_nothing_in_a_registry(registry: SchemaRegistryClient) -> None:
+    with _deployment(ignore) as settings:
+        register(settings, registry)
+    assert registry.get_subjects() == ["theirs.jobs.status-rustfs.status.StatusChange"]
+
+
+@pytest.mark.usefixtures("registry")
+def test_a_registry_that_fails_in_the_end_is_named_and_fails_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: Settings) -> NoReturn:
+        raise RegistryFailed("it is away")
+
+    monkeypatch.setattr(demo, "forget_subjects", fail)
+    with capture_logs() as lines, _deployment(ignore) as settings:
+        pass
+    assert [(line["prefix"], line["error"]) for line in lines] == [(settings.topic_prefix, "it is away")]
 
 
 @pytest.fixture

@@ -144,7 +144,7 @@ def _deployment(progress: Progress) -> Iterator[Settings]:
 
     from streams.clients import check_reachable
     from streams.settings import load_settings
-    from workers.demo import deleted_afterwards, remove_directory, temporary_kafka
+    from workers.demo import deleted_afterwards, forgotten_afterwards, remove_directory, temporary_kafka
 
     prefix = f"bench-{uuid4().hex[:8]}."
     settings = load_settings(topic_prefix=prefix)
@@ -157,6 +157,7 @@ def _deployment(progress: Progress) -> Iterator[Settings]:
             directory = directory_for_a_while("rustfs-workers-bench-")
             stack.callback(remove_directory, directory)
             broker = stack.enter_context(temporary_kafka(directory, progress))
+            stack.enter_context(forgotten_afterwards(settings))
             settings = load_settings(topic_prefix=prefix, kafka_bootstrap_servers=broker.bootstrap_servers)
         yield settings
 
