@@ -1,4 +1,4 @@
-"""How a download is shown: bars on a terminal, plain lines elsewhere. Always on stderr.
+"""How a download is shown: bars on a terminal, plain lines elsewhere and above the bars of a command. Always on stderr.
 
 In:  sizes and received bytes, from several threads. Out: what a person reads.
 """
@@ -26,9 +26,17 @@ class Progress(Protocol):
 def shown(what: str, total_bytes: int, stream: TextIO | None = None) -> Iterator[Progress]:
     """Show the progress of one download of several files."""
     out = sys.stderr if stream is None else stream
-    shower = _bar(what, total_bytes, out) if out.isatty() else _lines(what, total_bytes, out)
+    alone = out.isatty() and not _has_bars(out)
+    shower = _bar(what, total_bytes, out) if alone else _lines(what, total_bytes, out)
     with shower as progress:
         yield progress
+
+
+def _has_bars(out: TextIO) -> bool:
+    """Whether somebody draws bars there now: others would overwrite them, while rich puts lines above them."""
+    from rich.file_proxy import FileProxy
+
+    return isinstance(out, FileProxy)
 
 
 @contextmanager
