@@ -53,6 +53,19 @@ def read_settings(**given: Any) -> Settings:
     return settings
 
 
+def keep_logs_quiet() -> None:
+    """Logging for a command whose bars say how far it is: nothing below warnings, unless the settings name a level.
+
+    Raises:
+        SettingsError: one of them is wrong.
+    """
+    from streams.settings import load_settings
+
+    settings = load_settings()
+    level = settings.log_level if "log_level" in settings._sources else "warning"
+    configure_logging(level, settings.log_format)
+
+
 def emit(record: Mapping[str, Any]) -> None:
     """One JSON object on a line of stdout, for programs and for terminals: what does not print is escaped."""
     try:
@@ -299,8 +312,8 @@ def _say_what_kafka_says(error: Any) -> int:
         say_error(f"{fact.str()}; look at the settings named kafka_ in `rustfs-workers config show`")
         return USAGE
     if fact.code() < 0:
-        say(
-            f"error: Kafka does not answer: {fact.str()}; look whether it runs. "
+        say_error(
+            f"Kafka does not answer: {fact.str()}; look whether it runs. "
             "KAFKA_BOOTSTRAP_SERVERS names another one; without it `rustfs-workers up` starts one"
         )
         return UNREACHABLE

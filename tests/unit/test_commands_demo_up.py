@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 from collections.abc import Callable
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import NoReturn, Self
 
 import pytest
+import structlog
+from confluent_kafka import KafkaError, KafkaException
 
 from schemas.errors import PipelineError
 from streams.embedded import BrokerConfig
@@ -80,6 +83,44 @@ def test_a_demo_that_fails_says_why_and_that_it_has_failed(monkeypatch: pytest.M
     assert result.exit_code == 1
     assert result.stderr == "error: 1 of 3 objects are not on all nodes as they should be\n"
     assert json.loads(result.stdout)["verified"] is False
+
+
+@pytest.mark.parametrize(
+    "arguments", [["demo", "--json"], ["bench", "latency", "--json"]], ids=["demo", "bench"]
+)
+@pytest.mark.parametrize(
+    ("set_to", "logged"),
+    [
+        ({}, ["warning"]),
+        ({"LOG_LEVEL": "debug"}, ["debug", "info", "warning"]),
+        ({"LOG_LEVEL": "info"}, ["info", "warning"]),
+        ({"LOG_LEVEL": "error"}, []),
+    ],
+    ids=["as it is", "debug", "info", "error"],
+)
+def test_demo_and_bench_log_as_the_settings_say_and_nothing_below_warnings_unless_they_do(
+    arguments: list[str], set_to: dict[str, str], logged: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: Settings) -> NoReturn:
+        log = structlog.get_logger("test")
+        for level in ("debug", "info", "warning"):
+            log.log(logging.getLevelNamesMapping()[level.upper()], "it is busy")
+        raise KafkaException(KafkaError(KafkaError._ALL_BROKERS_DOWN))
+
+    monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", "kafka.example:9092")
+    monkeypatch.setenv("RUSTFS_WORKERS_LOG_FORMAT", "json")
+    for name, value in set_to.items():
+        monkeypatch.setenv(f"RUSTFS_WORKERS_{name}", value)
+    monkeypatch.setattr("streams.clients.check_reachable", refuse)
+    monkeypatch.setattr("workers.demo.check_reachable", refuse)
+
+    result = run(*arguments)
+
+    *lines, error = map(json.loads, result.stderr.splitlines())
+    assert [(line["level"], line["event"]) for line in lines] == [(level, "it is busy") for level in logged]
+    assert error["level"] == "error"
+    assert error["event"].startswith("Kafka does not answer")
+    assert (result.exit_code, result.stdout) == (3, "")
 
 
 @pytest.mark.parametrize(

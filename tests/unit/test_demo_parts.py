@@ -364,7 +364,7 @@ def test_a_bench_that_is_told_to_end_leaves_nothing_behind(
     deleted: list[Settings] = []
     monkeypatch.setattr("streams.clients.check_reachable", lambda _: None)
     monkeypatch.setattr(demo, "delete_deployment", deleted.append)
-    monkeypatch.setattr(bench, "configure_logging", lambda _: None)
+    monkeypatch.setattr(bench, "keep_logs_quiet", lambda: None)
 
     with pytest.raises(SystemExit) as ended, bench._bench() as (settings, _):
         signal.raise_signal(number)
@@ -377,7 +377,7 @@ def test_a_bench_that_is_told_to_end_leaves_nothing_behind(
 def test_under_nohup_a_closed_terminal_is_no_reason_to_end_a_bench(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("streams.clients.check_reachable", lambda _: None)
     monkeypatch.setattr(demo, "delete_deployment", lambda _: None)
-    monkeypatch.setattr(bench, "configure_logging", lambda _: None)
+    monkeypatch.setattr(bench, "keep_logs_quiet", lambda: None)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
     with bench._bench():

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from workers.console import directory_for_a_while, emit, errors_in_one_line, take_for_ctrl_c
-from workers.logs import configure_logging
+from workers.console import directory_for_a_while, emit, errors_in_one_line, keep_logs_quiet, take_for_ctrl_c
 
 if TYPE_CHECKING:
     from streams.settings import Settings
@@ -129,11 +128,12 @@ def _bench() -> Iterator[tuple[Settings, Progress]]:
     """What every bench needs: its own deployment, and somebody to tell how far it is."""
     from workers.progress import shown
 
-    configure_logging("warning")
-    # Its topics are deleted, or the Kafka that it started is stopped, and its files are removed.
-    take_for_ctrl_c()
-    with errors_in_one_line(), shown() as progress, _deployment(progress) as settings:
-        yield settings, progress
+    with errors_in_one_line():
+        keep_logs_quiet()
+        # Its topics are deleted, or the Kafka that it started is stopped, and its files are removed.
+        take_for_ctrl_c()
+        with shown() as progress, _deployment(progress) as settings:
+            yield settings, progress
 
 
 @contextmanager

@@ -16,12 +16,12 @@ from workers.console import (
     directory_named,
     emit,
     errors_in_one_line,
+    keep_logs_quiet,
     place_for_temporary,
     say_error,
     take_for_ctrl_c,
     while_somebody_reads,
 )
-from workers.logs import configure_logging
 
 if TYPE_CHECKING:
     from workers.demo import DemoReport
@@ -66,7 +66,7 @@ def demo(
         from workers.demo import check_place_for_temporary, default_source, remove_directory, run_demo
         from workers.progress import shown
 
-        configure_logging("warning")
+        keep_logs_quiet()
         # The Kafka that it started is stopped, and its files are removed.
         take_for_ctrl_c()
         if directory is None:
