@@ -34,7 +34,12 @@ def import_modules(names: list[str], *, to_run: bool = False) -> list[Registrabl
     """
     if not names:
         return []
-    here = str(Path.cwd())
+    try:
+        here = str(Path.cwd())
+    except FileNotFoundError as error:  # it has been removed under our feet
+        raise SettingsError(
+            f"--import {names[0]}: the working directory, which is searched first, has been removed; enter one that is there"
+        ) from error
     if here not in sys.path:
         sys.path.insert(0, here)
     found: list[Registrable] = []

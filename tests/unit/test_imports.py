@@ -10,6 +10,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from schemas import job
+from schemas.errors import SettingsError
 from workers.imports import import_modules
 
 pytestmark = pytest.mark.job_processing
@@ -60,3 +61,16 @@ def test_who_has_nothing_of_its_own_to_run_is_named() -> None:
         assert import_modules(["import_me_elsewhere"], to_run=True) == []
         assert import_modules(["import_me_elsewhere"]) == []
     assert [line["module"] for line in lines] == ["import_me_elsewhere"], "and only by who wants to run it"
+
+
+def test_a_working_directory_that_has_been_removed_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "left").mkdir()
+    monkeypatch.chdir(tmp_path / "left")
+    (tmp_path / "left").rmdir()
+    with pytest.raises(
+        SettingsError, match=r"^--import my_jobs: .* has been removed; enter one that is there$"
+    ):
+        import_modules(["my_jobs"])
+    assert import_modules([]) == []
