@@ -9,8 +9,8 @@ Everything here blocks; a run belongs to one thread. Running it again does only 
 2. Every target is looked at. The same content is left alone: sizes first, then the content itself (bytes for
    small objects, SHA-256 of both sides for large ones); time stamps and etags are never believed. A name that
    is a hard link to the source, or to another target, is no copy and is replaced by one.
-3. Where something is missing, a new copy is written beside its place, checked, and published in one step,
-   unless the source has changed in between.
+3. Where something is missing, a new copy is written and published in one step, unless the source has changed
+   in between. A directory's copy is checked before that step; a store's after it, and removed if it is wrong.
 4. Targets that were left alone are looked at once more if another one was written: where two nodes are one
    directory, the second copy has replaced the first.
 5. The source is looked at once more: if it changed, what was published is a complete copy of an old version,

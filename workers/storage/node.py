@@ -165,9 +165,10 @@ class Place(ABC):
 
     @abstractmethod
     def write(self, incoming: Incoming, ticket: Ticket, *, verify: Verify) -> None:
-        """Store an object here: all of it becomes visible at once, verified, or nothing does.
+        """Store an object here: all of it becomes visible at once, or nothing does.
 
-        A free name must still be free, a taken one must still hold what was found.
+        A free name must still be free, a taken one must still hold what was found. Where the node has temporary names, the
+        copy is verified before it is visible; elsewhere afterwards, and removed if it is wrong.
 
         Raises:
             CopyCorrupt: what was read back is not what was sent.

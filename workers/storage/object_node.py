@@ -7,9 +7,10 @@ The source is looked at again before an upload is finished. A small object whose
 ``If-None-Match``; a multipart upload and a replacement cannot carry a condition that every service
 understands, so there the name is looked at once more just before the upload is finished.
 
-**Verification.** S3 checks every part against the SHA-256 that is sent with it. "readback" fetches the
-finished object as well; if it differs, it is deleted (unless somebody else has written it meanwhile) and the
-copy fails.
+**Verification.** S3 checks every part against the SHA-256 that is sent with it. The finished object is visible
+when its size is looked at and "readback" fetches it; if it differs, it is deleted (unless somebody else is seen to
+have written it meanwhile), and the copy fails. What it has replaced is gone then. A worker that is killed in between, or a
+store that stops answering, leaves an object that nobody has verified; the job's next run compares it with the source.
 
 **Aborted uploads.** A worker that is killed leaves the parts of a multipart upload behind. They are invisible
 but cost space: give the bucket a lifecycle rule that removes incomplete uploads.
@@ -188,7 +189,8 @@ class ObjectPlace(Place):
                     incoming.checked()
                 same = digest.hexdigest() == incoming.sha256()
             if not same:
-                copy.check_unchanged()  # only what was seen to be wrong is removed, no other writer's object
+                # Another writer's object stays, unless it comes between this look and the delete, which takes no condition.
+                copy.check_unchanged()
         except SourceChanged as error:
             raise self._taken() from error
         if not same:
