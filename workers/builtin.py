@@ -23,8 +23,9 @@ def builtin_workers(settings: Settings) -> list[Worker | Callable[[], Worker]]:
         NodeConfigError: a node cannot be used.
     """
     nodes = dict(settings.nodes)
+    here = replication_worker(nodes)
     if any(url.startswith(_ONLY_HERE) for url in nodes.values()):
-        return [replication_worker(nodes)]
+        return [here]
     return [functools.partial(replication_worker, nodes)]
 
 

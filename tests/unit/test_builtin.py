@@ -56,5 +56,6 @@ def test_what_is_in_this_processes_memory_is_not_to_be_found_in_another_one() ->
 
 
 def test_a_node_that_cannot_be_used_is_named() -> None:
+    """Before anything is registered, and before a Kafka is started."""
     with pytest.raises(NodeConfigError, match="unknown scheme"):
-        handlers_of(settings_with(n1="gopher://n1"))
+        builtin_workers(settings_with(n1="gopher://n1"))
