@@ -388,7 +388,7 @@ def _same_delivery_again() -> Any:
 
 def _no_copies() -> Any:
     """A record that stands twice is run twice."""
-    return patch.object(DuplicateWindow, "is_copy", lambda _self, _message: False)
+    return patch.object(DuplicateWindow, "is_copy", lambda _self, _message, **_: False)
 
 
 def _wakes_up_unaware() -> Any:

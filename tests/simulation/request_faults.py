@@ -54,7 +54,9 @@ class RequestFaults:
 
     def _may_be_slow(self, step: str, worker: SimWorker) -> None:
         """Most of the time where it matters: at what is sent of partitions that are to be given up."""
-        if self._world.rng.random() < (0.6 if self._is_leaving(worker) else 0.05):
+        if worker.is_torn:  # the rest comes when its partitions have long been asked for
+            worker.pause_until(lambda: False, max(_SLOW_S))
+        elif self._world.rng.random() < (0.6 if self._is_leaving(worker) else 0.05):
             self._world.trouble(worker, "slow " + step)
             worker.pause_until(lambda: False, self._world.rng.choice(_SLOW_S))
 
