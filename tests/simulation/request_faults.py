@@ -127,8 +127,7 @@ class RequestFaults:
             if self._world.now_ms - since_ms > _HANGS_FOR_MS or not worker.is_alive:
                 del self._forgotten_ms[worker]
                 self._deaf.discard(worker)
-                if self._world.kafka.has_forgotten(worker._producer_id):
-                    worker.is_half_told = False
+                # What its own abort has undone before that is still for it to write.
                 self._world.kafka.end_forgotten(worker._producer_id)
 
     @staticmethod
