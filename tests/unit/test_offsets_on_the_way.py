@@ -213,7 +213,9 @@ async def test_who_leaves_the_group_does_not_wait_for_long() -> None:
     bench.assign(PLACE)
     bench.holdings.nothing_on_its_way = answers = Answers(after=1)
     bench.assignments._closing = True
+    bench.committer.last_commit = LastCommit(after=100)
     await bench.revoke(PLACE)
+    assert len(bench.committer.last_commit.waited_s) == 1
     assert answers.limits_s == [10.0]
     assert bench.steps[-1] == "unassign"
 

@@ -358,7 +358,7 @@ class Assignments:
             if last.wait(timeout_s):
                 return True
             free = self._holdings.free(places)
-            if free.is_set():
+            if free.is_set() or self._closing:  # who leaves has had its drain
                 return False
             self._await(free, places)
             timeout_s = _LAST_COMMIT_S
