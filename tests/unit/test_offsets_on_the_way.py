@@ -34,6 +34,18 @@ def let_go(bench: Bench, part: PartitionState) -> None:
         bench.holdings.parts.discard(part)
 
 
+def looks_when_refused(bench: Bench) -> list[bool]:
+    """Whether the first partition may be let go when the commit thread waits for news of the group; it is, then."""
+    seen: list[bool] = []
+
+    def look(_timeout_s: float) -> None:
+        seen.append(is_free(bench, bench.part))
+        let_go(bench, bench.part)
+
+    bench.kafka.refused = look  # type: ignore[assignment]
+    return seen
+
+
 def is_free(bench: Bench, part: PartitionState) -> bool:
     return bench.holdings.free({part.place}).is_set()
 
@@ -134,13 +146,7 @@ def test_without_an_answer_offsets_may_still_come_until_the_next_producer_is_the
 
 def test_refused_ones_are_answered_before_anybody_waits_for_news_of_the_group() -> None:
     bench = Bench()
-    seen: list[bool] = []
-
-    def look(_timeout_s: float) -> None:
-        seen.append(is_free(bench, bench.part))
-        let_go(bench, bench.part)
-
-    bench.kafka.refused = look  # type: ignore[assignment]
+    seen = looks_when_refused(bench)
     bench.kafka.fault("offsets", kafka_error(KafkaError.ILLEGAL_GENERATION, abort=True))
     bench.success(0)
     bench.tick()
@@ -303,13 +309,7 @@ def test_what_was_lost_while_its_offsets_were_sent_is_not_committed() -> None:
 def test_stale_metadata_end_the_doubt_before_anybody_waits_for_news_of_the_group() -> None:
     """Who would bring them may be waiting for this."""
     bench = Bench()
-    seen: list[bool] = []
-
-    def look(_timeout_s: float) -> None:
-        seen.append(is_free(bench, bench.part))
-        let_go(bench, bench.part)
-
-    bench.kafka.refused = look  # type: ignore[assignment]
+    seen = looks_when_refused(bench)
     bench.kafka.fault("commit", lambda producer: without_offsets(bench, producer))
     bench.kafka.fault("offsets", lambda _: None)
     bench.kafka.fault("offsets", kafka_error(KafkaError.ILLEGAL_GENERATION, abort=True))
