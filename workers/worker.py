@@ -187,8 +187,8 @@ def _made_by(factory: Callable[[], Any]) -> Any:
             # No fault of the declaration: whoever supervises this process may start it again.
             raise WorkerNotMade(f"{fact}: {type(error).__name__}: {error}") from error
         raise JobTypeError(
-            f"{fact}: {type(error).__name__}: {error}; it is called without arguments: give them defaults, or register "
-            "an instance, or a function that makes one (`def make() -> Worker`), in a program of your own"
+            f"{fact}: {type(error).__name__}: {error}; it is called without arguments: give them defaults, or register an "
+            "instance, a functools.partial with them, or a function that makes one (`def make() -> Worker`), in a program of your own"
         ) from error
 
 
