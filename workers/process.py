@@ -48,7 +48,7 @@ from workers.consuming.duplicates import DuplicateWindow
 from workers.consuming.flow_control import FlowControl
 from workers.consuming.key_places import KeyPlaces
 from workers.consuming.look_back import LookBack
-from workers.consuming.membership_watch import MembershipWatch, lost_heartbeats
+from workers.consuming.membership_watch import MembershipWatch, is_ours, lost_heartbeats
 from workers.consuming.partition_watch import PartitionWatch
 from workers.consuming.poller import Poller
 from workers.consuming.takeover import CommittedOffsets
@@ -60,6 +60,7 @@ from workers.execution.processes import ProcessPool
 from workers.execution.sandbox import MOST_FRESH_PROCESSES, Sandbox
 from workers.liveness.clock import BrokerClock
 from workers.liveness.lease import CutOff, Lease, LeaseChange, lease_s
+from workers.liveness.membership_question import MembershipQuestion
 from workers.liveness.reporter import Reporter
 from workers.liveness.rival import RivalWatch, find_rival, worker_id_taken
 from workers.liveness.self_report import SelfReport, state_of
@@ -280,6 +281,7 @@ class WorkerProcess:
             rejoin=self.assignments.rejoin,
             loop=self._loop,
         )
+        self._question = MembershipQuestion(self._lease, self._is_member)
         producer = Producer(producer_config(settings, linger_ms=0))
         self._counts = PartitionWatch(
             lambda: producer.list_topics(timeout=_ANSWER_S).topics,
@@ -382,6 +384,7 @@ class WorkerProcess:
         await self._counts.stop()
         await self._hanging.stop()
         await self._membership.stop()
+        await self._question.stop()
         await self._verdicts.stop()
         self._arrivals.stop()
         if self._lease_timer is not None:
@@ -495,6 +498,7 @@ class WorkerProcess:
     def _check_lease(self) -> None:
         """Kafka may have given us up if it has not answered for this long: then others run our jobs, so we must not."""
         self._lease_timer = self._loop.call_later(0.25, guarded(self._check_lease, self._fail))
+        self._question.look()
         if not self.assignments.parts and self._lease.silent_s <= self._lease.seconds:
             # Nothing that others could have by now; what will be given to us starts after a commit of its own.
             self._lease.committed(self._lease.begin())
@@ -504,6 +508,8 @@ class WorkerProcess:
                 log.error("no answer from Kafka: everything is cancelled", silent_s=silent_s)
                 self._committer.counters.event("cut_off")
                 self._executor.cancel_all(RELEASED)
+                # Before so many reports wait for an answer that this one would not be sent.
+                self._reporter.now()
             case LeaseChange.REGAINED:
                 log.info("Kafka answers again")
                 # Whatever runs alone next may kill this process: before that it has to be known that something runs again.
@@ -524,6 +530,13 @@ class WorkerProcess:
 
     async def _ask_coordinator(self, member_id: str) -> Member | None:
         return await describe_member(self._settings, self._topics.group, member_id)
+
+    async def _is_member(self) -> bool:
+        # Two questions fit into the lease: the first may go to a broker that is frozen.
+        timeout_s = min(2.0, self._lease.seconds / 3)
+        member_id = self.assignments.held.member_id
+        member = await describe_member(self._settings, self._topics.group, member_id, timeout_s=timeout_s)
+        return is_ours(self.assignments.held, member)
 
     def _make_producer(self, logger: Any) -> Producer:
         return Producer(

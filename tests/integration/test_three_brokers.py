@@ -21,9 +21,10 @@ from streams.settings import Settings
 from streams.topic_rules import Level
 from tests.support.audit import audit
 from tests.support.deployments import settings_for
-from tests.support.jobs import Fails, Note
+from tests.support.jobs import Fails, Note, Waits
 from tests.support.memory_directory import memory_directory
-from tests.support.workers import all_final, workers
+from tests.support.waiting import eventually
+from tests.support.workers import all_final, runs, workers
 
 pytestmark = [pytest.mark.distributed, pytest.mark.integration, pytest.mark.thorough]
 
@@ -56,6 +57,37 @@ def test_topics_are_held_three_times_and_two_copies_acknowledge(settings: Settin
     asked = [ConfigResource(ResourceType.TOPIC, name) for name in (*ours, *internal)]
     for resource, answer in admin.describe_configs(asked).items():
         assert answer.result(10)["min.insync.replicas"].value == "2", resource.name
+
+
+def test_what_runs_goes_on_when_a_broker_dies_that_does_not_coordinate_the_group(
+    cluster: EmbeddedCluster, settings: Settings, tmp_path: Path
+) -> None:
+    """Until the controller gives it up, nothing is acknowledged and nothing new can be read: a worker without a backlog hears
+    nothing for longer than its lease, and would cancel what may be hours of work."""
+    go = tmp_path / "go"
+    with JobProducer(settings) as producer, workers(settings, tmp_path) as start:
+        worker = start("calm")
+        (long,) = producer.schedule_jobs([Waits(until=str(go), limit_s=200)])
+        eventually(lambda: runs(tmp_path), 60, "it has begun")
+        coordinator = _coordinator(settings)
+        victim = next(node_id for node_id in cluster.node_ids if node_id != coordinator)
+        cluster[victim].kill()
+        (short,) = producer.schedule_jobs([Note(text="accepted when the dead one is missed")])
+        all_final(settings, [short], 60)
+        assert [run["what"] for run in runs(tmp_path) if run["id"] == long] == ["started"]
+        assert worker.said("still a member, though nothing else is heard of Kafka")
+        go.touch()
+        assert all_final(settings, [long], 60)[long] is JobStatus.SUCCEEDED
+        cluster[victim].start()
+    assert [run["what"] for run in runs(tmp_path) if run["id"] == long] == ["started", "ended"]
+
+
+def _coordinator(settings: Settings) -> int:
+    group = settings.topics.group
+    admin = AdminClient(admin_config(settings))  # without a name it would be gone before the answer
+    found = admin.describe_consumer_groups([group])[group].result(10).coordinator.id
+    assert isinstance(found, int)
+    return found
 
 
 @pytest.mark.timeout(300)  # each of the three waits has a limit of its own

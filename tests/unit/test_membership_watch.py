@@ -10,7 +10,7 @@ import pytest
 
 from schemas.errors import KafkaUnreachable
 from streams.group_members import Member
-from workers.consuming.membership_watch import Held, MembershipWatch, compare, lost_heartbeats
+from workers.consuming.membership_watch import Held, MembershipWatch, compare, is_ours, lost_heartbeats
 
 pytestmark = pytest.mark.worker_coordination
 
@@ -126,6 +126,25 @@ def looks(group: Group, at_least: int) -> None:
 AGREED = (held(0), member([0], [0]))
 LOST = (held(0), member([0, 1], [0, 1]))
 STUCK = (held(0, 1), member([0, 1], [0]))
+
+
+@pytest.mark.parametrize(
+    ("has", "known", "expected"),
+    [
+        (held(0), member([0], [0]), True),
+        (held(0), member([0, 1], [0, 1]), True),
+        (held(0, 1), member([0], [0]), False),
+        (held(0, 1, busy=True), member([0], [0]), True),
+        (held(), member([], []), True),
+        (held(0), None, False),
+        (held(busy=True), None, False),
+    ],
+)
+def test_what_we_have_is_ours_if_the_coordinator_says_so(
+    has: Held, known: Member | None, *, expected: bool
+) -> None:
+    """After a loss the same member may be back, with nothing yet."""
+    assert is_ours(has, known) is expected
 
 
 @pytest.mark.parametrize("found", [LOST, STUCK])

@@ -37,6 +37,7 @@ class FakeProducer:
         self.error: KafkaError | None = None
         self.fatal: KafkaException | None = None
         self.flushed = threading.Event()
+        self.rounds = 0
 
     def __len__(self) -> int:
         return len(self.unanswered)
@@ -50,6 +51,7 @@ class FakeProducer:
     def poll(self, timeout_s: float) -> None:
         if self.fatal is not None:
             raise self.fatal
+        self.rounds += 1
         if self.is_away:
             threading.Event().wait(min(timeout_s, 0.01))
             return
@@ -120,6 +122,23 @@ def test_what_is_new_is_told_also_while_an_answer_is_awaited(bench: Bench) -> No
     bench.producer.next()
     bench.reporter.now()
     assert bench.producer.next() == b"running"
+
+
+def test_while_three_wait_for_an_answer_only_what_is_new_is_told(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of five requests on the way one is left for that."""
+    monkeypatch.setattr(reporter_module, "INTERVAL_S", 0.01)
+    bench.producer.is_away = True
+    bench.reporter.start()
+    eventually(lambda: len(bench.producer) == 3, 10, "three reports wait")
+    bench.producer.rounds = 0
+    eventually(lambda: bench.producer.rounds >= 10, 10, "ten more were due")
+    assert len(bench.producer) == 3
+    bench.reporter.now()
+    eventually(lambda: len(bench.producer) == 4, 10, "what is new is sent")
+    bench.producer.is_away = False
+    eventually(lambda: bench.answers >= 6, 10, "it goes on as before")
 
 
 def test_the_first_one_waits_for_its_answer(bench: Bench) -> None:

@@ -61,6 +61,11 @@ def compare(held: Held, member: Member | None) -> Disagreement:
     return Disagreement(member.assigned - held.partitions, held.partitions - member.target)
 
 
+def is_ours(held: Held, member: Member | None) -> bool:
+    """Whether the coordinator still takes all that we have for ours. What is to be given away counts as ours until we have done it."""
+    return member is not None and (held.busy or held.partitions <= member.assigned)
+
+
 def lost_heartbeats(on_lost: Callable[[], None], onward: logging.Logger) -> ClientLog:
     """For a consumer's configuration: tells when a heartbeat was not answered in time, in the thread that polls."""
 

@@ -20,6 +20,8 @@ from workers.liveness.clock import WARN_OFFSET_MS, BrokerClock
 log = structlog.get_logger("rustfs_workers.reporter")
 
 INTERVAL_S = 1.0
+#: A producer that keeps its order has five requests on the way at the most, and a change of state must not wait for theirs.
+_MOST_UNANSWERED = 3
 
 
 class Reporter:
@@ -77,10 +79,13 @@ class Reporter:
         try:
             due = time.monotonic()
             while True:
-                self._wanted.clear()
+                is_new = self._wanted.is_set()
+                if is_new:
+                    self._wanted.clear()
                 if self._stop.is_set():
                     break
-                self._send("running")
+                if is_new or len(self._producer) < _MOST_UNANSWERED:
+                    self._send("running")
                 if time.monotonic() >= due:
                     due = max(due + INTERVAL_S, time.monotonic())
                 # Served until the next report is due, so an answer is timed when it comes.
