@@ -221,7 +221,7 @@ class Settings(BaseSettings):
         default_factory=lambda: os.cpu_count() or 1, ge=1, le=1000, description="processes for CPU-bound jobs"
     )
     sandbox_size: int = Field(
-        default=4,
+        default=8,
         ge=0,
         le=1000,
         description="processes for jobs that may kill, unfinished at two deaths of their worker; 0: they run alone in the worker",

@@ -80,7 +80,7 @@ class WorkerConfig:
     cleanup_interval: timedelta = timedelta(seconds=60)
     process: int = 0
     process_pool_size: int = field(default_factory=lambda: os.cpu_count() or 1)
-    sandbox_size: int = 4
+    sandbox_size: int = 8
     tick_ms: int = 20
     drain_timeout: timedelta = timedelta(seconds=30)
     revoke_timeout: timedelta = timedelta(seconds=1)
