@@ -66,6 +66,13 @@ class _Reporter:
         """It has done so already."""
 
 
+class _Question:
+    """The coordinator need not be asked: where Kafka is there, reports are answered."""
+
+    def look(self) -> None:
+        """Nothing is silent."""
+
+
 class _Failure:
     """The future that tells of a worker's failure."""
 
@@ -114,6 +121,7 @@ class SimWorker(WorkerProcess):
         self._lease = Lease(self._session_s - 1, lambda: world.now_ms / 1000)
         self._cut_off = CutOff(self._lease)
         self._reporter: Any = _Reporter()
+        self._question: Any = _Question()
         self._lease_timer = None
         self._draining = self._drained = self._stopping = self.can_drain = False
         self._router = Router(self._topics)
