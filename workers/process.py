@@ -15,27 +15,22 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import timedelta
 from typing import Any, Final
 
 import structlog
-from confluent_kafka import Consumer, KafkaException, Producer
-from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]  # it has no __all__
+from confluent_kafka import KafkaException
 
 from schemas.codec import Codec
 from schemas.errors import KafkaUnreachable, PipelineError
 from schemas.records import WorkerReport
 from streams import transactional_ids
-from streams.clients import admin_config, kafka_failed, producer_config, worker_consumer_config
-from streams.clients import log as client_log
-from streams.group_members import Member, describe_member
+from streams.clients import kafka_failed
 from streams.outgoing import Rules
-from streams.provision import group_times
-from streams.scan import EARLIEST, LATEST, informed_admin, offsets
+from streams.scan import EARLIEST, LATEST
 from streams.schemas_topic import schema_lookup
 from streams.settings import Settings
-from streams.visible import Written, visible_records
 from workers.blocking import in_thread
 from workers.committing.commit import Committer
 from workers.committing.forgotten import ForgottenTransactions
@@ -43,12 +38,13 @@ from workers.committing.hanging import HangingWatch, ends_of
 from workers.committing.holdings import Holdings
 from workers.committing.router import Router
 from workers.config import WorkerConfig
+from workers.connections import Connections
 from workers.consuming.assignments import Assignments
 from workers.consuming.duplicates import DuplicateWindow
 from workers.consuming.flow_control import FlowControl
 from workers.consuming.key_places import KeyPlaces
 from workers.consuming.look_back import LookBack
-from workers.consuming.membership_watch import MembershipWatch, is_ours, lost_heartbeats
+from workers.consuming.membership_watch import MembershipWatch, is_ours
 from workers.consuming.partition_watch import PartitionWatch
 from workers.consuming.poller import Poller
 from workers.consuming.takeover import CommittedOffsets
@@ -67,7 +63,6 @@ from workers.liveness.self_report import SelfReport, state_of
 from workers.liveness.survivors import Signs, signs_of_life
 from workers.liveness.verdicts import Verdicts
 from workers.message import Message
-from workers.offsets import Place
 from workers.own_schemas import introduce, own_schemas
 from workers.scheduling.arrivals import Arrivals
 from workers.scheduling.delay import Delays
@@ -80,17 +75,10 @@ log = structlog.get_logger("rustfs_workers.worker")
 
 _FIRST_ANSWER_S: Final = 20.0
 _ANSWER_S: Final = 10.0
-#: A takeover waits for it; without an answer it does without.
-_OFFSETS_S: Final = 2.0
-#: For what an ambiguous commit left, one try of several; a busy topic has hundreds of thousands of records since its begin.
-_VISIBLE_S: Final = 20.0
-_PAUSE_S: Final = 0.5
 #: What a handler may take to let go what it holds.
 _CLOSE_S: Final = 10.0
 #: For the last commit, what is in doubt of the one before, and the group's answer.
 _LEFT_WITHIN_S: Final = 30.0
-#: So far the clocks of brokers may be apart.
-_CLOCKS_DIFFER_MS: Final = 30_000
 
 
 class WorkerProcess:
@@ -101,6 +89,7 @@ class WorkerProcess:
         self.incarnation = uuid.uuid4().hex[:12]
         self.failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._settings = settings
+        connections = self._connections = Connections(settings)
         self._handlers = handlers
         self._codec = codec
         self._loop = asyncio.get_running_loop()
@@ -146,16 +135,16 @@ class WorkerProcess:
         )
         self._committed = CommittedOffsets(
             settings,
-            lambda transactional_id: Producer(producer_config(settings, transactional_id=transactional_id)),
+            connections.heir,
             own_transactional_id=self._transactional_id,
             forgotten=forgotten,
         )
         holdings = Holdings(self._lock)
         self._committer = Committer(
-            make_producer=self._make_producer,
+            make_producer=lambda logger: connections.producer(self._producer_id, logger),
             membership=_LateMembership(self),
             read_back=self._committed.read_back,
-            read_visible=self._read_visible,
+            read_visible=connections.read_visible,
             codec=codec,
             router=self._router,
             worker_name=config.name,
@@ -219,7 +208,7 @@ class WorkerProcess:
             wake=self._executor.wake,
             on_failure=self._fail,
         )
-        look_back = LookBack(functools.partial(self._ask_for_offsets, EARLIEST))
+        look_back = LookBack(functools.partial(connections.offsets, EARLIEST))
         copies = DuplicateWindow()
         flow = FlowControl(
             topics=self._topics,
@@ -243,7 +232,7 @@ class WorkerProcess:
             revoke_timeout_s=config.revoke_timeout / timedelta(seconds=1),
             now_ms=self._clock.now_ms,
             signs=functools.partial(signs_of_life, settings, codec),
-            log_ends=functools.partial(self._ask_for_offsets, LATEST),
+            log_ends=functools.partial(connections.offsets, LATEST),
             release=functools.partial(self._executor.release, only_who_may_end=True),
             purge=guarded(self._arrivals.purge, self._fail),
             runs_on=self._executor.runs_on,
@@ -252,7 +241,9 @@ class WorkerProcess:
             on_refusal=self._refuse,
         )
         self._poller = Poller(
-            make_consumer=self._make_consumer,
+            make_consumer=lambda on_error: connections.consumer(
+                on_error, on_lost_heartbeat=self._membership.suspect
+            ),
             assignments=self.assignments,
             flow=flow,
             look_back=look_back,
@@ -277,12 +268,12 @@ class WorkerProcess:
         )
         self._membership = MembershipWatch(
             held=lambda: self.assignments.held,
-            ask=self._ask_coordinator,
+            ask=connections.member,
             rejoin=self.assignments.rejoin,
             loop=self._loop,
         )
         self._question = MembershipQuestion(self._lease, self._is_member)
-        producer = Producer(producer_config(settings, linger_ms=0))
+        producer = connections.reporter()
         self._counts = PartitionWatch(
             lambda: producer.list_topics(timeout=_ANSWER_S).topics,
             self._topics.transactional,
@@ -520,60 +511,25 @@ class WorkerProcess:
 
     # --- called from other threads ---------------------------------------------------------------
 
-    def _make_consumer(self, on_error: Any) -> Consumer:
-        logger = lost_heartbeats(self._membership.suspect, onward=client_log)
-        config = worker_consumer_config(self._settings, self._topics.group, logger=logger)
-        return Consumer({**config, "error_cb": on_error})
-
     def _end_forgotten(self) -> None:
         self._forgotten.end(self._producer_id)
-
-    async def _ask_coordinator(self, member_id: str) -> Member | None:
-        return await describe_member(self._settings, self._topics.group, member_id)
 
     async def _is_member(self) -> bool:
         # Two questions fit into the lease: the first may go to a broker that is frozen.
         timeout_s = min(2.0, self._lease.seconds / 3)
-        member_id = self.assignments.held.member_id
-        member = await describe_member(self._settings, self._topics.group, member_id, timeout_s=timeout_s)
+        member = await self._connections.member(self.assignments.held.member_id, timeout_s=timeout_s)
         return is_ours(self.assignments.held, member)
-
-    def _make_producer(self, logger: Any) -> Producer:
-        return Producer(
-            {
-                **producer_config(
-                    self._settings, transactional_id=self._producer_id, linger_ms=1, logger=logger
-                ),
-                # Success is known from the commit: a report per record would cost a microsecond each.
-                "delivery.report.only.error": True,
-            }
-        )
-
-    def _read_visible(self, records: Collection[Written], since_ms: int) -> set[Written]:
-        try:
-            return visible_records(
-                self._settings, records, since_ms - _CLOCKS_DIFFER_MS, timeout_s=_VISIBLE_S
-            )
-        except PipelineError:
-            time.sleep(
-                _PAUSE_S
-            )  # it is asked for again, and what fails at once would cost a client each time
-            raise
 
     def _stamped_ms(self) -> int:
         """What stands on a record that is written now, or less: the broker's clock stamps some topics, ours the others."""
         return min(self._clock.now_ms(), time.time_ns() // 1_000_000)
-
-    def _ask_for_offsets(self, spec: OffsetSpec, places: Iterable[Place]) -> dict[Place, int]:
-        admin = informed_admin(self._settings, _OFFSETS_S)
-        return offsets(self._settings, admin, places, spec, timeout_s=_OFFSETS_S)
 
     def _learn_schema(self, key: bytes) -> bool:
         return self._schemas.learn(key, 10.0)
 
     def _ask_for_group_times(self) -> None:
         """The session that the group's coordinator grants, and with it the lease."""
-        times = group_times(self._settings, AdminClient(admin_config(self._settings)))
+        times = self._connections.group_times()
         if times is not None:
             self._session_s = times.session_ms / 1000
             self._lease.seconds = lease_s(self._session_s, times.heartbeat_ms / 1000)
