@@ -77,6 +77,9 @@ async def describe_member(
     try:
         async with asyncio.timeout(timeout_s):
             await client.bootstrap()
+            if client.get_random_node() is None:
+                # A broker that has only just begun names no brokers, itself included.
+                raise KafkaUnreachable(settings.bootstrap_servers(), timeout_s)
             node = await client.coordinator_lookup(CoordinationType.GROUP, group)
             answer = await client.send(node, _Describe(group))
     except (KafkaError, TimeoutError, OSError) as error:
