@@ -9,7 +9,10 @@ import io
 import os
 import sys
 
-from workers.parent_death import end_with_parent
+from workers.parent_death import HOPELESS, end_with_parent, is_supervised
+
+#: ``workers.console`` has it as well, which is not imported before it is needed.
+_USAGE = 2
 
 
 def main() -> None:
@@ -26,6 +29,8 @@ def main() -> None:
         # Typer calls it a failure that the reader of help or of a version has gone (`… | head`).
         if isinstance(end.__context__, BrokenPipeError):
             raise SystemExit(0) from None
+        if is_supervised() and end.code == _USAGE:
+            raise SystemExit(HOPELESS) from None
         raise
     except OSError as error:  # a full disk behind stdout, where a command does nothing but write
         from workers.console import end_if_stdout_is_lost

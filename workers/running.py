@@ -19,10 +19,11 @@ from typing import Final
 import structlog
 
 from schemas.errors import PipelineError
-from workers.console import FAILED, INTERRUPTED, OK, ending_signals, exit_code
+from workers.console import FAILED, INTERRUPTED, OK, USAGE, ending_signals, exit_code
 from workers.contained import contained_task
 from workers.loop_watch import LoopWatch
 from workers.manager import WorkerManager
+from workers.parent_death import HOPELESS, is_supervised
 from workers.watchdog import watchdog
 
 log = structlog.get_logger("rustfs_workers.running")
@@ -61,6 +62,8 @@ async def run_until_signal(
     def on_signal(number: int, _frame: object) -> None:
         # Python calls it between two lines of whatever runs, also of a handler that holds the event loop, and in the middle of
         # a line of the log.
+        if received and number == signal.SIGTERM and is_supervised():
+            return
         received.append(signal.Signals(number))
         if len(received) > 1:
             with contextlib.suppress(OSError):
@@ -142,7 +145,8 @@ def _end_soon(code: int, error: BaseException | None, last_s: float) -> None:
         if error is not None:
             log.error("worker failed", error=str(error))  # whoever would say it waits
         log.error("ended by force: something that handlers have left behind goes on", seconds=last_s)
-        os._exit(code if error is None else exit_code(error))
+        failed = code if error is None else exit_code(error)
+        os._exit(HOPELESS if failed == USAGE and is_supervised() else failed)
 
     last = threading.Timer(last_s, end)
     last.daemon = True

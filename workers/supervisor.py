@@ -17,8 +17,8 @@ from typing import Any, Final
 
 import structlog
 
-from workers.console import INTERRUPTED, OK, ending_signals
-from workers.parent_death import environment_of_a_child
+from workers.console import INTERRUPTED, OK, USAGE, ending_signals
+from workers.parent_death import HOPELESS, environment_of_a_child
 
 log = structlog.get_logger("rustfs_workers.supervisor")
 
@@ -26,8 +26,6 @@ _FIRST_PAUSE_S: Final = 1.0
 _LONGEST_PAUSE_S: Final = 30.0
 #: A child that lived this long starts again as if for the first time.
 _STABLE_S: Final = 60.0
-#: Wrong usage does not get better by trying again; nor does a worker id that somebody else has: it would fence that one.
-_HOPELESS: Final = frozenset({2})
 
 
 def pause_before_restart(deaths_in_a_row: int) -> float:
@@ -53,14 +51,17 @@ class _Slot:
 
 
 def supervise(count: int, command: Callable[[int], Sequence[str]]) -> int:
-    """Run ``count`` children until a signal; the exit code is 0 after SIGTERM, 130 after Ctrl-C, else a child's own.
+    """Run ``count`` children until a signal, or until one says that starting it again is useless.
+
+    Wrong usage does not get better by trying again; nor does a worker id that somebody else has: it would fence that one. The
+    exit code is 0 after SIGTERM, 130 after Ctrl-C, 2 for a useless one.
 
     Raises:
         OSError: a child cannot be started at all.
     """
     slots = [_Slot(index) for index in range(count)]
     stopping: list[int] = []
-    hopeless: int | None = None
+    hopeless = False
     # Not an Event: a signal that comes within its wait() would wait for the lock that wait() holds, for ever.
     changed: SimpleQueue[None] = SimpleQueue()
 
@@ -77,12 +78,12 @@ def supervise(count: int, command: Callable[[int], Sequence[str]]) -> int:
             now = time.monotonic()
             for slot in slots:
                 code = _look_after(slot, command, now, stopping=bool(stopping))
-                if code in _HOPELESS and not stopping:
-                    hopeless = code
+                if code == HOPELESS and not stopping:
+                    hopeless = True
                     on_signal(signal.SIGTERM, None)
                 slot.tell(len(stopping))  # it may have come while this very process was being started
             if stopping and all(slot.process is None or slot.process.poll() is not None for slot in slots):
-                return _exit_code(stopping[0]) if hopeless is None else hopeless
+                return USAGE if hopeless else _exit_code(stopping[0])
             waits = [slot.restart_at - now for slot in slots if slot.process is None]
             with contextlib.suppress(Empty):
                 changed.get(timeout=max(min([*waits, 1.0]), 0.01))
@@ -102,18 +103,20 @@ def _look_after(
     code = None
     if slot.process is not None and (code := slot.process.poll()) is not None:
         slot.process = None
-        if not stopping:
+        if code == HOPELESS:
+            log.error("worker process ended: starting it again is useless", process=slot.index)
+        elif not stopping:
             slot.deaths = 1 if now - slot.started_at > _STABLE_S else slot.deaths + 1
             pause = pause_before_restart(slot.deaths)
             slot.restart_at = now + pause
             log.error("worker process ended", process=slot.index, exit_code=code, restart_in_s=pause)
-    if slot.process is None and not stopping and now >= slot.restart_at and code not in _HOPELESS:
+    if slot.process is None and not stopping and now >= slot.restart_at and code != HOPELESS:
         try:
             slot.process = subprocess.Popen(
                 command(slot.index),
                 # Ctrl-C reaches the parent alone, which then tells its children.
                 start_new_session=True,
-                env=environment_of_a_child(),
+                env=environment_of_a_child(supervised=True),
             )
         except OSError as error:
             if not slot.deaths:

@@ -6,15 +6,19 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.waiting import eventually
 from workers.commands.worker import _child_command
+from workers.parent_death import HOPELESS
 from workers.supervisor import _look_after, _Slot, pause_before_restart, supervise
 
 pytestmark = pytest.mark.worker_coordination
@@ -110,10 +114,18 @@ def test_one_that_keeps_dying_waits_longer_and_one_that_lived_starts_afresh(chil
     assert pause_after(child, 60) == 2
 
 
-def test_wrong_usage_is_not_tried_again(child: Child) -> None:
+def test_what_is_useless_is_not_tried_again(child: Child) -> None:
     child.look()
-    assert child.dies_after(0, code=2) == 2
+    assert child.dies_after(0, code=HOPELESS) == HOPELESS
     assert child.process is None
+
+
+def test_a_job_that_ends_its_process_as_wrong_usage_does_is_no_reason_to_stop(child: Child) -> None:
+    child.look()
+    child.dies_after(0, code=2)
+    child.now += 1
+    child.look()
+    assert child.process is not None
 
 
 def test_nobody_is_started_while_all_stop(child: Child) -> None:
@@ -146,10 +158,6 @@ def test_a_child_that_is_gone_is_told_nothing(child: Child) -> None:
 SLEEPS = [sys.executable, "-c", "import time; time.sleep(60)"]
 
 
-def exits(code: int) -> list[str]:
-    return [sys.executable, "-c", f"raise SystemExit({code})"]
-
-
 @pytest.mark.timeout(30)
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
 def test_a_signal_while_a_child_is_being_started_reaches_it_as_well(number: int, code: int) -> None:
@@ -166,8 +174,53 @@ def test_a_signal_while_a_child_is_being_started_reaches_it_as_well(number: int,
 
 
 @pytest.mark.timeout(30)
-def test_wrong_usage_of_one_ends_all_with_its_code() -> None:
-    assert supervise(2, lambda index: exits(2) if index else SLEEPS) == 2
+def test_wrong_usage_of_one_ends_all() -> None:
+    wrong = [sys.executable, "-m", "workers", "worker", "--no-such-option"]
+    assert supervise(2, lambda index: wrong if index else SLEEPS) == 2
+
+
+#: A worker that takes its time to drain, and says when it is told to.
+DRAINS = """
+import asyncio, sys
+from datetime import timedelta
+from pathlib import Path
+from workers import WorkerConfig, running
+from workers.parent_death import end_with_parent
+
+class Manager:
+    left_behind = 0
+    config = WorkerConfig(worker_id="w", drain_timeout=timedelta(seconds=20))
+    async def start(self): Path(sys.argv[1], "started").touch()
+    async def wait(self): await asyncio.Event().wait()
+    async def shutdown(self, timeout=None):
+        Path(sys.argv[1], "draining").touch()
+        while not Path(sys.argv[1], "go").exists():
+            await asyncio.sleep(0.01)
+        Path(sys.argv[1], "drained").touch()
+
+end_with_parent()
+sys.exit(asyncio.run(running.run_until_signal(Manager())))
+"""
+
+
+@pytest.mark.timeout(60)
+def test_a_service_manager_that_tells_all_processes_does_not_cost_the_drain(tmp_path: Path) -> None:
+    """systemd's ``KillMode=control-group`` sends SIGTERM to parent and children: each child is told twice."""
+    pids: list[int] = []
+
+    def watch() -> None:
+        eventually((tmp_path / "started").exists, 30, "the child has started")
+        pids.extend(child.pid for child in psutil.Process().children())
+        os.kill(os.getpid(), signal.SIGTERM)
+        eventually((tmp_path / "draining").exists, 30, "the parent has told it")
+        os.kill(pids[-1], signal.SIGTERM)
+        (tmp_path / "go").touch()
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    assert supervise(1, lambda _: [sys.executable, "-c", DRAINS, str(tmp_path)]) == 0
+    watching.join()
+    assert (tmp_path / "drained").exists()
 
 
 def test_a_module_of_the_users_with_a_name_of_ours_is_not_taken_for_it(tmp_path: Path) -> None:
