@@ -29,7 +29,7 @@ class Backoff:
         jitter: False waits exactly the bound (for tests and for people who need to know when).
 
     Raises:
-        SettingsError: a duration that is none or negative, or a factor that is no finite number from 1 on.
+        SettingsError: a duration that is none or negative, a factor that is no finite number from 1 on, or a jitter that is neither True nor False.
     """
 
     base: timedelta = timedelta(seconds=2)
@@ -40,9 +40,11 @@ class Backoff:
 
     def __post_init__(self) -> None:
         for name, duration in (("base", self.base), ("cap", self.cap), ("floor", self.floor)):
-            seconds(f"backoff {name}", duration, least=timedelta(0))
+            seconds(f"backoff {name}", duration, least=timedelta(0), most=timedelta.max)
         if type(self.factor) not in (int, float) or not 1 <= self.factor < math.inf:
             raise SettingsError(f"backoff factor is {self.factor}; it must be a number from 1 on")
+        if type(self.jitter) is not bool:
+            raise SettingsError(f"backoff jitter is {self.jitter!r:.80}; it takes True or False")
 
     def delay_ms(self, job_id: str, attempt: int) -> int:
         """Milliseconds between the end of run ``attempt`` (from 1) and the start of the next."""

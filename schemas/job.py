@@ -37,6 +37,8 @@ class Job:
 
             async def execute(self, context): ...
 
+    A ``datetime`` or a ``time`` travels to the millisecond: what is finer is cut off.
+
     Class attributes (write them without an annotation, or they become fields):
 
     Attributes:

@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from datetime import datetime, timedelta
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from schemas.codec import Codec
 from schemas.durations import seconds
-from schemas.errors import DeliveryFailed
+from schemas.errors import DeliveryFailed, InvalidJob
 from schemas.ids import next_turn
 from schemas.job import Job
 from schemas.topics import JobPriority
@@ -39,6 +39,8 @@ _YIELD_S: Final = 50e-6
 #: How long to wait where the queue to Kafka is full.
 _FULL_WAIT_S: Final = 0.002
 _POLL_S: Final = 0.01
+#: librdkafka counts milliseconds in 31 bits, and a longer time comes out as some other one.
+_LONGEST_DELIVERY: Final = timedelta(days=24)
 
 
 class JobProducer:
@@ -76,7 +78,7 @@ class JobProducer:
         self.outbox = Outbox(
             self.settings,
             unreachable_after_s=seconds("unreachable_after", unreachable_after),
-            delivery_timeout_s=seconds("delivery_timeout", delivery_timeout),
+            delivery_timeout_s=seconds("delivery_timeout", delivery_timeout, most=_LONGEST_DELIVERY),
         )
         self._delivery_timeout_s = delivery_timeout.total_seconds()
         self._unwaited: set[_Unwaited] = set()
@@ -305,7 +307,7 @@ class _Bulk:
         self.ids: list[str] = []
 
     def add(self, item: Job | tuple[Job, JobPriority]) -> None:
-        job, priority = item if isinstance(item, tuple) else (item, self._options.priority)
+        job, priority = _pair(item) if isinstance(item, tuple) else (item, self._options.priority)
         now_ms = time.time_ns() // 1_000_000
         if now_ms != self._now_ms:
             # The source may be slow. What remains until a given time, and so the topic, is then another for each job.
@@ -345,6 +347,13 @@ class _Bulk:
         settled = settle(replace(self._options, priority=priority), self._now_ms, self._rules)
         self._settled[priority] = settled
         return settled
+
+
+def _pair(item: tuple[Any, ...]) -> tuple[Job, JobPriority]:
+    match item:
+        case (job, JobPriority() as priority):
+            return job, priority
+    raise InvalidJob(f"{item!r:.80} is no job, nor a pair of a job and a JobPriority")
 
 
 def default_source() -> str:

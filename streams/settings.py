@@ -135,7 +135,12 @@ def default_worker_id() -> str:
 
 
 def _default_data_dir() -> Path:
-    return platformdirs.user_data_path(APP_NAME)
+    try:
+        return platformdirs.user_data_path(APP_NAME)
+    except RuntimeError as error:
+        raise SettingsError(
+            f"this user has no home directory for data_dir to be in; set {ENV_PREFIX}DATA_DIR or HOME"
+        ) from error
 
 
 class Settings(BaseSettings):

@@ -58,7 +58,9 @@ class Known(NamedTuple):
 
 def settings_file() -> Path | None:
     """The file that is read: in the working directory, else in the user's configuration directory."""
-    directories = [platformdirs.user_config_path(APP_NAME)]
+    directories: list[Path] = []
+    with contextlib.suppress(RuntimeError):  # the user has no home directory
+        directories.append(platformdirs.user_config_path(APP_NAME))
     with contextlib.suppress(FileNotFoundError):  # it has been removed under our feet
         directories.insert(0, Path.cwd())
     for directory in directories:

@@ -27,6 +27,8 @@ class JobBuilder:
     """
 
     def __init__(self, job_type: str) -> None:
+        if not isinstance(job_type, str):
+            raise InvalidJob(f"{job_type!r:.80} is no name of a job type, such as 'replication'")
         self._cls = _class_of(job_type)
         declared(self._cls)  # whoever has forgotten @dataclass hears of it here
         self._fields: dict[str, Any] = {}

@@ -127,6 +127,8 @@ class WorkerConfig:
         for priority in PRIORITIES:
             weight = weights.get(priority, 0)
             _check_whole(f"priority_weights[{priority.value}]", weight, 1, _GREATEST_WEIGHT)
+        if unknown := [name for name in weights if name not in PRIORITIES]:
+            raise SettingsError(f"priority_weights has {unknown[0]!r:.80}, which is no JobPriority")
 
     @property
     def name(self) -> str:

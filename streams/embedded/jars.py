@@ -73,8 +73,17 @@ def parse_pins(text: str) -> tuple[Jar, ...]:
 
 
 def default_cache() -> Path:
-    """Where the jars are kept, for all data directories of this user."""
-    return platformdirs.user_cache_path("rustfs-workers") / f"kafka-{KAFKA_VERSION}"
+    """Where the jars are kept, for all data directories of this user.
+
+    Raises:
+        DataDirUnusable: the user has no home directory.
+    """
+    try:
+        return platformdirs.user_cache_path("rustfs-workers") / f"kafka-{KAFKA_VERSION}"
+    except RuntimeError as error:
+        raise DataDirUnusable(
+            "this user has no home directory to keep Kafka's jars in; set XDG_CACHE_HOME or HOME"
+        ) from error
 
 
 def class_path(cache: Path | None = None, jars: Sequence[Jar] | None = None) -> list[Path]:

@@ -86,6 +86,7 @@ def test_jitter_is_full_and_even() -> None:
         ({"factor": math.nan}, "factor"),
         ({"factor": "2"}, "factor"),
         ({"cap": 600}, "cap"),
+        ({"jitter": "no"}, "jitter"),
     ],
 )
 def test_values_that_cannot_work_are_refused_by_name(values: dict[str, object], name: str) -> None:

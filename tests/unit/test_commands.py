@@ -383,6 +383,7 @@ def test_what_imports_nothing_needs_no_working_directory(
         (["replication", "source_path=b/a", "target_nodes=n2", "replication_factor=2"], "replication_factor"),
         (["test_resize", "path=a", "--timeout", "never"], "'never' is not a duration"),
         (["test_resize", "path=a", "--job-id", "seven"], "seven"),
+        (["test_resize", "path=a", "--job-id", ""], "job_id is ''"),
         ([], "Missing argument 'TYPE'"),
     ],
 )

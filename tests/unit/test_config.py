@@ -54,6 +54,8 @@ def test_each_priority_has_a_share(weights: Mapping[JobPriority, int]) -> None:
         ("priority_weights", {"priority_weights": 5}),
         (r"priority_weights\[critical\]", {"priority_weights": dict.fromkeys(PRIORITIES, 1.5)}),
         (r"priority_weights\[critical\]", {"priority_weights": dict.fromkeys(PRIORITIES, 10**9)}),
+        ("priority_weights has 'urgent'", {"priority_weights": dict.fromkeys((*PRIORITIES, "urgent"), 1)}),
+        ("revoke_timeout", {"revoke_timeout": timedelta.max}),
     ],
 )
 def test_what_cannot_be_is_refused_by_name(name: str, wrong: Any) -> None:

@@ -28,8 +28,22 @@ def test_anything_else_is_refused_by_name(wrong: Any) -> None:
         seconds("limit", wrong)
 
 
+@pytest.mark.parametrize("wrong", [timedelta(days=3651), timedelta.max])
+def test_ten_years_are_the_most(wrong: timedelta) -> None:
+    assert seconds("limit", timedelta(days=3650)) == 3650 * 86_400
+    with pytest.raises(SettingsError, match=r"limit is .* 3,650 days"):
+        seconds("limit", wrong)
+
+
+def test_librdkafka_counts_milliseconds_in_31_bits(tmp_path: Path) -> None:
+    settings = settings_for("127.0.0.1:1", "none.", tmp_path)
+    JobProducer(settings, delivery_timeout=timedelta(days=24)).close()
+    with pytest.raises(SettingsError, match=r"delivery_timeout is 25 days.* 24 days"):
+        JobProducer(settings, delivery_timeout=timedelta(days=25))
+
+
 @pytest.mark.parametrize("name", ["unreachable_after", "delivery_timeout"])
-@pytest.mark.parametrize("wrong", [30, timedelta(0), timedelta(seconds=-1)])
+@pytest.mark.parametrize("wrong", [30, timedelta(0), timedelta(seconds=-1), timedelta.max])
 def test_a_producer_takes_no_other_ones(tmp_path: Path, name: str, wrong: Any) -> None:
     """To librdkafka a delivery timeout of zero means for ever, and so does a negative time for an answer."""
     options: dict[str, Any] = {name: wrong}
@@ -37,7 +51,7 @@ def test_a_producer_takes_no_other_ones(tmp_path: Path, name: str, wrong: Any) -
         JobProducer(settings_for("127.0.0.1:1", "none.", tmp_path), **options)
 
 
-@pytest.mark.parametrize("wrong", [5, timedelta(seconds=-1)])
+@pytest.mark.parametrize("wrong", [5, timedelta(seconds=-1), timedelta.max])
 def test_flush_takes_only_durations_from_zero_on(tmp_path: Path, wrong: Any) -> None:
     producer = JobProducer(settings_for("127.0.0.1:1", "none.", tmp_path))
     flush: Callable[[Any], None] = producer.flush

@@ -261,3 +261,6 @@ def test_the_builder_names_what_is_missing_unknown_or_refused() -> None:
         JobBuilder("test_everything_typed").fields(path="a", count=-1).build()
     with pytest.raises(UnknownJobType, match="import the module that declares it"):
         JobBuilder("test_no_such_type")
+    nothing: Any = None
+    with pytest.raises(InvalidJob, match="None is no name of a job type"):
+        JobBuilder(nothing)

@@ -19,7 +19,7 @@ import pytest
 from confluent_kafka import KafkaError, KafkaException
 
 from schemas import ids
-from schemas.errors import DeliveryFailed, KafkaUnreachable
+from schemas.errors import DeliveryFailed, InvalidJob, KafkaUnreachable
 from schemas.ids import new_job_id
 from schemas.records import STATUS
 from schemas.topics import JobPriority
@@ -289,6 +289,17 @@ async def test_a_job_that_is_scheduled_again_under_its_id_goes_where_the_first_w
             other.schedule_job(Note(), JobPriority.HIGH, timedelta(seconds=5), job_id=job_id)
     assert [len(placed(broker, job_id)) for job_id in made] == [1] * 25
     assert {partition for job_id in made for partition in placed(broker, job_id)} == {0, 1, 2}
+
+
+@pytest.mark.parametrize("wrong", [(Note(), []), (Note(), "high"), (Note(),), (Note(), JobPriority.HIGH, 3)])
+def test_what_is_no_pair_of_job_and_priority_is_refused_by_name(broker: Broker, wrong: Any) -> None:
+    broker.acknowledges = True
+    settings = load_settings(kafka_bootstrap_servers="127.0.0.1:1", topic_prefix=TOPICS.prefix)
+    with (
+        JobProducer(settings) as producer,
+        pytest.raises(InvalidJob, match="a pair of a job and a JobPriority"),
+    ):
+        producer.schedule_jobs([wrong])
 
 
 @pytest.mark.parametrize(

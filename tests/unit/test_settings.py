@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
+import platformdirs
 import pytest
 from pydantic import ValidationError
 
@@ -33,6 +35,20 @@ def test_every_setting_has_a_default_and_a_help() -> None:
     for row in describe(settings):
         assert row.help, row.name
         assert row.source == "default", row
+
+
+def test_a_user_without_a_home_directory_has_to_say_where_data_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container's user often is a number without an entry."""
+
+    def homeless(*_: Any) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("user_config_path", "user_data_path"):
+        monkeypatch.setattr(platformdirs, name, homeless)
+    with pytest.raises(SettingsError, match="RUSTFS_WORKERS_DATA_DIR"):
+        load_settings()
+    monkeypatch.setenv("RUSTFS_WORKERS_DATA_DIR", "/srv/data")
+    assert load_settings().data_dir == Path("/srv/data")
 
 
 def test_environment_names_are_prefix_and_capitals(monkeypatch: pytest.MonkeyPatch) -> None:

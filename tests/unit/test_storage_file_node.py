@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.support.storage_nodes import LARGE, SMALL, both_sizes, change, open_files
-from workers.storage import ObjectKey, StorageError, Ticket, object_key
+from workers.storage import ObjectKey, StorageError, Ticket, file_place, object_key
 from workers.storage.errors import (
     AccessDenied,
     CopyCorrupt,
@@ -544,6 +544,21 @@ def test_a_durable_node_flushes_file_and_directories_before_it_reports(
         assert events == ["file", "published", *way, "file", "published", *way]
     else:
         assert events == ["published", "published"]
+
+
+def test_a_durable_node_flushes_as_it_writes(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of a large object at the end could take a slow disk longer than a copy may stand still."""
+    flushed_at: list[int] = []
+
+    def fsync(file: int) -> None:
+        if stat.S_ISREG(os.fstat(file).st_mode):
+            flushed_at.append(os.fstat(file).st_size)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(file_place, "FLUSH_BYTES", 2 << 20)
+    content = os.urandom((5 << 20) + 1)
+    write(FileNode("n1", root, durable=True), Content(content))
+    assert flushed_at == [2 << 20, 4 << 20, len(content)]
 
 
 def test_nothing_stays_open(node: FileNode, root: Path) -> None:

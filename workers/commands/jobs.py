@@ -88,7 +88,8 @@ def submit(
         wait = None if delay is None else duration(delay)
         limit = None if timeout is None else duration(timeout)
         # Made here, so that whoever interrupts this can repeat it without making a second job.
-        job_id = job_id or new_job_id()
+        if job_id is None:
+            job_id = new_job_id()
         with JobProducer(settings) as producer:
             try:
                 scheduled = producer.schedule_job(

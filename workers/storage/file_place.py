@@ -22,6 +22,8 @@ from workers.storage.keys import RESERVED, ObjectKey
 from workers.storage.node import SMALL_BYTES, Incoming, OpenObject, Place, Ticket, Verify, Version
 
 CHUNK_BYTES: Final = 1 << 20
+#: A durable node flushes as it writes: gigabytes in memory take a slow disk minutes, in which a copy would make no step.
+FLUSH_BYTES: Final = 256 << 20
 TEMPORARY: Final = (RESERVED, "tmp")
 
 # Without O_NONBLOCK opening a FIFO would wait for its writer.
@@ -127,8 +129,13 @@ class FilePlace(Place):
         self._directory = self._root = -1
 
     def _fill(self, file: int, incoming: Incoming, verify: Verify) -> None:
+        unflushed = 0
         for chunk in incoming.chunks():
             _write_all(file, chunk)
+            unflushed += len(chunk)
+            if self._tree.durable and unflushed >= FLUSH_BYTES:
+                os.fsync(file)
+                unflushed = 0
         if self._tree.durable:
             os.fsync(file)
             if incoming.size > SMALL_BYTES and hasattr(os, "posix_fadvise"):
