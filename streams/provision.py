@@ -26,7 +26,7 @@ from schemas.errors import GroupNotInitialised, KafkaUnreachable, TopicsMismatch
 from schemas.offsetmap import parse
 from schemas.topics import TopicSpec
 from streams import transactional_ids
-from streams.clients import admin_config, kafka_failed, producer_config
+from streams.clients import KafkaRefused, admin_config, kafka_failed, producer_config
 from streams.group_setup import GroupState, group_state, set_up_group
 from streams.settings import Settings
 from streams.topic_rules import (
@@ -149,7 +149,13 @@ def check(settings: Settings) -> list[Finding]:
     findings += internal_findings(_describe_topics(settings, admin, INTERNAL_TOPICS), cluster.brokers)
     if not missing:
         findings += look_at_group(settings, admin, cluster.cluster_id)
-    times = group_times(settings, admin)
+    try:
+        times = group_times(settings, admin)
+    except KafkaRefused as error:
+        times = None
+        findings.append(
+            Finding(Level.WARNING, settings.topics.group, f"its session is not known: {error}", ASK_FOR_TIMES)
+        )
     return [*findings, *broker_findings(cluster, times.session_ms if times is not None else None)]
 
 
@@ -208,6 +214,15 @@ def group_findings(settings: Settings, state: GroupState, cluster_id: str) -> li
     return findings or [Finding(Level.OK, name, f"set up at {state.marker.created_at}")]
 
 
+#: What brokers that know nothing of them say.
+_NO_GROUP_SETTINGS: Final = frozenset({KafkaError.INVALID_REQUEST, KafkaError.UNSUPPORTED_VERSION})
+#: A worker that takes a session of six seconds for one of 45 goes on for 23 s when others have its partitions already.
+ASK_FOR_TIMES: Final = (
+    "permit DESCRIBE_CONFIGS on the group, or set session_timeout_s to what the brokers have as "
+    "group.consumer.session.timeout.ms"
+)
+
+
 @dataclass(frozen=True, slots=True)
 class GroupTimes:
     """What Kafka grants the members of a group, and asks of them."""
@@ -219,12 +234,18 @@ class GroupTimes:
 
 
 def group_times(settings: Settings, admin: AdminClient) -> GroupTimes | None:
-    """Those of the workers' group, if Kafka tells. Blocks."""
+    """Those of the workers' group; None: this Kafka has no settings for groups. Blocks.
+
+    Raises:
+        KafkaUnreachable: no answer. KafkaRefused: we may not ask.
+    """
     resource = ConfigResource(ResourceType.GROUP, settings.topics.group)
     try:
         config = admin.describe_configs([resource], request_timeout=_KAFKA_S)[resource].result()
-    except KafkaException:
-        return None  # a broker older than group settings
+    except KafkaException as error:
+        if error.args[0].code() in _NO_GROUP_SETTINGS:
+            return None
+        raise kafka_failed(settings, error, _KAFKA_S) from error
     found = [config.get(f"consumer.{name}.ms") for name in ("session.timeout", "heartbeat.interval")]
     session, heartbeat = [str(entry.value) if entry is not None else "" for entry in found]
     return GroupTimes(int(session), int(heartbeat)) if session.isdigit() and heartbeat.isdigit() else None

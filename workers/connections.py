@@ -11,25 +11,30 @@ import time
 from collections.abc import Callable, Collection, Iterable
 from typing import Any, Final
 
+import structlog
 from confluent_kafka import Consumer, Producer
 from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]  # it has no __all__
 
-from schemas.errors import PipelineError
-from streams.clients import admin_config, producer_config, worker_consumer_config
+from schemas.errors import KafkaUnreachable, PipelineError
+from streams.clients import KafkaRefused, admin_config, producer_config, worker_consumer_config
 from streams.clients import log as client_log
 from streams.group_members import Member, describe_member
-from streams.provision import GroupTimes, group_times
+from streams.provision import ASK_FOR_TIMES, GroupTimes, group_times
 from streams.scan import informed_admin, offsets
 from streams.settings import Settings
 from streams.visible import Written, visible_records
 from workers.consuming.membership_watch import lost_heartbeats
 from workers.offsets import Place
 
+log = structlog.get_logger("rustfs_workers.connections")
+
 #: A takeover waits for it; without an answer it does without.
 _OFFSETS_S: Final = 2.0
 #: For what an ambiguous commit left, one try of several; a busy topic has hundreds of thousands of records since its begin.
 _VISIBLE_S: Final = 20.0
 _PAUSE_S: Final = 0.5
+#: A worker that is started beside a Kafka which comes and goes waits for it.
+_GROUP_TIMES_S: Final = 20.0
 #: So far the clocks of brokers may be apart.
 _CLOCKS_DIFFER_MS: Final = 30_000
 
@@ -86,8 +91,22 @@ class Connections:
         return offsets(self._settings, admin, places, spec, timeout_s=_OFFSETS_S)
 
     def group_times(self) -> GroupTimes | None:
-        """Session and heartbeat that the group's coordinator grants; None: it does not say. Blocks."""
-        return group_times(self._settings, AdminClient(admin_config(self._settings)))
+        """Session and heartbeat that the group's coordinator grants; None: it does not say. Blocks, for half a minute at most.
+
+        Raises:
+            KafkaUnreachable: it does not answer. Not to know is no reason to go on: the lease depends on it.
+        """
+        deadline = time.monotonic() + _GROUP_TIMES_S
+        while True:
+            try:
+                return group_times(self._settings, AdminClient(admin_config(self._settings)))
+            except KafkaRefused as error:
+                log.warning("the group's session is not known", error=str(error), remedy=ASK_FOR_TIMES)
+                return None
+            except KafkaUnreachable:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(_PAUSE_S)
 
     async def member(self, member_id: str, *, timeout_s: float = 5.0) -> Member | None:
         """What the group's coordinator thinks of this member.

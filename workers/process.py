@@ -515,7 +515,7 @@ class WorkerProcess:
         self._forgotten.end(self._producer_id)
 
     async def _is_member(self) -> bool:
-        # Two questions fit into the lease: the first may go to a broker that is frozen.
+        # Two questions fit into the lease: one may go to a broker that is frozen, and gets no answer.
         timeout_s = min(2.0, self._lease.seconds / 3)
         member = await self._connections.member(self.assignments.held.member_id, timeout_s=timeout_s)
         return is_ours(self.assignments.held, member)
@@ -528,7 +528,7 @@ class WorkerProcess:
         return self._schemas.learn(key, 10.0)
 
     def _ask_for_group_times(self) -> None:
-        """The session that the group's coordinator grants, and with it the lease."""
+        """The session that the group's coordinator grants, and with it the lease; else that of the settings."""
         times = self._connections.group_times()
         if times is not None:
             self._session_s = times.session_ms / 1000

@@ -46,10 +46,16 @@ class SimCommitter(Committer):
     def release(self, parts: Iterable[PartitionState], *, clean: bool = True) -> Any:
         return SimEvent(self.worker, super().release(parts, clean=clean))
 
-    def _commit(self, outcomes: list[Outcome], released: set[PartitionState], doubts: int = 0) -> None:
+    def _commit(
+        self,
+        outcomes: list[Outcome],
+        released: set[PartitionState],
+        doubts: int = 0,
+        began_ms: int | None = None,
+    ) -> None:
         was_half_told = self.worker.is_half_told
         self._depth += 1
-        super()._commit(outcomes, released, doubts)
+        super()._commit(outcomes, released, doubts, began_ms)
         self._depth -= 1
         if self._depth:
             return
@@ -120,14 +126,17 @@ class SimAssignments(Assignments):
 class SimVerdicts(Verdicts):
     """Looks when the seed says so."""
 
+    worker: SimWorker
+
     def expect(self, messages: Iterable[Message]) -> None:
         self._open.update(messages)
 
     def look(self) -> None:
         if self._open:
+            began_ms = self.worker.now_ms()
             signs = self._signs(self._losses())
             for message in [one for one in self._scheduler.accused if one in self._open]:
-                self._judge(message, signs)
+                self._judge(message, signs, began_ms)
 
 
 class OffsetsAtOnce:

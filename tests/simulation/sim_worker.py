@@ -167,6 +167,7 @@ class SimWorker(WorkerProcess):
             doubted=self._doubted,
             on_failure=self._fail,
         )
+        self._verdicts.worker = self
         self._arrivals = Arrivals(
             delays=self._delays,
             scheduler=self._scheduler,

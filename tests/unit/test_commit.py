@@ -14,6 +14,7 @@ from structlog.testing import capture_logs
 from schemas.headers import Delivery, build
 from schemas.lifecycle import JobStatus
 from schemas.offsetmap import Suspect
+from streams.clients import KafkaRefused
 from tests.support.commit_bench import (
     Bench,
     FakeProducer,
@@ -360,6 +361,42 @@ def test_one_outcome_that_is_too_much_for_the_way_to_kafka_fails_alone(
     assert bench.stored.offset == 2
     assert bench.events["not_writable"] == 1
     assert way.failed == pytest.approx(tries, abs=2)
+
+
+@pytest.mark.parametrize("large", [0, 1, 3])
+def test_it_fails_alone_wherever_it_stands_among_small_ones(
+    monkeypatch: pytest.MonkeyPatch, large: int
+) -> None:
+    bench = Bench(records=4)
+    room = 1024 * 1024
+    way = SlowWay(bench, room=room, patience=100)
+    clock = SimpleNamespace(monotonic=lambda: way.failed * 7.0, time_ns=time.time_ns)
+    monkeypatch.setattr("workers.committing.commit.time", clock)
+    for offset in range(4):
+        if offset == large:
+            bench.emit(forwarding(bench, offset, 2 * room))
+        else:
+            bench.success(offset)
+    while bench.committer.pending:
+        bench.tick()
+    assert bench.stored.offset == 4
+    assert bench.events["not_writable"] == 1
+
+
+@pytest.mark.parametrize("may_read", [True, False])
+def test_transactions_become_smaller_also_where_nothing_may_be_read(*, may_read: bool) -> None:
+    """What stands of a transaction is not known there; that it was too much is."""
+    bench = Bench(records=200)
+    if not may_read:
+        refused = KafkaRefused("not authorised")
+        refused.__cause__ = kafka_error(KafkaError.TOPIC_AUTHORIZATION_FAILED)
+        bench.kafka.hidden = [refused] * 1_000
+    SlowWay(bench, most=100, patience=100)
+    for offset in range(200):
+        bench.success(offset)
+    while bench.committer.pending:
+        bench.tick()
+    assert bench.stored.offset == 200
 
 
 def test_a_first_doubt_divides_nothing_whatever_was_refused_before() -> None:

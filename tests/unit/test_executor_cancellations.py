@@ -335,6 +335,32 @@ async def test_a_thread_that_was_left_behind_counts_as_a_stray_until_it_ends(ben
     await bench.until(lambda: bench.scheduler.strays == 0)
 
 
+async def test_a_thread_that_was_told_to_end_before_its_time_was_up_has_ten_seconds_as_well(
+    bench: Bench,
+) -> None:
+    """Kafka was away for a moment; given back at once, the job would start beside its own clean-up."""
+    release, starts = threading.Event(), []
+
+    def listens(job: Any, context: WorkerContext) -> None:
+        starts.append(context)
+        release.wait(60)
+
+    bench.add(listens, execution="thread", key=b"k", timeout_ms=500)
+    bench.executor.wake()
+    try:
+        await bench.until(lambda: bool(starts))
+        bench.executor.cancel_all(RELEASED)
+        bench.now_ms += 501
+        await bench.until(lambda: any(active.overdue for active in bench.executor.active))
+        bench.now_ms += ABANDON_AFTER_MS - 1
+        bench.executor.wake()
+        assert [active.done for active in bench.executor.active] == [False]
+        bench.now_ms += 1
+        await bench.until(lambda: bench.scheduler.strays == 1)
+    finally:
+        release.set()
+
+
 # --- cancellation -------------------------------------------------------------------------------------------
 
 

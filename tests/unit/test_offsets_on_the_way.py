@@ -318,6 +318,17 @@ def test_stale_metadata_end_the_doubt_before_anybody_waits_for_news_of_the_group
     assert seen == [True]
 
 
+async def test_a_minute_without_an_answer_ends_what_runs_elsewhere_also_where_a_rejoin_is_due_already() -> (
+    None
+):
+    bench = PollBench()
+    _, stays = bench.assign(PLACE, OTHER)
+    bench.holdings.nothing_on_its_way = Answers(after=1)
+    bench.assignments.rejoin()
+    await bench.revoke(PLACE)
+    assert stays.releasing
+
+
 async def test_a_last_commit_may_be_as_late_as_the_one_before_it() -> None:
     bench = PollBench()
     (part,) = bench.assign(PLACE)

@@ -19,7 +19,7 @@ from schemas.jobtype import job_type
 from schemas.topics import JobPriority
 from tests.support import process_jobs as jobs
 from tests.support.process_pool import JOB_ID, Told, open_fifo, pool_of
-from workers.execution import frames
+from workers.execution import frames, process_wire
 from workers.execution.process_child import ChannelContext
 from workers.outcome import OutRecord
 from workers.results import Failed, JobResult, Skipped, Snooze, Success
@@ -260,6 +260,15 @@ async def test_options_of_child_jobs_keep_their_types() -> None:
         "parent_id": JOB_ID,
         "timeout": timedelta(minutes=1),
     }
+
+
+def test_a_metric_that_cannot_be_written_is_a_failure_and_not_the_end_of_its_process() -> None:
+    """Where only suspects run, a process that ends is a job that kills."""
+    frame = process_wire.result_frame(Success({"done": 1}), {"metrics": {"n": 10**5_000}})
+    text, _ = frames.lengths(frame[: frames.HEADER_BYTES])
+    failed = process_wire.result_of(json.loads(frame[frames.HEADER_BYTES :][:text]))
+    assert isinstance(failed, Failed)
+    assert (failed.error_type, failed.retryable) == ("BadResult", False)
 
 
 async def test_a_refused_child_job_raises_in_the_handler() -> None:

@@ -199,6 +199,24 @@ async def test_who_comes_while_somebody_looks_is_not_judged_by_what_is_found() -
     assert bench.acquitted == [late]
 
 
+async def test_a_look_that_took_long_condemns_nobody_by_what_it_could_not_see() -> None:
+    """It began after twenty seconds; the worker was heard of after 25, and the answer came after 35."""
+    bench = Bench()
+    bench.may_answer.clear()
+    bench.now_ms = LOST_MS + 20_000
+    one = bench.accused()
+    await bench.looks_again()
+    bench.now_ms = LOST_MS + 35_000
+    bench.answer_once()
+    await bench.looks_again()
+    assert bench.buried == []
+    bench.signs = Signs({"frozen": LOST_MS + 25_000})
+    bench.may_answer.set()
+    bench.answer_once()
+    await bench.judges()
+    assert bench.acquitted == [one]
+
+
 @pytest.mark.parametrize("last", [{}, {"frozen": LOST_MS - NOTICED_MS - 1}])
 async def test_who_may_have_been_cancelled_before_its_worker_died_runs_alone_once_more(
     last: dict[str, int],

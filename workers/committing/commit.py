@@ -250,15 +250,22 @@ class Committer:
                 done.set()
         return bool(portion.outcomes)
 
-    def _commit(self, outcomes: list[Outcome], released: set[PartitionState], doubts: int = 0) -> None:
+    def _commit(
+        self,
+        outcomes: list[Outcome],
+        released: set[PartitionState],
+        doubts: int = 0,
+        began_ms: int | None = None,
+    ) -> None:
         """Bring these outcomes into Kafka, whatever it takes; drop those whose partition is lost.
 
-        ``doubts``: how often transactions with them had no clear answer, as far as that may have been their size.
+        ``doubts``: how often transactions with them had no clear answer, as far as that may have been their size. ``began_ms``:
+        when the first of those whose records nobody has looked for began.
         """
         failures = refusals = 0
         tried_since = time.monotonic()
         # By the clock that stamps records, and now: a machine that sleeps in between counts no time.
-        began_ms = self._now_ms()
+        began_ms = self._now_ms() if began_ms is None else began_ms
         while True:
             with self._holdings.lock:
                 # Under the lock: a partition must not be planned whose own metadata are newer.
@@ -291,18 +298,19 @@ class Committer:
                     outcomes, is_known = self._recover(outcomes, began_ms, doubtful)
                     if is_known:
                         began_ms = recovering_ms
-                        doubts += 1
-                        if doubts > 1 and self._outbox.take_less_than(outcomes):
-                            self._in_portions(outcomes, released)
-                            return
-                        tried_s = time.monotonic() - tried_since
-                        if (
-                            doubts >= _MOST_DOUBTS
-                            and tried_s > _MOST_DOUBTS_S
-                            and _stands_in_the_way(outcomes)
-                        ):
-                            self._divide(outcomes, released, f"{error}, {doubts} times: it may be too large")
-                            return
+                    doubts += 1
+                    if doubts > 1 and self._outbox.take_less_than(outcomes):
+                        self._in_portions(outcomes, released, began_ms)
+                        return
+                    tried_s = time.monotonic() - tried_since
+                    if (
+                        is_known
+                        and doubts >= _MOST_DOUBTS
+                        and tried_s > _MOST_DOUBTS_S
+                        and _stands_in_the_way(outcomes)
+                    ):
+                        self._divide(outcomes, released, f"{error}, {doubts} times: it may be too large")
+                        return
                 case LostBetween():
                     outcomes = [*self._look_back(doubtful), *outcomes]
                 case GivenAway():
@@ -336,13 +344,13 @@ class Committer:
             case _:
                 self._holdings.settle()
 
-    def _in_portions(self, outcomes: list[Outcome], released: set[PartitionState]) -> None:
+    def _in_portions(self, outcomes: list[Outcome], released: set[PartitionState], began_ms: int) -> None:
         """As many at a time as may go now, which may become less on the way: what is too much is found out once."""
         while 0 < (some := self._outbox.how_many(outcomes)) < len(outcomes):
             # One more doubt is enough to make them smaller still.
-            self._commit(outcomes[:some], set(), doubts=1)
+            self._commit(outcomes[:some], set(), doubts=1, began_ms=began_ms)
             outcomes = outcomes[some:]
-        self._commit(outcomes, released, doubts=1)
+        self._commit(outcomes, released, doubts=1, began_ms=began_ms)
 
     def _plan(
         self, outcomes: list[Outcome], released: set[PartitionState]

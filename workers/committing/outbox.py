@@ -118,7 +118,7 @@ class Outbox:
             if outcome.records:
                 size += outcome.size
                 if size >= self._most_bytes:
-                    return number
+                    return max(number - 1, 1)
         return min(len(outcomes), self._most)
 
     def wrote(self, portion: Portion) -> None:

@@ -371,14 +371,16 @@ class Assignments:
         for (``max.poll.interval.ms``), gives all that we have to others then, and we would not hear of that in here. The commit
         thread's end is an end of it as well.
         """
+        told = False
         while not free.wait(_LEAVING_S if self._closing else _UNANSWERED_FOR_S):
             log.warning(
                 "a transaction of partitions that are to be let go has no end", partitions=_numbers(places)
             )
             if self._closing:
                 return
-            if not self._rejoin:
-                self._rejoin = True
+            self._rejoin = True
+            if not told:
+                told = True
                 self._in_loop(self._release(self._mark_releasing(list(self.parts)), 0.0), 1.5)
 
     def _lose(self, consumer: Consumer, lost: list[TopicPartition]) -> None:

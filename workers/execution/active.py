@@ -30,6 +30,7 @@ class Active:
         "execution",
         "handler",
         "message",
+        "overdue",
         "progress_at_steady_ms",
         "since_steady_ms",
         "started_ms",
@@ -61,6 +62,8 @@ class Active:
         self.task: asyncio.Task[Any] | None = None
         self.cancel_reason: str | None = None
         self.done = False
+        #: Its time is up, and a look has found that it goes on.
+        self.overdue = False
         self.abandoned: asyncio.Future[None] | None = None
         self.announced_progress: tuple[int, int | None] | None = None
         self.progress_at_steady_ms = 0

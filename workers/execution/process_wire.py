@@ -60,7 +60,11 @@ def result_frame(result: JobResult, news: Mapping[str, Any]) -> bytes:
             frame = _pack(Success({"truncated": clip(text, MAX_OUTPUT_BYTES // 2)}), news)
     except Exception as error:  # noqa: BLE001 - __str__ of the user's values: it may raise anything
         reason = f"the handler's {type(result).__name__} cannot be written: {type(error).__name__}: {error}"
-        frame = _pack(Failed(reason, retryable=False, error_type="BadResult"), news)
+        failed = Failed(reason, retryable=False, error_type="BadResult")
+        try:
+            frame = _pack(failed, news)
+        except Exception:  # noqa: BLE001 - it is the news that cannot be written: a number of thousands of digits, say
+            frame = _pack(failed, {})
     return frame
 
 

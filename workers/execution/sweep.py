@@ -142,8 +142,13 @@ class Sweep:
                 timeout_ms=active.timeout_ms,
             )
             active.cancel(TIMEOUT)
+            active.overdue = True
             if active.execution != "process":
                 heapq.heappush(self._deadlines, (now + ABANDON_AFTER_MS, next(self._order), active))
+        elif not active.overdue and active.execution != "process":
+            # It was told to end for another reason, a moment ago perhaps.
+            active.overdue = True
+            heapq.heappush(self._deadlines, (now + ABANDON_AFTER_MS, next(self._order), active))
         elif active.execution == "async":
             log.error(
                 "handler ignores its cancellation", job_id=active.context.job_id, type=active.context.job_type

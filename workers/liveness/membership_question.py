@@ -63,7 +63,7 @@ class MembershipQuestion:
         return self._lease.seconds * _QUIET_SHARE < self._lease.silent_s <= self._lease.seconds
 
     async def _ask(self) -> None:
-        while self._is_time:
+        while self._is_time and not self._stopped:  # a client that is being closed may swallow a cancellation
             try:
                 is_member = await self._is_member()
             except KafkaUnreachable as error:

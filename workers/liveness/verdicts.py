@@ -120,13 +120,13 @@ class Verdicts:
 
     async def _look(self) -> None:
         while self._open:
-            losses = self._losses()
+            losses, began_ms = self._losses(), self._now_ms()
             signs = await in_thread(self._signs, losses)
             # Those that still wait for their turn, or behind their key, are judged when they have it: in their order.
             for message in [one for one in self._scheduler.accused if one in self._open]:
                 # Who has come in the meantime: nobody has looked for its worker yet.
                 if message.part.charge(message.offset)[0] in losses:
-                    self._judge(message, signs)
+                    self._judge(message, signs, began_ms)
             if self._open:
                 await asyncio.sleep(self._look_every_s)
 
@@ -137,10 +137,10 @@ class Verdicts:
             losses[owner] = min(lost_ms, losses.get(owner, lost_ms))
         return losses
 
-    def _judge(self, message: Message, signs: Signs) -> None:
+    def _judge(self, message: Message, signs: Signs, began_ms: int) -> None:
         part = message.part
         owner, lost_ms = part.charge(message.offset)
-        silent_ms = self._now_ms() - lost_ms
+        silent_ms = began_ms - lost_ms
         if not owner or signs.heard.get(owner, 0) > lost_ms:
             with self._lock:
                 part.absolve((owner,))
