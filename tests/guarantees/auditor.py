@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator
+from itertools import pairwise
 from typing import Final
 
 from tests.guarantees.evidence import FINAL, Evidence, JobRecord, Run, Status, Trouble
@@ -37,8 +38,13 @@ _CLOCKS_MS: Final = 1_000
 _YOUNG_NS: Final = 5_000_000_000
 #: Later they agree to that.
 _CLOCKS_KNOWN_MS: Final = 100
+_PRIORITIES: Final = frozenset({"critical", "high", "normal", "low"})
 #: So many deaths make a job a dead letter.
 _DEATHS: Final = 3
+#: Ends of a worker process that count as its death.
+_DIED: Final = frozenset({"killed", "stood still"})
+#: A run says when it began, and so does the outcome that tells of it: that far apart they are of two runs.
+_SAME_RUN_MS: Final = 10_000
 
 
 def judge(evidence: Evidence) -> Verdict:
@@ -66,13 +72,18 @@ def judge(evidence: Evidence) -> Verdict:
     _look_at_transitions(evidence, verdict)
     _look_at_contents(evidence, verdict)
     _look_at_starts(evidence, verdict)
-    _look_at_partitions(evidence, verdict)
+    _look_at_places(evidence, verdict)
+    _look_at_fences(evidence, verdict)
     _look_at_keys(evidence, verdict)
     _look_at_order(evidence, verdict, told)
     _look_at_runs(evidence, verdict, told)
     _look_at_kills(evidence, verdict)
     for name, figure in measure(evidence).items():
         setattr(verdict, name, figure)
+    # At each death one job runs alone at the most.
+    deaths = sum(life.end in _DIED for life in evidence.lives)
+    if verdict.condemned.count > deaths:
+        verdict.illegal.add(f"{verdict.condemned.count} jobs are condemned by {deaths} deaths")
     return verdict
 
 
@@ -93,6 +104,9 @@ def _look_at_ends(evidence: Evidence, verdict: Verdict) -> set[str]:
                     children.add(child)
     verdict.children = len(children)
     newest: Counter[str] = Counter()
+    # A life that a status tells of has begun, whether or not its record stands.
+    for job_id, statuses in evidence.topics.statuses.items():
+        newest[job_id] = max((status.redrives for status in statuses), default=0)
     for record in evidence.topics.jobs:
         newest[record.job_id] = max(newest[record.job_id], record.redrives)
         if record.job_id not in wanted and not record.parent:
@@ -112,7 +126,7 @@ def _look_at_ends(evidence: Evidence, verdict: Verdict) -> set[str]:
             verdict.lost.add(f"{job_id} in life {newest[job_id]}" if newest[job_id] else job_id)
             continue
         ends[last[-1].state] += 1
-        if last[-1].error_type == "worker_lost" and _was_interrupted(evidence, job_id):
+        if last[-1].error_type == "worker_lost" and _was_interrupted(evidence, job_id, newest[job_id]):
             verdict.condemned.add(job_id)
         elif expected is not None and last[-1].state != expected:
             verdict.illegal.add(f"{job_id} is {last[-1].state} ({last[-1].error_type}), and not {expected}")
@@ -147,20 +161,23 @@ def _look_at_letters(evidence: Evidence, verdict: Verdict) -> None:
             verdict.forked.add(f"{job_id} has {count} dead letters of life {life}")
 
 
-def _was_interrupted(evidence: Evidence, job_id: str) -> bool:
-    """Whether the process of a job's last run was killed, during it or while it was not yet awake again after a freeze,
-    and others of its runs were cut short as well. Who is only frozen wakes up and says so: nobody is condemned for that."""
-    runs = sorted((run for run in evidence.runs if run.job_id == job_id), key=lambda run: run.start_ns)
-    if len(runs) < _DEATHS or any(run.how == "ended" for run in runs):
+def _was_interrupted(evidence: Evidence, job_id: str, newest_life: int) -> bool:
+    """Whether three processes that had run the job in its newest life were killed, the last one during its last run, or while it was
+    not yet awake again after a freeze. Who is only frozen wakes up and says so: nobody is condemned for that."""
+    lives = Lives(evidence.lives)
+    runs = [run for run in evidence.runs if run.job_id == job_id and run.redrives == newest_life]
+    deaths = {life for run in runs if (life := lives.life_of(run)).end in _DIED}
+    if len(deaths) < _DEATHS or any(run.how == "ended" for run in runs):
         return False
-    last, life = runs[-1], Lives(evidence.lives).life_of(runs[-1])
+    last = max(runs, key=lambda run: run.start_ns)
+    life = lives.life_of(last)
     frozen = any(
         trouble.pid == life.pid
         and trouble.start_ns < (last.end_ns or life.end_ns)
         and last.start_ns < trouble.end_ns
         for trouble in evidence.troubles
     )
-    return life.end in ("killed", "stood still") and (frozen or last.end_ns is None)
+    return life.end in _DIED and (frozen or last.end_ns is None)
 
 
 def _look_at_lineages(evidence: Evidence, verdict: Verdict, children: Collection[str]) -> None:
@@ -315,12 +332,21 @@ def _look_at_starts(evidence: Evidence, verdict: Verdict) -> None:
                 )
 
 
-def _look_at_partitions(evidence: Evidence, verdict: Verdict) -> None:
+def _look_at_places(evidence: Evidence, verdict: Verdict) -> None:
     """A job without a key stays in the partition of its first record: retries, delays and redrives keep the number.
 
     Whose partition that is has the job: in another one somebody else could have it at the same time. Where a key must lie is
-    looked at with the order of its jobs.
+    looked at with the order of its jobs. All stay on the topic of their priority, and what is told of one is told in one place.
     """
+    for record in evidence.topics.jobs:
+        priority = record.topic.removeprefix("jobs.")
+        if priority in _PRIORITIES and priority != record.priority:
+            verdict.illegal.add(
+                f"{record.job_id} has priority {record.priority}, and stands on {record.topic}"
+            )
+    for job_id, statuses in evidence.topics.statuses.items():
+        if len(places := {status.partition for status in statuses}) > 1:
+            verdict.illegal.add(f"{job_id} is told of in partitions {sorted(places)}, which have no order")
     records = [one for one in evidence.topics.jobs if one.key is None and one.topic != "jobs.dlq"]
     first: dict[str, set[int]] = defaultdict(set)
     for record in records:
@@ -332,6 +358,23 @@ def _look_at_partitions(evidence: Evidence, verdict: Verdict) -> None:
                 f"{record.job_id}: its delivery {record.delivery} stands at {record.topic}/{record.partition}, "
                 f"and its first one in {sorted(first[record.job_id])}"
             )
+
+
+def _look_at_fences(evidence: Evidence, verdict: Verdict) -> None:
+    """Who runs a job later has no lower fence: else storage that compares them would refuse the one that owns the job."""
+    for job_id, runs in _by_job(evidence.runs).items():
+        for before, after in pairwise(runs):
+            if after.fence < before.fence:
+                verdict.illegal.add(
+                    f"{job_id}: fence {before.fence} at {before.worker}, and then {after.fence} at {after.worker}"
+                )
+
+
+def _by_job(runs: Iterable[Run]) -> dict[str, list[Run]]:
+    found: dict[str, list[Run]] = defaultdict(list)
+    for run in sorted(runs, key=lambda one: one.start_ns):
+        found[run.job_id].append(run)
+    return found
 
 
 def _look_at_keys(evidence: Evidence, verdict: Verdict) -> None:
@@ -349,7 +392,8 @@ def _look_at_keys(evidence: Evidence, verdict: Verdict) -> None:
             frozen = _covering(evidence.troubles, first, second)
             end_ns = ends.end_of(first)
             elsewhere = ends.life_of(first) != ends.life_of(second)
-            if frozen is not None and elsewhere and end_ns <= frozen.end_ns + REMAINDER_NS:
+            is_fenced = frozen is not None and elsewhere and first.fence < second.fence
+            if is_fenced and frozen is not None and end_ns <= frozen.end_ns + REMAINDER_NS:
                 verdict.fenced_remainders += 1
             else:
                 verdict.overlaps.add(
@@ -488,11 +532,17 @@ def _is_over(run: Run, ends: Iterable[tuple[Status, Run]]) -> bool:
 
 def _run_of(status: Status, runs: list[Run]) -> Run | None:
     """The run that an outcome tells of."""
-    candidates = [run for run in runs if run.worker == status.worker and run.attempt == status.attempt]
+    candidates = [
+        run
+        for run in runs
+        if (run.worker, run.attempt, run.redrives) == (status.worker, status.attempt, status.redrives)
+    ]
     if not candidates:
         return None
     began = status.started_ms or status.at_ms
-    return min(candidates, key=lambda run: abs(run.start_ms - began))
+    found = min(candidates, key=lambda run: abs(run.start_ms - began))
+    is_another = status.started_ms is not None and abs(found.start_ms - began) > _SAME_RUN_MS
+    return None if is_another else found
 
 
 def _look_at_kills(evidence: Evidence, verdict: Verdict) -> None:

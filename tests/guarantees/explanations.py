@@ -22,6 +22,17 @@ _DOUBT_MS: Final = 45_000
 #: A transaction that the partition's next owner has overtaken: it says so when it has given up its offsets (7 s), its end or its
 #: abort (10 s each).
 _GIVEN_UP_MS: Final = 27_000
+#: Lines that speak of no partition, and may come as late as that: of a look that takes so long.
+_OF_A_LOOK: Final = frozenset(
+    {
+        "commit without a clear answer",
+        "what is committed cannot be read yet",
+        "what is visible of a transaction cannot be read yet",
+    }
+)
+#: From a change of the group, or what looks like one, until a member is asked for partitions: another one may be waited for that
+#: has no answer (60 s).
+_REBALANCE_NS: Final = 75_000_000_000
 #: Ends of a worker process that let its runs go without one.
 _CUT_SHORT: Final = frozenset({"killed", "left", "stood still"})
 
@@ -37,6 +48,13 @@ class Explanations:
     def __init__(self, evidence: Evidence) -> None:
         self._lives = Lives(evidence.lives)
         self._troubles = evidence.troubles
+        #: When members came, were told to go, or went.
+        self._changes_ns = sorted(
+            at_ns
+            for life in evidence.lives
+            for at_ns in (life.start_ns, life.end_ns, life.told_ns)
+            if at_ns is not None
+        )
         self._doubts: dict[str, list[Doubt]] = defaultdict(list)
         for doubt in sorted(evidence.doubts, key=lambda one: one.at_ms):
             if doubt.event in DOUBTS:
@@ -55,7 +73,9 @@ class Explanations:
         #: Those that are left at the end of a campaign are killed, whatever they are at.
         over = life.end == "stays" and following is None
         if run.end_ns is None:
-            return "killed" if over else life.end if life.end in _CUT_SHORT else None
+            # Who leaves has ended or cancelled what runs in it, and killed what runs beside it.
+            cut_short = life.end in _CUT_SHORT and not (life.end == "left" and run.pid == life.pid)
+            return "killed" if over else life.end if cut_short else None
         return self._of_ended(run, run.end_ns, life, following, over=over)
 
     def _of_ended(
@@ -79,9 +99,16 @@ class Explanations:
             return "cancelled: told to leave"
         if self._was_frozen(run, life):
             return "cancelled: frozen"
-        if moved:
+        if moved and self._has_group_changed(end_ns):
             return "cancelled: moved"
         return "cancelled: broker away" if self._was_in_trouble(end_ns) else None
+
+    def _has_group_changed(self, end_ns: int) -> bool:
+        """Whether there was any reason to move a partition just before: a member that came or went, or may have been missed."""
+        first = bisect_left(self._changes_ns, end_ns - _REBALANCE_NS)
+        return bisect_right(self._changes_ns, end_ns) > first or any(
+            trouble.start_ns < end_ns < trouble.end_ns + _REBALANCE_NS for trouble in self._troubles
+        )
 
     def _was_frozen(self, run: Run, life: Life) -> bool:
         return any(
@@ -114,12 +141,18 @@ class Explanations:
         if following is not None:
             until_ms = min(until_ms, following.start_ms + _GIVEN_UP_MS)
         # Who is frozen meanwhile says it when it wakes up: its own time has stood still.
-        until_ms = min(until_ms + self._frozen_ms(life, end_ns), wall_ms(life.end_ns))
+        frozen_ms = self._frozen_ms(life, end_ns)
+        unnamed_until_ms = end_ms + COMMIT_IN_TROUBLE_NS // 1_000_000 + frozen_ms
+        until_ms = min(until_ms + frozen_ms, wall_ms(life.end_ns))
         said = self._doubts[run.worker.partition(".")[0]]
         number = self._partitions.get(run.job_id)
         first = bisect_left(said, end_ms, key=lambda one: one.at_ms)
         last = bisect_right(said, until_ms, key=lambda one: one.at_ms)
-        return any(not one.partitions or number in one.partitions for one in said[first:last])
+        return any(
+            number in one.partitions
+            or (not one.partitions and (one.event in _OF_A_LOOK or one.at_ms <= unnamed_until_ms))
+            for one in said[first:last]
+        )
 
     def _frozen_ms(self, life: Life, since_ns: int) -> int:
         """How long its process was frozen after that, by a freeze that began before it had to have said so."""

@@ -11,6 +11,7 @@ import pytest
 from tests.guarantees.auditor import judge
 from tests.guarantees.evidence import (
     Accepted,
+    Doubt,
     Evidence,
     JobRecord,
     Life,
@@ -28,26 +29,34 @@ pytestmark = pytest.mark.distributed
 
 
 @pytest.mark.parametrize(
-    ("end_of_last", "troubles", "condemned"),
+    ("ends", "end_of_last", "troubles", "condemned"),
     [
-        pytest.param(None, [], 1, id="killed"),
-        pytest.param(17.0, [Trouble("worker_freeze", 15 * S, 25 * S, 10)], 1, id="frozen"),
-        pytest.param(17.0, [Trouble("worker_freeze", 15 * S, 25 * S, 20)], 0, id="another was frozen"),
-        pytest.param(17.0, [], 0, id="nothing happened to it"),
+        pytest.param("killed", None, [], 1, id="killed"),
+        pytest.param("stood still", None, [], 1, id="after two that stood still"),
+        pytest.param("left", None, [], 0, id="after two that had left"),
+        pytest.param("killed", 17.0, [Trouble("worker_freeze", 15 * S, 25 * S, 10)], 1, id="frozen"),
+        pytest.param(
+            "killed", 17.0, [Trouble("worker_freeze", 15 * S, 25 * S, 20)], 0, id="another was frozen"
+        ),
+        pytest.param("killed", 17.0, [], 0, id="nothing happened to it"),
     ],
 )
-def test_a_dead_letter_of_an_innocent_is_counted_apart_if_its_worker_died_while_it_ran_alone(
-    end_of_last: float | None, troubles: list[Trouble], condemned: int
+def test_a_dead_letter_of_an_innocent_is_counted_apart_if_three_workers_died_and_the_last_while_it_ran_alone(
+    ends: str, end_of_last: float | None, troubles: list[Trouble], condemned: int
 ) -> None:
     evidence = honest()
     evidence.lives[0] = replace(evidence.lives[0], end_ns=18 * S)
+    evidence.lives += [
+        Life("c", 30, 0, 13 * S, ends, told_ns=11 * S),
+        Life("d", 40, 0, 15 * S, ends, told_ns=13 * S),
+    ]
     evidence.troubles += troubles
     evidence.accepted.append(Accepted("five", "t", "succeeded", "low", None))
     evidence.topics.statuses["five"] = [said("five", "failed", 19, 4, "b.0", error_type="worker_lost")]
     evidence.topics.jobs.append(record("five", 0, topic="jobs.dlq", key=None))
     evidence.runs += [
-        ran("five", 11, 12, key=None, how="cancelled"),
-        ran("five", 13, 14, key=None, how="cancelled", fence=1),
+        ran("five", 11, 12, "c.0", key=None, how="cancelled", pid=30),
+        ran("five", 13, 14, "d.0", key=None, how="cancelled", fence=1, pid=40),
         ran("five", 16, end_of_last, key=None, how="cancelled" if end_of_last else None, fence=2),
     ]
     verdict = judge(evidence)
@@ -380,9 +389,108 @@ def forget_a_key(e: Evidence) -> None:
 
 
 def spread_a_key_over_priorities(e: Evidence) -> None:
-    e.topics.jobs.append(record("five", 0, topic="jobs.high", partition=1))
+    e.topics.jobs.append(record("five", 0, topic="jobs.high", priority="high", partition=1))
     e.topics.statuses["five"] = [said("five", "succeeded", 5.5, 4)]
     e.runs.append(ran("five", 5, 5.5))
+
+
+def lose_a_life_of_which_only_a_status_tells(e: Evidence) -> None:
+    """Kafka has torn the redrive, and its caller was told that it had failed."""
+    e.topics.jobs.append(record("two", 4, topic="jobs.dlq"))
+    e.accepted[1] = replace(e.accepted[1], expected="failed")
+    e.topics.statuses["two"] = [
+        said("two", "failed", 2.5, 7, started_ms=WALL_MS + 2_000),
+        said("two", "pending", 4, 8, "", redrives=1, delivery=1),
+    ]
+
+
+def succeed_in_a_life_in_which_nothing_ran(e: Evidence) -> None:
+    """A run of the life before had no outcome: it must not pass for one of this life."""
+    e.topics.jobs = [replace(one, key=None) for one in e.topics.jobs]
+    e.runs = [replace(run, key=None) for run in e.runs]
+    e.lives[0] = Life("a", 10, 0, 30 * S, "stays")
+    e.troubles.append(Trouble("worker_freeze", round(2.4 * S), 9 * S, 10))
+    e.runs[3:] = [ran("four", 3.6, 3.7, key=None), ran("two", 10, 10.2, "b.0", key=None, fence=1)]
+    e.topics.statuses["four"] = [said("four", "succeeded", 3.7, 3)]
+    e.topics.jobs += [
+        record("two", 4, topic="jobs.dlq", key=None),
+        record("two", 9, redrives=1, delivery=1, key=None),
+    ]
+    e.topics.statuses["two"] = [
+        said("two", "failed", 10.2, 7, "b.0", started_ms=WALL_MS + 10_000),
+        said("two", "pending", 14, 8, "", redrives=1, delivery=1),
+        said("two", "succeeded", 20, 9, "a.0", redrives=1, delivery=1, started_ms=WALL_MS + 20_000),
+    ]
+    e.redriven = ["two"]
+
+
+def tell_of_a_run_that_began_at_another_time(e: Evidence) -> None:
+    e.topics.statuses["one"] = [said("one", "succeeded", 13, 0, started_ms=WALL_MS + 12_500)]
+
+
+def condemn_more_than_there_are_deaths(e: Evidence) -> None:
+    e.lives += [Life("c", 30, 0, 13 * S, "killed"), Life("d", 40, 0, 15 * S, "killed")]
+    e.lives[0] = replace(e.lives[0], end_ns=18 * S)
+    e.runs[3:] = [ran("four", 3.6, 3.7)]
+    e.topics.statuses["four"] = [said("four", "succeeded", 3.7, 3)]
+    for number in range(4):
+        name = f"five-{number}"
+        e.accepted.append(Accepted(name, "t", "succeeded", "low", None))
+        e.topics.statuses[name] = [said(name, "failed", 19, 4, "b.0", error_type="worker_lost")]
+        e.topics.jobs.append(record(name, number, topic="jobs.dlq", key=None))
+        e.runs += [
+            ran(name, 11, None, "c.0", key=None, pid=30),
+            ran(name, 13.5, None, "d.0", key=None, pid=40, fence=1),
+            ran(name, 16, None, key=None, fence=2),
+        ]
+
+
+def cancel_where_nothing_has_happened(e: Evidence) -> None:
+    """Partitions that go to and fro without a reason."""
+    e.lives = [Life("a", 10, -200 * S, 300 * S, "stays"), Life("b", 20, -200 * S, 300 * S, "stays")]
+    e.runs[3:] = [ran("four", 9.5, 9.6, how="cancelled"), ran("four", 13, 13.5, "b.0", fence=1)]
+
+
+def leave_with_a_handler_that_runs(e: Evidence) -> None:
+    e.lives[0] = Life("a", 10, 0, 10 * S, "left", told_ns=9 * S)
+
+
+def run_again_with_a_lower_fence(e: Evidence) -> None:
+    e.runs[3:] = [ran("four", 9.5, None, fence=4), ran("four", 13, 13.5, "b.0", fence=3)]
+
+
+def overlap_with_a_lower_fence(e: Evidence) -> None:
+    """Storage that compares them would let the frozen one write."""
+    e.lives[0] = Life("a", 10, 0, 30 * S, "stays")
+    e.troubles.append(Trouble("worker_freeze", round(9.6 * S), 20 * S, 10))
+    e.topics.jobs.append(record("five", 9))
+    e.accepted.append(Accepted("five", "t", "succeeded", "low", None))
+    e.runs[3:] = [ran("four", 9.5, 20.5, fence=7), ran("five", 15, 15.5, "b.0", fence=3)]
+    e.topics.statuses["four"] = [said("four", "succeeded", 20.5, 3, started_ms=WALL_MS + 9_500)]
+    e.topics.statuses["five"] = [said("five", "succeeded", 15.5, 4, "b.0", started_ms=WALL_MS + 15_000)]
+
+
+def tell_in_two_places(e: Evidence) -> None:
+    e.topics.statuses["two"] = [
+        said("two", "running", 2.2, 1),
+        replace(said("two", "succeeded", 2.5, 1, started_ms=WALL_MS + 2_000), partition=5),
+    ]
+
+
+def come_back_with_another_priority(e: Evidence) -> None:
+    e.topics.jobs[3] = replace(e.topics.jobs[3], topic="jobs.critical")
+
+
+def drop_an_outcome_long_before_anything_was_wrong(e: Evidence) -> None:
+    """Its worker had no producer much later: by then it had had all the time to commit."""
+    e.lives[0] = replace(e.lives[0], end_ns=90 * S)
+    e.topics.jobs = [replace(one, key=None) for one in e.topics.jobs]
+    e.runs = [replace(run, key=None) for run in e.runs]
+    e.runs[3:] = [ran("four", 3.6, 3.7, key=None), ran("one", 20, 20.2, "b.0", key=None, fence=1)]
+    e.topics.statuses["four"] = [said("four", "succeeded", 3.7, 3)]
+    e.topics.statuses["one"] = [said("one", "succeeded", 20.2, 0, "b.0", started_ms=WALL_MS + 20_000)]
+    e.troubles.append(Trouble("broker_kill", round(5.4 * S), 6 * S))
+    e.doubts = [Doubt("a", WALL_MS + 46_000, "no transactional producer yet")]
 
 
 def overlap_when_a_process_has_just_been_frozen(e: Evidence) -> None:
@@ -502,6 +610,17 @@ def lose_who_was_perhaps_accepted(e: Evidence) -> None:
         (bury_twice_in_one_life, {"forked"}),
         (forget_a_key, {"illegal"}),
         (spread_a_key_over_priorities, {"order"}),
+        (lose_a_life_of_which_only_a_status_tells, {"lost"}),
+        (succeed_in_a_life_in_which_nothing_ran, {"illegal"}),
+        (tell_of_a_run_that_began_at_another_time, {"illegal", "unexplained"}),
+        (condemn_more_than_there_are_deaths, {"illegal"}),
+        (cancel_where_nothing_has_happened, {"unexplained"}),
+        (leave_with_a_handler_that_runs, {"unexplained"}),
+        (run_again_with_a_lower_fence, {"illegal", "unexplained"}),
+        (overlap_with_a_lower_fence, {"overlaps"}),
+        (tell_in_two_places, {"illegal"}),
+        (come_back_with_another_priority, {"illegal"}),
+        (drop_an_outcome_long_before_anything_was_wrong, {"unexplained"}),
         (overlap_when_a_process_has_just_been_frozen, {"overlaps"}),
         (lose_the_letter_of_a_new_life, {"lost"}),
         (begin_a_new_life_in_a_later_attempt, {"illegal"}),
