@@ -1,7 +1,8 @@
 """The configuration of every Kafka client, from one ``Settings``.
 
 In:  settings. Out: configuration dictionaries for confluent-kafka and aiokafka, security included, and a
-check that somebody answers. No other module writes a client option down.
+check that somebody answers. Security and delivery are configured here alone; what is for one client only (its group, its callbacks)
+stands where that is made.
 """
 
 from __future__ import annotations

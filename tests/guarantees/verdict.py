@@ -82,7 +82,7 @@ class Verdict:
     takeover_after_trouble_s: float = 0.0
     leave_after_trouble_s: float = 0.0
     standstill_s: float = 0.0
-    #: How many those are the longest of.
+    #: How many takeovers and leaves were measured; each figure above is the longest of them.
     takeovers: int = 0
     leaves: int = 0
     takeovers_in_trouble: int = 0

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 from schemas.codec import peek_id
 from schemas.errors import PipelineError, WireError
 from schemas.headers import parse as parse_headers
-from schemas.offsetmap import MAX_OWNERS, Suspect, parse
+from schemas.offsetmap import MAX_OWNERS, OffsetMap, Suspect, parse
 from schemas.records import StatusChange, decode_status
 from tests.simulation.sim_jobs import SimJob
 
@@ -33,6 +33,10 @@ CRASHED: Final = "crashed"
 
 #: More deaths than anybody can count.
 _NEVER: Final = MAX_OWNERS + 1
+#: So many make a job a dead letter.
+_DEATHS: Final = 3
+#: So long after its death an owner is missed at the latest, Kafka being away for twenty seconds.
+_MISSED_MS: Final = 30_000
 
 
 class Judge:
@@ -48,6 +52,8 @@ class Judge:
         self._runs: dict[tuple[bytes, int], list[tuple[SimWorker, Execution]]] = defaultdict(list)
         self._by_key: dict[bytes, list[tuple[SimWorker, Execution]]] = defaultdict(list)
         self._may_be_condemned: set[bytes] = set()
+        #: What was committed of a partition when an owner of it was lost, or may be taken for it, and when that was.
+        self._losses: list[tuple[str, Place, OffsetMap, int]] = []
         #: Jobs of which a status may come after what follows from it.
         self._told_late: set[bytes] = set()
         self._first_starts: dict[tuple[str, int, bytes], int] = {}
@@ -166,6 +172,8 @@ class Judge:
         world = self._world
         for (topic, number), committed in world.kafka.group(world.topics.group).committed.items():
             part = worker.assignments.parts.get((topic, number))
+            if part is not None:
+                self._losses.append((worker.incarnation, (topic, number), parse(*committed), world.now_ms))
             alone = {part.alone, part.committed_alone} - {None} if part is not None else set()
             suspects = parse(*committed).suspects
             alone |= {o for o, one in suspects.items() if one.alone == worker.incarnation}
@@ -174,6 +182,22 @@ class Judge:
                 if suspects.get(offset, Suspect()).deaths < spared_until:
                     continue
                 self._may_be_condemned.add(peek_id(world.kafka.log((topic, number)).records[offset].value))
+
+    def _lost_owners(self, job_id: bytes) -> set[str]:
+        """Those that may have had a record of this job, unfinished, when they were lost.
+
+        What is written before they are missed is among that: a map says how far its owner may have gone on.
+        """
+        log = self._world.kafka.log
+        return {
+            incarnation
+            for incarnation, place, committed, at_ms in self._losses
+            for record in log(place).records[committed.offset :]
+            if record.value
+            and record.timestamp_ms < at_ms + _MISSED_MS
+            and not committed.is_finished(record.offset)
+            and peek_id(record.value) == job_id
+        }
 
     def offsets_taken(self, group: ConsumerGroup, member_id: str, places: Iterable[Place]) -> None:
         """Kafka has taken these of a member. Of what others have by then they bring its records beside those of the others."""
@@ -251,6 +275,8 @@ class Judge:
                 self.broken.append(f"forked: {name} has {len(ends)} ends: {ends}")
             elif condemned and not job.kills and job_id not in self._may_be_condemned:
                 self.broken.append(f"condemned: {name} never ran alone at a death")
+            elif condemned and not job.kills and len(lost := self._lost_owners(job_id)) < _DEATHS:
+                self.broken.append(f"condemned: {name} was unfinished at the deaths of {sorted(lost)} only")
             elif not condemned and (ends[0] != job.expected or job.kills):
                 self.broken.append(f"wrong: {name} ended as {ends[0]}")
         for job_id, ends in finals.items():

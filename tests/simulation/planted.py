@@ -401,6 +401,13 @@ def _every_lone_death_is_a_proof() -> Any:
     return patch.object(Verdicts, "_is_proven", lambda *_: True)
 
 
+@contextlib.contextmanager
+def _apart_after_one_death() -> Iterator[None]:
+    """Who was unfinished at one death runs apart already, and is a dead letter at the second."""
+    with patch("workers.offsets.ALONE_AFTER", 1), patch("workers.scheduling.scheduler.ALONE_AFTER", 1):
+        yield
+
+
 def _cut_off_without_a_word() -> Any:
     """A worker that has cancelled everything does not say so in its reports."""
     state = WorkerProcess._state
