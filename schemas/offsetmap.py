@@ -185,13 +185,6 @@ def parse(offset: int, metadata: str | None, *, where: str = "") -> OffsetMap:
         ) from error
 
 
-def check_name(name: str, what: str) -> str:
-    """``name`` if it can stand in a map (incarnations, transactional ids), else ValueError."""
-    if not _NAME.fullmatch(name) or len(name) > 249:  # noqa: PLR2004 - Kafka's limit for ids
-        raise ValueError(f"{what} {name!r:.80}: use letters, digits, dot, dash and underscore")
-    return name
-
-
 def runs(offset: int, finished: Iterable[int]) -> list[int]:
     """Alternating run lengths from ``offset`` on: unfinished, finished, unfinished, …, ending with a finished run."""
     lengths: list[int] = []

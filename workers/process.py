@@ -175,7 +175,8 @@ class WorkerProcess:
             ),
             now_ms=self._clock.now_ms,
             worker_name=config.name,
-            # Nor while reports still say that nothing runs: a death would be taken for nobody's.
+            on_failure=self.fail_at_work,
+            # Not while our last report says that nothing runs: a death then would be charged to nobody.
             may_start=lambda: self._cut_off.may_start,
             processes=self._processes,
             sandbox=self._sandbox,
@@ -183,7 +184,6 @@ class WorkerProcess:
                 sum(part.dangerous for part in list(self.assignments.parts.values())) > MOST_FRESH_PROCESSES
             ),
         )
-        self._executor.on_failure(self.fail_at_work)
         self._verdicts = Verdicts(
             scheduler=self._scheduler,
             lock=self._lock,

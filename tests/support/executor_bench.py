@@ -97,10 +97,10 @@ class Bench:
             planner=ChildJobs(planning, now_ms=lambda: self.now_ms),
             now_ms=lambda: self.now_ms,
             worker_name="w.0",
+            on_failure=self.failures.append,
             may_start=lambda: self.may_start,
             steady_ms=lambda: self.now_ms - self.set_by_ms,
         )
-        self.executor.on_failure(self.failures.append)
 
     async def __aenter__(self) -> Self:
         return self

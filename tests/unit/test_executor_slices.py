@@ -70,6 +70,7 @@ async def work_off(monkeypatch: pytest.MonkeyPatch, look: Callable[[int], None])
     config, handlers, codec, scheduler = WorkerConfig(worker_id="w"), Handlers(), Codec(), Scheduler()
     handlers.register(NoopJob)
     outcomes: list[Outcome] = []
+    failures: list[BaseException] = []
     busy = Executor(
         config=config,
         decoder=Decoder(codec, handlers, config),
@@ -80,6 +81,7 @@ async def work_off(monkeypatch: pytest.MonkeyPatch, look: Callable[[int], None])
         now_ms=lambda: 0,
         steady_ms=lambda: 0,
         worker_name="w.0",
+        on_failure=failures.append,
     )
     messages = backlog(codec)
     scheduler.arrived[JobPriority.LOW] += len(messages)
@@ -89,6 +91,7 @@ async def work_off(monkeypatch: pytest.MonkeyPatch, look: Callable[[int], None])
         await asyncio.sleep(0)
         look(len(outcomes))
     await busy.stop()
+    assert failures == []
     return outcomes
 
 

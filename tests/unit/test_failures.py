@@ -26,7 +26,7 @@ async def test_only_a_failure_where_handlers_are_called_is_a_death_for_the_succe
         WorkerProcess(WorkerConfig(worker_id="w"), Handlers(), settings, Codec()) for _ in range(2)
     )
     kafka_failed._committer._on_failure(ZeroDivisionError())
-    job_failed._executor._failure(ZeroDivisionError())
+    job_failed._executor._on_failure(ZeroDivisionError())
     for process, unclean in ((kafka_failed, False), (job_failed, True)):
         assert process.assignments.leaves_unclean is unclean
         with pytest.raises(ZeroDivisionError):

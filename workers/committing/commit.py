@@ -59,8 +59,8 @@ from workers.outcome import NOT_KEPT, NOT_WRITABLE, Outcome
 
 log = structlog.get_logger("rustfs_workers.commit")
 
-#: So often, and for so long, the transaction of a single large outcome comes to no end before it is taken for too large: all
-#: partitions of this worker wait for it, and those of each heir would. A broker that comes and goes is no proof.
+#: After so many tries without a clear answer, in more than a minute, a single large outcome is taken for too large: all partitions
+#: of this worker wait for it, and those of each heir would. A broker that comes and goes is no proof.
 _MOST_DOUBTS: Final = 10
 _MOST_DOUBTS_S: Final = 60.0
 _PATIENCE_AT_STOP: Final = 5

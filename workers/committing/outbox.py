@@ -29,7 +29,7 @@ LEAST_BATCH: Final = 16
 LEAST_BATCH_BYTES: Final = 256 * 1024
 #: So many of them go through before more is tried: what is too much costs as long as Kafka waits for a transaction.
 _MORE_AFTER: Final = 8
-#: So many times as many jobs as end between two commits may start before the next one: those until this one is made, those
+#: Jobs that may start before the next commit, as a multiple of those that end between two: those until this one is made, those
 #: until the next one is, and as many again, since no two take the same time. A successor suspects each of them.
 _AHEAD: Final = 3
 _LEAST_AHEAD: Final = 64

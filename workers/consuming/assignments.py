@@ -44,7 +44,8 @@ _MEMBER_ID_EVERY_S: Final = 1.0
 _LAST_COMMIT_S: Final = 3.0
 #: What the last transaction for partitions that come back to us may take until it has ended, one way or the other.
 _SETTLED_WITHIN_S: Final = 60.0
-#: So often in a row it may be late because the transaction before it is. Whoever has much to write has always something on its way.
+#: So many more times the last commit is waited for if the transaction before it has no answer. Not for ever: whoever has much to
+#: write has always something on its way.
 _LATE_COMMITS: Final = 3
 #: After which it is said that partitions cannot be let go yet.
 _UNANSWERED_FOR_S: Final = 60.0

@@ -1,7 +1,7 @@
 """Recognise a record that is there twice: a second line of defence behind Kafka's transactions.
 
 A straggling request of an old transaction can bring a record into the log a second time (KIP-890; see
-``commit``), and so can a producer whose answers were lost when all brokers were started again. Whoever
+docs/guarantees.md, "Torn transactions"), and so can a producer whose answers were lost when all brokers were started again. Whoever
 schedules a job again under its id, since Kafka's answer was unclear, makes one as well: without an ordering key the id alone
 says which partition it goes to, so the copy comes here too. Such a copy has the same job id and the same delivery number as
 the first, at another offset. A successor (retry, snooze, redrive) has a higher delivery number, so it is never mistaken.

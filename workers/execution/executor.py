@@ -74,6 +74,7 @@ class Executor:
         planner: ChildPlanner,
         now_ms: Callable[[], int],
         worker_name: str,
+        on_failure: Callable[[BaseException], None],
         may_start: Callable[[], bool] = lambda: True,
         processes: ProcessPool | None = None,
         sandbox: Sandbox | None = None,
@@ -89,6 +90,8 @@ class Executor:
         self._steady_ms = steady_ms
         self._worker = worker_name
         self._may_start = may_start
+        #: Called with an error of our own (not a handler's) that must end the worker.
+        self._on_failure = on_failure
         self._processes = processes
         self._sandbox = sandbox
         #: Whether so many have to be kept apart that each cannot have a process in which nothing has run before.
@@ -100,7 +103,7 @@ class Executor:
             run=self._run,
             may_start=may_start,
             ask_for_commit=self._ask_for_commit,
-            on_failure=self._fail,
+            on_failure=on_failure,
         )
         #: Something may be startable.
         self.wake = self._slots.wake
@@ -114,19 +117,11 @@ class Executor:
             now_ms=now_ms,
             worker_name=worker_name,
             tick_ms=config.tick_ms,
-            on_failure=self._fail,
+            on_failure=on_failure,
         )
         self._finished = asyncio.Event()
         self._run_times = RunTimes()
         self._unknown_types: set[str] = set()
-        self._failure: Callable[[BaseException], None] = lambda _: None
-
-    def on_failure(self, callback: Callable[[BaseException], None]) -> None:
-        """Called with an error of our own (not a handler's) that must end the worker."""
-        self._failure = callback
-
-    def _fail(self, error: BaseException) -> None:
-        self._failure(error)
 
     async def release(self, parts: set[Any], timeout_s: float, *, only_who_may_end: bool = False) -> None:
         """Let the running jobs of these partitions finish until the deadline, then cancel what is left.
@@ -376,7 +371,7 @@ class Executor:
             self._give_back(message)
             self.wake()
 
-        asyncio.get_running_loop().call_later(1.0, guarded(again, self._fail))
+        asyncio.get_running_loop().call_later(1.0, guarded(again, self._on_failure))
 
     def _give_back(self, message: Message) -> None:
         """Cancelled before it finished: ours again after a lost connection, somebody else's after a revocation."""

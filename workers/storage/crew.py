@@ -26,7 +26,7 @@ T = TypeVar("T")
 Stopped = Callable[[], bool]
 
 #: How long a cancelled ``run`` waits for its thread to stop. Less than what a worker gives cancelled jobs
-#: when a partition moves (0.5 s).
+#: when a partition moves (1 s).
 LET_GO: Final = timedelta(milliseconds=400)
 #: Threads that are left behind in the operating system, for each that may work: others take their place, up to so many.
 _LEFT_BEHIND: Final = 4
