@@ -470,6 +470,16 @@ def overlap_with_a_lower_fence(e: Evidence) -> None:
     e.topics.statuses["five"] = [said("five", "succeeded", 15.5, 4, "b.0", started_ms=WALL_MS + 15_000)]
 
 
+def write_a_child_twice(e: Evidence) -> None:
+    """A producer may have done that with a job; a worker never."""
+    e.topics.statuses["two"] = [
+        said("two", "succeeded", 2.5, 1, started_ms=WALL_MS + 2_000, output='{"children":["c"]}')
+    ]
+    e.topics.jobs += [record("c", offset, parent="two", key=None) for offset in (4, 5)]
+    e.runs.append(ran("c", 5, 5.2, key=None))
+    e.topics.statuses["c"] = [said("c", "succeeded", 5.2, 4, started_ms=WALL_MS + 5_000)]
+
+
 def tell_in_two_places(e: Evidence) -> None:
     e.topics.statuses["two"] = [
         said("two", "running", 2.2, 1),
@@ -618,6 +628,7 @@ def lose_who_was_perhaps_accepted(e: Evidence) -> None:
         (leave_with_a_handler_that_runs, {"unexplained"}),
         (run_again_with_a_lower_fence, {"illegal", "unexplained"}),
         (overlap_with_a_lower_fence, {"overlaps"}),
+        (write_a_child_twice, {"forked"}),
         (tell_in_two_places, {"illegal"}),
         (come_back_with_another_priority, {"illegal"}),
         (drop_an_outcome_long_before_anything_was_wrong, {"unexplained"}),

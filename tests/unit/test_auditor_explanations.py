@@ -198,3 +198,71 @@ def test_what_ran_in_a_worker_that_stood_still_is_no_finding() -> None:
     assert verdict.fenced_remainders == 1, "nobody knows when its handlers ended"
     evidence.lives[0] = Life("a", 10, 0, 163 * S, "failed")
     assert set(judge(evidence).broken) == {"unexplained"}
+
+
+@pytest.mark.parametrize(
+    ("trouble_s", "explained"),
+    [((2.0, 4.0), True), ((7.4, 9.0), True), ((7.6, 9.0), False), ((-40.0, -17.0), False)],
+)
+def test_a_broker_explains_what_ended_shortly_before_it_went_or_after_it_was_back(
+    trouble_s: tuple[float, float], *, explained: bool
+) -> None:
+    evidence = honest()
+    evidence.lives[0] = replace(evidence.lives[0], end_ns=70 * S)
+    evidence.troubles.append(Trouble("broker_kill", round(trouble_s[0] * S), round(trouble_s[1] * S)))
+    evidence.runs.append(ran("three", 13, 13.5, "b.0", fence=1))
+    evidence.topics.statuses["three"] = [said("three", "succeeded", 13.5, 2, "b.0")]
+    evidence.doubts = [Doubt("a", WALL_MS + 10_000, UNCLEAR)]
+    verdict = judge(evidence)
+    assert verdict.reasons.get("broker away", 0) == explained
+    assert verdict.unexplained.count == (not explained)
+
+
+@pytest.mark.parametrize(
+    ("frozen_s", "explained"), [((3.2, 9.0), True), ((0.0, 2.9), False), ((7.6, 9.0), False)]
+)
+def test_a_freeze_explains_what_ran_then_or_waited_for_its_commit(
+    frozen_s: tuple[float, float], *, explained: bool
+) -> None:
+    evidence = honest()
+    evidence.lives[0] = replace(evidence.lives[0], end_ns=70 * S)
+    evidence.troubles.append(Trouble("worker_freeze", round(frozen_s[0] * S), round(frozen_s[1] * S), 10))
+    evidence.runs.append(ran("three", 13, 13.5, "b.0", fence=1))
+    evidence.topics.statuses["three"] = [said("three", "succeeded", 13.5, 2, "b.0")]
+    verdict = judge(evidence)
+    assert verdict.reasons.get("frozen", 0) == explained
+    assert verdict.unexplained.count == (not explained)
+
+
+def test_a_run_without_an_end_in_a_worker_that_lives_on_is_explained_by_nothing() -> None:
+    evidence = honest()
+    evidence.lives[0] = Life("a", 10, 0, 30 * S, "stays")
+    verdict = judge(evidence)
+    assert set(verdict.broken) == {"unexplained", "overlaps"}
+
+
+def test_a_kill_is_in_flight_if_that_very_process_had_a_handler_running() -> None:
+    evidence = honest()
+    evidence.lives += [Life("c", 30, 0, 5 * S, "killed"), Life("d", 40, 0, 18 * S, "killed")]
+    evidence.topics.jobs.append(record("five", 4, key=None))
+    evidence.accepted.append(Accepted("five", "t", "succeeded", "low", None))
+    evidence.runs.insert(3, ran("five", 5.5, 6, "d.0", key=None, pid=40))
+    evidence.topics.statuses["five"] = [said("five", "succeeded", 6, 4, "d.0", started_ms=WALL_MS + 5_500)]
+    verdict = judge(evidence)
+    assert (verdict.broken, verdict.kills, verdict.kills_in_flight) == ({}, 3, 1)
+
+
+def test_a_job_that_was_condemned_though_a_run_of_it_came_to_its_end_is_illegal() -> None:
+    evidence = honest()
+    evidence.lives[0] = replace(evidence.lives[0], end_ns=18 * S)
+    evidence.lives += [Life("c", 30, 0, 13 * S, "killed"), Life("d", 40, 0, 15 * S, "killed")]
+    evidence.accepted.append(Accepted("five", "t", "succeeded", "low", None))
+    evidence.topics.jobs.append(record("five", 0, topic="jobs.dlq", key=None))
+    evidence.topics.statuses["five"] = [said("five", "failed", 19, 4, "b.0", error_type="worker_lost")]
+    evidence.runs += [
+        ran("five", 11, 12, "c.0", key=None, pid=30),
+        ran("five", 13.2, None, "d.0", key=None, fence=1, pid=40),
+        ran("five", 16, None, key=None, fence=2),
+    ]
+    verdict = judge(evidence)
+    assert (verdict.condemned.count, verdict.illegal.count) == (0, 1)
