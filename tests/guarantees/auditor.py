@@ -163,11 +163,14 @@ def _look_at_letters(evidence: Evidence, verdict: Verdict) -> None:
 
 def _was_interrupted(evidence: Evidence, job_id: str, newest_life: int) -> bool:
     """Whether three processes that had run the job in its newest life were killed, the last one during its last run, or while it was
-    not yet awake again after a freeze. Who is only frozen wakes up and says so: nobody is condemned for that."""
+    not yet awake again after a freeze. Who is only frozen wakes up and says so: nobody is condemned for that.
+
+    A run that came to its end in between had no outcome that anybody could know of: that this has a reason is looked at on its own.
+    """
     lives = Lives(evidence.lives)
     runs = [run for run in evidence.runs if run.job_id == job_id and run.redrives == newest_life]
     deaths = {life for run in runs if (life := lives.life_of(run)).end in _DIED}
-    if len(deaths) < _DEATHS or any(run.how == "ended" for run in runs):
+    if len(deaths) < _DEATHS:
         return False
     last = max(runs, key=lambda run: run.start_ns)
     life = lives.life_of(last)

@@ -252,17 +252,21 @@ def test_a_kill_is_in_flight_if_that_very_process_had_a_handler_running() -> Non
     assert (verdict.broken, verdict.kills, verdict.kills_in_flight) == ({}, 3, 1)
 
 
-def test_a_job_that_was_condemned_though_a_run_of_it_came_to_its_end_is_illegal() -> None:
+def test_a_run_that_came_to_its_end_does_not_acquit_its_job_and_needs_a_reason() -> None:
     evidence = honest()
     evidence.lives[0] = replace(evidence.lives[0], end_ns=18 * S)
-    evidence.lives += [Life("c", 30, 0, 13 * S, "killed"), Life("d", 40, 0, 15 * S, "killed")]
+    evidence.lives += [Life("c", 30, 0, 5 * S, "killed"), Life("d", 40, 0, 15 * S, "killed")]
     evidence.accepted.append(Accepted("five", "t", "succeeded", "low", None))
     evidence.topics.jobs.append(record("five", 0, topic="jobs.dlq", key=None))
     evidence.topics.statuses["five"] = [said("five", "failed", 19, 4, "b.0", error_type="worker_lost")]
+    evidence.runs[3:] = [ran("four", 3.6, 3.7)]
+    evidence.topics.statuses["four"] = [said("four", "succeeded", 3.7, 3)]
     evidence.runs += [
-        ran("five", 11, 12, "c.0", key=None, pid=30),
-        ran("five", 13.2, None, "d.0", key=None, fence=1, pid=40),
-        ran("five", 16, None, key=None, fence=2),
+        ran("five", 3, None, "c.0", key=None, pid=30),
+        ran("five", 5.2, 5.4, "b.0", key=None, fence=1, pid=20),
+        ran("five", 13.2, None, "d.0", key=None, fence=2, pid=40),
+        ran("five", 16, None, key=None, fence=3),
     ]
+    evidence.runs.sort(key=lambda run: run.start_ns)
     verdict = judge(evidence)
-    assert (verdict.condemned.count, verdict.illegal.count) == (0, 1)
+    assert (verdict.condemned.count, set(verdict.broken)) == (1, {"unexplained"})
