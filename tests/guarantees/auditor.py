@@ -551,9 +551,10 @@ def _run_of(status: Status, runs: list[Run]) -> Run | None:
 def _look_at_kills(evidence: Evidence, verdict: Verdict) -> None:
     """How many workers were killed under fire, and how many of them while a handler of theirs was running."""
     lives = Lives(evidence.lives)
-    began, stopped = evidence.traffic_ns
     for life in evidence.lives:
-        if life.end != "killed" or not began <= life.end_ns <= stopped:
+        if life.end != "killed" or not any(
+            began <= life.end_ns <= stopped for began, stopped in evidence.traffic_ns
+        ):
             continue
         verdict.kills += 1
         verdict.kills_in_flight += any(

@@ -58,12 +58,28 @@ _BROKER_START_S: Final = 300.0
 #: Jobs that were in flight at two kills run alone, half a minute each at the most: that is how long nothing else may end.
 _NO_MORE_ENDS_S: Final = 150.0
 _LAST_JOBS_S: Final = 2_400.0
-#: The last minutes of a long campaign.
+#: Of a long campaign, when its storm is over and nothing is left of it.
 _CALM_S: Final = 300.0
 _CALM_PAUSE_S: Final = (14.0, 18.0)
 _CALM: Final = (Kind.WORKER_KILL, Kind.WORKER_LEAVE, Kind.WORKER_JOIN)
 
 Progress = Callable[[str], None]
+
+
+class Phase(NamedTuple):
+    """A part of a campaign: its traffic begins, and stops, and everything comes to its end.
+
+    Attributes:
+        seed: decides which jobs there are.
+        far: of so many, the first ones, some wait for minutes.
+        faults: one after another.
+        seconds: how long both last.
+    """
+
+    seed: int
+    far: int
+    faults: Iterator[Fault]
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,23 +95,19 @@ class Plan:
     pause_s: tuple[float, float] = (1.0, 5.0)
     only: Collection[Kind] = tuple(Kind)
 
-    @property
-    def far(self) -> int:
-        """Of how many jobs some wait for minutes: those of a long storm's first half, so that its end does not wait for them."""
-        return round(self.seconds * self.jobs_per_s / 2) if self._is_long else 0
-
-    @property
-    def _is_long(self) -> bool:
-        return self.seconds >= LONG_MINUTES * 60
-
-    def weather(self) -> Iterator[tuple[Iterator[Fault], float]]:
-        """Storms, and how many seconds each lasts. At the end of a long one only workers come and go: what a takeover takes is to be
+    def phases(self) -> Iterator[Phase]:
+        """One storm. After a long one, when all that it has left is done, only workers come and go: what a takeover takes is to be
         seen where nothing else is wrong.
+
+        Jobs that wait for minutes are those of a long storm's first half, so that its end does not wait for them.
         """
-        calm_s = _CALM_S if self._is_long else 0.0
-        yield storm(self.seed, pause_s=self.pause_s, only=self.only), self.seconds - calm_s
+        is_long = self.seconds >= LONG_MINUTES * 60
+        far = round(self.seconds * self.jobs_per_s / 2) if is_long else 0
+        calm_s = _CALM_S if is_long else 0.0
+        faults = storm(self.seed, pause_s=self.pause_s, only=self.only)
+        yield Phase(self.seed, far, faults, self.seconds - calm_s)
         if calm_s:
-            yield storm(self.seed, pause_s=_CALM_PAUSE_S, only=_CALM), calm_s
+            yield Phase(self.seed + 1, 0, storm(self.seed, pause_s=_CALM_PAUSE_S, only=_CALM), calm_s)
 
 
 @dataclass(slots=True)
@@ -119,15 +131,18 @@ def run(plan: Plan, directory: Path, progress: Progress) -> Evidence:
             data_dir=directory / "data",
         )
         provision(settings)
-        crew = Crew(settings, directory)
+        crew, ledger = Crew(settings, directory), _Ledger()
+        weather = _Weather(settings, cluster, crew)
+        traffic_ns: list[tuple[int, int]] = []
         with pulse(settings) as stalls:
             try:
                 for _ in range(FEWEST + 1):
                     crew.join()
                 crew.wait_until_started()
-                ledger, traffic_ns, faults, troubles = _under_fire(plan, settings, cluster, crew, progress)
-                progress("waiting for the last jobs")
-                _wait_for_ends(settings, ledger, crew, progress)
+                for phase in plan.phases():
+                    traffic_ns.append(_under_fire(plan, phase, settings, weather, crew, ledger, progress))
+                    progress("waiting for the last jobs")
+                    _wait_for_ends(settings, ledger, crew, progress)
             finally:
                 crew.close()
         progress("reading everything")
@@ -144,32 +159,38 @@ def run(plan: Plan, directory: Path, progress: Progress) -> Evidence:
             topics=read_topics(cluster.bootstrap_servers, _PREFIX),
             runs=read_runs(crew.runs_directory),
             lives=crew.lives,
-            troubles=[*crew.troubles, *troubles, *stalls.found],
+            troubles=[*crew.troubles, *weather.troubles, *stalls.found],
             accepted=ledger.accepted,
             traffic_ns=traffic_ns,
-            faults=dict(faults),
+            faults=dict(weather.faults),
             doubts=read_doubts(directory),
         )
 
 
 def _under_fire(
-    plan: Plan, settings: Settings, cluster: EmbeddedCluster, crew: Crew, progress: Progress
-) -> tuple[_Ledger, tuple[int, int], Counter[str], list[Trouble]]:
-    ledger = _Ledger()
-    stop = threading.Event()
+    plan: Plan,
+    phase: Phase,
+    settings: Settings,
+    weather: _Weather,
+    crew: Crew,
+    ledger: _Ledger,
+    progress: Progress,
+) -> tuple[int, int]:
+    """From when to when there was traffic."""
+    stop = weather.stop = threading.Event()
     began_ns = time.monotonic_ns()
     failures: list[BaseException] = []
 
     def produce() -> None:
         try:
-            asyncio.run(_traffic(plan, settings, ledger, stop))
+            asyncio.run(_traffic(plan, phase, settings, ledger, stop))
         except BaseException as error:  # noqa: BLE001 - raised below, in the thread that waits
             failures.append(error)
             stop.set()
 
     def redrive() -> None:
         try:
-            ledger.redrives.keep_on(settings, ledger.accepted, plan.seed, stop)
+            ledger.redrives.keep_on(settings, ledger.accepted, phase.seed, stop)
         except BaseException as error:  # noqa: BLE001 - raised below, in the thread that waits
             failures.append(error)
             stop.set()
@@ -177,18 +198,16 @@ def _under_fire(
     threads = [threading.Thread(target=work, name=work.__name__) for work in (produce, redrive)]
     for thread in threads:
         thread.start()
-    weather = _Weather(settings, cluster, crew, stop)
     try:
-        for faults, seconds in plan.weather():
-            deadline = time.monotonic() + seconds
-            for fault in faults:
-                if not weather.wait(min(fault.pause_s, deadline - time.monotonic())):
-                    break
-                if time.monotonic() >= deadline:
-                    break
-                weather.strike(fault)
-                progress(f"{len(ledger.accepted):,} jobs accepted, {weather.faults.total()} faults")
-            weather.clear()
+        deadline = time.monotonic() + phase.seconds
+        for fault in phase.faults:
+            if not weather.wait(min(fault.pause_s, deadline - time.monotonic())):
+                break
+            if time.monotonic() >= deadline:
+                break
+            weather.strike(fault)
+            progress(f"{len(ledger.accepted):,} jobs accepted, {weather.faults.total()} faults")
+        weather.clear()
     except BaseException:
         stop.set()  # Ctrl-C: nobody waits for more jobs, nor for brokers that are to be well again
         crew.close()
@@ -200,7 +219,7 @@ def _under_fire(
         thread.join()
     if failures:
         raise failures[0]
-    return ledger, (began_ns, time.monotonic_ns()), weather.faults, weather.troubles
+    return began_ns, time.monotonic_ns()
 
 
 class _Due(NamedTuple):
@@ -216,13 +235,12 @@ class _Due(NamedTuple):
 class _Weather:
     """Makes faults, and sees that each of them ends. One broker is in trouble at a time. For one thread."""
 
-    def __init__(
-        self, settings: Settings, cluster: EmbeddedCluster, crew: Crew, stop: threading.Event
-    ) -> None:
+    def __init__(self, settings: Settings, cluster: EmbeddedCluster, crew: Crew) -> None:
         self._settings = settings
         self._cluster = cluster
         self._crew = crew
-        self._stop = stop
+        #: Set when it is to end at once.
+        self.stop = threading.Event()
         self._later: list[_Due] = []
         self._order = itertools.count()
         self.faults: Counter[str] = Counter()
@@ -234,7 +252,7 @@ class _Weather:
         while (left := until - time.monotonic()) > 0:
             self._end_what_is_due()
             due_in = self._later[0].at_s - time.monotonic() if self._later else left
-            if self._stop.wait(min(max(due_in, 0.01), left, 0.5)):
+            if self.stop.wait(min(max(due_in, 0.01), left, 0.5)):
                 return False
             self._crew.look()
         self._end_what_is_due()
@@ -361,11 +379,13 @@ class _Weather:
                 first.what()
 
 
-async def _traffic(plan: Plan, settings: Settings, ledger: _Ledger, stop: threading.Event) -> None:
+async def _traffic(
+    plan: Plan, phase: Phase, settings: Settings, ledger: _Ledger, stop: threading.Event
+) -> None:
     """Jobs at a steady rate, whatever the brokers do; a call that waits does not hold up the next one."""
     async with JobQueue.connect(settings, source="campaign") as queue, asyncio.TaskGroup() as calls:
         began = time.monotonic()
-        for number, order in enumerate(orders(plan.seed, long_s=plan.long_s, far=plan.far)):
+        for number, order in enumerate(orders(phase.seed, long_s=plan.long_s, far=phase.far)):
             if stop.is_set():
                 break
             # The pace: each job has its moment, however long the calls before it take.

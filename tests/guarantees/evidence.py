@@ -183,8 +183,8 @@ class Evidence:
     lives: list[Life]
     troubles: list[Trouble]
     accepted: list[Accepted]
-    #: When jobs were scheduled: only then can a standstill be told from having nothing to do.
-    traffic_ns: tuple[int, int]
+    #: From when to when jobs were scheduled, in order: only then can a standstill be told from having nothing to do.
+    traffic_ns: Sequence[tuple[int, int]]
     #: Kind to number of faults.
     faults: Mapping[str, int]
     doubts: Sequence[Doubt] = ()
@@ -222,7 +222,7 @@ def load(file: Path) -> Evidence:
         lives=[Life(**one) for one in given["lives"]],
         troubles=[Trouble(**one) for one in given["troubles"]],
         accepted=[Accepted(**one) for one in given["accepted"]],
-        traffic_ns=tuple(given["traffic_ns"]),
+        traffic_ns=_spans(given["traffic_ns"]),
         faults=given["faults"],
         doubts=[
             Doubt(**{**one, "partitions": tuple(one.get("partitions", ()))})
@@ -238,6 +238,12 @@ def load(file: Path) -> Evidence:
         redrive_calls=given.get("redrive_calls", 0),
         redrive_calls_failed=given.get("redrive_calls_failed", 0),
     )
+
+
+def _spans(given: list[Any]) -> list[tuple[int, int]]:
+    """Evidence of older campaigns has one, as it is."""
+    begin_and_end = [given] if given and isinstance(given[0], int) else given
+    return [(began, stopped) for began, stopped in begin_and_end]
 
 
 def read_topics(bootstrap_servers: str, prefix: str) -> Topics:

@@ -47,7 +47,6 @@ def measure(evidence: Evidence) -> Mapping[str, float]:
     """Each figure by its name."""
     starts = _starts(evidence)
     times = {place: [run.start_ns for run in runs] for place, runs in starts.items()}
-    began, stopped = evidence.traffic_ns
     figures = dict.fromkeys(
         (
             "takeover_s",
@@ -65,18 +64,20 @@ def measure(evidence: Evidence) -> Mapping[str, float]:
     def at_least(name: str, seconds: float) -> None:
         figures[name] = max(figures[name], round(seconds, 2))
 
-    for at in times.values():
-        inside = [began, *(one for one in at if began <= one <= stopped), stopped]
-        at_least("standstill_s", max(later - earlier for earlier, later in pairwise(inside)) / 1e9)
+    for began, stopped in evidence.traffic_ns:
+        for at in times.values():
+            inside = [began, *(one for one in at if began <= one <= stopped), stopped]
+            at_least("standstill_s", max(later - earlier for earlier, later in pairwise(inside)) / 1e9)
     queues = _Queues(evidence)
     for life in evidence.lives:
-        if life.end not in ("killed", "left") or not began <= life.end_ns <= stopped:
+        until_ns = _traffic_stops(evidence, life.end_ns)
+        if life.end not in ("killed", "left") or until_ns is None:
             continue
         owned = _owned(evidence, life)
         gaps = [
             gap
             for place, at in times.items()
-            if place[1] in owned and (gap := queues.gap(place, life.end_ns, _next(at, life.end_ns, stopped)))
+            if place[1] in owned and (gap := queues.gap(place, life.end_ns, _next(at, life.end_ns, until_ns)))
         ]
         one, many, bar_s = (
             ("leave", "leaves", LEAVE_S) if life.end == "left" else ("takeover", "takeovers", TAKEOVER_S)
@@ -96,12 +97,20 @@ def measure(evidence: Evidence) -> Mapping[str, float]:
         figures[most] = figures.get(most, 0) + bool(gaps)
     bad_times, lives = _bad_times(evidence), Lives(evidence.lives)
     for runs in starts.values():
-        for before, after in pairwise(run for run in runs if began <= run.start_ns <= stopped):
+        under_traffic = [run for run in runs if _traffic_stops(evidence, run.start_ns) is not None]
+        for before, after in pairwise(under_traffic):
+            if _traffic_stops(evidence, before.start_ns) != _traffic_stops(evidence, after.start_ns):
+                continue
             if lives.life_of(before) != lives.life_of(after) and not any(
                 bad < after.start_ns and before.start_ns < over for bad, over in bad_times
             ):
                 at_least("rebalance_s", (after.start_ns - before.start_ns) / 1e9)
     return figures
+
+
+def _traffic_stops(evidence: Evidence, at_ns: int) -> int | None:
+    """When the traffic ends in which this happened; None: there was none then."""
+    return next((stopped for began, stopped in evidence.traffic_ns if began <= at_ns <= stopped), None)
 
 
 def _starts(evidence: Evidence) -> Mapping[Place, list[Run]]:

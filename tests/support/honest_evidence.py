@@ -51,6 +51,6 @@ def honest() -> Evidence:
         lives=[Life("a", 10, 0, 10 * S, "killed"), Life("b", 20, 0, 30 * S, "stays")],
         troubles=[],
         accepted=[Accepted(name, "t", "succeeded", "low", None) for name in names],
-        traffic_ns=(0, 20 * S),
+        traffic_ns=[(0, 20 * S)],
         faults={"worker_kill": 1},
     )

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
 from tests.guarantees.auditor import judge
-from tests.guarantees.evidence import Accepted, Evidence, Life, Trouble
+from tests.guarantees.evidence import Accepted, Evidence, Life, Trouble, load, save
 from tests.support.honest_evidence import WALL_MS, S, honest, ran, record, said
 
 pytestmark = pytest.mark.distributed
@@ -59,7 +62,7 @@ def test_a_leave_while_others_are_dead_or_frozen_is_counted_apart(
 def take_over_at(second: float, *troubles: Trouble) -> Evidence:
     """Worker a is killed at 10, and b goes on with its job at this second."""
     evidence = honest()
-    evidence.traffic_ns = (0, 200 * S)
+    evidence.traffic_ns = [(0, 200 * S)]
     evidence.lives[1] = Life("b", 20, 0, 210 * S, "stays")
     evidence.runs[4] = ran("four", second, second + 0.5, "b.0", fence=1)
     evidence.topics.statuses["four"] = [said("four", "succeeded", second + 0.5, 3, "b.0")]
@@ -153,7 +156,7 @@ def test_a_partition_in_which_nothing_waits_has_nothing_to_take_over(
     written_s: float, key: str | None, takeover_s: float
 ) -> None:
     evidence = honest()
-    evidence.traffic_ns = (0, 80 * S)
+    evidence.traffic_ns = [(0, 80 * S)]
     evidence.lives[1] = Life("b", 20, 0, 90 * S, "stays")
     evidence.runs[3:] = [ran("four", 9.5, 9.8)]
     evidence.topics.statuses["four"] = [said("four", "succeeded", 9.8, 3)]
@@ -164,7 +167,7 @@ def test_a_partition_in_which_nothing_waits_has_nothing_to_take_over(
 
 def test_what_comes_when_a_broker_is_away_long_after_a_kill_waits_in_trouble() -> None:
     evidence = honest()
-    evidence.traffic_ns = (0, 80 * S)
+    evidence.traffic_ns = [(0, 80 * S)]
     evidence.lives[1] = Life("b", 20, 0, 90 * S, "stays")
     evidence.runs[3:] = [ran("four", 9.5, 9.8)]
     evidence.topics.statuses["four"] = [said("four", "succeeded", 9.8, 3)]
@@ -200,3 +203,27 @@ def test_jobs_in_processes_of_one_worker_are_no_rebalance() -> None:
     evidence = honest()
     evidence.runs[1] = ran("two", 4, 4.5, pid=11)
     assert judge(evidence).rebalance_s == 0.0
+
+
+def test_between_two_times_of_traffic_nothing_stands_still() -> None:
+    """The second one begins when all that the first has left is done."""
+    evidence = honest()
+    assert judge(evidence).standstill_s == 7.0
+    evidence.lives[1] = Life("b", 20, 0, 300 * S, "stays")
+    evidence.traffic_ns = [(0, 20 * S), (200 * S, 204 * S)]
+    evidence.topics.jobs.append(record("five", 9))
+    evidence.accepted.append(Accepted("five", "t", "succeeded", "low", None))
+    evidence.runs.append(ran("five", 201, 201.5, "b.0", fence=1))
+    evidence.topics.statuses["five"] = [
+        said("five", "succeeded", 201.5, 9, "b.0", started_ms=WALL_MS + 201_000)
+    ]
+    verdict = judge(evidence)
+    assert (verdict.broken, verdict.standstill_s, verdict.kills) == ({}, 7.0, 1)
+
+
+def test_evidence_of_older_campaigns_has_one_time_of_traffic(tmp_path: Path) -> None:
+    save(honest(), tmp_path / "new.json")
+    given = json.loads((tmp_path / "new.json").read_text())
+    assert given["traffic_ns"] == [[0, 20 * S]]
+    (tmp_path / "old.json").write_text(json.dumps({**given, "traffic_ns": [0, 20 * S]}))
+    assert load(tmp_path / "old.json").traffic_ns == load(tmp_path / "new.json").traffic_ns == [(0, 20 * S)]
