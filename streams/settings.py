@@ -308,6 +308,11 @@ class Settings(BaseSettings):
         address_file = self.data_dir / ADDRESS_FILE
         try:
             address = address_file.read_text("utf-8").strip()
+        except PermissionError as error:
+            raise SettingsError(
+                f"{address_file} may not be read ({error.strerror}): it is another user's Kafka; set KAFKA_BOOTSTRAP_SERVERS to it, "
+                f"or {ENV_PREFIX}DATA_DIR to a directory of your own"
+            ) from error
         except (OSError, UnicodeDecodeError):
             address = ""
         if not address:

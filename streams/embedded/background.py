@@ -51,7 +51,7 @@ def stop_background(data_dir: Path, timeout_s: float = 20.0) -> bool:
     """
     state = read_state(data_dir)
     process = process_of(state) if state is not None else None
-    if state is None or process is None:
+    if state is None or process is None or _is_free(data_dir):
         _tidy_up(data_dir, state)
         return False
     if state.owner is not None and psutil.pid_exists(state.owner):
@@ -72,6 +72,15 @@ def stop_background(data_dir: Path, timeout_s: float = 20.0) -> bool:
         raise BrokerNotStopped(state.pid)
     _tidy_up(data_dir, state)
     return True
+
+
+def _is_free(data_dir: Path) -> bool:
+    """Whether no broker has the directory: after a crash of the machine its number may be somebody else's by now."""
+    try:
+        with locked(data_dir):
+            return True
+    except DataDirInUse:
+        return False
 
 
 def _tidy_up(data_dir: Path, state: RunningBroker | None) -> None:

@@ -5,6 +5,7 @@ In:  sizes and received bytes, from several threads. Out: what a person reads.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 from collections.abc import Iterator
@@ -74,10 +75,15 @@ def _lines(what: str, total_bytes: int, out: TextIO) -> Iterator[Progress]:
             quarter = int(received / total_bytes / _STEP) if total_bytes else 0
             if quarter > told:
                 told = quarter
-                print(f"{what}: {megabytes(received)} of {megabytes(total_bytes)}", file=out, flush=True)
+                _say(f"{what}: {megabytes(received)} of {megabytes(total_bytes)}", out)
 
-    print(f"{what}: {megabytes(total_bytes)}, once", file=out, flush=True)
+    _say(f"{what}: {megabytes(total_bytes)}, once", out)
     yield progress
+
+
+def _say(line: str, out: TextIO) -> None:
+    with contextlib.suppress(OSError):  # nobody reads it, or its disk is full: the download has another one
+        print(line, file=out, flush=True)
 
 
 def megabytes(size_bytes: int) -> str:

@@ -49,6 +49,7 @@ from streams.embedded.state import (
     clear_state,
     free_port,
     last_port,
+    locked,
     read_state,
     started_s,
     write_state,
@@ -286,6 +287,17 @@ def test_a_reused_pid_is_not_taken_for_the_broker(tmp_path: Path) -> None:
     assert psutil.pid_exists(me.pid)
 
 
+def test_a_process_that_does_not_hold_the_directory_is_not_the_broker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a loss of power another one can have its number, and have begun as long after the machine's start."""
+    me = psutil.Process()
+    write_state(tmp_path, RunningBroker(me.pid, 1, started_s(me)))
+    monkeypatch.setattr(psutil.Process, "terminate", lambda _: pytest.fail("an innocent process is ended"))
+    assert not stop_background(tmp_path)
+    assert read_state(tmp_path) is None
+
+
 def test_what_a_dead_broker_said_is_taken_back_and_its_port_is_kept(tmp_path: Path) -> None:
     write_state(tmp_path, RunningBroker(2**22 + 1, 20007, 1.0))
     assert (tmp_path / "address").read_text() == "127.0.0.1:20007\n"
@@ -471,5 +483,5 @@ def test_a_broker_of_another_user_is_not_stopped_and_that_is_said(
         raise psutil.AccessDenied(process.pid)
 
     monkeypatch.setattr(psutil.Process, "terminate", refuse)
-    with pytest.raises(BrokerNotStopped, match="another user"):
+    with locked(tmp_path), pytest.raises(BrokerNotStopped, match="another user"):
         stop_background(tmp_path)

@@ -92,3 +92,16 @@ def test_a_download_draws_a_bar_on_a_terminal() -> None:
         progress(1_500_000)
     assert "Kafka" in out.getvalue()
     assert "2.0/2.0 MB" in out.getvalue()
+
+
+class Full(io.StringIO):
+    """As stderr is if its disk is full, or its reader gone."""
+
+    def write(self, text: str) -> int:
+        raise OSError(28, "No space left on device")
+
+
+def test_a_download_goes_on_where_nobody_reads_of_it() -> None:
+    with download_shown("Downloading Kafka", 2_000_000, Full()) as received:
+        received(1_000_000)
+        received(1_000_000)

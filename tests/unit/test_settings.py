@@ -51,6 +51,22 @@ def test_a_user_without_a_home_directory_has_to_say_where_data_goes(monkeypatch:
     assert load_settings().data_dir == Path("/srv/data")
 
 
+def test_an_address_that_may_not_be_read_is_no_absent_one(
+    clean_place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Root may read everything: what another user is told is played."""
+    settings = load_settings(data_dir=clean_place)
+    with pytest.raises(NoKafkaAddress):
+        settings.bootstrap_servers()
+
+    def forbidden(*_: Any) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_text", forbidden)
+    with pytest.raises(SettingsError, match="may not be read"):
+        settings.bootstrap_servers()
+
+
 def test_environment_names_are_prefix_and_capitals(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RUSTFS_WORKERS_MAX_CONCURRENT_JOBS", "7")
     monkeypatch.setenv("RUSTFS_WORKERS_STRICT_PRIORITIES", "true")

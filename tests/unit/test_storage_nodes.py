@@ -44,6 +44,8 @@ def test_an_s3_url_names_bucket_prefix_endpoint_and_region() -> None:
         ("file:///srv/a\udcff", "no UTF-8"),
         ("file:///srv#1", "%23"),
         ("file:///srv?durable=maybe", "true or false"),
+        ("file:///srv?durable=true&durable=false", "an option twice"),
+        ("s3://bucket?region=", "an option without a value"),
         ("file:///srv?region=x", "unknown options: region"),
         ("file:///srv?durable", "no URL"),
         ("memory://?x=1", "none are known"),

@@ -77,10 +77,15 @@ def parse_node_url(name: str, url: str) -> NodeUrl:
         raise _with_credentials(name, url)
     try:
         parts = urlsplit(url)
-        options = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))
+        given = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
     except ValueError:
         # Its message would quote the part, which may be a password.
         raise _wrong(name, url, "is no URL; write option=value after the ?, joined by &") from None
+    options = dict(given)
+    if len(options) < len(given):
+        raise _wrong(name, url, "has an option twice")
+    if "" in options.values():
+        raise _wrong(name, url, "has an option without a value")
     if parts.fragment:
         raise _wrong(name, url, 'has a fragment; write "#" in a path as %23')
     if "%40" in parts.netloc:
