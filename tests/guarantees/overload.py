@@ -162,6 +162,8 @@ class Found:
             f"the worker held {self.surge():.0f} MiB more for a moment": self.surge() > _SURGE_MIB,
             f"the producer grew by {producer:.0f} MiB": producer > _FLAT_MIB,
             f"memory was looked at {self.steady} times only": self.steady < _FEWEST_SAMPLES,
+            "memory was not looked at while the backlog was filled": self.filled <= self.steady,
+            "memory was not looked at while it recovered": len(self.worker_mib) <= self.filled,
             f"only {self.urgent} urgent jobs came": self.urgent < _PROBES_PER_S,
             "no producer had to wait while Kafka stood still": self.held_back == 0,
             f"urgent jobs began after {self.urgent_p99_ms} ms": self.urgent_p99_ms > _URGENT_P99_MS,

@@ -56,6 +56,8 @@ def test_what_is_on_its_way_for_a_moment_is_no_growth() -> None:
     ("facts", "said"),
     [
         ({"lost": 1}, "1 jobs are lost"),
+        ({"filled": STEADY}, "memory was not looked at while the backlog was filled"),
+        ({"worker_mib": [100.0] * (STEADY + FILLED)}, "memory was not looked at while it recovered"),
         ({"forked": 2}, "2 jobs have more than one end"),
         ({"final": {"succeeded": 1, "failed": 1}}, "ends: "),
         ({"moves": 1}, "partitions moved 1 times"),
