@@ -78,8 +78,8 @@ def test_the_heir_ends_the_open_transaction_and_runs_what_was_not_finished(
         all_final(settings, [*long, *open_ones], 60)
         (assigned,) = [event for event in heir.events() if event["event"] == "partitions assigned"]
         assert heir.said("ended the open transaction of a dead worker")
-        # Without it whatever comes behind in that partition waits for the broker's next look.
-        assert assigned["seconds"] < 5
+        # Without it whatever comes behind in that partition waits for the broker's next look, a minute later.
+        assert assigned["seconds"] < 20
         assert heir.terminate() == 0
     started = Counter(run["id"] for run in runs(tmp_path) if run["what"] in {"run", "started"})
     assert {job_id: started[job_id] for job_id in done} == dict.fromkeys(done, 1)
