@@ -13,18 +13,16 @@ from typing import Any
 
 import pytest
 
-import workers.liveness.survivors
 from schemas.codec import Codec, SchemaStore
 from schemas.errors import BadHeaders, WireError
 from schemas.headers import parse
 from schemas.jobtype import job_type
-from schemas.records import STATUS, StatusChange, StatusWriter
+from schemas.records import STATUS, StatusChange, StatusWriter, decode_report
 from schemas.topics import TIERS, JobPriority, Topics
 from streams.dead_letters import dead_letter_of
 from streams.jobinfo import JobFold, job_info
 from streams.new_life import can_live, life_after
 from streams.reader import Schemas, sighting_of
-from streams.scan import ScanResult
 from streams.schemas_topic import add_record
 from tests.guarantees.bad_input.bad_headers import most_deliveries
 from tests.guarantees.bad_input.forge import Bad, Fate, Forge, Headers
@@ -41,7 +39,7 @@ from workers.consuming.key_places import KeyPlaces
 from workers.execution.decoder import Decoder
 from workers.handlers.replication import ReplicationWorker
 from workers.liveness.rival import worker_id_taken
-from workers.liveness.survivors import signs_of_life
+from workers.liveness.survivors import ReportFold
 from workers.message import Message
 from workers.scheduling.delay import due_at
 from workers.storage import NodeRegistry
@@ -226,20 +224,14 @@ def test_the_topic_of_schemas_is_read_past_it(kind: Kind, forge: Forge) -> None:
 
 
 @pytest.mark.parametrize("kind", OTHERS[TOPICS.reports], ids=lambda kind: kind.__name__)
-def test_who_looks_for_lost_owners_and_rivals_reads_past_it(
-    kind: Kind, forge: Forge, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made = [make_other(forge, kind) for _ in range(COUNT)]
-
-    def scan(_settings: Any, _topics: Any, look: Any, **_: Any) -> ScanResult:
-        for passed in made:
-            look(as_consumed(TOPICS.reports, passed.key, passed.value, passed.headers))
-        return ScanResult(complete=True)
-
-    monkeypatch.setattr(workers.liveness.survivors, "scan", scan)
-    settings: Any = SimpleNamespace(topics=TOPICS)
-    signs_of_life(settings, forge.codec, {"nobody": 1, "w": 2}, 5_000)
-    for passed in made:
-        report = workers.liveness.survivors._report(forge.codec, passed.value or b"")
-        if report is not None:
-            worker_id_taken(report, "me", "here")
+def test_who_looks_for_lost_owners_and_rivals_reads_past_it(kind: Kind, forge: Forge) -> None:
+    fold = ReportFold(forge.codec, {"nobody": 1, "w": 2}, 5_000)
+    for written_ms in range(COUNT):
+        passed = make_other(forge, kind)
+        fold.note(passed.key, passed.value or b"", written_ms)
+        try:
+            report = decode_report(forge.codec, passed.value or b"")
+        except WireError:
+            continue
+        worker_id_taken(report, "me", "here")
+    assert fold.signs(complete=True).heard.keys() <= {"nobody", "w"}

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-from typing import Any
-
 import pytest
 
-import workers.liveness.survivors
 from schemas.codec import Codec
 from schemas.records import WorkerReport, encode_report
-from streams.scan import ScanResult
-from workers.liveness.survivors import Signs, signs_of_life
+from workers.liveness.survivors import ReportFold, Signs
 
 pytestmark = pytest.mark.worker_coordination
 
@@ -40,21 +35,12 @@ def report(incarnation: str, state: str = "running", made_ms: int = 1) -> bytes:
     )
 
 
-def signs(monkeypatch: pytest.MonkeyPatch, *reports: tuple[int, bytes]) -> Signs:
+def signs(*reports: tuple[int, bytes]) -> Signs:
     """With these in the topic, each with the time when it was written."""
-
-    def scan(_settings: Any, _topics: Any, look: Any, **_: Any) -> ScanResult:
-        for written_ms, value in reports:
-            look(
-                SimpleNamespace(
-                    key=lambda: b"w.0", value=lambda v=value: v, timestamp=lambda at=written_ms: (1, at)
-                )
-            )
-        return ScanResult(complete=True)
-
-    monkeypatch.setattr(workers.liveness.survivors, "scan", scan)
-    settings: Any = SimpleNamespace(topics=SimpleNamespace(reports="reports"))
-    return signs_of_life(settings, Codec(), {"frozen": LOST_MS}, LEASE_MS)
+    fold = ReportFold(Codec(), {"frozen": LOST_MS}, LEASE_MS)
+    for written_ms, value in reports:
+        fold.note(b"w.0", value, written_ms)
+    return fold.signs(complete=True)
 
 
 @pytest.mark.parametrize(
@@ -62,15 +48,14 @@ def signs(monkeypatch: pytest.MonkeyPatch, *reports: tuple[int, bytes]) -> Signs
     [(LOST_MS + 1, "frozen", False), (LOST_MS, "frozen", True), (LOST_MS + 1, "another", True)],
 )
 def test_who_is_named_after_its_loss_by_a_report_that_cannot_be_read_is_not_taken_for_dead(
-    monkeypatch: pytest.MonkeyPatch, written_ms: int, incarnation: str, *, complete: bool
+    written_ms: int, incarnation: str, *, complete: bool
 ) -> None:
     unreadable = _LIKE_A_NEWER_RELEASE + report(incarnation)
-    assert signs(monkeypatch, (written_ms, unreadable)) == Signs({}, complete=complete)
+    assert signs((written_ms, unreadable)) == Signs({}, complete=complete)
 
 
-def test_who_is_heard_of_at_last_is_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_is_heard_of_at_last_is_alive() -> None:
     found = signs(
-        monkeypatch,
         (LOST_MS + 1, _LIKE_A_NEWER_RELEASE + report("frozen")),
         (LOST_MS + 2, report("frozen")),
     )
@@ -82,31 +67,31 @@ def test_who_is_heard_of_at_last_is_alive(monkeypatch: pytest.MonkeyPatch) -> No
     [("left", {"frozen": LOST_MS + 1}), ("stopped", {}), ("running", {}), ("draining", {})],
 )
 def test_who_has_said_that_it_left_did_not_die_whoever_has_its_name_by_now(
-    monkeypatch: pytest.MonkeyPatch, state: str, heard: dict[str, int]
+    state: str, heard: dict[str, int]
 ) -> None:
     """Its last commit, which would have said so, did not reach a Kafka that was away."""
-    found = signs(monkeypatch, (LOST_MS - 10, report("frozen", state)), (LOST_MS + 5, report("another")))
+    found = signs((LOST_MS - 10, report("frozen", state)), (LOST_MS + 5, report("another")))
     assert (dict(found.heard), found.replaced) == (heard, frozenset({"frozen"}))
 
 
-def test_its_last_report_is_the_last_in_which_something_may_have_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_its_last_report_is_the_last_in_which_something_may_have_run() -> None:
     """Its own clock is behind by 40 s."""
 
     def said(before_ms: int, state: str = "running") -> tuple[int, bytes]:
         return LOST_MS - before_ms, report("frozen", state, LOST_MS - before_ms - 40_000)
 
-    assert signs(monkeypatch, said(30), said(20)).last == {"frozen": LOST_MS - 20}
-    assert signs(monkeypatch, said(30), said(20), said(10, "cut_off")).last == {}
-    assert signs(monkeypatch, said(30), said(20, "cut_off"), said(0)).last == {"frozen": LOST_MS}
-    assert signs(monkeypatch, said(-1)).last == {}
+    assert signs(said(30), said(20)).last == {"frozen": LOST_MS - 20}
+    assert signs(said(30), said(20), said(10, "cut_off")).last == {}
+    assert signs(said(30), said(20, "cut_off"), said(0)).last == {"frozen": LOST_MS}
+    assert signs(said(-1)).last == {}
 
 
-def test_who_was_cut_off_when_it_was_last_heard_of_ran_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_was_cut_off_when_it_was_last_heard_of_ran_nothing() -> None:
     """But who ends by itself may have been ended by its job."""
 
     def at_rest(*states: str) -> frozenset[str]:
         reports = [(LOST_MS - 100 + number, report("frozen", state)) for number, state in enumerate(states)]
-        return signs(monkeypatch, *reports).at_rest
+        return signs(*reports).at_rest
 
     assert at_rest("running", "cut_off") == {"frozen"}
     assert at_rest("cut_off", "running") == frozenset()
@@ -115,12 +100,9 @@ def test_who_was_cut_off_when_it_was_last_heard_of_ran_nothing(monkeypatch: pyte
 
 
 @pytest.mark.parametrize("late_ms", [3_500, 3_499])
-def test_a_report_that_kafka_takes_late_tells_of_an_outage(
-    monkeypatch: pytest.MonkeyPatch, late_ms: int
-) -> None:
+def test_a_report_that_kafka_takes_late_tells_of_an_outage(late_ms: int) -> None:
     made_ms = LOST_MS - 2_000
     found = signs(
-        monkeypatch,
         (LOST_MS - 9_000, report("frozen", made_ms=LOST_MS - 9_000)),
         (LOST_MS - 3_000, report("another", made_ms=made_ms - 1_000 + 77)),
         (made_ms + late_ms, report("another", made_ms=made_ms + 77)),

@@ -57,6 +57,84 @@ class Signs:
     outages: tuple[tuple[int, int], ...] = ()
 
 
+class ReportFold:
+    """What all reports together say of lost owners. Pure state, for one look at them.
+
+    Args:
+        codec: reads them.
+        lost: incarnation to the time of its loss, none of them 0.
+        lease_ms: see ``signs_of_life``.
+    """
+
+    def __init__(self, codec: Codec, lost: Mapping[str, int], lease_ms: int) -> None:
+        self._codec = codec
+        self._lost = lost
+        self._lease_ms = lease_ms
+        self._names = {name: name.encode() for name in lost}
+        # Hundreds of workers send hundreds of reports a second: those that tell nothing are not decoded.
+        self._around = frozenset(lost.values()) if lease_ms else frozenset[int]()
+        self._heard: dict[str, int] = {}
+        self._last: dict[str, int] = {}
+        self._at_rest: set[str] = set()
+        self._replaced: set[str] = set()
+        #: Key of reports to the lost ones that have reported under it.
+        self._places: dict[bytes | None, set[str]] = {}
+        self._times = ReportTimes()
+        #: Lost ones that a later report names which we cannot read, being of another release, say: they may be alive.
+        self.unreadable: set[str] = set()
+        self.passed_over = 0
+
+    def note(self, worker: bytes | None, value: bytes, written_ms: int) -> None:
+        """One report, in the order of the topic: its key, its bytes, and when the broker has written it."""
+        named = next((name for name, written in self._names.items() if written in value), None)
+        is_one_of_theirs = named is not None or worker in self._places
+        if not is_one_of_theirs and not any(abs(written_ms - at) < _RECENT_MS for at in self._around):
+            return
+        try:
+            report = decode_report(self._codec, value)
+        except WireError:
+            self.passed_over += 1
+            if named is not None and written_ms > self._lost[named]:
+                self.unreadable.add(named)
+            return
+        self._times.note(report.incarnation, report.at, written_ms)
+        if not is_one_of_theirs:
+            return
+        here = self._places.setdefault(worker, set())
+        self._replaced.update(here - {report.incarnation})
+        if report.incarnation in self._lost:
+            here.add(report.incarnation)
+            self._replaced.discard(report.incarnation)
+            self._note_own(report, written_ms)
+
+    def signs(self, *, complete: bool) -> Signs:
+        """Of what has been noted; ``complete``: that is all there is."""
+        return Signs(
+            self._heard,
+            frozenset(self._replaced),
+            complete and not self.unreadable - self._heard.keys(),
+            {name: self._times.made_ms(name, made_ms) for name, made_ms in self._last.items()},
+            frozenset(self._at_rest),
+            self._times.outages(self._lease_ms) if self._lease_ms else (),
+        )
+
+    def _note_own(self, report: WorkerReport, written_ms: int) -> None:
+        """A report of a lost one."""
+        name, lost_ms = report.incarnation, self._lost[report.incarnation]
+        if report.state in (CUT_OFF, _ENDED):
+            self._last.pop(name, None)
+            # One that ends by itself may have been ended by its job, as often as it comes back.
+            if report.state == CUT_OFF:
+                self._at_rest.add(name)
+        elif written_ms <= lost_ms:
+            self._last[name] = report.at
+            self._at_rest.discard(name)
+        if report.state == LEFT:
+            self._heard[name] = max(written_ms, lost_ms + 1)
+        elif written_ms > lost_ms and report.state != _ENDED:
+            self._heard[name] = written_ms
+
+
 def signs_of_life(settings: Settings, codec: Codec, losses: Mapping[str, int], lease_ms: int = 0) -> Signs:
     """What became of these incarnations. Blocks, twenty seconds at most.
 
@@ -66,55 +144,13 @@ def signs_of_life(settings: Settings, codec: Codec, losses: Mapping[str, int], l
         losses: incarnation to the time of its loss. All times are milliseconds of broker time; 0: nobody knows any more.
         lease_ms: a worker without an answer for so long cancels everything; 0: outages do not matter.
     """
-    heard: dict[str, int] = {}
-    last: dict[str, int] = {}
-    replaced: set[str] = set()
-    at_rest: set[str] = set()
     lost = {incarnation: at for incarnation, at in losses.items() if at}
     if not lost:
-        return Signs(heard)
-    places: dict[bytes | None, set[str]] = {}
-    #: Lost ones that a later report names which we cannot read, being of another release, say: they may be alive.
-    unreadable: set[str] = set()
-    passed_over = 0
-    times = ReportTimes()
-    # Hundreds of workers send hundreds of reports a second: those that tell nothing are not decoded.
-    around = frozenset(lost.values()) if lease_ms else frozenset[int]()
+        return Signs({})
+    fold = ReportFold(codec, lost, lease_ms)
 
     def look(message: Message) -> None:
-        nonlocal passed_over
-        value, worker, written_ms = message.value() or b"", message.key(), message.timestamp()[1]
-        named = next((name for name in lost if name.encode() in value), None)
-        is_near = any(abs(written_ms - at) < _RECENT_MS for at in around)
-        if named is None and worker not in places and not is_near:
-            return
-        report = _report(codec, value)
-        if report is None:
-            passed_over += 1
-            if named is not None and written_ms > lost[named]:
-                unreadable.add(named)
-            return
-        times.note(report.incarnation, report.at, written_ms)
-        if named is None and worker not in places:
-            return
-        here = places.setdefault(worker, set())
-        replaced.update(here - {report.incarnation})
-        if report.incarnation in lost:
-            here.add(report.incarnation)
-            replaced.discard(report.incarnation)
-            lost_ms = lost[report.incarnation]
-            if report.state in (CUT_OFF, _ENDED):
-                last.pop(report.incarnation, None)
-                # One that ends by itself may have been ended by its job, as often as it comes back.
-                if report.state == CUT_OFF:
-                    at_rest.add(report.incarnation)
-            elif written_ms <= lost_ms:
-                last[report.incarnation] = report.at
-                at_rest.discard(report.incarnation)
-            if report.state == LEFT:
-                heard[report.incarnation] = max(written_ms, lost_ms + 1)
-            elif written_ms > lost_ms and report.state != _ENDED:
-                heard[report.incarnation] = written_ms
+        fold.note(message.key(), message.value() or b"", message.timestamp()[1])
 
     start = since(max(min(lost.values()) - _LAST_WORDS_MS, 0))
     try:
@@ -122,27 +158,14 @@ def signs_of_life(settings: Settings, codec: Codec, losses: Mapping[str, int], l
     except (PipelineError, KafkaException) as error:
         log.warning("reports not to be read: nobody knows who lives", owners=sorted(losses), error=str(error))
         return Signs({}, complete=False)
+    signs = fold.signs(complete=found.complete)
     log.info(
         "lost owners looked for",
         owners=sorted(losses),
-        alive=sorted(heard),
-        replaced=sorted(replaced),
-        unreadable=sorted(unreadable),
-        passed_over=passed_over or None,
+        alive=sorted(signs.heard),
+        replaced=sorted(signs.replaced),
+        unreadable=sorted(fold.unreadable),
+        passed_over=fold.passed_over or None,
         complete=found.complete,
     )
-    return Signs(
-        heard,
-        frozenset(replaced),
-        found.complete and not unreadable - heard.keys(),
-        {incarnation: times.made_ms(incarnation, made_ms) for incarnation, made_ms in last.items()},
-        frozenset(at_rest),
-        times.outages(lease_ms) if lease_ms else (),
-    )
-
-
-def _report(codec: Codec, value: bytes) -> WorkerReport | None:
-    try:
-        return decode_report(codec, value)
-    except WireError:
-        return None
+    return signs
