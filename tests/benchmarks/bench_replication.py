@@ -46,11 +46,11 @@ from streams.provision import provision
 from streams.settings import load_settings
 from workers.bench.throughput import drained_per_s
 from workers.context import WorkerContext
-from workers.demo import temporary_kafka
 from workers.handlers.replication import ReplicationJob, ReplicationWorker
 from workers.progress import unseen
 from workers.results import Success
 from workers.storage import NodeRegistry
+from workers.temporary import temporary_kafka
 
 TARGETS = ["n2", "n3"]
 CHUNK_BYTES = 1 << 20

@@ -25,7 +25,7 @@ from streams.embedded import BrokerConfig
 from streams.registry import RegistryFailed, build_codec
 from streams.settings import Settings, load_settings
 from tests.support.no_locks import take_locks_away
-from workers import demo
+from workers import demo, temporary
 from workers.commands import bench
 from workers.commands.bench import _deployment
 from workers.demo import (
@@ -222,12 +222,12 @@ def test_a_second_ctrl_c_does_not_leave_a_kafka_or_its_directory_behind(
         signal.raise_signal(signal.SIGINT)
         tidied.append(path.name)
 
-    monkeypatch.setattr(demo, "EmbeddedBroker", Broker)
+    monkeypatch.setattr(temporary, "EmbeddedBroker", Broker)
     monkeypatch.setattr(shutil, "rmtree", rmtree)
 
-    with pytest.raises(KeyboardInterrupt), demo.temporary_kafka(tmp_path, ignore):
+    with pytest.raises(KeyboardInterrupt), temporary.temporary_kafka(tmp_path, ignore):
         signal.raise_signal(signal.SIGINT)
-    demo.remove_directory(tmp_path)
+    temporary.remove_directory(tmp_path)
     monkeypatch.undo()
 
     assert tidied == ["kafka", tmp_path.name]
@@ -247,7 +247,8 @@ def _named_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def start(*_: object) -> NoReturn:
         pytest.fail("a Kafka of its own was started")
 
-    monkeypatch.setattr(demo, "temporary_kafka", start)
+    for module in (demo, temporary):
+        monkeypatch.setattr(module, "temporary_kafka", start)
 
 
 @pytest.mark.usefixtures("_named_in_a_file")
@@ -258,7 +259,7 @@ def test_a_demo_uses_the_cluster_that_a_file_names(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(demo, "check_reachable", asked.append)
     monkeypatch.setattr(demo, "provision", ran.append)
     monkeypatch.setattr(demo, "verify", lambda _, keys, *__: list(keys))
-    monkeypatch.setattr(demo, "delete_deployment", deleted.append)
+    monkeypatch.setattr(temporary, "delete_deployment", deleted.append)
 
     async def replicate(*_: object) -> tuple[float, list[object]]:
         return 1.0, []
@@ -278,7 +279,7 @@ def test_a_demo_uses_the_cluster_that_a_file_names(tmp_path: Path, monkeypatch: 
 def test_a_bench_uses_the_cluster_that_a_file_names(monkeypatch: pytest.MonkeyPatch) -> None:
     deleted: list[Settings] = []
     monkeypatch.setattr("streams.clients.check_reachable", lambda _: None)
-    monkeypatch.setattr(demo, "delete_deployment", deleted.append)
+    monkeypatch.setattr(temporary, "delete_deployment", deleted.append)
 
     with _deployment(ignore) as settings:
         assert settings.kafka_bootstrap_servers == "kafka-1:9092"
@@ -300,7 +301,8 @@ def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SchemaRegistryC
     def temporary_kafka(*_: object) -> Iterator[Any]:
         yield SimpleNamespace(bootstrap_servers="127.0.0.1:1", check=lambda: None)
 
-    monkeypatch.setattr(demo, "temporary_kafka", temporary_kafka)
+    for module in (demo, temporary):
+        monkeypatch.setattr(module, "temporary_kafka", temporary_kafka)
     return client
 
 
@@ -340,7 +342,7 @@ def test_a_registry_that_fails_in_the_end_is_named_and_fails_no_run(monkeypatch:
     def fail(_: Settings) -> NoReturn:
         raise RegistryFailed("it is away")
 
-    monkeypatch.setattr(demo, "forget_subjects", fail)
+    monkeypatch.setattr(temporary, "forget_subjects", fail)
     with capture_logs() as lines, _deployment(ignore) as settings:
         pass
     assert [(line["prefix"], line["error"]) for line in lines] == [(settings.topic_prefix, "it is away")]
@@ -363,7 +365,7 @@ def test_a_bench_that_is_told_to_end_leaves_nothing_behind(
 ) -> None:
     deleted: list[Settings] = []
     monkeypatch.setattr("streams.clients.check_reachable", lambda _: None)
-    monkeypatch.setattr(demo, "delete_deployment", deleted.append)
+    monkeypatch.setattr(temporary, "delete_deployment", deleted.append)
     monkeypatch.setattr(bench, "keep_logs_quiet", lambda: None)
 
     with pytest.raises(SystemExit) as ended, bench._bench() as (settings, _):
@@ -376,7 +378,7 @@ def test_a_bench_that_is_told_to_end_leaves_nothing_behind(
 @pytest.mark.usefixtures("_named_in_a_file", "_ends_at_no_signal")
 def test_under_nohup_a_closed_terminal_is_no_reason_to_end_a_bench(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("streams.clients.check_reachable", lambda _: None)
-    monkeypatch.setattr(demo, "delete_deployment", lambda _: None)
+    monkeypatch.setattr(temporary, "delete_deployment", lambda _: None)
     monkeypatch.setattr(bench, "keep_logs_quiet", lambda: None)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
 

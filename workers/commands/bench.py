@@ -144,7 +144,7 @@ def _deployment(progress: Progress) -> Iterator[Settings]:
 
     from streams.clients import check_reachable
     from streams.settings import load_settings
-    from workers.demo import deleted_afterwards, forgotten_afterwards, remove_directory, temporary_kafka
+    from workers.temporary import deleted_afterwards, forgotten_afterwards, remove_directory, temporary_kafka
 
     prefix = f"bench-{uuid4().hex[:8]}."
     settings = load_settings(topic_prefix=prefix)

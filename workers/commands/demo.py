@@ -63,8 +63,9 @@ def demo(
       rustfs-workers demo --json
     """
     with errors_in_one_line():
-        from workers.demo import check_place_for_temporary, default_source, remove_directory, run_demo
+        from workers.demo import check_place_for_temporary, default_source, run_demo
         from workers.progress import shown
+        from workers.temporary import remove_directory
 
         keep_logs_quiet()
         # The Kafka that it started is stopped, and its files are removed.
