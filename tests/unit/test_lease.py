@@ -48,6 +48,17 @@ def test_it_holds_as_long_as_kafka_answers(lease: Lease, clock: Clock) -> None:
     assert not lease.holds
 
 
+def test_an_answer_counts_from_when_it_was_asked_for(lease: Lease, clock: Clock) -> None:
+    clock.now += 2.0
+    asked_s = lease.now_s
+    clock.now += 1.5
+    lease.answered(asked_s)
+    assert lease.silent_s == 1.5
+    lease.answered()
+    lease.answered(asked_s)
+    assert lease.silent_s == 0.0, "a later answer is not taken back by an earlier one"
+
+
 def test_an_answer_after_too_long_a_silence_is_not_enough(lease: Lease, clock: Clock) -> None:
     """A process that was frozen hears the broker at once; whether the group has given it up, that does not say."""
     clock.now += 5.1

@@ -114,7 +114,7 @@ def test_a_question_that_was_asked_before_the_lease_ended_and_is_answered_after_
         await asyncio.sleep(0)
         bench.now += 60.0
         await bench.turns()
-        assert (bench.asked, bench.lease.silent_s, bench.lease.holds) == (1, 0.0, False)
+        assert (bench.asked, bench.lease.silent_s, bench.lease.holds) == (1, 60.0, False)
 
     scenario(bench, play)
 

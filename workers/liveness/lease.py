@@ -56,16 +56,24 @@ class Lease:
         return self._now() - self._last
 
     @property
+    def now_s(self) -> float:
+        """The lease's own clock."""
+        return self._now()
+
+    @property
     def holds(self) -> bool:
         """Whether jobs may start."""
         return self._silences == self._outlived and self.silent_s <= self.seconds
 
-    def answered(self) -> None:
-        """Kafka has answered something. After too long a silence that is not enough."""
+    def answered(self, asked_s: float | None = None) -> None:
+        """Kafka has answered something. After too long a silence that is not enough.
+
+        ``asked_s``: when it was asked, by ``now_s``, where that may be long ago: the answer is true of a moment after that.
+        """
         now = self._now()
         if now - self._last > self.seconds:
             self._silences += 1
-        self._last = now
+        self._last = now if asked_s is None else max(self._last, asked_s)
 
     def begin(self) -> int:
         """A transaction with offsets begins; its name for ``committed``."""

@@ -64,6 +64,7 @@ class MembershipQuestion:
 
     async def _ask(self) -> None:
         while self._is_time and not self._stopped:  # a client that is being closed may swallow a cancellation
+            asked_s = self._lease.now_s
             try:
                 is_member = await self._is_member()
             except KafkaUnreachable as error:
@@ -75,5 +76,5 @@ class MembershipQuestion:
                 if is_member:
                     silent_s = round(self._lease.silent_s, 1)
                     log.info("still a member, though nothing else is heard of Kafka", silent_s=silent_s)
-                    self._lease.answered()
+                    self._lease.answered(asked_s)
             await asyncio.sleep(self._pause_s)
