@@ -20,7 +20,7 @@ from workers.scheduling.scheduler import Scheduler
 
 pytestmark = pytest.mark.worker_coordination
 
-LOST_MS, PATIENCE_MS, NOTICED_MS = 20_000, 30_000, 10_500
+LOST_MS, PATIENCE_MS, NOTICED_MS = 100_000, 30_000, 10_500
 #: Kafka was there until it was lost, and a session later it was missed.
 SEEN = {"frozen": LOST_MS - NOTICED_MS}
 
@@ -86,11 +86,17 @@ class Bench:
                 await asyncio.sleep(0.001)
 
     def accused(
-        self, *, deaths: tuple[str, ...] = ("frozen",), key: bytes | None = None, number: int = 0
+        self,
+        *,
+        deaths: tuple[str, ...] = ("frozen",),
+        key: bytes | None = None,
+        number: int = 0,
+        before_ms: int = PATIENCE_MS,
     ) -> Message:
-        """One that waits for its verdict; it ran alone at its last death."""
+        """One that waits for its verdict; it ran alone at its last death, so long after those before it."""
         suspects = {0: Suspect(deaths, deaths[-1])}
-        prior = OffsetMap(0, suspects=suspects, losses=dict.fromkeys(deaths, LOST_MS))
+        losses = {**dict.fromkeys(deaths, LOST_MS - before_ms), deaths[-1]: LOST_MS}
+        prior = OffsetMap(0, suspects=suspects, losses=losses)
         part = partition(TOPICS.jobs[NORMAL], number, prior=prior)
         part.note_delivered(0)
         commit(part)
@@ -197,6 +203,60 @@ async def test_who_comes_while_somebody_looks_is_not_judged_by_what_is_found() -
     bench.answer_once()
     await bench.judges()
     assert bench.acquitted == [late]
+
+
+async def test_the_owners_that_were_lost_before_are_waited_for_as_well() -> None:
+    """One of three was only cut off, for longer than the other two lived: two deaths make nobody a dead letter."""
+    bench = Bench()
+    one = bench.accused(deaths=("cut-off", "dead", "alone"), before_ms=1_000)
+    bench.signs = Signs({}, frozenset({"dead", "alone"}), last={"alone": LOST_MS - 1})
+    bench.now_ms = LOST_MS + PATIENCE_MS - 2_000
+    await bench.looks()
+    assert (bench.buried, bench.doubted) == ([], [])
+    bench.signs = Signs({"cut-off": LOST_MS}, frozenset({"dead", "alone"}), last={"alone": LOST_MS - 1})
+    await bench.judges()
+    assert (bench.buried, bench.doubted) == ([], [one])
+    assert one.part.suspects == {0: Suspect(("dead", "alone"))}
+
+
+async def test_one_whose_charge_is_taken_back_with_another_ones_is_acquitted() -> None:
+    """Both are of one partition, and of one owner."""
+    bench = Bench()
+    suspects = {offset: Suspect(("frozen",), "frozen") for offset in range(2)}
+    part = partition(TOPICS.jobs[NORMAL], prior=OffsetMap(0, suspects=suspects, losses={"frozen": LOST_MS}))
+    both = [message(part, offset) for offset in range(2)]
+    for one in both:
+        part.note_delivered(one.offset)
+    commit(part)
+    for one in both:
+        one.lost_worker = True
+        bench.verdicts.expect((one,))
+        arrive(bench.scheduler, one)
+        assert bench.scheduler.take(NOW_MS) is None
+    await bench.looks()
+    bench.signs = Signs({"frozen": LOST_MS + 1})
+    await bench.judges()
+    assert (bench.acquitted, bench.failures) == (both, [])
+
+
+async def test_one_that_is_silent_for_long_enough_was_lost_for_good() -> None:
+    bench = Bench()
+    one = bench.accused(deaths=("silent", "dead", "alone"), before_ms=1_000)
+    bench.signs = Signs({}, frozenset({"dead", "alone"}), last={"alone": LOST_MS - 1})
+    bench.now_ms = LOST_MS + PATIENCE_MS - 1_001
+    await bench.looks()
+    assert bench.buried == []
+    bench.now_ms += 1
+    await bench.judges()
+    assert bench.buried == [one]
+
+
+async def test_who_has_seen_three_other_deaths_waits_for_no_fourth() -> None:
+    bench = Bench()
+    one = bench.accused(deaths=("silent", "dead", "too", "alone"), before_ms=1_000)
+    bench.signs = Signs({}, frozenset({"dead", "too", "alone"}), last={"alone": LOST_MS - 1})
+    await bench.judges()
+    assert bench.buried == [one]
 
 
 async def test_a_look_that_took_long_condemns_nobody_by_what_it_could_not_see() -> None:

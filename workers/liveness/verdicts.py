@@ -4,7 +4,8 @@ In:  accused messages, and what the reports say. Out: each is buried as ``worker
 
 Who dies alone was killed by what it ran; but a frozen worker looks dead as well, and wakes up a moment later. So the job
 waits, with its key, until its worker is heard of, or another one has taken its name, or nothing was heard for so long
-that it must be dead. While nobody can read the reports, nobody is judged.
+that it must be dead. While nobody can read the reports, nobody is judged. The same goes for the owners that were lost before: where it
+takes their deaths to make three, each of them is waited for as well.
 
 And a worker from which Kafka was away has cancelled the job, and could not say so: whatever ended it then, it may not have been
 the job. A Kafka that has been started gives everybody a new session, so the loss is noticed late, compared with the last
@@ -26,7 +27,7 @@ from schemas.offsetmap import MAX_OWNERS
 from workers.blocking import in_thread
 from workers.liveness.survivors import Signs
 from workers.message import Message
-from workers.offsets import PartitionState
+from workers.offsets import ALONE_AFTER, PartitionState
 from workers.scheduling.scheduler import Scheduler
 
 log = structlog.get_logger("rustfs_workers.verdicts")
@@ -34,6 +35,8 @@ log = structlog.get_logger("rustfs_workers.verdicts")
 _LOOK_EVERY_S: Final = 3.0
 #: Looks at the reports that did not come to an end in time: so many, and they never will.
 _LOOKS_IN_VAIN: Final = 10
+#: So many make a job a dead letter: those after which it runs alone, and one in which it did.
+_DEATHS: Final = ALONE_AFTER + 1
 
 
 class Verdicts:
@@ -134,7 +137,8 @@ class Verdicts:
         losses: dict[str, int] = {}
         for message in self._open:
             owner, lost_ms = message.part.charge(message.offset)
-            losses[owner] = min(lost_ms, losses.get(owner, lost_ms))
+            for one, at in ((owner, lost_ms), *_earlier(message).items()):
+                losses[one] = min(at, losses.get(one, at))
         return losses
 
     def _judge(self, message: Message, signs: Signs, began_ms: int) -> None:
@@ -155,7 +159,20 @@ class Verdicts:
                 log.warning("reports cannot be read to their end: no proof", at=message.where, owner=owner)
                 self._doubt(message)
         elif owner in signs.replaced or silent_ms >= self._patience_ms:
-            if self._is_proven(message, owner, lost_ms, signs):
+            alive = {one for one, at in _earlier(message).items() if signs.heard.get(one, 0) > at}
+            if alive:
+                with self._lock:
+                    part.absolve(alive)
+                    part.dirty = True
+            deaths = part.suspects[message.offset].deaths
+            unsure = [
+                one
+                for one, at in _earlier(message).items()
+                if one not in signs.replaced and began_ms - at < self._patience_ms
+            ]
+            if unsure and deaths - len(unsure) < _DEATHS:
+                return
+            if (not alive or deaths >= _DEATHS) and self._is_proven(message, owner, lost_ms, signs):
                 self._close(message)
                 self._scheduler.bury(message)
                 self._buried(message)
@@ -197,3 +214,13 @@ class Verdicts:
             self._watch = None
         if not watch.cancelled() and (error := watch.exception()) is not None:
             self._on_failure(error)
+
+
+def _earlier(message: Message) -> dict[str, int]:
+    """The owners that were lost before the last one, and when, where that is known."""
+    part = message.part
+    suspect = part.suspects.get(message.offset)
+    if suspect is None:
+        return {}  # with another one of its partition all that it was charged with has been taken back
+    losses = ((one, part.losses.get(one, 0)) for one in suspect.owners if one != suspect.alone)
+    return {one: at for one, at in losses if at}
