@@ -42,7 +42,7 @@ class Redrives:
     ) -> None:
         """One call after another, until it is stopped. Blocks."""
         dice = random.Random(f"redrives {seed}")
-        told: set[str] = set()
+        told = set(self.redriven)
         pause_s = _FIRST_PAUSE_S
         while not stop.wait(pause_s):
             failing = [job.job_id for job in list(accepted) if job.type == AlwaysFails.job_type]
