@@ -15,7 +15,6 @@ from workers.consuming.poller import Poller
 from workers.liveness.verdicts import Verdicts
 from workers.message import Message
 from workers.offsets import PartitionState, Place
-from workers.outcome import Outcome
 
 if TYPE_CHECKING:
     from tests.simulation.sim_worker import SimWorker
@@ -46,16 +45,10 @@ class SimCommitter(Committer):
     def release(self, parts: Iterable[PartitionState], *, clean: bool = True) -> Any:
         return SimEvent(self.worker, super().release(parts, clean=clean))
 
-    def _commit(
-        self,
-        outcomes: list[Outcome],
-        released: set[PartitionState],
-        doubts: int = 0,
-        began_ms: int | None = None,
-    ) -> None:
+    def _commit(self, *arguments: Any, **options: Any) -> None:
         was_half_told = self.worker.is_half_told
         self._depth += 1
-        super()._commit(outcomes, released, doubts, began_ms)
+        super()._commit(*arguments, **options)
         self._depth -= 1
         if self._depth:
             return

@@ -54,3 +54,39 @@ def honest() -> Evidence:
         traffic_ns=[(0, 20 * S)],
         faults={"worker_kill": 1},
     )
+
+
+def bury(e: Evidence, name: str) -> None:
+    e.topics.jobs.append(record(name, len(e.topics.jobs), topic="jobs.dlq"))
+
+
+def retried(not_before_s: float, offset: int = 0) -> JobRecord:
+    due_ms = WALL_MS + round(not_before_s * 1000)
+    return record(
+        "two", offset, topic="jobs.retry.1s", delivery=1, not_before_ms=due_ms, written_ms=WALL_MS + 2_600
+    )
+
+
+def retry(e: Evidence, *others: Status, due_s: float = 3.5, **facts: object) -> None:
+    """Job two fails in its first run, at 2.5, and succeeds in its second, at 3.9."""
+    e.topics.jobs += [retried(due_s), record("two", 9, delivery=2)]
+    e.topics.statuses["two"] = [
+        said("two", "retrying", 2.5, 7, not_before_ms=WALL_MS + 3_500, started_ms=WALL_MS + 2_000),
+        *others,
+        replace(said("two", "succeeded", 3.9, 9, delivery=2, attempt=2), **facts),  # type: ignore[arg-type]
+    ]
+    e.runs.append(ran("two", 3.9, 3.95, attempt=e.topics.statuses["two"][-1].attempt))
+
+
+def redrive(e: Evidence, *others: Status) -> None:
+    """Job two has failed, is given a new life at 4, and succeeds in it at 5.5."""
+    bury(e, "two")
+    e.topics.statuses["two"] = [
+        said("two", "failed", 2.5, 7, started_ms=WALL_MS + 2_000),
+        said("two", "pending", 4, 8, "", redrives=1, delivery=1),
+        said("two", "succeeded", 5.5, 9, redrives=1, delivery=1, started_ms=WALL_MS + 5_000),
+        *others,
+    ]
+    e.topics.jobs.append(record("two", 9, redrives=1, delivery=1))
+    e.runs.append(ran("two", 5, 5.5, redrives=1))
+    e.redriven = ["two"]
