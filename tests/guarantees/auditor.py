@@ -395,8 +395,8 @@ def _look_at_keys(evidence: Evidence, verdict: Verdict) -> None:
             frozen = _covering(evidence.troubles, first, second)
             end_ns = ends.end_of(first)
             elsewhere = ends.life_of(first) != ends.life_of(second)
-            is_fenced = frozen is not None and elsewhere and first.fence < second.fence
-            if is_fenced and frozen is not None and end_ns <= frozen.end_ns + REMAINDER_NS:
+            is_fenced = elsewhere and first.fence < second.fence
+            if frozen is not None and is_fenced and end_ns <= frozen.end_ns + REMAINDER_NS:
                 verdict.fenced_remainders += 1
             else:
                 verdict.overlaps.add(
