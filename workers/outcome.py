@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from schemas.headers import RawHeaders
 from schemas.lifecycle import JobStatus
@@ -35,8 +35,7 @@ class OutRecord:
     schema: WireSchema | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class PlainSuccess:
+class PlainSuccess(NamedTuple):
     """The status of a run that succeeded and has nothing else to tell: most of them."""
 
     key: str | None

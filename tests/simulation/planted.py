@@ -155,7 +155,7 @@ def _cancelled_is_done() -> Any:
         ended = [one for one in self.running if one.message.part in parts]
         for one in ended:
             self._worker._committer.emit(
-                self._worker._router.settle(self._run(one), Success(), one.decoded.rules)
+                self._worker._router.settle(self._run(one), Success(), one.decoded.limits)
             )
         cancel(self, parts)
 

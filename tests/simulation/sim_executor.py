@@ -120,7 +120,7 @@ class SimExecutor:
             for _ in range(one.job.children)
         )
         run = self._run(one, children)
-        self._worker._committer.emit(self._worker._router.settle(run, result, one.decoded.rules))
+        self._worker._committer.emit(self._worker._router.settle(run, result, one.decoded.limits))
         self._worker._scheduler.done(one.message)
 
     def dies_in_sandbox(self, one: Execution) -> None:

@@ -27,7 +27,7 @@ from tests.simulation.sim_threads import (
     SimPoller,
     SimVerdicts,
 )
-from workers.committing.outbox import Outbox
+from workers.committing.commit_queue import CommitQueue
 from workers.committing.router import Router
 from workers.config import WorkerConfig
 from workers.consuming.duplicates import DuplicateWindow
@@ -145,7 +145,9 @@ class SimWorker(WorkerProcess):
             upcoming=self._scheduler.upcoming,
             lease=self._lease,
             now_ms=self.now_ms,
-            outbox=Outbox(least_ahead=2),  # maps that open a wide window would hide what happens at its end
+            queue=CommitQueue(
+                least_ahead=2
+            ),  # maps that open a wide window would hide what happens at its end
         )
         committer.worker = self
         committer._transactions._offsets = OffsetsAtOnce(self)  # type: ignore[assignment]

@@ -13,7 +13,7 @@ from schemas.headers import Delivery
 from schemas.job import Execution
 from schemas.lifecycle import JobStatus
 from tests.support.messages import TOPICS, commit, message, partition
-from workers.committing.router import Router, Rules
+from workers.committing.router import Limits, Router
 from workers.config import WorkerConfig
 from workers.context import WorkerContext
 from workers.execution.children import ChildJobs
@@ -26,7 +26,7 @@ from workers.scheduling.scheduler import Scheduler
 
 NOW_MS = 1_000_000
 HOUR_MS = 3_600_000
-RULES = Rules(3, Backoff(base=timedelta(seconds=2)), HOUR_MS)
+LIMITS = Limits(3, Backoff(base=timedelta(seconds=2)), HOUR_MS)
 Call = Callable[[Any, WorkerContext], Any]
 
 
@@ -44,7 +44,7 @@ class FakeDecoded:
     timeout_ms: int = HOUR_MS
     job_type: str = "test"
     job: Any = None
-    rules: Rules = RULES
+    limits: Limits = LIMITS
     priority: Any = None
 
 

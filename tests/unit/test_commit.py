@@ -24,7 +24,7 @@ from tests.support.commit_bench import (
 )
 from tests.support.messages import TOPICS, message
 from tests.support.waiting import eventually
-from workers.committing.outbox import MAX_BATCH, MAX_BATCH_BYTES
+from workers.committing.commit_queue import MAX_BATCH, MAX_BATCH_BYTES
 from workers.offsets import MAX_REACH
 from workers.outcome import Outcome, OutRecord
 
@@ -329,7 +329,7 @@ def test_brokers_that_are_short_of_time_get_smaller_transactions_however_few_byt
 def test_when_there_is_time_again_transactions_grow_to_what_they_were(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("workers.committing.outbox._MORE_AFTER", 1)
+    monkeypatch.setattr("workers.committing.commit_queue._MORE_AFTER", 1)
     bench = Bench(records=10 * MAX_BATCH)
     SlowWay(bench, most=100, patience=10)
     for offset in range(200):

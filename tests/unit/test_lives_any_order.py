@@ -18,7 +18,7 @@ from schemas.topics import JobPriority, tier_for
 from streams.dead_letters import DeadLetter
 from streams.new_life import life_after
 from tests.support.messages import TOPICS, job_value, partition
-from workers.committing.router import MIN_SNOOZE_MS, Router, Rules, Run, status_of
+from workers.committing.router import MIN_SNOOZE_MS, Limits, Router, Run, status_of
 from workers.message import Message
 from workers.outcome import Outcome, OutRecord
 from workers.results import Failed, JobResult, Skipped, Snooze, Success
@@ -26,7 +26,7 @@ from workers.results import Failed, JobResult, Skipped, Snooze, Success
 pytestmark = pytest.mark.job_processing
 
 ROUTER = Router(TOPICS)
-RULES = Rules(3, Backoff(), 7 * 86_400_000)
+LIMITS = Limits(3, Backoff(), 7 * 86_400_000)
 NUMBER = 5
 KEY = b"bucket/a"
 HOUR_MS = 3_600_000
@@ -175,7 +175,7 @@ class Life(RuleBasedStateMachine):
             telling = Run(one, "test", self.priority, "bucket/a", began, began, self.now_ms, "w.0")
             self._goes_to(status_of(telling, JobStatus.RUNNING).state)
         run = Run(one, "test", self.priority, "bucket/a", began, began, self.now_ms, "w.0")
-        outcome = ROUTER.settle(run, result, RULES)
+        outcome = ROUTER.settle(run, result, LIMITS)
         self._apply(outcome, delivery)
         self.runs += 1
         assert self.state is not None
@@ -186,7 +186,7 @@ class Life(RuleBasedStateMachine):
                 assert self.state is JobStatus.SKIPPED
             case Failed(retryable=retryable):
                 self.failures += 1
-                again = retryable and self.failures <= RULES.max_retries
+                again = retryable and self.failures <= LIMITS.max_retries
                 assert self.state is (JobStatus.RETRYING if again else JobStatus.FAILED)
         if not self.state.final:
             assert self.last is not None
@@ -196,7 +196,7 @@ class Life(RuleBasedStateMachine):
                 case Snooze(delay=delay) if self.state is JobStatus.SCHEDULED:
                     wait_ms = max(round(delay / timedelta(milliseconds=1)), MIN_SNOOZE_MS)
                 case _:
-                    wait_ms = RULES.backoff.delay_ms(self.job_id, delivery.attempt)
+                    wait_ms = LIMITS.backoff.delay_ms(self.job_id, delivery.attempt)
                     self.failures += isinstance(
                         result, Snooze
                     )  # its limit was reached: a failure like any other

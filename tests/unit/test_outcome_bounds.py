@@ -19,7 +19,7 @@ from schemas.records import StatusChange, StatusWriter, decode_status
 from schemas.topics import TIERS, Topics
 from tests.support.deployments import Sample
 from tests.support.events import JOB_ID, job_value
-from workers.committing.router import Router, Rules, Run
+from workers.committing.router import Limits, Router, Run
 from workers.context import MAX_METRICS, WorkerContext
 from workers.message import Message
 from workers.offsets import PartitionState
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.job_processing
 
 TOPICS = Topics("p.")
 ROUTER = Router(TOPICS)
-RULES = Rules(3, DEFAULT_BACKOFF, 86_400_000)
+LIMITS = Limits(3, DEFAULT_BACKOFF, 86_400_000)
 NOW = 1_760_000_000_000
 HUGE = "\0ü😀" * 100_000
 
@@ -75,7 +75,7 @@ def written(outcome: Outcome) -> StatusChange:
     ids=["skipped", "snooze", "retried", "dead"],
 )
 def test_the_texts_of_every_result_are_bounded(result: JobResult) -> None:
-    outcome = ROUTER.settle(run_of(Delivery("test_sample")), result, RULES)
+    outcome = ROUTER.settle(run_of(Delivery("test_sample")), result, LIMITS)
     change = written(outcome)
     assert 1_000 < len((change.error_message or "").encode()) <= 1024
     assert len((change.error_type or "").encode()) <= 256
@@ -83,7 +83,7 @@ def test_the_texts_of_every_result_are_bounded(result: JobResult) -> None:
 
 
 def test_no_reason_is_no_message() -> None:
-    assert written(ROUTER.settle(run_of(Delivery("t")), Skipped(), RULES)).error_message is None
+    assert written(ROUTER.settle(run_of(Delivery("t")), Skipped(), LIMITS)).error_message is None
 
 
 def test_metrics_and_progress_are_bounded_whatever_a_handler_says() -> None:
@@ -93,7 +93,7 @@ def test_metrics_and_progress_are_bounded_whatever_a_handler_says() -> None:
     context.update_metrics("0" + HUGE, 10**400)
     context.progress(10**30, -(10**30))
     run = run_of(Delivery("t"), metrics=context.metrics, progress=context._progress)
-    change = written(ROUTER.settle(run, Success(), RULES))
+    change = written(ROUTER.settle(run, Success(), LIMITS))
     assert len(change.metrics) == MAX_METRICS
     assert max(len(name.encode()) for name in change.metrics) <= 256
     assert max(change.metrics.values()) == float("inf")

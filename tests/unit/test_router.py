@@ -19,7 +19,7 @@ from schemas.lifecycle import JobStatus, by_worker
 from schemas.records import MAX_OUTPUT_BYTES, StatusChange
 from schemas.topics import TIERS, JobPriority, tier_for
 from tests.support.messages import TOPICS, job_value, message, partition
-from workers.committing.router import MIN_SNOOZE_MS, Router, Rules, Run, as_result, status_of
+from workers.committing.router import MIN_SNOOZE_MS, Limits, Router, Run, as_result, status_of
 from workers.message import Message
 from workers.outcome import Outcome, OutRecord, PlainSuccess
 from workers.results import Failed, JobResult, Skipped, Snooze, Success, failed_by
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.job_processing
 ROUTER = Router(TOPICS)
 CREATED, FINISHED = 1_700_000_000_000, 1_700_000_100_000
 DAY_MS = 86_400_000
-RULES = Rules(3, Backoff(), 7 * DAY_MS)
+LIMITS = Limits(3, Backoff(), 7 * DAY_MS)
 JOB = "01890a5d-ac96-774b-bcce-b302099a8057"
 CHILD = OutRecord(TOPICS.jobs[JobPriority.LOW], 1, b"child", b"value", [])
 ATTEMPTS = tuple(Attempt(number, "w.0", 1, 2, "ValueError", "bad") for number in range(1, 20))
@@ -110,7 +110,7 @@ def test_a_run_has_one_end_and_a_job_one_line_of_life(
     delivery: Delivery, result: JobResult, max_retries: int, children: tuple[OutRecord, ...], *, metrics: bool
 ) -> None:
     run = run_of(delivery, children=children, metrics={"n": 1} if metrics else None)
-    outcome = ROUTER.settle(run, result, replace(RULES, max_retries=max_retries))
+    outcome = ROUTER.settle(run, result, replace(LIMITS, max_retries=max_retries))
     state = outcome.state
     assert state is not None
     assert by_worker(JobStatus.PENDING, state) is by_worker(JobStatus.RUNNING, state) is state
@@ -159,7 +159,7 @@ def test_max_retries_3_means_at_most_4_runs(attempt: int, max_retries: int, *, r
     outcome = ROUTER.settle(
         run_of(Delivery(job_type="test", attempt=attempt)),
         Failed("no", retryable=retryable),
-        replace(RULES, max_retries=max_retries),
+        replace(LIMITS, max_retries=max_retries),
     )
     goes_on = retryable and attempt <= max_retries
     assert outcome.state is (JobStatus.RETRYING if goes_on else JobStatus.FAILED)
@@ -169,7 +169,7 @@ def test_max_retries_3_means_at_most_4_runs(attempt: int, max_retries: int, *, r
 
 
 def test_a_success_with_nothing_to_tell_is_the_plain_one() -> None:
-    outcome = ROUTER.settle(run_of(), Success(), RULES)
+    outcome = ROUTER.settle(run_of(), Success(), LIMITS)
     assert outcome.status == PlainSuccess(
         "bucket/a", FINISHED, CREATED, FINISHED - 50, "test", JobPriority.HIGH
     )
@@ -187,7 +187,7 @@ def test_a_success_with_nothing_to_tell_is_the_plain_one() -> None:
     ids=str,
 )
 def test_a_success_with_something_to_tell_tells_it(facts: dict[str, Any]) -> None:
-    change = told(ROUTER.settle(run_of(**facts), Success(), RULES))
+    change = told(ROUTER.settle(run_of(**facts), Success(), LIMITS))
     assert change.state is JobStatus.SUCCEEDED
     assert change.metrics == facts.get("metrics", {})
     assert (change.progress_done, change.progress_total) == facts.get("progress", (None, None))
@@ -202,7 +202,7 @@ json_values = st.recursive(
 
 @given(st.dictionaries(st.text(max_size=8), json_values, max_size=4))
 def test_an_output_is_kept_as_json(output: dict[str, Any]) -> None:
-    text = told(ROUTER.settle(run_of(), Success(output), RULES)).output
+    text = told(ROUTER.settle(run_of(), Success(output), LIMITS)).output
     assert text is not None
     assert json.loads(text) == output
 
@@ -210,7 +210,7 @@ def test_an_output_is_kept_as_json(output: dict[str, Any]) -> None:
 @pytest.mark.parametrize("text", ["x", '"', "\\", "ä", "\n", "€", "\U0001f600", "\ud800"])
 @pytest.mark.parametrize("count", [5_000, 16_400, 40_000])
 def test_an_output_of_any_size_fits(text: str, count: int) -> None:
-    output = told(ROUTER.settle(run_of(), Success({"text": text * count}), RULES)).output
+    output = told(ROUTER.settle(run_of(), Success({"text": text * count}), LIMITS)).output
     assert output is not None
     assert len(output.encode("utf-8", "replace")) <= MAX_OUTPUT_BYTES
     assert set(json.loads(output)) <= {"text", "truncated"}
@@ -218,7 +218,7 @@ def test_an_output_of_any_size_fits(text: str, count: int) -> None:
 
 def test_a_mapping_of_any_kind_is_an_object() -> None:
     result = as_result(MappingProxyType({"n": 1}))
-    assert told(ROUTER.settle(run_of(), result, RULES)).output == '{"n":1}'
+    assert told(ROUTER.settle(run_of(), result, LIMITS)).output == '{"n":1}'
 
 
 class Changing:
@@ -260,7 +260,7 @@ def test_the_next_run_is_neither_earlier_nor_later_than_the_backoff_says(
         base=timedelta(milliseconds=base_ms), cap=timedelta(seconds=cap_s), floor=timedelta(0), jitter=jitter
     )
     run = run_of(Delivery(job_type="test", attempt=attempt), started_at_ms=FINISHED - 7 * DAY_MS)
-    outcome = ROUTER.settle(run, Failed("no"), Rules(99, backoff, DAY_MS))
+    outcome = ROUTER.settle(run, Failed("no"), Limits(99, backoff, DAY_MS))
     due = parse(only_record(outcome).headers).not_before_ms
     wait = due - FINISHED
     bound = min(base_ms * 2 ** (attempt - 1), cap_s * 1_000)
@@ -272,7 +272,7 @@ def test_the_next_run_is_neither_earlier_nor_later_than_the_backoff_says(
 
 def test_an_outcome_that_is_made_twice_is_the_same() -> None:
     """After an ambiguous commit it must land in the same tier, to be recognised."""
-    once, again = (ROUTER.settle(run_of(), Failed("no"), RULES) for _ in range(2))
+    once, again = (ROUTER.settle(run_of(), Failed("no"), LIMITS) for _ in range(2))
     assert (once.status, once.records) == (again.status, again.records)
 
 
@@ -280,8 +280,8 @@ def test_an_outcome_that_is_made_twice_is_the_same() -> None:
 def test_the_retry_of_a_record_without_a_usable_timestamp_can_be_read(timestamp_ms: int) -> None:
     """Some clients write none (-1)."""
     bare = message(partition(), 1, job_id=JOB, timestamp_ms=timestamp_ms)
-    run = replace(run_of(), message=bare)
-    retry = only_record(ROUTER.settle(run, Failed("no"), RULES))
+    run = run_of()._replace(message=bare)
+    retry = only_record(ROUTER.settle(run, Failed("no"), LIMITS))
     assert parse(retry.headers).attempt == 2
 
 
@@ -291,12 +291,12 @@ def test_the_retry_of_a_record_without_a_usable_timestamp_can_be_read(timestamp_
 def test_a_job_of_a_producer_that_names_its_type_only_in_the_bytes_is_published_again_with_its_name(
     result: JobResult,
 ) -> None:
-    outcome = ROUTER.settle(run_of(Delivery()), result, RULES)
+    outcome = ROUTER.settle(run_of(Delivery()), result, LIMITS)
     assert parse(only_record(outcome).headers).job_type == "test"
 
 
 def test_an_attempt_is_remembered_with_its_error() -> None:
-    outcome = ROUTER.settle(run_of(), Failed("it broke", error_type="OSError"), RULES)
+    outcome = ROUTER.settle(run_of(), Failed("it broke", error_type="OSError"), LIMITS)
     following = parse(only_record(outcome).headers)
     assert following.history == (Attempt(1, "w.0", FINISHED - 50, FINISHED, "OSError", "it broke"),)
     assert (following.error_type, following.error_message) == ("OSError", "it broke")
@@ -305,7 +305,7 @@ def test_an_attempt_is_remembered_with_its_error() -> None:
 
 def test_the_oldest_attempts_are_forgotten_first() -> None:
     delivery = Delivery(job_type="test", attempt=11, history=ATTEMPTS[:10])
-    outcome = ROUTER.settle(run_of(delivery), Failed("no"), replace(RULES, max_retries=99))
+    outcome = ROUTER.settle(run_of(delivery), Failed("no"), replace(LIMITS, max_retries=99))
     history = parse(only_record(outcome).headers).history
     assert len(history) == MAX_HISTORY
     assert [attempt.attempt for attempt in history] == list(range(2, 12))
@@ -320,7 +320,7 @@ def test_texts_of_a_handler_are_bounded_wherever_they_go() -> None:
         Snooze(timedelta(seconds=5), long),
         Snooze(timedelta(days=900), long),
     ):
-        outcome = ROUTER.settle(run_of(), result, RULES)
+        outcome = ROUTER.settle(run_of(), result, LIMITS)
         change = told(outcome)
         assert len((change.error_message or "").encode()) <= 1_024
         assert len((change.error_type or "").encode()) <= 256
@@ -333,7 +333,7 @@ def test_texts_of_a_handler_are_bounded_wherever_they_go() -> None:
 def test_a_dead_letter_carries_both_families_of_headers() -> None:
     failed = Failed("never", retryable=False, error_type="PermanentError", stacktrace="Traceback …")
     letter = only_record(
-        ROUTER.settle(run_of(Delivery(job_type="test", attempt=2, delivery=4)), failed, RULES)
+        ROUTER.settle(run_of(Delivery(job_type="test", attempt=2, delivery=4)), failed, LIMITS)
     )
     delivery = parse(letter.headers)
     assert (delivery.error_type, delivery.error_message) == ("PermanentError", "never")
@@ -354,7 +354,7 @@ def test_a_dead_letter_carries_both_families_of_headers() -> None:
 @given(st.timedeltas(timedelta(milliseconds=MIN_SNOOZE_MS), timedelta(days=6)), st.integers(1, 9))
 def test_snoozing_uses_up_no_attempt_and_is_never_early(delay: timedelta, attempt: int) -> None:
     run = run_of(Delivery(job_type="test", attempt=attempt, error_type="OSError"))
-    outcome = ROUTER.settle(run, Snooze(delay, "not yet"), replace(RULES, max_retries=0))
+    outcome = ROUTER.settle(run, Snooze(delay, "not yet"), replace(LIMITS, max_retries=0))
     following = parse(only_record(outcome).headers)
     assert outcome.state is JobStatus.SCHEDULED
     assert following.attempt == attempt
@@ -365,18 +365,18 @@ def test_snoozing_uses_up_no_attempt_and_is_never_early(delay: timedelta, attemp
 @pytest.mark.parametrize("delay", [-timedelta(days=3), timedelta(0), timedelta(milliseconds=99)])
 def test_a_snooze_into_the_past_is_due_soon_but_not_at_once(delay: timedelta) -> None:
     """A handler that has nothing better to say must not be asked thousands of times a second."""
-    outcome = ROUTER.settle(run_of(), Snooze(delay), RULES)
+    outcome = ROUTER.settle(run_of(), Snooze(delay), LIMITS)
     assert parse(only_record(outcome).headers).not_before_ms == FINISHED + MIN_SNOOZE_MS
     assert only_record(outcome).topic == TOPICS.jobs[JobPriority.HIGH]
 
 
 @pytest.mark.parametrize(("over_ms", "state"), [(0, JobStatus.SCHEDULED), (1, JobStatus.RETRYING)])
 def test_beyond_its_limit_a_snooze_is_a_failure_like_others(over_ms: int, state: JobStatus) -> None:
-    limit = RULES.snooze_limit_ms
+    limit = LIMITS.snooze_limit_ms
     first = FINISHED - DAY_MS
     left = timedelta(milliseconds=first + limit - FINISHED + over_ms)
     run = run_of(Delivery(job_type="test", snoozed_since_ms=first))
-    outcome = ROUTER.settle(run, Snooze(left, "the target is away"), RULES)
+    outcome = ROUTER.settle(run, Snooze(left, "the target is away"), LIMITS)
     assert outcome.state is state
     if over_ms:
         assert told(outcome).error_type == "SnoozeLimitReached"
@@ -387,7 +387,7 @@ def test_beyond_its_limit_a_snooze_is_a_failure_like_others(over_ms: int, state:
 def test_a_job_that_was_made_weeks_ago_may_wait_like_any_other() -> None:
     """It was delayed, or redriven: the limit counts from its first snooze in this life."""
     run = run_of(created_at_ms=FINISHED - 30 * DAY_MS)
-    outcome = ROUTER.settle(run, Snooze(timedelta(hours=1)), RULES)
+    outcome = ROUTER.settle(run, Snooze(timedelta(hours=1)), LIMITS)
     assert outcome.state is JobStatus.SCHEDULED
     assert parse(only_record(outcome).headers).snoozed_since_ms == run.started_at_ms
 
@@ -395,19 +395,19 @@ def test_a_job_that_was_made_weeks_ago_may_wait_like_any_other() -> None:
 def test_the_limit_of_snoozes_does_not_begin_in_the_future() -> None:
     """A header of the year 9999 would put it off for eight thousand years."""
     run = run_of(Delivery(job_type="test", snoozed_since_ms=LATEST_MS))
-    outcome = ROUTER.settle(run, Snooze(timedelta(seconds=1)), RULES)
+    outcome = ROUTER.settle(run, Snooze(timedelta(seconds=1)), LIMITS)
     assert told(outcome).state is JobStatus.SCHEDULED
     assert parse(only_record(outcome).headers).snoozed_since_ms == run.started_at_ms
 
 
 def test_a_job_of_an_unknown_type_waits_for_its_fifteen_minutes_whatever_the_limit_of_snoozes() -> None:
     run = run_of(Delivery(job_type="test", snoozed_since_ms=1), unknown_since_ms=FINISHED - 1_000)
-    outcome = ROUTER.settle(run, Snooze(timedelta(seconds=10)), RULES)
+    outcome = ROUTER.settle(run, Snooze(timedelta(seconds=10)), LIMITS)
     assert outcome.state is JobStatus.SCHEDULED
 
 
 def test_the_longest_snooze_does_not_overflow() -> None:
-    assert ROUTER.settle(run_of(), Snooze(timedelta.max), RULES).state is JobStatus.RETRYING
+    assert ROUTER.settle(run_of(), Snooze(timedelta.max), LIMITS).state is JobStatus.RETRYING
 
 
 # --- what is moved or buried without a run ---------------------------------------------------------------------------
@@ -494,8 +494,8 @@ def test_an_outcome_that_cannot_be_written_becomes_a_small_failure() -> None:
 
 
 def test_an_outcome_knows_the_state_that_it_leads_to() -> None:
-    assert ROUTER.settle(run_of(), Success(), RULES).state is JobStatus.SUCCEEDED
-    assert ROUTER.settle(run_of(), Skipped(), RULES).state is JobStatus.SKIPPED
+    assert ROUTER.settle(run_of(), Success(), LIMITS).state is JobStatus.SUCCEEDED
+    assert ROUTER.settle(run_of(), Skipped(), LIMITS).state is JobStatus.SKIPPED
     assert Outcome(None, None).state is None
 
 
@@ -505,7 +505,7 @@ def test_what_looks_like_a_secret_is_masked_before_it_is_published() -> None:
         raise RuntimeError("GET https://user:hunter2@host/x?X-Amz-Signature=abcdef failed")
     except RuntimeError as error:
         failed = failed_by(error)
-    outcome = ROUTER.settle(run_of(), failed, replace(RULES, max_retries=0))
+    outcome = ROUTER.settle(run_of(), failed, replace(LIMITS, max_retries=0))
     written = repr([record.headers for record in outcome.records]) + repr(outcome.status)
     assert "RuntimeError" in written
     assert "hunter2" not in written
@@ -521,7 +521,7 @@ def test_what_looks_like_a_secret_is_masked_before_it_is_published() -> None:
     ],
 )
 def test_a_reason_is_published_too_and_masked_like_an_error(result: JobResult) -> None:
-    outcome = ROUTER.settle(run_of(), result, replace(RULES, max_retries=0))
+    outcome = ROUTER.settle(run_of(), result, replace(LIMITS, max_retries=0))
     written = repr([record.headers for record in outcome.records]) + repr(outcome.status)
     assert "asked" in written
     assert "hunter2" not in written

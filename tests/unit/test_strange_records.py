@@ -27,7 +27,7 @@ from schemas.wire import WireSchema
 from streams.jobinfo import JobEvent, JobState, job_info
 from tests.support.events import JOB_ID, envelope, job_value
 from workers.blocking import in_thread
-from workers.committing.router import Router, Rules, Run
+from workers.committing.router import Limits, Router, Run
 from workers.config import WorkerConfig
 from workers.execution.decoder import Decoded, Decoder
 from workers.message import Message
@@ -135,7 +135,7 @@ def test_any_record_of_any_schema_is_decoded_or_refused(
     assert record["id"].encode() == message.job_id
     # What is decoded can be settled, and the result be written.
     run = Run(message, decoded.job_type, decoded.priority, record["key"], record["created_at"], NOW, NOW, "w")
-    outcome = Router(TOPICS).settle(run, Snooze(timedelta(seconds=10), "later"), decoded.rules)
+    outcome = Router(TOPICS).settle(run, Snooze(timedelta(seconds=10), "later"), decoded.limits)
     assert isinstance(outcome.status, StatusChange)
     StatusWriter(codec).encode(outcome.status)
 
@@ -204,7 +204,7 @@ def test_our_own_schema_does_not_settle_ranges(wrong: dict[str, Any]) -> None:
 @pytest.mark.parametrize(("given_limit", "limit"), [(-3, 0), (2, 2), (2**31 - 1, 1_000_000)])
 def test_a_number_of_retries_stays_in_its_bounds(given_limit: int, limit: int) -> None:
     decoded = decoder_of(Codec()).decode(message_of(job_value(Strange(), max_retries=given_limit)))
-    assert decoded.rules == Rules(limit, DEFAULT_BACKOFF, decoded.rules.snooze_limit_ms)
+    assert decoded.limits == Limits(limit, DEFAULT_BACKOFF, decoded.limits.snooze_limit_ms)
 
 
 # Schemas that are not known yet

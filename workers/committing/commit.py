@@ -35,9 +35,9 @@ from schemas.errors import DeliveryFailed, GroupNotInitialised
 from schemas.lifecycle import JobStatus
 from schemas.offsetmap import MAX_CHARACTERS, OffsetMap
 from schemas.records import StatusChange
+from workers.committing.commit_queue import LEAST_BATCH_BYTES, CommitQueue, forwarded
 from workers.committing.counters import Counters
 from workers.committing.holdings import Holdings
-from workers.committing.outbox import LEAST_BATCH_BYTES, Outbox, forwarded
 from workers.committing.recovery import Recovery
 from workers.committing.router import Router
 from workers.committing.standing import ReadBack, ReadVisible, Standing
@@ -111,7 +111,7 @@ class Committer:
         lease: Lease,
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
         job_types: Iterable[str] = (),
-        outbox: Outbox | None = None,
+        queue: CommitQueue | None = None,
     ) -> None:
         self._membership = membership
         self._now_ms = now_ms
@@ -133,7 +133,7 @@ class Committer:
             may_send=holdings.may_send,
             may_commit=holdings.may_commit,
         )
-        self._outbox = Outbox() if outbox is None else outbox
+        self._queue = CommitQueue() if queue is None else queue
         self._wake = threading.Event()
         self._stop = False
         self._releases: list[tuple[frozenset[PartitionState], threading.Event]] = []
@@ -157,7 +157,7 @@ class Committer:
 
     def emit(self, outcome: Outcome) -> None:
         """Something to write with the next tick; for the event loop. Never blocks."""
-        self._outbox.put(outcome)
+        self._queue.put(outcome)
         if not self._wake.is_set():
             self._wake.set()
 
@@ -193,17 +193,17 @@ class Committer:
     @property
     def ahead(self) -> int:
         """How many jobs may start before the next commit. Any thread."""
-        return self._outbox.ahead
+        return self._queue.ahead
 
     @property
     def pending(self) -> int:
         """Outcomes that wait for their transaction."""
-        return len(self._outbox)
+        return len(self._queue)
 
     @property
     def pending_bytes(self) -> int:
         """What they hold in memory for the records that they write. Any thread."""
-        return self._outbox.pending_bytes
+        return self._queue.pending_bytes
 
     def _run(self) -> None:
         try:
@@ -213,14 +213,14 @@ class Committer:
                 self._wake.wait()
                 if not self._stop:
                     pause = last + self._tick_s - time.monotonic()
-                    if pause > 0 and not self._outbox.is_full and not self._releases:
+                    if pause > 0 and not self._queue.is_full and not self._releases:
                         time.sleep(pause)
                 self._wake.clear()
                 last = time.monotonic()
                 worked = self._tick()
-                if self._stop and not worked and not self._outbox and not self._releases:
+                if self._stop and not worked and not self._queue and not self._releases:
                     return
-                if self._outbox or self._stop:
+                if self._queue or self._stop:
                     self._wake.set()
         except BaseException as error:  # noqa: BLE001 - handed to whoever supervises the worker
             self._on_failure(error)
@@ -235,7 +235,7 @@ class Committer:
         """One transaction, if there is anything to write. True if outcomes were taken."""
         releases: list[tuple[frozenset[PartitionState], threading.Event]] = []
         with self._holdings.lock:
-            portion = self._outbox.take()
+            portion = self._queue.take()
             # A release is the last commit: what ended before it and does not fit into this transaction goes first.
             if portion.is_last:
                 releases, self._releases = self._releases, []
@@ -243,7 +243,7 @@ class Committer:
         try:
             self._commit(portion.outcomes, released)
         finally:
-            self._outbox.wrote(portion)
+            self._queue.wrote(portion)
             with self._holdings.lock:
                 self._holdings.end_doubt()
             for _, done in releases:
@@ -299,7 +299,7 @@ class Committer:
                     if is_known:
                         began_ms = recovering_ms
                     doubts += 1
-                    if doubts > 1 and self._outbox.take_less_than(outcomes):
+                    if doubts > 1 and self._queue.take_less_than(outcomes):
                         self._in_portions(outcomes, released, began_ms)
                         return
                     tried_s = time.monotonic() - tried_since
@@ -346,7 +346,7 @@ class Committer:
 
     def _in_portions(self, outcomes: list[Outcome], released: set[PartitionState], began_ms: int) -> None:
         """As many at a time as may go now, which may become less on the way: what is too much is found out once."""
-        while 0 < (some := self._outbox.how_many(outcomes)) < len(outcomes):
+        while 0 < (some := self._queue.how_many(outcomes)) < len(outcomes):
             # One more doubt is enough to make them smaller still.
             self._commit(outcomes[:some], set(), doubts=1, began_ms=began_ms)
             outcomes = outcomes[some:]
@@ -376,7 +376,7 @@ class Committer:
                     self.counters.event("fenced_outcomes")
                     continue
                 if message.part.is_beyond_reach(message.offset):
-                    self._outbox.set_aside(outcome)
+                    self._queue.set_aside(outcome)
                     continue
                 offsets = finished.get(message.part)
                 if offsets is None:
@@ -474,10 +474,10 @@ class Committer:
                 part.committed(plan)
                 part.metadata = newest
             self._holdings.settle()
-        if self._outbox.has_set_aside:
+        if self._queue.has_set_aside:
             self._wake.set()
         self._recovery.remember(outcomes, before, began_ms)
-        self._outbox.take_more_after(outcomes)
+        self._queue.take_more_after(outcomes)
         if outcomes:
             self.counters.event("transactions")
         for outcome in outcomes:

@@ -1,4 +1,4 @@
-"""From a message's bytes to a job object, its handler and the rules that apply to it.
+"""From a message's bytes to a job object, its handler and the limits that apply to it.
 
 In:  a message. Out: a ``Decoded``, or a ``WireError`` that says why not.
 """
@@ -20,7 +20,7 @@ from schemas.wire import Record
 from streams.outgoing import MAX_RETRIES
 from streams.registry import CONFLUENT_KEY_LENGTH
 from workers.blocking import in_thread
-from workers.committing.router import Rules
+from workers.committing.router import Limits
 from workers.message import Message
 
 if TYPE_CHECKING:
@@ -32,16 +32,22 @@ if TYPE_CHECKING:
 class Decoded:
     """A job event, read."""
 
-    __slots__ = ("handler", "job", "job_type", "record", "rules", "timeout_ms")
+    __slots__ = ("handler", "job", "job_type", "limits", "record", "timeout_ms")
 
     def __init__(
-        self, record: Record, job_type: str, job: Any, handler: Handler | None, rules: Rules, timeout_ms: int
+        self,
+        record: Record,
+        job_type: str,
+        job: Any,
+        handler: Handler | None,
+        limits: Limits,
+        timeout_ms: int,
     ) -> None:
         self.record = record
         self.job_type = job_type
         self.job = job
         self.handler = handler
-        self.rules = rules
+        self.limits = limits
         self.timeout_ms = timeout_ms
 
     @property
@@ -72,11 +78,11 @@ class Decoder:
         #: Up to these offsets records were here before `schemas` was last read to its end: what was unknown then is nobody's.
         self._settled: dict[PartitionState, int] = {}
         ms = timedelta(milliseconds=1)
-        self._default = Rules(config.retry_limit, DEFAULT_BACKOFF, round(config.snooze_limit / ms))
+        self._default = Limits(config.retry_limit, DEFAULT_BACKOFF, round(config.snooze_limit / ms))
         self._default_timeout_ms = round(config.job_timeout / ms)
         #: What never changes for a type: made once, not per job.
-        self._rules = {
-            handler.job_type.name: Rules(
+        self._limits = {
+            handler.job_type.name: Limits(
                 config.retry_limit if handler.max_retries is None else handler.max_retries,
                 handler.backoff,
                 self._default.snooze_limit_ms,
@@ -138,11 +144,11 @@ class Decoder:
                 record = writer.decode(body, as_schema=handler.job_type.wire)
         if handler is None:
             return Decoded(
-                record, job_type, None, None, self._rules_of(job_type, record), self._default_timeout_ms
+                record, job_type, None, None, self._limits_of(job_type, record), self._default_timeout_ms
             )
         job = handler.job_type.from_record(record)
         return Decoded(
-            record, job_type, job, handler, self._rules_of(job_type, record), self._timeouts[job_type]
+            record, job_type, job, handler, self._limits_of(job_type, record), self._timeouts[job_type]
         )
 
     async def learn_and_decode(self, message: Message) -> Decoded:
@@ -193,9 +199,9 @@ class Decoder:
         if not looking.cancelled():
             looking.exception()  # whoever waits has it; after a drain nobody does
 
-    def _rules_of(self, job_type: str, record: Record) -> Rules:
-        rules = self._rules.get(job_type, self._default)
+    def _limits_of(self, job_type: str, record: Record) -> Limits:
+        limits = self._limits.get(job_type, self._default)
         limit = record.get("max_retries")
-        if limit is None or limit == rules.max_retries:
-            return rules
-        return Rules(min(max(limit, 0), MAX_RETRIES), rules.backoff, rules.snooze_limit_ms)
+        if limit is None or limit == limits.max_retries:
+            return limits
+        return Limits(min(max(limit, 0), MAX_RETRIES), limits.backoff, limits.snooze_limit_ms)

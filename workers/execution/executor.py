@@ -349,10 +349,10 @@ class Executor:
             unknown_since_ms=unknown_since_ms,
         )
         try:
-            outcome = self._router.settle(run, result, decoded.rules)
+            outcome = self._router.settle(run, result, decoded.limits)
         except Exception as error:  # noqa: BLE001 - an output that has changed since it was looked at
             bad = replace(failed_by(error, retryable=False), error_type="BadResult")
-            outcome = self._router.settle(run, bad, decoded.rules)
+            outcome = self._router.settle(run, bad, decoded.limits)
         self._emit(outcome)
         self._scheduler.done(message)
 

@@ -46,7 +46,7 @@ class Portion:
     is_last: bool
 
 
-class Outbox:
+class CommitQueue:
     """``put`` is for the event loop, the properties for any thread, the rest for the commit thread alone."""
 
     def __init__(self, least_ahead: int = _LEAST_AHEAD) -> None:
