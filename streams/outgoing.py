@@ -234,9 +234,22 @@ def declared_type(job: Job) -> JobType:
     return known
 
 
-def is_compiled(job: Job) -> bool:
-    """Whether the job's type has been used before, so that using it takes microseconds."""
-    return type(job) in _compiled_types
+def is_prepared(job: Job, rules: Rules) -> bool:
+    """Whether the job's type has been used before, so that making a record takes microseconds and asks nobody."""
+    known = _compiled_types.get(type(job))
+    return known is not None and rules.codec.has_prefix(known.wire)
+
+
+def prepare(job: Job, rules: Rules) -> None:
+    """Derive the schema of its type, which takes tens of milliseconds, and register it, if there is a registry.
+
+    Once for each type. Blocks: an event loop does it in a thread.
+
+    Raises:
+        UnknownJobType, InvalidJob, JobTypeError: as ``declared_type``.
+        RegistryFailed: the schema registry refused, or did not answer.
+    """
+    rules.codec.prefix(declared_type(job).wire)
 
 
 def _delay_ms(options: JobOptions, now_ms: int, max_days: int) -> int:

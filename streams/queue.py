@@ -20,7 +20,7 @@ from schemas.errors import DeliveryFailed, PipelineError
 from schemas.job import Job
 from schemas.topics import JobPriority
 from streams.jobinfo import JobInfo, StatusSeen, status_now
-from streams.outgoing import JobOptions, compose, declared_type, is_compiled, settle
+from streams.outgoing import JobOptions, compose, declared_type, is_prepared, prepare, settle
 from streams.producer import JobProducer
 from streams.reader import JobFilter, JobListing, JobReader, JobStatistics
 from streams.settings import Settings, load_settings
@@ -120,9 +120,8 @@ class JobQueue:
         rules = self._producer.rules
         now_ms = time.time_ns() // 1_000_000
         settled = settle(options, now_ms, rules)
-        if not is_compiled(job) or not rules.codec.has_prefix(declared_type(job).wire):
-            # Deriving a schema takes tens of milliseconds, a registry even longer: once for each type.
-            await self._once(repr(type(job)), lambda: rules.codec.prefix(declared_type(job).wire))
+        if not is_prepared(job, rules):
+            await self._once(repr(type(job)), lambda: prepare(job, rules))
         outgoing = compose(job, settled, now_ms, rules)
         schema = declared_type(job).wire
         if not self._outbox.ready_for(schema):

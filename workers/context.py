@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from schemas.errors import InvalidJob
 from schemas.headers import MAX_NAME_BYTES, clip
@@ -15,8 +14,18 @@ from schemas.topics import JobPriority
 if TYPE_CHECKING:
     from workers.outcome import OutRecord
 
-#: Plans a child job: (job, priority, options) -> (its id, the record to produce).
-ChildPlanner = Callable[..., "tuple[str, OutRecord]"]
+
+class ChildPlanner(Protocol):
+    """Makes the records of child jobs."""
+
+    def __call__(self, job: Job, priority: JobPriority, **options: Any) -> tuple[str, OutRecord]:
+        """The child's id, and the record to produce."""
+        ...
+
+    async def prepare(self, job: Job) -> None:
+        """Wait for what the first child of a type has to wait for; without this the call above blocks for it."""
+        ...
+
 
 #: How many names a run's metrics may have; what comes on top would swell every status of the job.
 MAX_METRICS: Final = 100
@@ -147,6 +156,8 @@ class WorkerContext:
             JobRefused: as ``JobQueue.schedule_job`` does; or these are more than 10,000 children, or 16 MiB of them.
             RuntimeError: the run is over, or this context was made without a planner.
         """
+        if self._planner is not None:
+            await self._planner.prepare(job)
         return self.schedule_nowait(job, priority, delay, **options)
 
     def schedule_nowait(
@@ -156,7 +167,7 @@ class WorkerContext:
         delay: timedelta | None = None,
         **options: Any,
     ) -> str:
-        """The same for thread handlers. Nothing is sent yet, so there is nothing to wait for."""
+        """The same for thread handlers. Nothing is sent yet: it waits for a schema registry at the most, for the first job of a type."""
         if self._planner is None:
             raise RuntimeError("this context cannot schedule jobs: it was made without a planner")
         child_id, record = self._planner(

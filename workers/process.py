@@ -171,7 +171,10 @@ class WorkerProcess:
             scheduler=self._scheduler,
             emit=self._committer.emit,
             planner=ChildJobs(
-                Rules.of(settings, codec, config.name), own_schemas(handlers), now_ms=self._clock.now_ms
+                Rules.of(settings, codec, config.name),
+                own_schemas(handlers),
+                now_ms=self._clock.now_ms,
+                partitions=lambda: self.assignments.partition_count or 0,
             ),
             now_ms=self._clock.now_ms,
             worker_name=config.name,

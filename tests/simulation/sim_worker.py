@@ -145,9 +145,8 @@ class SimWorker(WorkerProcess):
             upcoming=self._scheduler.upcoming,
             lease=self._lease,
             now_ms=self.now_ms,
-            queue=CommitQueue(
-                least_ahead=2
-            ),  # maps that open a wide window would hide what happens at its end
+            # Maps that open a wide window would hide what happens at its end.
+            queue=CommitQueue(least_ahead=2),
         )
         committer.worker = self
         committer._transactions._offsets = OffsetsAtOnce(self)  # type: ignore[assignment]
@@ -155,7 +154,7 @@ class SimWorker(WorkerProcess):
         self._executor: Any = SimExecutor(
             self,
             Decoder(world.codec, world.handlers, self.config),
-            ChildJobs(world.rules, now_ms=self.now_ms),
+            ChildJobs(world.rules, now_ms=self.now_ms, partitions=lambda: world.partitions),
         )
         self._verdicts: Any = SimVerdicts(
             scheduler=self._scheduler,

@@ -95,7 +95,7 @@ class Bench:
             router=Router(TOPICS),
             scheduler=self.scheduler,
             emit=self._emit,
-            planner=ChildJobs(planning, now_ms=lambda: self.now_ms),
+            planner=ChildJobs(planning, now_ms=lambda: self.now_ms, partitions=lambda: 0),
             now_ms=lambda: self.now_ms,
             worker_name="w.0",
             on_failure=self.failures.append,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -13,15 +14,19 @@ from schemas import JobPriority
 from schemas.codec import Codec
 from schemas.errors import KafkaUnreachable
 from schemas.headers import parse
+from schemas.ids import new_job_id
 from schemas.jobtype import job_type
+from schemas.partitions import partition_of_id
 from schemas.records import REPORT, STATUS
 from schemas.wire import WireSchema
 from streams.outgoing import Rules
+from streams.registry import RegistryFailed
 from streams.schemas_topic import schema_record
 from tests.support.commit_bench import Bench, FakeProducer, Transaction, kafka_error
 from tests.support.deployments import Sample, settings_for
 from tests.support.messages import TOPICS, message
 from workers.console import UNREACHABLE, exit_code
+from workers.context import WorkerContext
 from workers.execution.children import ChildJobs
 from workers.outcome import Outcome, OutRecord
 from workers.own_schemas import introduce
@@ -33,7 +38,7 @@ SCHEMA = (TOPICS.schemas, schema_record(WIRE)[1])
 
 
 def child_of(codec: Codec | None = None, introduced: tuple[WireSchema, ...] = ()) -> OutRecord:
-    plan = ChildJobs(Rules(codec or Codec(), TOPICS), introduced, now_ms=lambda: 0)
+    plan = ChildJobs(Rules(codec or Codec(), TOPICS), introduced, now_ms=lambda: 0, partitions=lambda: 12)
     return plan(Sample(), JobPriority.LOW)[1]
 
 
@@ -60,9 +65,37 @@ def test_only_types_that_readers_may_not_know_bring_their_schema() -> None:
 def test_the_delay_of_a_child_begins_by_the_brokers_clock() -> None:
     """By a local one that is ten seconds behind it would end ten seconds early."""
     broker_ms = 1_900_000_000_000
-    plan = ChildJobs(Rules(Codec(), TOPICS), now_ms=lambda: broker_ms)
+    plan = ChildJobs(Rules(Codec(), TOPICS), now_ms=lambda: broker_ms, partitions=lambda: 12)
     _, child = plan(Sample(), JobPriority.LOW, delay=timedelta(seconds=20))
     assert parse(child.headers).not_before_ms == broker_ms + 20_000
+
+
+def test_a_child_lies_where_a_producer_would_put_it_that_schedules_it_again() -> None:
+    """Elsewhere another worker would run it a second time, and nobody would say so."""
+    plan = ChildJobs(Rules(Codec(), TOPICS), now_ms=lambda: 0, partitions=lambda: 12)
+    ids = [new_job_id() for _ in range(30)]
+    children = [plan(Sample(), JobPriority.LOW, job_id=job_id)[1] for job_id in ids]
+    assert [child.partition for child in children] == [partition_of_id(job_id, 12) for job_id in ids]
+    _, keyed = plan(Sample(), JobPriority.LOW, key="bucket/a")
+    assert keyed.partition == -1, "its key decides, by each client's murmur2"
+
+
+async def test_an_event_loop_does_not_wait_for_the_registry_that_a_child_needs() -> None:
+    asked_in: list[threading.Thread] = []
+
+    class Down:
+        def prefix(self, schema: WireSchema) -> bytes:
+            asked_in.append(threading.current_thread())
+            raise RegistryFailed(f"{schema.full_name}: no answer")
+
+    planner = ChildJobs(Rules(Codec(Down()), TOPICS), now_ms=lambda: 0, partitions=lambda: 12)
+    context = WorkerContext(job_id="1", job_type="parent", priority=JobPriority.LOW, planner=planner)
+    for _ in range(2):
+        with pytest.raises(RegistryFailed):
+            await context.schedule(Sample())
+    assert len(asked_in) == 2
+    assert threading.current_thread() not in asked_in
+    assert context.end() == ()
 
 
 def test_a_schema_goes_once_with_the_first_child_of_its_type() -> None:

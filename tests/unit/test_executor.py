@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 
 from schemas.errors import BadRecord, InvalidJob, PermanentError, UnknownSchema
 from schemas.headers import LATEST_MS, Delivery, parse
-from schemas.job import Execution
+from schemas.job import Execution, Job
 from schemas.lifecycle import JobStatus
 from schemas.topics import JobPriority
 from tests.support.executor_bench import (
@@ -32,6 +32,19 @@ from workers.outcome import OutRecord
 from workers.results import Failed, Skipped, Snooze, Success
 
 pytestmark = pytest.mark.job_processing
+
+
+class AlwaysTheSame:
+    """Plans this record, whatever is asked for."""
+
+    def __init__(self, record: OutRecord) -> None:
+        self._record = record
+
+    def __call__(self, job: Job, priority: JobPriority, **options: Any) -> tuple[str, OutRecord]:
+        return "child", self._record
+
+    async def prepare(self, job: Job) -> None:
+        """There is nothing to wait for."""
 
 
 @pytest.fixture
@@ -219,7 +232,7 @@ async def test_a_run_schedules_no_more_children_than_a_transaction_can_carry(
     bench: Bench, size: int, most: int
 ) -> None:
     record = OutRecord(TOPICS.jobs[JobPriority.NORMAL], 0, None, bytes(size), [])
-    bench.executor._planner = lambda job, priority, **options: ("child", record)
+    bench.executor._planner = AlwaysTheSame(record)
 
     async def fans_out(job: Any, context: WorkerContext) -> None:
         for _ in range(most):
@@ -237,7 +250,7 @@ async def test_what_goes_on_after_its_run_gets_no_id_for_a_child_that_nobody_wri
 ) -> None:
     contexts: list[WorkerContext] = []
     record = OutRecord(TOPICS.jobs[JobPriority.NORMAL], 0, None, b"child", [])
-    bench.executor._planner = lambda job, priority, **options: ("child", record)
+    bench.executor._planner = AlwaysTheSame(record)
 
     async def in_task(job: Any, context: WorkerContext) -> None:
         contexts.append(context)
@@ -346,8 +359,7 @@ async def test_a_type_that_is_known_again_has_all_its_time_before_it(bench: Benc
 
 async def test_child_jobs_of_a_run_that_ended_well_go_with_its_outcome(bench: Bench) -> None:
     child = OutRecord(TOPICS.jobs[JobPriority.LOW], 0, None, b"", [])
-    planner: Any = lambda *_, **__: ("id", child)  # noqa: E731
-    bench.executor._planner = planner
+    bench.executor._planner = AlwaysTheSame(child)
 
     async def schedules(job: Any, context: WorkerContext) -> None:
         await context.schedule(job)

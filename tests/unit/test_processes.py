@@ -224,6 +224,9 @@ class Planner:
         number = len(self.planned)
         return f"id-{number}", OutRecord("topic", number, None, None, [])
 
+    async def prepare(self, job: Job) -> None:
+        """There is nothing to wait for."""
+
 
 async def test_child_jobs_are_planned_by_the_worker() -> None:
     planner = Planner()

@@ -297,7 +297,7 @@ class _Child:
                 context.progress(*header["progress"])
             match header["say"]:
                 case "schedule":
-                    self._writer.write(frames.pack(_plan(header, data, context)))
+                    self._writer.write(frames.pack(await _plan(header, data, context)))
                 case "result":
                     return process_wire.result_of(header)
 
@@ -346,7 +346,7 @@ def died(code: int) -> Failed:
     return Failed(f"the handler's process died with {_how(code)}{hint}", error_type="ProcessDied")
 
 
-def _plan(header: frames.Header, data: bytes, context: WorkerContext) -> frames.Header:
+async def _plan(header: frames.Header, data: bytes, context: WorkerContext) -> frames.Header:
     """Plan a child's child job here, where the topics and the registry are known."""
     try:
         kind = job_type(job_class(header["type"]))
@@ -356,7 +356,7 @@ def _plan(header: frames.Header, data: bytes, context: WorkerContext) -> frames.
             raise InvalidJob(
                 f"job type {kind.name!r} has other fields in the handler's process than in the worker; restart it"
             ) from error
-        return {"id": context.schedule_nowait(job, **process_wire.options_of(header["options"]))}
+        return {"id": await context.schedule(job, **process_wire.options_of(header["options"]))}
     except Exception as error:  # noqa: BLE001 - the handler asked: it gets the answer
         return process_wire.refusal(error)
 
