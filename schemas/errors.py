@@ -38,10 +38,17 @@ A message states the fact and, where there is one, the remedy.
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterable
 
 
 class PipelineError(Exception):
-    """Base of everything that this project raises on purpose."""
+    """Base of everything that this project raises on purpose.
+
+    Attributes:
+        sent: if it has ended a ``schedule_jobs``: the ids of the jobs that had been sent, in the order of the jobs.
+    """
+
+    sent: tuple[str, ...] = ()
 
 
 class SettingsError(PipelineError):
@@ -157,7 +164,19 @@ class ReadIncomplete(PipelineError):
 
 
 class DeliveryFailed(PipelineError):
-    """Kafka did not acknowledge a record; whether it was written is unknown unless the message says so."""
+    """Kafka did not acknowledge a record; whether it was written is unknown unless the message says so.
+
+    Attributes:
+        not_written: ids of the jobs that are certainly not in Kafka.
+        perhaps_written: ids of those that may be there: scheduled again under the same id, they are known for copies.
+    """
+
+    def __init__(
+        self, message: str, *, not_written: Iterable[str] = (), perhaps_written: Iterable[str] = ()
+    ) -> None:
+        self.not_written = tuple(not_written)
+        self.perhaps_written = tuple(perhaps_written)
+        super().__init__(message)
 
 
 class QueueClosed(PipelineError):

@@ -392,9 +392,9 @@ class Outbox:
         ticket.seal(1)
         self.serve()
         finished.wait()
-        if ticket.failed:
+        if ticket.unacknowledged:
             raise DeliveryFailed(
                 f"the schema of {schema.full_name} was not acknowledged, so no job was sent: "
-                f"{ticket.failures[0].reason}"
+                f"{ticket.unacknowledged.reason}"
             )
         self._published.add(schema.fingerprint)

@@ -17,7 +17,7 @@ from typing import Any, Final, Self
 
 from schemas.codec import Codec
 from schemas.durations import seconds
-from schemas.errors import DeliveryFailed, InvalidJob
+from schemas.errors import DeliveryFailed, InvalidJob, PipelineError
 from schemas.ids import next_turn
 from schemas.job import Job
 from schemas.topics import JobPriority
@@ -25,7 +25,7 @@ from streams.outbox import Outbox
 from streams.outgoing import JobOptions, OutgoingJob, Rules, Settled, compose, declared_type, settle
 from streams.registry import build_codec
 from streams.settings import Settings, load_settings
-from streams.tickets import Failure, Ticket, delivery_failed, stayed_full
+from streams.tickets import Ticket, Unacknowledged, stayed_full
 
 #: Jobs of a bulk between two looks at the clock.
 _CHUNK: Final = 128
@@ -82,8 +82,7 @@ class JobProducer:
         )
         self._delivery_timeout_s = delivery_timeout.total_seconds()
         self._unwaited: set[_Unwaited] = set()
-        self._unwaited_failures: list[Failure] = []
-        self._unwaited_failed = 0
+        self._unacknowledged = Unacknowledged()
         self._settled = threading.Condition()
 
     def schedule_job(
@@ -138,7 +137,7 @@ class JobProducer:
         ticket.seal(1)
         self.outbox.serve()
         finished.wait()
-        if (failure := ticket.failure()) is not None:
+        if (failure := ticket.unacknowledged.error()) is not None:
             self.outbox.doubt(ticket)
             raise failure
         return outgoing.job_id
@@ -165,9 +164,10 @@ class JobProducer:
         other threads run once a millisecond, for an event loop beside it, which costs a tenth of the speed.
 
         Raises:
-            UnknownJobType, InvalidJob, PayloadTooLarge: a job was refused. Those before it have been
-                scheduled; a note on the exception says how many.
-            KafkaUnreachable, TopicsMismatch, DeliveryFailed: as ``schedule_job``.
+            UnknownJobType, InvalidJob, PayloadTooLarge: a job was refused. Those before it have been scheduled: ``sent`` of
+                the exception has their ids, in order. If some of them were not acknowledged, its cause is a ``DeliveryFailed``.
+            KafkaUnreachable, TopicsMismatch: as ``schedule_job``; ``sent`` as above.
+            DeliveryFailed: some were not acknowledged; it has their ids, and in ``sent`` those of all, in order.
         """
         options = JobOptions(priority, delay, at, key, None, max_retries, timeout, parent_id, traceparent)
         with self.outbox.bulk() as serve:
@@ -179,12 +179,16 @@ class JobProducer:
                         break
             except BaseException as error:
                 bulk.finish()
-                sent, failed = len(bulk.ids), bulk.ticket.failed
+                sent, failed = len(bulk.ids), len(bulk.ticket.unacknowledged)
                 error.add_note(f"{sent:,} job(s) before it were sent, {failed:,} of them without success")
+                if isinstance(error, PipelineError):
+                    error.sent = tuple(bulk.ids)
+                failure = bulk.failure()
+                if failure is not None and error.__cause__ is None:
+                    raise error from failure
                 raise
             bulk.finish()
-        if (failure := bulk.ticket.failure()) is not None:
-            self.outbox.doubt(bulk.ticket)
+        if (failure := bulk.failure()) is not None:
             raise failure
         return bulk.ids
 
@@ -198,10 +202,9 @@ class JobProducer:
         limit_s = None if timeout is None else seconds("timeout", timeout, least=timedelta(0))
         with self._settled:
             in_time = self._settled.wait_for(lambda: not self._unwaited, limit_s)
-            failures, self._unwaited_failures = self._unwaited_failures, []
-            failed, self._unwaited_failed = self._unwaited_failed, 0
+            unacknowledged, self._unacknowledged = self._unacknowledged, Unacknowledged()
             left = len(self._unwaited)
-        if (failure := delivery_failed(failures, failed)) is not None:
+        if (failure := unacknowledged.error()) is not None:
             raise failure
         if not in_time:
             raise DeliveryFailed(f"{left:,} job(s) are not acknowledged yet; flush() again")
@@ -259,10 +262,9 @@ class JobProducer:
             if unwaited not in self._unwaited:
                 return
             self._unwaited.remove(unwaited)
-            if unwaited.ticket.failed:
+            if unwaited.ticket.unacknowledged:
                 self.outbox.doubt(unwaited.ticket)
-            self._unwaited_failed += unwaited.ticket.failed
-            self._unwaited_failures += unwaited.ticket.failures
+                self._unacknowledged.take_over(unwaited.ticket.unacknowledged)
             if not self._unwaited:
                 self._settled.notify_all()
 
@@ -342,6 +344,14 @@ class _Bulk:
         while not self.ticket.finished and self._outbox.in_flight:
             self._serve(_POLL_S)
         self.ticket.no_more()
+
+    def failure(self) -> DeliveryFailed | None:
+        """For those of its jobs that were not acknowledged."""
+        failure = self.ticket.unacknowledged.error()
+        if failure is not None:
+            failure.sent = tuple(self.ids)
+            self._outbox.doubt(self.ticket)
+        return failure
 
     def _settle(self, priority: JobPriority) -> Settled:
         settled = settle(replace(self._options, priority=priority), self._now_ms, self._rules)

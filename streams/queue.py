@@ -387,7 +387,7 @@ class _Reports:
             future, ticket = self._news.popleft()
             if future.done():
                 continue
-            failure = ticket.failure()
+            failure = ticket.unacknowledged.error()
             if failure is None:
                 future.set_result(None)
             else:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from confluent_kafka import KafkaError, Message
@@ -16,8 +16,8 @@ from schemas.codec import peek_id
 from schemas.errors import DeliveryFailed, WireError
 from streams.acknowledged import was_acknowledged
 
-#: How many failed ids an error names.
-_NAMED: Final = 1000
+#: How many ids an error names in its words; it has all of them.
+_NAMED: Final = 20
 #: librdkafka's and Kafka's errors after which a record is certainly not in the log.
 _NOT_WRITTEN: Final = frozenset(
     {
@@ -35,14 +35,45 @@ _NOT_WRITTEN: Final = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """A record that was not acknowledged."""
+@dataclass(slots=True)
+class Unacknowledged:
+    """Jobs that Kafka did not acknowledge, by their ids, in the order of their reports."""
 
-    job_id: str
-    reason: str
-    #: Kafka may have it all the same: the answer was lost, not the record.
-    perhaps_written: bool
+    #: Of the first one.
+    reason: str = ""
+    not_written: list[str] = field(default_factory=list)
+    #: Kafka may have them all the same: the answer was lost, not the record.
+    perhaps_written: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.not_written) + len(self.perhaps_written)
+
+    def add(self, job_id: str, reason: str, *, perhaps_written: bool) -> None:
+        """One more."""
+        self.reason = self.reason or reason
+        (self.perhaps_written if perhaps_written else self.not_written).append(job_id)
+
+    def take_over(self, others: Unacknowledged) -> None:
+        """Those of another call."""
+        self.reason = self.reason or others.reason
+        self.not_written += others.not_written
+        self.perhaps_written += others.perhaps_written
+
+    def error(self) -> DeliveryFailed | None:
+        """What went wrong, in words and with all ids; None if nothing did."""
+        if not len(self):
+            return None
+        parts = [f"Kafka did not acknowledge {len(self):,} job(s): {self.reason}"]
+        if self.not_written:
+            parts.append(f"certainly not written: {_some(self.not_written)}")
+        if self.perhaps_written:
+            parts.append(
+                "perhaps written, so schedule them again only under the same id (job_id=, or submit --job-id): "
+                + _some(self.perhaps_written)
+            )
+        return DeliveryFailed(
+            "; ".join(parts), not_written=self.not_written, perhaps_written=self.perhaps_written
+        )
 
 
 class Ticket:
@@ -51,14 +82,13 @@ class Ticket:
     ``done`` is called once or more, in the thread that serves reports or in the one that seals.
     """
 
-    __slots__ = ("_done", "_expected", "_seen", "began", "failed", "failures", "timed_out")
+    __slots__ = ("_done", "_expected", "_seen", "began", "timed_out", "unacknowledged")
 
     def __init__(self, done: Callable[[], None]) -> None:
         self._done = done
         self._seen = 0
         self._expected = -1
-        self.failures: list[Failure] = []
-        self.failed = 0
+        self.unacknowledged = Unacknowledged()
         #: Kafka did not acknowledge a record in time.
         self.timed_out = False
         self.began = time.monotonic()
@@ -67,19 +97,14 @@ class Ticket:
         """A delivery report."""
         if error is not None:
             self.timed_out = self.timed_out or error.code() == KafkaError._MSG_TIMED_OUT
-            self._fail(message, error.str(), perhaps_written=error.code() not in _NOT_WRITTEN)
+            is_in_doubt = error.code() not in _NOT_WRITTEN
+            self.unacknowledged.add(_id_of(message), error.str(), perhaps_written=is_in_doubt)
         elif not was_acknowledged(message):
-            self._fail(
-                message, "it was never acknowledged itself, only what came after it", perhaps_written=True
-            )
+            reason = "it was never acknowledged itself, only what came after it"
+            self.unacknowledged.add(_id_of(message), reason, perhaps_written=True)
         self._seen += 1
         if self._seen == self._expected:
             self._done()
-
-    def _fail(self, message: Message, reason: str, *, perhaps_written: bool) -> None:
-        self.failed += 1
-        if len(self.failures) < _NAMED:
-            self.failures.append(Failure(_id_of(message), reason, perhaps_written))
 
     def seal(self, sent: int) -> None:
         """No more than ``sent`` reports will come."""
@@ -94,30 +119,9 @@ class Ticket:
 
     def no_more(self) -> None:
         """What is missing will not come: Ctrl-C ended this callback before it counted."""
-        if missing := max(self._expected - self._seen, 0):
-            self.failed += missing
-            self.failures.append(Failure("unknown", "the report was lost", perhaps_written=True))
-            self._seen = self._expected
-
-    def failure(self) -> DeliveryFailed | None:
-        """What went wrong, in words; None if nothing did."""
-        return delivery_failed(self.failures, self.failed)
-
-
-def delivery_failed(failures: list[Failure], count: int) -> DeliveryFailed | None:
-    """The error for records that were not acknowledged; None if there are none."""
-    if not count:
-        return None
-    perhaps = [failure.job_id for failure in failures if failure.perhaps_written]
-    surely = [failure.job_id for failure in failures if not failure.perhaps_written]
-    parts = [f"Kafka did not acknowledge {count:,} job(s): {failures[0].reason}"]
-    if surely:
-        parts.append(f"certainly not written: {_some(surely)}")
-    if perhaps:
-        parts.append(
-            f"perhaps written, so schedule them again only under the same id (job_id=, or submit --job-id): {_some(perhaps)}"
-        )
-    return DeliveryFailed("; ".join(parts))
+        while 0 <= self._seen < self._expected:
+            self.unacknowledged.add("unknown", "the report was lost", perhaps_written=True)
+            self._seen += 1
 
 
 def stayed_full(seconds: float) -> DeliveryFailed:
@@ -133,5 +137,5 @@ def _id_of(message: Message) -> str:
 
 
 def _some(ids: list[str]) -> str:
-    shown = ", ".join(ids[:20])
-    return f"{shown} and {len(ids) - 20:,} more" if len(ids) > 20 else shown  # noqa: PLR2004
+    shown = ", ".join(ids[:_NAMED])
+    return f"{shown} and {len(ids) - _NAMED:,} more" if len(ids) > _NAMED else shown

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from confluent_kafka import KafkaError
 
-from streams.tickets import Failure, Ticket, delivery_failed
+from streams.tickets import Ticket, Unacknowledged
 from tests.support.reports import Report, report
 
 pytestmark = pytest.mark.job_processing
@@ -18,7 +18,7 @@ def test_a_record_of_which_only_a_successor_was_acknowledged_is_not_accepted() -
     ticket(None, Report(b"k", offset=7))  # type: ignore[arg-type]
     ticket.seal(2)
     assert ticket.finished
-    failure = ticket.failure()
+    failure = ticket.unacknowledged.error()
     assert failure is not None
     assert "1 job(s)" in str(failure)
     assert "never acknowledged itself" in str(failure)
@@ -34,7 +34,7 @@ def test_a_ticket_is_done_when_the_last_report_comes() -> None:
     report(ticket)
     assert done == [1]
     assert ticket.finished
-    assert ticket.failure() is None
+    assert ticket.unacknowledged.error() is None
 
 
 def test_a_ticket_whose_reports_came_before_it_was_sealed_is_done_by_sealing() -> None:
@@ -51,7 +51,7 @@ def test_a_failure_says_whether_the_record_may_have_been_written() -> None:
     report(ticket, KafkaError.MSG_SIZE_TOO_LARGE, b"big")
     report(ticket, KafkaError._MSG_TIMED_OUT, b"late")
     ticket.seal(2)
-    words = str(ticket.failure())
+    words = str(ticket.unacknowledged.error())
     assert "2 job(s)" in words
     assert "certainly not written: b'big'" in words
     assert "perhaps written" in words
@@ -72,12 +72,14 @@ def test_what_kafka_may_have_got_counts_as_perhaps_written(reason: int) -> None:
     """Who schedules it again under another id would double it."""
     ticket = Ticket(lambda: None)
     report(ticket, reason)
-    assert ticket.failures[0].perhaps_written
+    assert ticket.unacknowledged.perhaps_written == ["b'k'"]
 
 
 def test_a_million_failures_stay_readable() -> None:
-    failed = delivery_failed([Failure(str(n), "no", perhaps_written=True) for n in range(1000)], 1_000_000)
+    ids = [str(n) for n in range(1_000_000)]
+    failed = Unacknowledged("no", perhaps_written=ids).error()
     assert failed is not None
     assert "1,000,000 job(s)" in str(failed)
-    assert "and 980 more" in str(failed)
+    assert "and 999,980 more" in str(failed)
     assert len(str(failed)) < 1000
+    assert failed.perhaps_written == tuple(ids), "who has to schedule them again needs all of them"
