@@ -39,6 +39,9 @@ class Job:
 
     A ``datetime`` or a ``time`` travels to the millisecond: what is finer is cut off.
 
+    A job is made anew from its fields wherever it is read: by the worker, and once more in a process of its own. So
+    ``__post_init__`` may check fields or fill in what is missing; what changes a field each time changes the job.
+
     Class attributes (write them without an annotation, or they become fields):
 
     Attributes:

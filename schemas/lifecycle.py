@@ -102,7 +102,10 @@ def actor_of(before: JobStatus | None, after: JobStatus) -> Actor:
 
 
 def by_worker(before: JobStatus, after: JobStatus) -> JobStatus:
-    """``after``, if a worker may make this change. Asked for each state that a worker writes.
+    """``after``, if a worker may make this change.
+
+    Asked for each state that a worker writes, with what it knows of the one before: the record that it has read waits
+    (pending), or its run has ended (running). What a job went through in all is for whoever reads its statuses.
 
     Raises:
         IllegalTransition: the table does not have it, or it is not a worker's.

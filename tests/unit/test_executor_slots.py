@@ -56,6 +56,29 @@ async def test_nobody_inherits_what_a_handler_left_in_its_context(execution: Exe
     assert seen == ["none"] * 5
 
 
+async def test_what_a_handler_leaves_in_its_context_may_compare_as_it_likes() -> None:
+    """An array cannot say whether it equals another one. That is no reason for the worker to end, and its neighbours with it."""
+
+    class Array:
+        def __eq__(self, other: object) -> bool:
+            raise ValueError("the truth value of an array is ambiguous")
+
+        __hash__ = None  # type: ignore[assignment]
+
+    weights: contextvars.ContextVar[Array] = contextvars.ContextVar("weights")
+    weights.set(Array())
+    bench = Bench(concurrency=1)
+
+    async def loads(job: Any, context: WorkerContext) -> None:
+        weights.set(Array())
+
+    for _ in range(3):
+        bench.add(loads)
+    ends = await bench.ended(3)
+    await bench.executor.stop()
+    assert [state_of(outcome) for outcome in ends] == [JobStatus.SUCCEEDED] * 3
+
+
 async def test_no_more_run_at_once_than_allowed() -> None:
     bench = Bench(concurrency=3)
     gates = [Gate() for _ in range(5)]

@@ -168,6 +168,20 @@ async def test_an_object_behind_a_link_is_refused_and_not_called_missing(
     assert disks.get("n2", "bucket/key") is None
 
 
+async def test_an_object_that_another_node_is_about_to_get_is_waited_for_whatever_the_first_one_has_instead(
+    disks: Disks, worker: ReplicationWorker, tmp_path: Path
+) -> None:
+    """The event came before the data. One node's fault of its own must not make it a dead letter at once."""
+    disks.path("n1", "bucket").symlink_to(tmp_path)
+    early = failure(await worker.process_job(job(targets=("n3",)), context()))
+    assert (early.error_type, early.retryable) == ("ObjectMissing", True)
+    assert "not on n2" in early.reason
+    assert "n1 cannot give it" in early.reason
+    disks.put("n2", "bucket/key", b"from n2")
+    success(await worker.process_job(job(targets=("n3",)), context()))
+    assert disks.get("n3", "bucket/key") == b"from n2"
+
+
 async def test_no_source_is_left_when_all_nodes_are_targets(worker: ReplicationWorker) -> None:
     result = failure(await worker.process_job(job(targets=("n1", "n2", "n3")), context()))
     assert (result.error_type, result.retryable) == ("InvalidReplication", False)

@@ -131,7 +131,7 @@ class Slots:
                     self._ask_for_commit()
                 await self._run(message, me)
                 # In its context, or in this task: a handler that cancels its own has no effect on those after it.
-                if contextvars.copy_context() != clean or (me is not None and me.cancelling()):
+                if not _is_still(clean) or (me is not None and me.cancelling()):
                     self.tasks.discard(me)
                     self._waking = False
                     self.wake()
@@ -153,3 +153,11 @@ class Slots:
                 self._waking = False
                 if parking.cancelled() and parking in self.idle:
                     self.idle.remove(parking)
+
+
+def _is_still(clean: contextvars.Context) -> bool:
+    """Whether nothing has been left in the current context. How values compare is the user's code: it may raise, arrays do."""
+    try:
+        return contextvars.copy_context() == clean
+    except Exception:  # noqa: BLE001 - whatever it is, something has been left
+        return False

@@ -382,11 +382,11 @@ def find_source(nodes: NodeRegistry, plan: Plan) -> OpenObject:
     """Open the object where it is; the caller closes it.
 
     Raises:
-        ObjectMissing: every node that could have it answers that it does not.
+        ObjectMissing: no node has it now, and at least one may still get it: events arrive before the data.
         NodeUnreachable: nobody has it, but not everybody could be asked.
         UnknownNode: ``source_node`` is not configured.
         InvalidReplication: all nodes are targets.
-        StorageError: a node has something else under its name.
+        StorageError: each node has something else under its name.
     """
     if plan.source_node is not None:
         return nodes.node(plan.source_node).open(plan.key)
@@ -397,17 +397,21 @@ def find_source(nodes: NodeRegistry, plan: Plan) -> OpenObject:
             "configure the node that has the object"
         )
     unclear: dict[str, StorageError] = {}
+    missing: list[str] = []
     for name in candidates:
         try:
             return nodes.node(name).open(plan.key)
         except ObjectMissing:
-            continue
+            missing.append(name)
         except StorageError as error:
             unclear[name] = error
     if not unclear:
         raise ObjectMissing(f"{plan.key} is on none of the nodes {', '.join(candidates)}")
-    # Nobody has it for sure. An outage may hide it; else the first node's answer says what is wrong.
+    # Nobody has it for sure. An outage may hide it, or it is still to come; else the first node's answer says what is wrong.
     for answer in unclear.values():
         if answer.retryable:
             raise NodeUnreachable(f"{plan.key} was not found, but may be on {', '.join(unclear)}: {answer}")
-    raise next(iter(unclear.values()))
+    name, answer = next(iter(unclear.items()))
+    if missing:
+        raise ObjectMissing(f"{plan.key} is not on {', '.join(missing)}, and {name} cannot give it: {answer}")
+    raise answer
