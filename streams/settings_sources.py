@@ -57,7 +57,11 @@ class Known(NamedTuple):
 
 
 def settings_file() -> Path | None:
-    """The file that is read: in the working directory, else in the user's configuration directory."""
+    """The file that is read: in the working directory, else in the user's configuration directory.
+
+    Raises:
+        SettingsError: whether there is one may not be known.
+    """
     directories: list[Path] = []
     with contextlib.suppress(RuntimeError):  # the user has no home directory
         directories.append(platformdirs.user_config_path(APP_NAME))
@@ -65,9 +69,15 @@ def settings_file() -> Path | None:
         directories.insert(0, Path.cwd())
     for directory in directories:
         path = directory / FILE_NAME
-        # Whatever it is: a directory of that name, or a link to nothing, is what is left of settings that failed to appear.
-        if path.is_symlink() or path.exists():
-            return path
+        try:
+            # Whatever it is: a directory of that name, or a link to nothing, is what is left of settings that failed to appear.
+            if path.is_symlink() or path.exists():
+                return path
+        except PermissionError as error:
+            raise SettingsError(
+                f"{directory} may not be searched for {FILE_NAME} ({error.strerror}): work in another directory, or let this user "
+                "enter that one"
+            ) from error
     return None
 
 

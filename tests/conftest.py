@@ -1,4 +1,4 @@
-"""Fixtures: one embedded Kafka for the whole run, a prefix and settings of its own for each test."""
+"""Fixtures: one embedded Kafka for each process of the run, a prefix and settings of its own for each test."""
 
 from __future__ import annotations
 
@@ -37,6 +37,8 @@ def _clean_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Non
         if path.name != APP_NAME:
             (config / path.name).symlink_to(path)
     patch.setenv("XDG_CONFIG_HOME", str(config))
+    # Where the address of a Kafka that runs here would be.
+    patch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("no-kafka")))
     for name in list(os.environ):
         if name.startswith(("RUSTFS_WORKERS_", "KAFKA_", "SCHEMA_REGISTRY_")):
             patch.delenv(name)
@@ -76,7 +78,7 @@ _LONG_FILES = (
 )  # fmt: skip
 
 
-#: Tests with these marks run only if ``-m`` names them: minutes of it, whatever other mark was asked for.
+#: Tests with these marks run only if ``-m`` names them, or their file is named: minutes of it, whatever other mark was asked for.
 _ONLY_IF_ASKED_FOR = ("thorough",)
 
 
@@ -87,10 +89,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     But what is to run alone comes last: it would wait for the others all the time.
     """
     asked = str(config.getoption("markexpr") or "")
+    named = {Path(str(argument).partition("::")[0]).resolve() for argument in config.args}
     unasked = [
         item
         for item in items
-        if any(item.get_closest_marker(name) and name not in asked for name in _ONLY_IF_ASKED_FOR)
+        if item.path not in named
+        and any(item.get_closest_marker(name) and name not in asked for name in _ONLY_IF_ASKED_FOR)
     ]
     if unasked:
         config.hook.pytest_deselected(items=unasked)

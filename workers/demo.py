@@ -266,13 +266,13 @@ def run_demo(source: Path | None, directory: Path, progress: Progress) -> DemoRe
             raise WrongFolder(f"--source {source} has no file that could become an object; choose another")
         if given:
             with deleted_afterwards(settings):
-                return _on(settings, directory, objects, progress)
+                return _on(settings, directory, objects, progress, is_kept=False)
         with temporary_kafka(directory / "kafka", progress) as broker, forgotten_afterwards(settings):
             settings = load_settings(
                 **where, kafka_bootstrap_servers=broker.bootstrap_servers, data_dir=directory
             )
             settings = _with_own_nodes(settings, directory)
-            return _on(settings, directory, objects, progress, broker.check)
+            return _on(settings, directory, objects, progress, broker.check, is_kept=True)
 
 
 def _with_own_nodes(settings: Settings, directory: Path) -> Settings:
@@ -287,6 +287,8 @@ def _on(
     objects: Objects,
     progress: Progress,
     check: Callable[[], None] = lambda: None,
+    *,
+    is_kept: bool,
 ) -> DemoReport:
     provision(settings)
     seconds, dead = asyncio.run(_replicate(settings, objects, progress, check))
@@ -302,7 +304,7 @@ def _on(
         left_out=objects.left_out,
         dead_letter=dead[0] if dead else None,
         topic_prefix=settings.topic_prefix,
-        is_kept=settings.data_dir.resolve() == directory.resolve(),
+        is_kept=is_kept,
     )
 
 

@@ -54,7 +54,7 @@ def supervise(count: int, command: Callable[[int], Sequence[str]]) -> int:
     """Run ``count`` children until a signal, or until one says that starting it again is useless.
 
     Wrong usage does not get better by trying again; nor does a worker id that somebody else has: it would fence that one. The
-    exit code is 0 after SIGTERM, 130 after Ctrl-C, 2 for a useless one.
+    exit code is 0 after SIGTERM, 143 after a second one, 130 after Ctrl-C, 2 for a useless one.
 
     Raises:
         OSError: a child cannot be started at all.
@@ -83,7 +83,7 @@ def supervise(count: int, command: Callable[[int], Sequence[str]]) -> int:
                     on_signal(signal.SIGTERM, None)
                 slot.tell(len(stopping))  # it may have come while this very process was being started
             if stopping and all(slot.process is None or slot.process.poll() is not None for slot in slots):
-                return USAGE if hopeless else _exit_code(stopping[0])
+                return USAGE if hopeless else _exit_code(stopping)
             waits = [slot.restart_at - now for slot in slots if slot.process is None]
             with contextlib.suppress(Empty):
                 changed.get(timeout=max(min([*waits, 1.0]), 0.01))
@@ -132,5 +132,9 @@ def _look_after(
     return code
 
 
-def _exit_code(first: int) -> int:
-    return INTERRUPTED if first == signal.SIGINT else OK
+def _exit_code(signals: Sequence[int]) -> int:
+    """As of one worker alone: nobody may take for a drain what was ended by force."""
+    first, *more = signals
+    if first == signal.SIGINT:
+        return INTERRUPTED
+    return 128 + more[0] if more else OK

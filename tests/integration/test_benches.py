@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -15,8 +16,11 @@ import psutil
 import pytest
 from confluent_kafka.admin import AdminClient
 
+from schemas import JobPriority, JobStatus
 from schemas.errors import PipelineError
+from streams.committed import committed_offsets
 from streams.settings import Settings
+from tests.support.audit import statuses
 from tests.support.waiting import eventually
 from tests.support.workers import ROOT
 from workers.bench.delay import delay
@@ -69,6 +73,16 @@ def test_throughput_of_two_workers(settings: Settings) -> None:
     assert result["ratio_to_floor"] == pytest.approx(result["drain_per_s"] / result["floor_per_s"], abs=0.01)
     assert 1 <= result["jobs_per_transaction"] <= 2_000
     stages.assert_complete("scheduling", "draining", "Kafka and Avro alone")
+    # A rate of something else would look as good.
+    ends = [change for changes in statuses(settings).values() for change in changes]
+    assert Counter((change.worker == "floor", change.state) for change in ends) == {
+        (True, JobStatus.SUCCEEDED): 2_000,
+        (False, JobStatus.SUCCEEDED): 2_000,
+    }
+    places = [(settings.topics.jobs[JobPriority.NORMAL], number) for number in range(settings.partitions)]
+    for group in (settings.topics.group, f"{settings.topic_prefix}floor"):
+        committed = committed_offsets(settings, group, places, timeout_s=10)
+        assert sum(offset for offset, _ in committed.values()) == 2_000, group
 
 
 def test_latency_of_a_steady_stream(settings: Settings) -> None:

@@ -10,6 +10,7 @@ import sys
 import textwrap
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -181,3 +182,22 @@ def test_jobs_that_are_done_between_two_looks_are_too_few_to_measure(monkeypatch
     monkeypatch.setattr(throughput, "_committed", lambda *_: 1_000)
     with pytest.raises(PipelineError, match="1,000 jobs are too few to measure"):
         throughput.drained_per_s(settings, 1_000, 4, lambda *_: None)
+
+
+def test_a_drain_is_what_was_committed_after_the_first_look_in_the_time_since_then(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Starting the workers is no part of it, nor is what they had done by the first look."""
+    looks = iter([(0.0, 0), (5.0, 200), (5.5, 600), (7.0, 1_000)])
+    now = 0.0
+
+    def committed(*_: object) -> int:
+        nonlocal now
+        now, done = next(looks)
+        return done
+
+    settings = load_settings(kafka_bootstrap_servers="127.0.0.1:1")
+    monkeypatch.setattr(throughput, "worker_processes", lambda *_: nullcontext(lambda: None))
+    monkeypatch.setattr(throughput, "_committed", committed)
+    monkeypatch.setattr(throughput, "time", SimpleNamespace(perf_counter=lambda: now, sleep=lambda _: None))
+    assert throughput.drained_per_s(settings, 1_000, 1) == pytest.approx(800 / 2.0)

@@ -23,7 +23,7 @@ from schemas.records import STATUS
 from streams.clients import registry_client
 from streams.embedded import BrokerConfig
 from streams.registry import RegistryFailed, build_codec
-from streams.settings import Settings, load_settings
+from streams.settings import ADDRESS_FILE, Settings, load_settings
 from tests.support.no_locks import take_locks_away
 from workers import demo, temporary
 from workers.commands import bench
@@ -269,8 +269,11 @@ def test_a_demo_uses_the_cluster_that_a_file_names(tmp_path: Path, monkeypatch: 
     (tmp_path / "source").mkdir()
     (tmp_path / "source" / "a").touch()
 
-    demo.run_demo(tmp_path / "source", tmp_path / "dir", ignore)
+    monkeypatch.setenv("RUSTFS_WORKERS_DATA_DIR", str(tmp_path / "dir"))  # as the one before has asked for
 
+    done = demo.run_demo(tmp_path / "source", tmp_path / "dir", ignore)
+
+    assert not done.is_kept, "its topics are gone: no command could look at the dead letter"
     assert [settings.kafka_bootstrap_servers for settings in (*asked, *ran, *deleted)] == ["kafka-1:9092"] * 3
     assert [set(settings.nodes) for settings in ran] == [{"node-1", "node-2", "node-3"}]
 
@@ -286,6 +289,20 @@ def test_a_bench_uses_the_cluster_that_a_file_names(monkeypatch: pytest.MonkeyPa
         assert settings.topic_prefix.startswith("bench-")
 
     assert deleted == [settings]
+
+
+def test_a_bench_uses_the_kafka_that_runs_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another one beside it would share the processor with it, and be empty."""
+    monkeypatch.setenv("RUSTFS_WORKERS_DATA_DIR", str(tmp_path))
+    (tmp_path / ADDRESS_FILE).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / ADDRESS_FILE).write_text("127.0.0.1:9\n")
+    asked: list[Settings] = []
+    deleted: list[Settings] = []
+    monkeypatch.setattr("streams.clients.check_reachable", asked.append)
+    monkeypatch.setattr(temporary, "delete_deployment", deleted.append)
+    with _deployment(ignore) as settings:
+        assert settings.kafka_bootstrap_servers == "127.0.0.1:9"
+    assert asked == deleted == [settings]
 
 
 @pytest.fixture
@@ -315,7 +332,7 @@ def register(settings: Settings, client: SchemaRegistryClient) -> None:
 def test_a_demo_on_a_kafka_of_its_own_leaves_nothing_in_a_registry(
     registry: SchemaRegistryClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, fails: bool
 ) -> None:
-    def on(settings: Settings, *_: object) -> DemoReport:
+    def on(settings: Settings, *_: object, **__: object) -> DemoReport:
         register(settings, registry)
         if fails:
             raise PipelineError("as expected")

@@ -51,6 +51,23 @@ def test_a_user_without_a_home_directory_has_to_say_where_data_goes(monkeypatch:
     assert load_settings().data_dir == Path("/srv/data")
 
 
+@pytest.mark.parametrize("place", ["work", "config"])
+def test_a_directory_that_may_not_be_searched_for_settings_is_named(
+    clean_place: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """As after `sudo -u` in somebody's home. Root may search everything: what another user is told is played."""
+    is_symlink = Path.is_symlink
+
+    def refused(path: Path) -> bool:
+        if path.is_relative_to(clean_place / place):
+            raise PermissionError(13, "Permission denied")
+        return is_symlink(path)
+
+    monkeypatch.setattr(Path, "is_symlink", refused)
+    with pytest.raises(SettingsError, match=f"{place}.* may not be searched for rustfs-workers.toml"):
+        load_settings()
+
+
 def test_an_address_that_may_not_be_read_is_no_absent_one(
     clean_place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -173,6 +173,27 @@ def test_a_signal_while_a_child_is_being_started_reaches_it_as_well(number: int,
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    ("signals", "code"),
+    [((signal.SIGTERM, signal.SIGTERM), 143), ((signal.SIGINT, signal.SIGTERM), 130)],
+    ids=["SIGTERM", "Ctrl-C"],
+)
+def test_who_is_told_twice_says_that_it_was_no_drain(
+    tmp_path: Path, signals: tuple[int, int], code: int
+) -> None:
+    def watch() -> None:
+        for number, sign in zip(signals, ("started", "draining"), strict=True):
+            eventually((tmp_path / sign).exists, 30, "the child is that far")
+            os.kill(os.getpid(), number)
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    assert supervise(1, lambda _: [sys.executable, "-c", DRAINS, str(tmp_path)]) == code
+    watching.join()
+    assert not (tmp_path / "drained").exists()
+
+
 @pytest.mark.timeout(30)
 def test_wrong_usage_of_one_ends_all() -> None:
     wrong = [sys.executable, "-m", "workers", "worker", "--no-such-option"]

@@ -83,8 +83,8 @@ def drained_per_s(
             deadline = time.perf_counter() + _LIMIT_S
             while True:
                 check()
-                now = time.perf_counter()
                 done = _committed(settings, observer)
+                now = time.perf_counter()
                 progress("draining", done, jobs)
                 if done and first is None:
                     first = (now, done)
@@ -98,7 +98,7 @@ def drained_per_s(
                 raise PipelineError(
                     f"{jobs:,} jobs are too few to measure: they were done between two looks; take more"
                 )
-            return (done - first[1]) / (time.perf_counter() - first[0])
+            return (done - first[1]) / (now - first[0])
     finally:
         observer.close()
 
