@@ -258,7 +258,7 @@ class WorkerProcess:
             lock=self._lock,
             deliver=self._deliver,
             on_failure=self._fail,
-            on_answer=self._lease.answered,
+            lease=self._lease,
         )
         self._self_report = SelfReport(
             codec=codec,
@@ -293,7 +293,7 @@ class WorkerProcess:
             key=config.name,
             make=self._report,
             clock=self._clock,
-            on_answer=self._lease.answered,
+            lease=self._lease,
             on_failure=self._fail,
         )
 

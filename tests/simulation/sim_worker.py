@@ -228,7 +228,7 @@ class SimWorker(WorkerProcess):
             lock=lock,
             deliver=self._deliver,
             on_failure=self._fail,
-            on_answer=self._lease.answered,
+            lease=self._lease,
         )
         poller.worker = self
         self._poll_thread = Actor(world.hub, self._guarded(poller.main))
@@ -397,7 +397,7 @@ class SimWorker(WorkerProcess):
 
     def reported(self) -> str:
         """Kafka has acknowledged a report, as it does each second; the state that it tells of."""
-        self._lease.answered()
+        self._lease.answered(self._lease.now_s)
         return self._state("running")
 
     def _doubted(self, message: Message) -> None:

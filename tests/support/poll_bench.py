@@ -235,7 +235,9 @@ class Bench:
         self.holdings = WatchedHoldings(self)
         self.scheduler = Scheduler(pool=pool)
         self.delays = Delays()
-        self.lease = Lease(5.0)
+        #: By the lease's clock.
+        self.time_s = 0.0
+        self.lease = Lease(5.0, lambda: self.time_s)
         consumer: Any = self.consumer
         committer: Any = self.committer
         committed_offsets: Any = self
@@ -284,7 +286,7 @@ class Bench:
             lock=self.holdings.lock,
             deliver=self.delivered.extend,
             on_failure=self.failures.append,
-            on_answer=lambda: None,
+            lease=self.lease,
         )
 
     def note(self, step: str, parts: Iterable[PartitionState]) -> None:

@@ -43,7 +43,7 @@ def test_it_holds_as_long_as_kafka_answers(lease: Lease, clock: Clock) -> None:
     for _ in range(10):
         clock.now += 4.9
         assert lease.holds
-        lease.answered()
+        lease.answered(clock.now)
     clock.now += 5.1
     assert not lease.holds
 
@@ -54,7 +54,7 @@ def test_an_answer_counts_from_when_it_was_asked_for(lease: Lease, clock: Clock)
     clock.now += 1.5
     lease.answered(asked_s)
     assert lease.silent_s == 1.5
-    lease.answered()
+    lease.answered(clock.now)
     lease.answered(asked_s)
     assert lease.silent_s == 0.0, "a later answer is not taken back by an earlier one"
 
@@ -62,10 +62,19 @@ def test_an_answer_counts_from_when_it_was_asked_for(lease: Lease, clock: Clock)
 def test_an_answer_after_too_long_a_silence_is_not_enough(lease: Lease, clock: Clock) -> None:
     """A process that was frozen hears the broker at once; whether the group has given it up, that does not say."""
     clock.now += 5.1
-    lease.answered()
+    lease.answered(clock.now)
     assert not lease.holds
     lease.committed(lease.begin())
     assert lease.holds
+
+
+def test_a_commit_shows_what_was_so_when_it_began(lease: Lease, clock: Clock) -> None:
+    began = lease.begin()
+    clock.now += 4.0
+    lease.committed(began)
+    assert lease.silent_s == 4.0
+    clock.now += 1.1
+    assert not lease.holds
 
 
 def test_a_transaction_that_began_before_the_silence_proves_nothing(lease: Lease, clock: Clock) -> None:

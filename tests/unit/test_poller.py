@@ -50,6 +50,29 @@ async def test_a_record_is_handed_over_once_and_counts_as_waiting_from_then_on()
     assert len(bench.scheduler) == 2
 
 
+async def test_records_that_lay_here_while_nobody_took_them_are_no_news_of_kafka() -> None:
+    """After a long revocation, or in a process that was frozen: it may have been gone since before they are noticed."""
+    bench = Bench()
+    bench.assign(NORMAL)
+    bench.round()
+    bench.time_s += 4.0
+    bench.round(*records(NORMAL, 0, 1))
+    assert bench.lease.silent_s == 4.0
+    bench.round(*records(NORMAL, 2))
+    assert bench.lease.silent_s == 0.0, "what came after that"
+
+
+async def test_what_librdkafka_says_by_itself_is_no_answer() -> None:
+    bench = Bench()
+    bench.assign(NORMAL)
+    bench.time_s += 4.0
+    bench.round()
+    (broken,) = records(NORMAL, 0)
+    broken.problem = KafkaError(KafkaError._TRANSPORT)
+    bench.round(broken)
+    assert bench.lease.silent_s == 4.0
+
+
 async def test_records_of_neighbours_belong_to_their_own_partition() -> None:
     bench = Bench()
     bench.assign(NORMAL, BESIDE)

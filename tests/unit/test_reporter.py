@@ -13,6 +13,7 @@ from confluent_kafka import KafkaError, KafkaException
 from tests.support.waiting import eventually
 from workers.liveness import reporter as reporter_module
 from workers.liveness.clock import BrokerClock
+from workers.liveness.lease import Lease
 from workers.liveness.reporter import Reporter
 
 pytestmark = pytest.mark.worker_coordination
@@ -65,10 +66,23 @@ class FakeProducer:
         return self.sent.get(timeout=10)
 
 
+class HeardLease(Lease):
+    """On a clock that a test sets; remembers when what was answered had been asked."""
+
+    def __init__(self) -> None:
+        self.time_s = 0.0
+        self.heard: list[float] = []
+        super().__init__(5.0, lambda: self.time_s)
+
+    def answered(self, asked_s: float) -> None:
+        super().answered(asked_s)
+        self.heard.append(asked_s)
+
+
 class Bench:
     def __init__(self) -> None:
         self.producer = FakeProducer()
-        self.answers = 0
+        self.lease = HeardLease()
         self.failures: list[BaseException] = []
         producer: Any = self.producer
         self.reporter = Reporter(
@@ -77,12 +91,13 @@ class Bench:
             key="w.0",
             make=str.encode,
             clock=BrokerClock(),
-            on_answer=self._answered,
+            lease=self.lease,
             on_failure=self.failures.append,
         )
 
-    def _answered(self) -> None:
-        self.answers += 1
+    @property
+    def answers(self) -> int:
+        return len(self.lease.heard)
 
 
 @pytest.fixture
@@ -147,6 +162,17 @@ def test_the_first_one_waits_for_its_answer(bench: Bench) -> None:
     bench.producer.is_away = True
     assert not bench.reporter.first(0.05)
     assert bench.answers == 1
+
+
+def test_an_answer_that_waited_for_a_frozen_process_says_nothing_about_now(bench: Bench) -> None:
+    """Kafka may be gone by the time that it is found."""
+    bench.producer.is_away = True
+    assert not bench.reporter.first(0.05)
+    bench.lease.time_s = 4.0
+    bench.producer.is_away = False
+    bench.producer.poll(0)
+    assert bench.lease.heard == [0.0]
+    assert bench.lease.silent_s == 4.0
 
 
 def test_a_report_that_was_not_delivered_is_no_answer(bench: Bench) -> None:

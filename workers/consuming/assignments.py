@@ -197,7 +197,7 @@ class Assignments:
             self.failed = True
 
     def _assign(self, consumer: Consumer, assigned: list[TopicPartition]) -> None:
-        started = time.monotonic()
+        started, asked_s = time.monotonic(), self._lease.now_s
         self.metadata.take(consumer)
         self._member_id = consumer.memberid() or ""
         places = self._known(assigned)
@@ -236,7 +236,7 @@ class Assignments:
             seconds=round(time.monotonic() - started, 3),
             left_unclean_by=unclean or None,
         )
-        self._lease.answered()
+        self._lease.answered(asked_s)
         # The first commit opens the partitions: before it nothing of them may start.
         self._committer.nudge()
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from workers.consuming.duplicates import DuplicateWindow
     from workers.consuming.flow_control import FlowControl
     from workers.consuming.look_back import LookBack
+    from workers.liveness.lease import Lease
     from workers.scheduling.delay import Delays
     from workers.scheduling.scheduler import Scheduler
 
@@ -62,7 +63,7 @@ class Poller:
         lock: threading.Lock,
         deliver: Callable[[list[Message]], None],
         on_failure: Callable[[BaseException], None],
-        on_answer: Callable[[], None],
+        lease: Lease,
     ) -> None:
         self._make_consumer = make_consumer
         self._assignments = assignments
@@ -76,7 +77,9 @@ class Poller:
         self._lock = lock
         self._deliver = deliver
         self._on_failure = on_failure
-        self._on_answer = on_answer
+        self._lease = lease
+        #: When there was nothing left to take, by the lease's clock: what is taken next came after that.
+        self._drained_s = lease.now_s
         self._news = RepeatFilter()
         self._stop = False
         self._positions_at = 0.0
@@ -113,21 +116,27 @@ class Poller:
         assignments.keep_up(consumer)
         first = consumer.poll(_BUSY_POLL_S if self._flow.is_holding_back else _IDLE_POLL_S)
         assignments.look_at_group(consumer)
-        if first is not None:
+        drained_s = self._drained_s
+        if first is None:
+            self._drained_s = self._lease.now_s
+        else:
             where: Any = (first.topic(), first.partition())
             owner = assignments.parts.get(where)
             # poll() waits, consume() with no time does not: together they return what there is, at once
-            more = consumer.consume(_TIER_ROUND if first.topic() in self._topics.tier_of else _ROUND, 0)
+            most = _TIER_ROUND if first.topic() in self._topics.tier_of else _ROUND
+            more = consumer.consume(most, 0)
+            if len(more) < most:
+                self._drained_s = self._lease.now_s
             # It may call us back, more than once, and drops what it has of a partition that it takes away. What it gave before
             # is up to us: where the partition has come back meanwhile, all that lies before this record would count as finished.
-            self._receive([first, *more] if assignments.parts.get(where) is owner else more)
+            self._receive([first, *more] if assignments.parts.get(where) is owner else more, drained_s)
         self._flow.apply(consumer, assignments.parts, drains=assignments.drains)
         now = time.monotonic()
         if first is None and now - self._positions_at > _POSITIONS_EVERY_S:
             self._positions_at = now
             self._note_positions(consumer)
 
-    def _receive(self, received: list[KafkaMessage]) -> None:
+    def _receive(self, received: list[KafkaMessage], drained_s: float) -> None:
         parts, priority_of, tier_of = self._assignments.parts, self._topics.priority_of, self._topics.tier_of
         messages: list[Message] = []
         # The next commit opens the way to as many, before the event loop has even seen them.
@@ -173,7 +182,8 @@ class Poller:
                     room[message.priority] -= 1
                     part.want(offset)
                     is_due = is_due or offset >= part.start_limit
-        self._on_answer()
+        if place is not None:  # librdkafka has errors of its own, which are no answer of Kafka's
+            self._lease.answered(drained_s)
         if is_due:
             self._committer.nudge()
         if messages:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import enum
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NamedTuple
 
 #: In which everything can be cancelled.
 _TO_CANCEL_S: Final = 1.0
@@ -35,6 +35,14 @@ def since_boot_s() -> float:
     return time.monotonic() if _BOOT_CLOCK is None else time.clock_gettime(_BOOT_CLOCK)
 
 
+class Proof(NamedTuple):
+    """A transaction that shows, once it is committed, that the group still had us when it began."""
+
+    #: That had been noticed by then.
+    silences: int
+    began_s: float
+
+
 class Lease:
     """Safe for any thread.
 
@@ -52,7 +60,7 @@ class Lease:
 
     @property
     def silent_s(self) -> float:
-        """Since the last answer."""
+        """Since what was answered last was asked."""
         return self._now() - self._last
 
     @property
@@ -65,27 +73,28 @@ class Lease:
         """Whether jobs may start."""
         return self._silences == self._outlived and self.silent_s <= self.seconds
 
-    def answered(self, asked_s: float | None = None) -> None:
-        """Kafka has answered something. After too long a silence that is not enough.
+    def answered(self, asked_s: float) -> None:
+        """Kafka has answered something that it was asked at ``asked_s``, by ``now_s``. After too long a silence that is not enough.
 
-        ``asked_s``: when it was asked, by ``now_s``, where that may be long ago: the answer is true of a moment after that.
+        The answer is true of a moment after that. Not of the one at which it is noticed: a process that was frozen finds what
+        had come for it before, and Kafka may be gone by then.
         """
-        now = self._now()
-        if now - self._last > self.seconds:
-            self._silences += 1
-        self._last = now if asked_s is None else max(self._last, asked_s)
-
-    def begin(self) -> int:
-        """A transaction with offsets begins; its name for ``committed``."""
         if self.silent_s > self.seconds:
-            self.answered()  # the silence counts: what was sent before its end proves nothing
-        return self._silences
+            self._silences += 1
+        self._last = max(self._last, asked_s)
 
-    def committed(self, transaction: int) -> None:
+    def begin(self) -> Proof:
+        """A transaction with offsets begins; what to give to ``committed``."""
+        began_s = self._now()
+        if self.silent_s > self.seconds:
+            self.answered(began_s)  # the silence counts: what was sent before its end proves nothing
+        return Proof(self._silences, began_s)
+
+    def committed(self, proof: Proof) -> None:
         """That transaction was committed: the group has taken us for its member since it began."""
-        self.answered()
-        if transaction == self._silences:
-            self._outlived = transaction
+        self.answered(proof.began_s)
+        if proof.silences == self._silences:
+            self._outlived = proof.silences
 
 
 class LeaseChange(enum.Enum):

@@ -16,6 +16,7 @@ import structlog
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from workers.liveness.clock import WARN_OFFSET_MS, BrokerClock
+from workers.liveness.lease import Lease
 
 log = structlog.get_logger("rustfs_workers.reporter")
 
@@ -35,7 +36,7 @@ class Reporter:
         key: str,
         make: Callable[[str], bytes],
         clock: BrokerClock,
-        on_answer: Callable[[], None],
+        lease: Lease,
         on_failure: Callable[[BaseException], None],
     ) -> None:
         self._producer = producer
@@ -43,7 +44,7 @@ class Reporter:
         self._key = key
         self._make = make
         self._clock = clock
-        self._on_answer = on_answer
+        self._lease = lease
         self._on_failure = on_failure
         self._stop = threading.Event()
         #: The next report is not to wait for its time.
@@ -100,13 +101,13 @@ class Reporter:
             self._on_failure(error)
 
     def _send(self, state: str, done: Callable[[], None] = lambda: None) -> None:
-        sent_ns = self._clock.steady_ns()
+        sent_ns, asked_s = self._clock.steady_ns(), self._lease.now_s
 
         def answered(error: KafkaError | None, message: Message) -> None:
             if error is not None:
                 log.warning("report not delivered", error=str(error))
                 return
-            self._on_answer()
+            self._lease.answered(asked_s)
             self._sample(message, sent_ns)
             done()
 
