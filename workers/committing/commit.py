@@ -273,6 +273,7 @@ class Committer:
                 outcomes, plans = self._plan(outcomes, released)
             if not outcomes and not plans:
                 return
+            wrote_since = time.monotonic()
             try:
                 self._transactions.write(outcomes, _to_commit(plans))
             except NotCommitted as reason:
@@ -284,6 +285,7 @@ class Committer:
                 forget_frames(reason)
                 error = reason
             else:
+                self._queue.take_more_after(outcomes, time.monotonic() - wrote_since)
                 self._committed(outcomes, plans, newest, began_ms)
                 return
             failures += 1
@@ -477,7 +479,6 @@ class Committer:
         if self._queue.has_set_aside:
             self._wake.set()
         self._recovery.remember(outcomes, before, began_ms)
-        self._queue.take_more_after(outcomes)
         if outcomes:
             self.counters.event("transactions")
         for outcome in outcomes:

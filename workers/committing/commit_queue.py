@@ -27,8 +27,11 @@ MAX_BATCH_BYTES: Final = 8 * 1024 * 1024
 #: more partitions, not for more bytes: if all workers go on with what did not get through, nothing ever gets through again.
 LEAST_BATCH: Final = 16
 LEAST_BATCH_BYTES: Final = 256 * 1024
-#: So many of them go through before more is tried: what is too much costs as long as Kafka waits for a transaction.
-_MORE_AFTER: Final = 8
+#: After so many failures in a row, each doubles it, as many go through before more is tried: what is too much costs as long as
+#: Kafka waits for a transaction. But a broker that was away looks the same, and what has ended meanwhile must not wait for minutes.
+_MORE_AFTER_MOST: Final = 16
+#: One that took no longer has room for twice as much: Kafka gives it five seconds. Else a quarter more is tried.
+_EASY_S: Final = 1.0
 #: Jobs that may start before the next commit, as a multiple of those that end between two: those until this one is made, those
 #: until the next one is, and as many again, since no two take the same time. A successor suspects each of them.
 _AHEAD: Final = 3
@@ -62,8 +65,11 @@ class CommitQueue:
         #: What a transaction may carry now, and bytes that it may forward.
         self._most = MAX_BATCH
         self._most_bytes = MAX_BATCH_BYTES
-        #: Transactions, as large as may be, since that has changed.
+        #: Transactions, as large as may be, since that has changed; and how many there have to be before it grows.
         self._went_through = 0
+        self._more_after = 1
+        #: So many outcomes did not go through when they were tried last.
+        self._too_much = MAX_BATCH
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -136,6 +142,7 @@ class CommitQueue:
             return False
         if len(outcomes) > LEAST_BATCH:
             self._most, self._went_through = max(min(self._most, len(outcomes)) // 2, LEAST_BATCH), 0
+            self._more_after, self._too_much = min(2 * self._more_after, _MORE_AFTER_MOST), len(outcomes)
         if size > LEAST_BATCH_BYTES:
             self._most_bytes = max(min(self._most_bytes, size) // 2, LEAST_BATCH_BYTES)
         log.warning(
@@ -146,12 +153,15 @@ class CommitQueue:
         )
         return True
 
-    def take_more_after(self, outcomes: Sequence[Outcome]) -> None:
-        """These went through; if they were as many as may go, there is perhaps room for more."""
+    def take_more_after(self, outcomes: Sequence[Outcome], took_s: float) -> None:
+        """These went through, in so many seconds; if they were as many as may go, there is perhaps room for more."""
         if self._most < MAX_BATCH and len(outcomes) >= self._most:
+            if len(outcomes) >= self._too_much:
+                self._more_after = 1  # it was not that they are too many
             self._went_through += 1
-            if self._went_through == _MORE_AFTER:
-                self._most, self._went_through = min(self._most + self._most // 4, MAX_BATCH), 0
+            if self._went_through >= self._more_after:
+                more = self._most if took_s < _EASY_S else self._most // 4
+                self._most, self._went_through = min(self._most + more, MAX_BATCH), 0
         if self._most_bytes < MAX_BATCH_BYTES and forwarded(outcomes) >= self._most_bytes:
             self._most_bytes += self._most_bytes // 16
 
