@@ -59,7 +59,7 @@ _BROKER_START_S: Final = 300.0
 _NO_MORE_ENDS_S: Final = 150.0
 _LAST_JOBS_S: Final = 2_400.0
 #: Of a long campaign, when its storm is over and nothing is left of it.
-_CALM_S: Final = 300.0
+_CALM_S: Final = 420.0
 _CALM_PAUSE_S: Final = (14.0, 18.0)
 _CALM: Final = (Kind.WORKER_KILL, Kind.WORKER_LEAVE, Kind.WORKER_JOIN)
 

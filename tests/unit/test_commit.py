@@ -22,9 +22,9 @@ from tests.support.commit_bench import (
     status,
     succeeded,
 )
-from tests.support.messages import TOPICS, message
+from tests.support.messages import TOPICS, message, partition
 from tests.support.waiting import eventually
-from workers.committing.commit_queue import MAX_BATCH, MAX_BATCH_BYTES
+from workers.committing.commit_queue import LEAST_BATCH, MAX_BATCH, MAX_BATCH_BYTES, CommitQueue
 from workers.offsets import MAX_REACH
 from workers.outcome import Outcome, OutRecord
 
@@ -352,6 +352,20 @@ def test_when_there_is_time_again_transactions_grow_to_what_they_were(
     assert min(sizes[:5]) < 100, "it has become smaller"
     assert MAX_BATCH in sizes
     assert sizes.index(MAX_BATCH) < transactions
+
+
+def test_nothing_more_may_start_while_more_has_ended_than_transactions_carry() -> None:
+    """The same storm: 5,000 jobs ended while 1,200 were committed, and were done again by others."""
+    queue, part = CommitQueue(), partition()
+    ended = [succeeded(message(part, offset)) for offset in range(400)]
+    for _ in range(8):
+        queue.take_less_than(ended)
+    for outcome in ended:
+        queue.put(outcome)
+    assert queue.ahead == 0
+    while len(queue) > 2 * LEAST_BATCH:
+        queue.wrote(queue.take())
+    assert queue.ahead > 0
 
 
 @pytest.mark.parametrize(("each_takes_s", "tries"), [(7.0, 10), (1.0, 62)])

@@ -81,8 +81,12 @@ class CommitQueue:
 
     @property
     def ahead(self) -> int:
-        """How many jobs may start before the next commit."""
-        return max(_AHEAD * self._pace, self._least_ahead)
+        """How many jobs may start before the next commit.
+
+        None while more has ended than the next two transactions carry: who is asked for a partition gives up what it has not
+        committed, and that must not become more and more.
+        """
+        return 0 if len(self._waiting) > 2 * self._most else max(_AHEAD * self._pace, self._least_ahead)
 
     @property
     def is_full(self) -> bool:
