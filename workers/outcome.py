@@ -67,11 +67,6 @@ class Outcome:
     owner: Message | None = None
     late: bool = False
 
-    @classmethod
-    def commit_request(cls) -> Outcome:
-        """Writes nothing; wakes the commit thread, so that new start limits are committed."""
-        return cls(None, None)
-
     @property
     def size(self) -> int:
         """Bytes of the values that it writes, its status left out."""
@@ -92,3 +87,7 @@ class Outcome:
                 return state
             case _:
                 return None
+
+
+#: Writes nothing: asks for a commit, so that jobs may start which wait for one.
+COMMIT_REQUEST: Final = Outcome(None, None)

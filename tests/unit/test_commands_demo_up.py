@@ -45,7 +45,7 @@ def test_the_demo_takes_all_files_of_a_folder_that_is_named_be_it_pythons_own_li
         (library / name).touch()
     taken: list[list[str]] = []
 
-    def on(_: Settings, __: Path, objects: Objects, *___: object) -> NoReturn:
+    def on(_: Settings, __: Path, objects: Objects, *___: object, **____: object) -> NoReturn:
         taken.append(sorted(objects.keys))
         raise PipelineError("seen enough")
 

@@ -26,7 +26,7 @@ from tests.support.messages import TOPICS, message, partition
 from tests.support.waiting import eventually
 from workers.committing.commit_queue import LEAST_BATCH, MAX_BATCH, MAX_BATCH_BYTES, CommitQueue
 from workers.offsets import MAX_REACH
-from workers.outcome import Outcome, OutRecord
+from workers.outcome import COMMIT_REQUEST, Outcome, OutRecord
 
 pytestmark = pytest.mark.worker_coordination
 
@@ -352,6 +352,15 @@ def test_when_there_is_time_again_transactions_grow_to_what_they_were(
     assert min(sizes[:5]) < 100, "it has become smaller"
     assert MAX_BATCH in sizes
     assert sizes.index(MAX_BATCH) < transactions
+
+
+def test_who_asks_for_a_commit_takes_no_room_in_it() -> None:
+    """Many ask while little fits into one: outcomes would never come to an end."""
+    bench = Bench()
+    for _ in range(100):
+        bench.emit(COMMIT_REQUEST)
+    assert bench.committer.pending == 0
+    assert bench.committer._wake.is_set()
 
 
 def test_nothing_more_may_start_while_more_has_ended_than_transactions_carry() -> None:

@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from workers.progress import Progress
 
 app = typer.Typer(
-    help="""Measure, on topics of their own that are deleted afterwards: on the cluster of KAFKA_BOOTSTRAP_SERVERS, else on the Kafka
-    that runs here (`up`, `kafka start`), else on one that is started for it.
+    help="""Measure, on topics of their own that are deleted afterwards.
+
+    On the cluster of KAFKA_BOOTSTRAP_SERVERS, else on the Kafka that runs here (`up`, `kafka start`), else on one that is started
+    for it.
 
     \b
     Examples:

@@ -55,7 +55,7 @@ from workers.committing.transactions import (
 from workers.liveness.lease import Lease
 from workers.message import Message
 from workers.offsets import PartitionState
-from workers.outcome import NOT_KEPT, NOT_WRITABLE, Outcome
+from workers.outcome import COMMIT_REQUEST, NOT_KEPT, NOT_WRITABLE, Outcome
 
 log = structlog.get_logger("rustfs_workers.commit")
 
@@ -157,7 +157,9 @@ class Committer:
 
     def emit(self, outcome: Outcome) -> None:
         """Something to write with the next tick; for the event loop. Never blocks."""
-        self._queue.put(outcome)
+        # Each slot that finds nothing to start asks for a commit: those that carry little would carry nothing else.
+        if outcome is not COMMIT_REQUEST:
+            self._queue.put(outcome)
         if not self._wake.is_set():
             self._wake.set()
 

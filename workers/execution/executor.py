@@ -34,7 +34,7 @@ from workers.execution.slots import Slots
 from workers.execution.sweep import Sweep
 from workers.execution.threads import HandlerThreads, drop
 from workers.message import Message
-from workers.outcome import Outcome
+from workers.outcome import COMMIT_REQUEST, Outcome
 from workers.results import Failed, JobResult, Snooze, failed_by
 from workers.unsaid import guarded
 
@@ -187,7 +187,7 @@ class Executor:
     def _ask_for_commit(self) -> None:
         """Start limits must move before what is parked can start: ask for a commit."""
         self._scheduler.needs_commit = False
-        self._emit(Outcome.commit_request())
+        self._emit(COMMIT_REQUEST)
 
     async def _run(self, message: Message, slot: asyncio.Task[Any] | None) -> None:
         started_ms = self._now_ms()

@@ -21,7 +21,7 @@ from schemas.lifecycle import JobStatus
 from schemas.records import StatusChange
 from workers.committing.router import Run, status_of
 from workers.execution.active import TIMEOUT, Active
-from workers.outcome import Outcome
+from workers.outcome import COMMIT_REQUEST, Outcome
 
 if TYPE_CHECKING:
     from workers.scheduling.scheduler import Scheduler
@@ -122,7 +122,7 @@ class Sweep:
             for a in self._active
         ):
             self._scheduler.survived()
-            self._emit(Outcome.commit_request())  # its commit says that it runs alone no longer
+            self._emit(COMMIT_REQUEST)  # its commit says that it runs alone no longer
             self._wake()
         if self._scheduler.turn_is_due(time.time_ns() // 1_000_000):
             self._wake()
