@@ -375,6 +375,9 @@ def test_nothing_more_may_start_while_more_has_ended_than_transactions_carry() -
     while len(queue) > 2 * LEAST_BATCH:
         queue.wrote(queue.take())
     assert queue.ahead > 0
+    for offset in range(400, 800):
+        queue.put(Outcome(message(part, offset), None, event="forwarded"))
+    assert queue.ahead > 0, "what is only forwarded holds up nobody who could start"
 
 
 @pytest.mark.parametrize(("each_takes_s", "tries"), [(7.0, 10), (1.0, 62)])

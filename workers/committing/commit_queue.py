@@ -59,6 +59,8 @@ class CommitQueue:
         self._beyond_reach: list[Outcome] = []
         # Each number has one writer (event loop, commit thread), so none is lost between them.
         self._bytes_in = self._bytes_out = 0
+        #: Runs that have ended; not what is only forwarded, of which thousands may be due at once.
+        self._runs_in = self._runs_out = 0
         #: Jobs that end between two commits lately.
         self._pace = 0
         self._least_ahead = least_ahead
@@ -83,10 +85,11 @@ class CommitQueue:
     def ahead(self) -> int:
         """How many jobs may start before the next commit.
 
-        None while more has ended than the next two transactions carry: who is asked for a partition gives up what it has not
+        None while more have ended than the next two transactions carry: who is asked for a partition gives up what it has not
         committed, and that must not become more and more.
         """
-        return 0 if len(self._waiting) > 2 * self._most else max(_AHEAD * self._pace, self._least_ahead)
+        is_behind = self._runs_in - self._runs_out > 2 * self._most
+        return 0 if is_behind else max(_AHEAD * self._pace, self._least_ahead)
 
     @property
     def is_full(self) -> bool:
@@ -101,6 +104,8 @@ class CommitQueue:
     def put(self, outcome: Outcome) -> None:
         """Never blocks."""
         self._waiting.append(outcome)
+        if outcome.counts_as is not None:
+            self._runs_in += 1
         if outcome.records:
             self._bytes_in += outcome.footprint
 
@@ -113,6 +118,8 @@ class CommitQueue:
             outcome = self._waiting.popleft()
             outcomes.append(outcome)
             taken += 1
+            if outcome.counts_as is not None:
+                self._runs_out += 1
             if outcome.records:
                 size += outcome.size
                 footprint += outcome.footprint
