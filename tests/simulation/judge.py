@@ -171,11 +171,12 @@ class Judge:
     def _suspect(self, worker: SimWorker, *, spared_until: int) -> None:
         world = self._world
         for (topic, number), committed in world.kafka.group(world.topics.group).committed.items():
-            part = worker.assignments.parts.get((topic, number))
-            if part is not None:
-                self._losses.append((worker.incarnation, (topic, number), parse(*committed), world.now_ms))
+            part, stands = worker.assignments.parts.get((topic, number)), parse(*committed)
+            # One that has lost it, and is about to get it back, is missed all the same: the last map is its own.
+            if part is not None or (stands.incarnation == worker.incarnation and not stands.clean):
+                self._losses.append((worker.incarnation, (topic, number), stands, world.now_ms))
             alone = {part.alone, part.committed_alone} - {None} if part is not None else set()
-            suspects = parse(*committed).suspects
+            suspects = stands.suspects
             alone |= {o for o, one in suspects.items() if one.alone == worker.incarnation}
             for offset in alone:
                 assert offset is not None
