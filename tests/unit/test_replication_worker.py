@@ -157,6 +157,47 @@ async def test_an_object_that_may_be_on_a_silent_node_is_not_called_missing(
     assert "may be on n1" in result.reason
 
 
+@pytest.mark.parametrize(
+    ("fields", "result", "holds"),
+    [
+        pytest.param({}, "NodeUnreachable", b"newer", id="what stands may be newer"),
+        pytest.param({"overwrite": "always"}, "NodeUnreachable", b"newer", id="whatever is asked for"),
+        pytest.param({"expected_sha256": sha256(b"older").hexdigest()}, None, b"older", id="it is what was meant"),
+        pytest.param({"expected_sha256": sha256(b"newer").hexdigest()}, "NodeUnreachable", b"newer", id="it is not"),
+        pytest.param({"expected_size": 9}, "NodeUnreachable", b"newer", id="nor by its size"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("size", [1, 300_000])
+async def test_while_a_node_that_is_asked_first_is_silent_nothing_newer_is_replaced(
+    disks: Disks, worker: ReplicationWorker, size: int, fields: dict[str, Any], result: str | None, holds: bytes
+) -> None:  # fmt: skip
+    """It may have the newest one. Once it answers, the job goes on."""
+    if size > 1 and "expected_sha256" in fields:
+        whole = {"older": b"older" * size, "newer": b"newer" * size}
+        name = "older" if fields["expected_sha256"] == sha256(b"older").hexdigest() else "newer"
+        fields = {"expected_sha256": sha256(whole[name]).hexdigest()}
+    disks.path("n1", "").rmdir()
+    disks.put("n2", "bucket/key", b"older" * size)
+    disks.put("n3", "bucket/key", b"newer" * size)
+    ended = await worker.process_job(job(targets=("n3",), **fields), context())
+    if result is None:
+        success(ended)
+    else:
+        failed = failure(ended)
+        assert (failed.error_type, failed.retryable) == (result, True)
+        assert "n1 would be asked first" in failed.reason
+    assert disks.get("n3", "bucket/key") == holds * size
+
+
+async def test_a_free_name_is_given_what_there_is_though_a_node_is_silent(
+    disks: Disks, worker: ReplicationWorker
+) -> None:
+    disks.path("n1", "").rmdir()
+    disks.put("n2", "bucket/key", b"older")
+    success(await worker.process_job(job(targets=("n3",)), context()))
+    assert disks.get("n3", "bucket/key") == b"older"
+
+
 async def test_an_object_behind_a_link_is_refused_and_not_called_missing(
     disks: Disks, worker: ReplicationWorker, tmp_path: Path
 ) -> None:
@@ -460,6 +501,37 @@ async def test_a_copy_that_makes_no_step_is_given_up_and_tried_again_later(disks
     task = asyncio.current_task()
     assert task is not None
     assert not task.cancelling(), "whoever runs it goes on"
+
+
+async def test_copies_to_a_node_that_hangs_fail_at_once_and_those_between_others_go_on(disks: Disks) -> None:
+    """Else each would have a thread and a place of the worker for minutes, and in the end all of them."""
+    disks.put("n1", "bucket/key", b"x")
+    worker = ReplicationWorker(disks.registry, standstill=timedelta(seconds=0.2))
+    release = threading.Event()
+    replicate = worker.replicate
+    begun = 0
+
+    def hangs_on_n2(one: ReplicationJob, *more: Any) -> JobResult:
+        nonlocal begun
+        if "n2" in one.target_nodes:
+            begun += 1
+            release.wait(60)
+        return replicate(one, *more)
+
+    worker.replicate = hangs_on_n2  # type: ignore[method-assign,assignment]
+    try:
+        many = [worker.process_job(job(targets=("n2", "n3")), context()) for _ in range(4)]
+        hung = [failure(result) for result in await asyncio.gather(*many)]
+        success(await worker.process_job(job(targets=("n3",)), context()))
+        at_once = [failure(await worker.process_job(job(targets=("N2", "n3")), context())) for _ in range(20)]
+        success(await worker.process_job(job(targets=("n3",)), context()))
+    finally:
+        release.set()
+        worker.close()
+    assert {result.error_type for result in (*hung, *at_once)} == {"NodeUnreachable"}
+    assert all(result.retryable for result in (*hung, *at_once))
+    assert "node n1 or n2 or n3 hangs" in at_once[0].reason
+    assert begun == 4
 
 
 async def test_a_large_copy_whose_node_hangs_in_a_write_is_given_up(

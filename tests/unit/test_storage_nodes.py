@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
-from workers.storage import NodeConfigError, NodeRegistry, parse_node_url
-from workers.storage.errors import UnknownNode
+from workers.storage import NodeConfigError, NodeRegistry, object_key, parse_node_url
+from workers.storage.errors import NodeUnreachable, ObjectMissing, UnknownNode
 from workers.storage.file_node import FileNode
 from workers.storage.nodes import NodeUrl
 from workers.storage.object_node import ObjectNode
@@ -193,3 +196,84 @@ def test_the_url_decides_about_durability_before_the_registry_does(tmp_path: Pat
     lazy, strict = NodeRegistry(urls), NodeRegistry(urls, durable=True)
     assert [lazy.is_quick(name) for name in urls] == [False, True, True]
     assert [strict.is_quick(name) for name in urls] == [False, True, False]
+
+
+VARIABLES = ("AWS_ENDPOINT", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, list[str]]]:
+    """The address of somebody who refuses everything, and what was asked for there."""
+    paths: list[str] = []
+
+    class Refusing(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            paths.append(self.path)
+            if "/nowhere" not in self.path:
+                self.send_error(403)
+                return
+            body = b"<Error><Code>NoSuchBucket</Code><Message>There is none</Message></Error>"
+            self.send_response(404)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def do_HEAD(self) -> None:
+            self.send_response(404)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            """It says nothing."""
+
+    for variable in VARIABLES:
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "somebody")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "something")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}", paths
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("variable", VARIABLES)
+def test_a_node_is_where_its_url_says_whatever_the_environment_names(
+    asked: tuple[str, list[str]], monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    """With another address, or without the bucket in what is asked for, a copy would land in somebody else's bucket."""
+    address, paths = asked
+    monkeypatch.setenv(variable, "http://127.0.0.1:1")
+    node = NodeRegistry({"s": f"s3://bucket?endpoint={address}&region=us-east-1"}).node("s")
+    with pytest.raises(NodeUnreachable):
+        node.check()
+    assert paths
+    assert all(path.startswith("/bucket") for path in paths), paths
+
+
+@pytest.mark.parametrize("variable", VARIABLES)
+def test_a_node_without_an_endpoint_is_refused_while_the_environment_names_one(
+    monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    NodeRegistry({"s": "s3://bucket?region=us-east-1"})
+    monkeypatch.setenv(variable, "https://s3.local")
+    with pytest.raises(
+        NodeConfigError, match=f"node s: s3://bucket names no endpoint, and {variable} is set"
+    ):
+        NodeRegistry({"s": "s3://bucket?region=us-east-1"})
+    NodeRegistry({"s": "s3://bucket?endpoint=https://s3.local"})
+
+
+def test_without_a_bucket_nobody_knows_what_is_missing(asked: tuple[str, list[str]]) -> None:
+    """S3 answers as it does for a missing object, and whoever looks for one would go on to an older copy elsewhere."""
+    address, _ = asked
+    registry = NodeRegistry(
+        {name: f"s3://{name}?endpoint={address}&region=us-east-1" for name in ("nowhere", "unlisted")}
+    )
+    with pytest.raises(NodeUnreachable, match="node nowhere: its bucket does not exist"):
+        registry.node("nowhere").open(object_key("b/k"))
+    with pytest.raises(ObjectMissing):
+        registry.node("unlisted").open(object_key("b/k"))

@@ -16,10 +16,10 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import Any, Final, get_args
+from typing import Any, Final, NamedTuple, get_args
 
 import structlog
 
@@ -33,8 +33,10 @@ from workers.storage.errors import (
     MESSAGE_LIMIT,
     InvalidKey,
     InvalidReplication,
+    NameRefused,
     NodeUnreachable,
     ObjectMissing,
+    SourceCorrupt,
     StorageError,
     UnknownNode,
     public_message,
@@ -42,6 +44,7 @@ from workers.storage.errors import (
 from workers.storage.keys import ObjectKey, object_key
 from workers.storage.node import Node, OpenObject, Ticket, Verify
 from workers.storage.nodes import NAME_LIMIT, NodeRegistry
+from workers.storage.standstills import Standstills
 from workers.worker import Worker
 
 log = structlog.get_logger("rustfs_workers.replication")
@@ -70,7 +73,8 @@ class ReplicationJob(Job):
         source_path: ``bucket/key``; a leading "/" is tolerated.
         target_nodes: names of the nodes that should hold it.
         replication_factor: how many of them must; 0 means all.
-        source_node: where to read; None means the first node that has it and is no target.
+        source_node: where to read; None means the first node that has it and is no target. While one that would be asked before it
+            gives no answer, nothing that stands on a target is replaced, unless it has the expected hash.
         expected_sha256: hash that the source must have; another one is a permanent failure.
         expected_size: size in bytes that it must have, likewise.
         overwrite: what to do with a target that holds something: "if_different" replaces it unless it is the
@@ -238,6 +242,7 @@ class ReplicationWorker(Worker):
     ) -> None:
         self._nodes = nodes
         self._standstill_s = standstill.total_seconds()
+        self._standstills = Standstills(self._standstill_s)
         self._quick = Crew(threads, patience=PATIENCE, name="replication")
         self._slow = Crew(threads, patience=timedelta(0), name="replication-slow")
 
@@ -245,7 +250,16 @@ class ReplicationWorker(Worker):
         """Copy the object.
 
         If this call is cancelled, or makes no step for ``STANDSTILL``, the copy stops at its next step and publishes nothing more.
+        While a node lets one copy after the other stand still, those to it fail at once, but for one now and then.
         """
+        nodes = self._nodes_of(job)
+        seconds = round(self._standstill_s)
+        if hanging := self._standstills.hanging(nodes, time.monotonic()):
+            names = " or ".join(sorted(hanging))
+            reason = (
+                f"node {names} hangs: copies make no step within {seconds} s; look at its mount or network"
+            )
+            return Failed(reason, retryable=True, error_type=NodeUnreachable.__name__)
         pulse = _Pulse(self._standstill_s)
 
         def replicate(given_up: Callable[[], bool]) -> JobResult:
@@ -255,13 +269,15 @@ class ReplicationWorker(Worker):
         crew = self._quick if self._is_quick(job) else self._slow
         try:
             with pulse:
-                return await crew.run(replicate)
+                result = await crew.run(replicate)
         except asyncio.CancelledError:
             if not pulse.has_stopped:
                 raise
-            seconds = round(self._standstill_s)
+            self._standstills.stood_still(nodes, time.monotonic())
             reason = f"no step of the copy within {seconds} s: a node hangs; look at the mounts and networks of those that it names"
             return Failed(reason, retryable=True, error_type=NodeUnreachable.__name__)
+        self._standstills.went_on(nodes)
+        return result
 
     async def health_check(self) -> bool:
         """Whether at least one node answers (or none is configured). Names the silent ones in the log."""
@@ -316,6 +332,12 @@ class ReplicationWorker(Worker):
         names = (*job.target_nodes, *sources)
         return all(self._nodes.is_quick(name) for name in names)
 
+    def _nodes_of(self, job: ReplicationJob) -> set[str]:
+        """Those that a copy has to do with first: its targets, and where its source is looked for."""
+        targets = {name.lower() for name in job.target_nodes}
+        asked_first = job.source_node or next((name for name in self._nodes if name not in targets), "")
+        return {*targets, asked_first.lower()}
+
     def _copy(
         self, plan: Plan, context: WorkerContext, stopped: Callable[[], bool], step: Callable[[], None]
     ) -> CopyReport:
@@ -328,19 +350,27 @@ class ReplicationWorker(Worker):
                 unknown[name] = TargetResult.failed(error)
         if not targets:
             return CopyReport(0, None, unknown)
-        order = CopyOrder(
-            key=plan.key,
-            ticket=Ticket(context.job_id, context.fence),
-            expected_sha256=plan.sha256,
-            expected_size=plan.size,
-            overwrite=plan.overwrite,
-            verify=plan.verify,
-            stopped=stopped,
-            step=step,
-            progress=context.progress,
-        )
-        with find_source(self._nodes, plan) as source:
-            report = copy_opened(order, source, targets)
+        source = find_source(self._nodes, plan)
+        with source.object as opened:
+            order = CopyOrder(
+                key=plan.key,
+                ticket=Ticket(context.job_id, context.fence),
+                expected_sha256=plan.sha256,
+                expected_size=plan.size,
+                overwrite=plan.overwrite,
+                # What has the wanted hash is what was meant, whoever else has something.
+                doubt=source.doubt if plan.sha256 is None else None,
+                verify=plan.verify,
+                stopped=stopped,
+                step=step,
+                progress=context.progress,
+            )
+            try:
+                report = copy_opened(order, opened, targets)
+            except SourceCorrupt as error:
+                if source.doubt is None:
+                    raise
+                raise NodeUnreachable(f"{error}; {source.doubt}") from error
         if unknown:
             results = {name: unknown.get(name) or report.targets[name] for name in plan.targets}
             report = replace(report, targets=results)
@@ -378,8 +408,20 @@ class _Pulse:
             self._task.cancel()
 
 
-def find_source(nodes: NodeRegistry, plan: Plan) -> OpenObject:
-    """Open the object where it is; the caller closes it.
+class Source(NamedTuple):
+    """Where an object is copied from.
+
+    Attributes:
+        object: open; whoever has this closes it.
+        doubt: which nodes that are asked before this one could not say what they have, and why; None: all of them could.
+    """
+
+    object: OpenObject
+    doubt: str | None = None
+
+
+def find_source(nodes: NodeRegistry, plan: Plan) -> Source:
+    """Open the object on the first node that has it, in the order of the settings.
 
     Raises:
         ObjectMissing: no node has it now, and at least one may still get it: events arrive before the data.
@@ -389,7 +431,7 @@ def find_source(nodes: NodeRegistry, plan: Plan) -> OpenObject:
         StorageError: each node has something else under its name.
     """
     if plan.source_node is not None:
-        return nodes.node(plan.source_node).open(plan.key)
+        return Source(nodes.node(plan.source_node).open(plan.key))
     candidates = [name for name in nodes if name not in plan.targets]
     if not candidates:
         raise InvalidReplication(
@@ -400,7 +442,7 @@ def find_source(nodes: NodeRegistry, plan: Plan) -> OpenObject:
     missing: list[str] = []
     for name in candidates:
         try:
-            return nodes.node(name).open(plan.key)
+            return Source(nodes.node(name).open(plan.key), _doubt(unclear))
         except ObjectMissing:
             missing.append(name)
         except StorageError as error:
@@ -415,3 +457,12 @@ def find_source(nodes: NodeRegistry, plan: Plan) -> OpenObject:
     if missing:
         raise ObjectMissing(f"{plan.key} is not on {', '.join(missing)}, and {name} cannot give it: {answer}")
     raise answer
+
+
+def _doubt(unclear: Mapping[str, StorageError]) -> str | None:
+    """Who may have the object all the same: an unknown state is not the same as none."""
+    may_have_it = {name: error for name, error in unclear.items() if not isinstance(error, NameRefused)}
+    if not may_have_it:
+        return None
+    first = next(iter(may_have_it.values()))
+    return f"{', '.join(may_have_it)} would be asked first, and cannot say what is there: {first}"

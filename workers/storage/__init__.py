@@ -3,7 +3,7 @@
 ``keys`` (what an object is called) → ``nodes`` (names and URLs to nodes) → ``node`` (what a node can do), its two
 kinds ``file_node`` (with ``file_tree`` and ``file_place``) and ``object_node`` → ``copying`` (one object to its
 targets) with ``fanout`` (a large one, read once) → ``errors`` (everything that can go wrong, by name). ``crew`` runs
-all of that, which blocks, for an event loop.
+all of that, which blocks, for an event loop; ``standstills`` says which node is left alone for a while, because it hangs.
 """
 
 from workers.storage.copying import CopyOrder, CopyReport, TargetResult, copy_object

@@ -28,6 +28,7 @@ from hashlib import sha256
 from typing import Final, Literal
 
 from workers.storage.errors import (
+    NodeUnreachable,
     SourceChanged,
     SourceCorrupt,
     Stopped,
@@ -72,6 +73,7 @@ class CopyOrder:
         expected_sha256: hash that the source must have, lower-case hex; None accepts any.
         expected_size: size that it must have.
         overwrite: when a target that holds something else, or the same, is replaced.
+        doubt: why some other node may have a newer object than the source; then nothing that stands is replaced. None: nobody may.
         verify: how a fresh copy is checked.
         stopped: asked between any two pieces, and while a node keeps the others waiting; True ends the run with ``Stopped``.
         step: called after each piece that was read, or read again, and each small thing that was done; not while waiting.
@@ -83,6 +85,7 @@ class CopyOrder:
     expected_sha256: str | None = None
     expected_size: int | None = None
     overwrite: Overwrite = "if_different"
+    doubt: str | None = None
     verify: Verify = "readback"
     stopped: Callable[[], bool] = _never
     step: Callable[[], None] = _unseen
@@ -245,7 +248,7 @@ class _Run:
         for name in self._open_targets():
             try:
                 self._check_overwrite(name)
-            except TargetExists as error:
+            except (TargetExists, NodeUnreachable) as error:
                 self.results[name] = TargetResult.failed(error)
             else:
                 writes[name] = partial(self._write, name)
@@ -316,10 +319,13 @@ class _Run:
         self.results[name] = TargetResult("COMPLETED")
 
     def _check_overwrite(self, name: str) -> None:
-        if self.order.overwrite == "never" and self.places[name].found is not None:
-            raise TargetExists(
-                f"node {name} holds something else under {self.order.key}; overwrite is 'never'"
-            )
+        if self.places[name].found is None:
+            return
+        what = f"node {name} holds something else under {self.order.key}"
+        if self.order.overwrite == "never":
+            raise TargetExists(f"{what}; overwrite is 'never'")
+        if self.order.doubt is not None:
+            raise NodeUnreachable(f"{what}, which may be newer than the source: {self.order.doubt}")
 
     def _comparable(self) -> dict[str, OpenObject]:
         """The targets that may hold the same content, as far as size and place tell."""

@@ -27,6 +27,8 @@ from workers.storage.errors import (
 )
 from workers.storage.keys import RESERVED, ObjectKey
 
+#: What file systems say that have no such operation for a directory.
+_NO_FLUSH: Final = frozenset({errno.EINVAL, errno.ENOTSUP, errno.ENOSYS})
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -100,12 +102,19 @@ class FileTree:
         All of them: whoever has made one may have been killed before it was flushed. What has not changed costs microseconds.
 
         Raises:
-            OSError: they may not be there.
+            OSError: they may not be there. NodeUnreachable: this file system cannot do that.
         """
         for depth in range(len(parts), -1, -1):
             directory = self.enter(root, parts[:depth])
             try:
                 os.fsync(directory)
+            except OSError as error:
+                if error.errno not in _NO_FLUSH:
+                    raise
+                raise NodeUnreachable(
+                    f"node {self.node}: its file system cannot flush a directory to the disk ({error.strerror}), so no copy there is "
+                    "durable; write durable=false into its URL to do without"
+                ) from error
             finally:
                 if directory != root:
                     os.close(directory)

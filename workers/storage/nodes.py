@@ -10,7 +10,8 @@ Out: a ``NodeRegistry`` that makes each node when it is first asked for, and ref
 ======================  ==============================================================================
 
 Credentials never stand in a URL: the S3 client takes ``AWS_ACCESS_KEY_ID`` and ``AWS_SECRET_ACCESS_KEY`` (or
-the machine's role) from the environment.
+the machine's role) from the environment. An address of the service does stand there: one from the environment
+(``AWS_ENDPOINT_URL``) would be every node's, so a node without its own is refused while that is set.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ _CONNECT_TIMEOUT: Final = timedelta(seconds=5)
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 _AMAZON: Final = ".amazonaws.com"
 _LOOPBACK: Final = ("127.0.0.1", "::1")
+#: From which the S3 client takes an endpoint.
+_ENDPOINT_VARIABLES: Final = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
 _REQUEST_TIMEOUT: Final = timedelta(seconds=60)
 _RETRY_TIMEOUT: Final = timedelta(seconds=10)
 
@@ -132,6 +135,7 @@ class NodeRegistry:
             if name in self._urls:
                 raise NodeConfigError(f"node {name} is configured twice: names differ in case only")
             self._urls[name] = parse_node_url(name, url)
+            _refuse_foreign_endpoint(name, url, self._urls[name])
         _refuse_shared_places(self._urls)
 
     def __contains__(self, name: object) -> bool:
@@ -256,7 +260,8 @@ def _s3_node(name: str, url: NodeUrl) -> ObjectNode:
 
     options: dict[str, str] = {}
     if url.endpoint is not None:
-        options["endpoint"] = url.endpoint
+        # By the second name as well: as AWS_ENDPOINT_URL_S3 in the environment it would have precedence over the first.
+        options["endpoint"] = options["aws_endpoint_url_s3"] = url.endpoint
     if url.region is not None:
         options["region"] = url.region
     store = S3Store(
@@ -275,6 +280,20 @@ def _s3_node(name: str, url: NodeUrl) -> ObjectNode:
         **options,  # type: ignore[arg-type]
     )
     return ObjectNode(name, store)
+
+
+def _refuse_foreign_endpoint(name: str, url: str, node: NodeUrl) -> None:
+    """The client would take it, and leave the bucket out of what it asks for: an object named b/k would go to the bucket b."""
+    if node.scheme != "s3" or node.endpoint is not None:
+        return
+    for variable in _ENDPOINT_VARIABLES:
+        if os.environ.get(variable):
+            raise _wrong(
+                name,
+                url,
+                f"names no endpoint, and {variable} is set, which would be taken for it; write s3://bucket?endpoint=https://…, or "
+                "unset that",
+            )
 
 
 def _refuse_shared_places(urls: Mapping[str, NodeUrl]) -> None:

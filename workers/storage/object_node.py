@@ -14,6 +14,8 @@ store that stops answering, leaves an object that nobody has verified; the job's
 
 **Aborted uploads.** A worker that is killed leaves the parts of a multipart upload behind. They are invisible
 but cost space: give the bucket a lifecycle rule that removes incomplete uploads.
+
+**Content alone.** Content type, user metadata and tags are neither compared nor copied: a new object has the service's defaults.
 """
 
 from __future__ import annotations
@@ -48,6 +50,8 @@ SINGLE_PUT_BYTES: Final = 8 << 20
 _PART_BYTES: Final = 8 << 20
 _MAX_PARTS: Final = 9_000  # S3 takes 10,000
 _PARTS_IN_FLIGHT: Final = 2  # each is held in memory
+#: S3's own word; the library has no error of its own for it.
+_NO_BUCKET: Final = "NoSuchBucket"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +70,7 @@ class ObjectNode(Node):
     def __init__(self, name: str, store: ObjectStore) -> None:
         self.name = name
         self.store = store
+        self._has_bucket = False
 
     def look(self, key: ObjectKey) -> ObjectPlace:
         """Look what the name holds; see ``Node.look``. One request."""
@@ -80,11 +85,26 @@ class ObjectNode(Node):
         try:
             meta = obstore.head(self.store, str(key))
         except FileNotFoundError:
+            self._look_for_bucket()
             return None
         except Exception as error:  # noqa: BLE001 - every kind of refusal gets its name
             self.failed(error, key)
+        self._has_bucket = True
         e_tag = meta["e_tag"]
         return Stat(Version(meta["size"], (e_tag, meta["last_modified"], meta["version"])), e_tag)
+
+    def _look_for_bucket(self) -> None:
+        """Once: without a bucket there is no object either, and S3 answers in the same way. A state that is unknown is not "missing"."""
+        if self._has_bucket:
+            return
+        try:
+            next(iter(obstore.list(self.store, chunk_size=1)), None)
+        except Exception as error:
+            # Who may not list goes on with what the object's own request said.
+            if isinstance(error, FileNotFoundError) or _NO_BUCKET in str(error):
+                raise NodeUnreachable(f"node {self.name}: its bucket does not exist") from error
+            return
+        self._has_bucket = True
 
     def check(self) -> None:
         """List one name; see ``Node.check``."""
