@@ -80,10 +80,6 @@ def judge(evidence: Evidence) -> Verdict:
     _look_at_kills(evidence, verdict)
     for name, figure in measure(evidence).items():
         setattr(verdict, name, figure)
-    # At each death one job runs alone at the most.
-    deaths = sum(life.end in _DIED for life in evidence.lives)
-    if verdict.condemned.count > deaths:
-        verdict.illegal.add(f"{verdict.condemned.count} jobs are condemned by {deaths} deaths")
     return verdict
 
 
@@ -162,8 +158,8 @@ def _look_at_letters(evidence: Evidence, verdict: Verdict) -> None:
 
 
 def _was_interrupted(evidence: Evidence, job_id: str, newest_life: int) -> bool:
-    """Whether three processes that had run the job in its newest life were killed, the last one during its last run, or while it was
-    not yet awake again after a freeze. Who is only frozen wakes up and says so: nobody is condemned for that.
+    """Whether three processes that had run the job in its newest life were killed, the last one during its last run, beside which
+    nothing else ran there, or while it was not yet awake again after a freeze. Who is only frozen wakes up and says so: nobody is condemned for that.
 
     A run that came to its end in between had no outcome that anybody could know of: that this has a reason is looked at on its own.
     """
@@ -180,7 +176,13 @@ def _was_interrupted(evidence: Evidence, job_id: str, newest_life: int) -> bool:
         and last.start_ns < trouble.end_ns
         for trouble in evidence.troubles
     )
-    return life.end in _DIED and (frozen or last.end_ns is None)
+    if life.end not in _DIED or not (frozen or last.end_ns is None):
+        return False
+    return not any(
+        run is not last and run.pid == life.pid and run.start_ns < life.end_ns <= (run.end_ns or life.end_ns)
+        for run in evidence.runs
+        if lives.life_of(run) == life
+    )
 
 
 def _look_at_lineages(evidence: Evidence, verdict: Verdict, children: Collection[str]) -> None:

@@ -44,6 +44,8 @@ DOUBTS: Final = frozenset(
         "partitions released without a last commit",
     }
 )
+#: What a worker logs when it cancels what runs: one job of a partition that goes, which it names, or all.
+CANCELS: Final = frozenset({"job cancelled", "no answer from Kafka: everything is cancelled"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,13 +154,15 @@ class Trouble:
 
 @dataclass(frozen=True, slots=True)
 class Doubt:
-    """A line of a worker's log: it does not know what became of a commit, or has none for what it gave up."""
+    """A line of a worker's log: it does not know what became of a commit, has none for what it gave up, or cancels."""
 
     worker: str
     at_ms: int
     event: str
     #: Those that it speaks of; empty: of all that it has.
     partitions: tuple[int, ...] = ()
+    #: The one that it cancels; empty: all.
+    job_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -337,16 +341,17 @@ def read_runs(directory: Path) -> list[Run]:
 
 
 def read_doubts(directory: Path) -> list[Doubt]:
-    """What workers said of their commits; each file has the name of its worker, whatever its processes."""
+    """What workers said of their commits, and of what they cancelled; each file has the name of its worker, whatever its processes."""
     found: list[Doubt] = []
     for file in sorted(directory.glob("*.stderr")):
         for line in file.read_text(errors="replace").splitlines():
             with contextlib.suppress(ValueError):  # Java, Python's traces, and lines that were cut off
                 said = json.loads(line)
-                if isinstance(said, dict) and said.get("event") in DOUBTS:
+                if isinstance(said, dict) and said.get("event") in DOUBTS | CANCELS:
                     at = datetime.fromisoformat(said["timestamp"])
                     numbers = tuple(said.get("partitions", ()))
-                    found.append(Doubt(file.stem, round(at.timestamp() * 1000), said["event"], numbers))
+                    at_ms = round(at.timestamp() * 1000)
+                    found.append(Doubt(file.stem, at_ms, said["event"], numbers, said.get("job_id", "")))
     return found
 
 

@@ -9,7 +9,7 @@ from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from typing import Final
 
-from tests.guarantees.evidence import DOUBTS, Doubt, Evidence, Life, Run
+from tests.guarantees.evidence import CANCELS, DOUBTS, Doubt, Evidence, Life, Run
 from tests.guarantees.lives import Lives
 
 #: An outcome waits that long for its commit: for the transaction before its own, and for its own. Each takes up to 1.6 s on two
@@ -33,6 +33,10 @@ _OF_A_LOOK: Final = frozenset(
 #: From a change of the group, or what looks like one, until a member is asked for partitions: another one may be waited for that
 #: has no answer (60 s).
 _REBALANCE_NS: Final = 75_000_000_000
+#: From the line that a worker writes when it cancels a run until that ends: a handler in a thread looks now and then.
+_CANCEL_MS: Final = 10_000
+#: Between two readings of two clocks.
+_CLOCKS_MS: Final = 100
 #: Ends of a worker process that let its runs go without one.
 _CUT_SHORT: Final = frozenset({"killed", "left", "stood still"})
 
@@ -56,9 +60,12 @@ class Explanations:
             if at_ns is not None
         )
         self._doubts: dict[str, list[Doubt]] = defaultdict(list)
+        self._cancels: dict[str, list[Doubt]] = defaultdict(list)
         for doubt in sorted(evidence.doubts, key=lambda one: one.at_ms):
             if doubt.event in DOUBTS:
                 self._doubts[doubt.worker].append(doubt)
+            elif doubt.event in CANCELS:
+                self._cancels[doubt.worker].append(doubt)
         #: One number for all topics on which a job stands.
         self._partitions = {record.job_id: record.partition for record in evidence.topics.jobs}
 
@@ -99,6 +106,9 @@ class Explanations:
             return "cancelled: told to leave"
         if self._was_frozen(run, life):
             return "cancelled: frozen"
+        # In a storm something is wrong somewhere most of the time: this very worker has to have said that it cancels this one.
+        if not self._said_that_it_cancels(run, end_ns):
+            return None
         if moved and self._has_group_changed(end_ns):
             return "cancelled: moved"
         return "cancelled: broker away" if self._was_in_trouble(end_ns) else None
@@ -133,17 +143,14 @@ class Explanations:
         While the outcome was pending: since the run's end, and before the next owner of its partition has begun with the job.
         """
 
-        def wall_ms(at_ns: int) -> int:
-            return run.start_ms + (at_ns - run.start_ns) // 1_000_000
-
-        end_ms = wall_ms(end_ns)
+        end_ms = _wall_ms(run, end_ns)
         until_ms = end_ms + _DOUBT_MS
         if following is not None:
             until_ms = min(until_ms, following.start_ms + _GIVEN_UP_MS)
         # Who is frozen meanwhile says it when it wakes up: its own time has stood still.
         frozen_ms = self._frozen_ms(life, end_ns)
         unnamed_until_ms = end_ms + COMMIT_IN_TROUBLE_NS // 1_000_000 + frozen_ms
-        until_ms = min(until_ms + frozen_ms, wall_ms(life.end_ns))
+        until_ms = min(until_ms + frozen_ms, _wall_ms(run, life.end_ns))
         said = self._doubts[run.worker.partition(".")[0]]
         number = self._partitions.get(run.job_id)
         first = bisect_left(said, end_ms, key=lambda one: one.at_ms)
@@ -153,6 +160,14 @@ class Explanations:
             or (not one.partitions and (one.event in _OF_A_LOOK or one.at_ms <= unnamed_until_ms))
             for one in said[first:last]
         )
+
+    def _said_that_it_cancels(self, run: Run, end_ns: int) -> bool:
+        """Whether its process has written, just before its end, that it cancels this job, or everything."""
+        end_ms = _wall_ms(run, end_ns)
+        said = self._cancels[run.worker.partition(".")[0]]
+        first = bisect_left(said, end_ms - _CANCEL_MS, key=lambda one: one.at_ms)
+        last = bisect_right(said, end_ms + _CLOCKS_MS, key=lambda one: one.at_ms)
+        return any(one.job_id in ("", run.job_id) for one in said[first:last])
 
     def _frozen_ms(self, life: Life, since_ns: int) -> int:
         """How long its process was frozen after that, by a freeze that began before it had to have said so."""
@@ -175,3 +190,8 @@ class Explanations:
             and end_ns < trouble.end_ns + COMMIT_IN_TROUBLE_NS
             for trouble in self._troubles
         )
+
+
+def _wall_ms(run: Run, at_ns: int) -> int:
+    """That moment by the clock on the wall."""
+    return run.start_ms + (at_ns - run.start_ns) // 1_000_000

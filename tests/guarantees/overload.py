@@ -63,7 +63,7 @@ _CATCHES_UP_NS: Final = 5_000_000_000
 #: Of a broker that cannot start all at once, and of an operating system that counts pages.
 _FLAT_MIB: Final = 8.0
 #: For a moment: a fetch of all partitions, and seconds of outcomes that Kafka does not take.
-_SURGE_MIB: Final = 32.0
+SURGE_MIB: Final = 32.0
 _URGENT_P99_MS: Final = 250.0
 _FEWEST_SAMPLES: Final = 20
 #: Of what was planned, at least.
@@ -71,7 +71,7 @@ _AS_PLANNED: Final = 0.9
 #: Jobs of one call.
 _CALL: Final = 20_000
 #: What a producer may read from its source before its queue of 100,000 is full, and is told so.
-_QUEUE: Final = 150_000
+QUEUE: Final = 150_000
 #: What tells that partitions have moved, or might have.
 _MOVES: Final = ("partitions assigned", "partitions released", "partitions lost")
 
@@ -159,7 +159,7 @@ class Found:
             f"the worker grew by {worker:.0f} MiB": worker > _FLAT_MIB,
             f"the worker grew by {filled:.0f} MiB while the backlog was filled": filled > _FLAT_MIB,
             f"the worker grew by {recovering:.0f} MiB while it recovered": recovering > _FLAT_MIB,
-            f"the worker held {self.surge():.0f} MiB more for a moment": self.surge() > _SURGE_MIB,
+            f"the worker held {self.surge():.0f} MiB more for a moment": self.surge() > SURGE_MIB,
             f"the producer grew by {producer:.0f} MiB": producer > _FLAT_MIB,
             f"memory was looked at {self.steady} times only": self.steady < _FEWEST_SAMPLES,
             "memory was not looked at while the backlog was filled": self.filled <= self.steady,
@@ -169,7 +169,7 @@ class Found:
             f"urgent jobs began after {self.urgent_p99_ms} ms": self.urgent_p99_ms > _URGENT_P99_MS,
             f"only {apart:.1f} times what was done was sent": apart < _AS_PLANNED * self.factor,
             f"only {self.most_waiting:,} waited": self.most_waiting < _AS_PLANNED * self.backlog,
-            f"a producer read {self.read_ahead:,} ahead": self.read_ahead > _QUEUE,
+            f"a producer read {self.read_ahead:,} ahead": self.read_ahead > QUEUE,
         }
         return [what for what, is_so in wrong.items() if is_so]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.guarantees.overload import Plan, run
+from tests.guarantees.overload import QUEUE, SURGE_MIB, Plan, run
 
 pytestmark = [
     pytest.mark.distributed,
@@ -24,3 +24,7 @@ def test_a_backlog_costs_no_job_moves_no_partition_and_holds_its_producer_back(t
     assert found.final == {"succeeded": found.accepted + found.urgent}
     assert found.held_back > 0, "its queue was full, and it waited"
     assert found.urgent > 0
+    # All that waits would be 200 MiB.
+    assert found.surge() <= SURGE_MIB, found.to_json()
+    assert found.read_ahead <= QUEUE
+    assert found.urgent_p50_ms < found.recovery_s * 1000 / 10, "urgent jobs do not wait for those before them"

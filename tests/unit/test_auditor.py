@@ -10,6 +10,7 @@ import pytest
 from tests.guarantees.auditor import judge
 from tests.guarantees.evidence import (
     Accepted,
+    Doubt,
     Life,
     Trouble,
     load,
@@ -41,6 +42,9 @@ def test_a_dead_letter_of_an_innocent_is_counted_apart_if_three_workers_died_and
 ) -> None:
     evidence = honest()
     evidence.lives[0] = replace(evidence.lives[0], end_ns=18 * S)
+    evidence.runs[3] = ran("four", 3.6, 3.7)
+    evidence.runs[4:] = []
+    evidence.topics.statuses["four"] = [said("four", "succeeded", 3.7, 3)]
     evidence.lives += [
         Life("c", 30, 0, 13 * S, ends, told_ns=11 * S),
         Life("d", 40, 0, 15 * S, ends, told_ns=13 * S),
@@ -65,6 +69,8 @@ def test_a_worker_that_was_only_frozen_condemns_nobody() -> None:
     evidence.lives[0] = Life("a", 10, 0, 30 * S, "stays")
     evidence.troubles.append(Trouble("worker_freeze", 15 * S, 25 * S, 10))
     evidence.runs[3] = ran("four", 9.5, 9.6, how="cancelled")
+    cancels = "no answer from Kafka: everything is cancelled"
+    evidence.doubts = [Doubt("a", WALL_MS + at_ms, cancels) for at_ms in (9_590, 11_990, 13_990)]
     evidence.accepted.append(Accepted("five", "t", "succeeded", "low", None))
     evidence.topics.statuses["five"] = [said("five", "failed", 19, 4, "b.0", error_type="worker_lost")]
     evidence.topics.jobs.append(record("five", 0, topic="jobs.dlq", key=None))

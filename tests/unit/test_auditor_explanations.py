@@ -40,20 +40,31 @@ def test_a_handlers_process_that_outlives_its_worker_for_a_moment_was_killed_wit
     assert (verdict.broken, verdict.reasons) == ({}, {"killed before its commit": 1})
 
 
+CUT_OFF = Doubt("b", WALL_MS + 11_990, "no answer from Kafka: everything is cancelled")
+RELEASED = Doubt("b", WALL_MS + 11_990, "job cancelled", job_id="four")
+AWAY = Trouble("broker_kill", 5 * S, 7 * S)
+
+
 @pytest.mark.parametrize(
-    ("reason", "troubles", "fence"),
+    ("reason", "troubles", "fence", "line"),
     [
-        ("cancelled: moved", [], 1),
-        ("cancelled: frozen", [Trouble("worker_freeze", 5 * S, 12 * S, 20)], 0),
-        ("cancelled: broker away", [Trouble("broker_kill", 5 * S, 7 * S)], 0),
-        (None, [], 0),
+        ("cancelled: moved", [], 1, RELEASED),
+        ("cancelled: frozen", [Trouble("worker_freeze", 5 * S, 12 * S, 20)], 0, None),
+        ("cancelled: broker away", [AWAY], 0, CUT_OFF),
+        pytest.param(None, [], 0, CUT_OFF, id="nothing was wrong"),
+        pytest.param(None, [AWAY], 0, None, id="its worker said nothing"),
+        pytest.param(None, [AWAY], 1, replace(RELEASED, worker="a"), id="another worker"),
+        pytest.param(None, [AWAY], 1, replace(RELEASED, job_id="one"), id="another job"),
+        pytest.param(None, [AWAY], 1, replace(RELEASED, at_ms=WALL_MS + 12_200), id="afterwards"),
+        pytest.param(None, [AWAY], 0, replace(CUT_OFF, at_ms=WALL_MS + 1_000), id="long before"),
     ],
 )
 def test_a_run_that_was_cancelled_has_a_reason(
-    reason: str | None, troubles: list[Trouble], fence: int
+    reason: str | None, troubles: list[Trouble], fence: int, line: Doubt | None
 ) -> None:
     evidence = honest()
     evidence.troubles += troubles
+    evidence.doubts = [line] if line is not None else []
     evidence.runs[4] = replace(evidence.runs[4], fence=1 + fence)
     evidence.runs.insert(3, ran("four", 11, 12, "b.0", how="cancelled", fence=1))
     evidence.runs.sort(key=lambda run: run.start_ns)
@@ -159,6 +170,7 @@ def test_a_worker_says_itself_when_it_does_not_know_what_became_of_a_commit(tmp_
     lines = [
         '{"event": "commit without a clear answer", "timestamp": "2027-01-15T08:00:03.250000Z", "level": "warning"}',
         '{"event": "partitions lost", "partitions": [1, 4], "timestamp": "2027-01-15T08:00:04Z"}',
+        '{"event": "job cancelled", "job_id": "j", "timestamp": "2027-01-15T08:00:05Z"}',
         '{"event": "other"}',
         '{"event": "comm',
     ]
@@ -166,6 +178,7 @@ def test_a_worker_says_itself_when_it_does_not_know_what_became_of_a_commit(tmp_
     assert read_doubts(tmp_path) == [
         Doubt("w2", 1_800_000_003_250, "commit without a clear answer"),
         Doubt("w2", 1_800_000_004_000, "partitions lost", (1, 4)),
+        Doubt("w2", 1_800_000_005_000, "job cancelled", job_id="j"),
     ]
     evidence = replace(honest(), doubts=read_doubts(tmp_path))
     save(evidence, tmp_path / "evidence.json")

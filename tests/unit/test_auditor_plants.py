@@ -19,6 +19,8 @@ from tests.support.honest_evidence import WALL_MS, S, bury, honest, ran, record,
 
 pytestmark = pytest.mark.distributed
 
+CUT_OFF = "no answer from Kafka: everything is cancelled"
+
 
 def lose(e: Evidence) -> None:
     del e.topics.statuses["two"]
@@ -150,6 +152,7 @@ def run_one_without_a_key_at_two_owners(e: Evidence) -> None:
     """Both live, and nothing is wrong anywhere."""
     e.lives[0] = Life("a", 10, 0, 30 * S, "stays")
     e.topics.jobs[3] = replace(e.topics.jobs[3], key=None)
+    e.doubts = [Doubt("a", WALL_MS + 13_990, "job cancelled", job_id="four")]
     e.runs[3:] = [
         ran("four", 12, 14, how="cancelled", key=None),
         ran("four", 13, 13.5, "b.0", fence=1, key=None),
@@ -305,12 +308,13 @@ def tell_of_a_run_that_began_at_another_time(e: Evidence) -> None:
     e.topics.statuses["one"] = [said("one", "succeeded", 13, 0, started_ms=WALL_MS + 12_500)]
 
 
-def condemn_more_than_there_are_deaths(e: Evidence) -> None:
+def condemn_one_that_ran_beside_another(e: Evidence) -> None:
+    """At each death one job runs alone at the most."""
     e.lives += [Life("c", 30, 0, 13 * S, "killed"), Life("d", 40, 0, 15 * S, "killed")]
     e.lives[0] = replace(e.lives[0], end_ns=18 * S)
     e.runs[3:] = [ran("four", 3.6, 3.7)]
     e.topics.statuses["four"] = [said("four", "succeeded", 3.7, 3)]
-    for number in range(4):
+    for number in range(2):
         name = f"five-{number}"
         e.accepted.append(Accepted(name, "t", "succeeded", "low", None))
         e.topics.statuses[name] = [said(name, "failed", 19, 4, "b.0", error_type="worker_lost")]
@@ -322,8 +326,21 @@ def condemn_more_than_there_are_deaths(e: Evidence) -> None:
         ]
 
 
+def cancel_while_something_is_wrong_elsewhere(e: Evidence) -> None:
+    """Its own worker says nothing of it."""
+    e.troubles.append(Trouble("broker_kill", 9 * S, 12 * S))
+    e.doubts = [
+        Doubt("b", WALL_MS + 9_600, CUT_OFF),
+        Doubt("a", WALL_MS + 9_600, "job cancelled", job_id="another"),
+        Doubt("a", WALL_MS + 12_900, CUT_OFF),
+    ]
+    e.lives[0] = Life("a", 10, 0, 30 * S, "stays")
+    e.runs[3:] = [ran("four", 9.5, 9.7, how="cancelled"), ran("four", 13, 13.5, "b.0", fence=1)]
+
+
 def cancel_where_nothing_has_happened(e: Evidence) -> None:
     """Partitions that go to and fro without a reason."""
+    e.doubts = [Doubt("a", WALL_MS + 9_600, "job cancelled", job_id="four")]
     e.lives = [Life("a", 10, -200 * S, 300 * S, "stays"), Life("b", 20, -200 * S, 300 * S, "stays")]
     e.runs[3:] = [ran("four", 9.5, 9.6, how="cancelled"), ran("four", 13, 13.5, "b.0", fence=1)]
 
@@ -486,8 +503,9 @@ def lose_who_was_perhaps_accepted(e: Evidence) -> None:
         (lose_a_life_of_which_only_a_status_tells, {"lost"}),
         (succeed_in_a_life_in_which_nothing_ran, {"illegal"}),
         (tell_of_a_run_that_began_at_another_time, {"illegal", "unexplained"}),
-        (condemn_more_than_there_are_deaths, {"illegal"}),
+        (condemn_one_that_ran_beside_another, {"illegal"}),
         (cancel_where_nothing_has_happened, {"unexplained"}),
+        (cancel_while_something_is_wrong_elsewhere, {"unexplained"}),
         (leave_with_a_handler_that_runs, {"unexplained"}),
         (run_again_with_a_lower_fence, {"illegal", "unexplained"}),
         (overlap_with_a_lower_fence, {"overlaps"}),
