@@ -218,3 +218,12 @@ class HandlerNotFound(PermanentError):
     def __init__(self, job_type: str) -> None:
         self.job_type = job_type
         super().__init__(f"no handler is registered for job type {job_type!r}")
+
+
+def reason_of(error: BaseException) -> str:
+    """What an error of somebody else's code says of itself, or its name. Never raises what its ``__str__`` raises."""
+    name = type(error).__name__
+    try:
+        return str(error) or name
+    except Exception as broken:  # noqa: BLE001 - it may raise anything
+        return f"{name}, which cannot say why: its __str__ raised {type(broken).__name__}"

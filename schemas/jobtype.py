@@ -20,7 +20,7 @@ from typing import Any, Final
 import fastavro
 
 from schemas.backoff import Backoff
-from schemas.errors import BadRecord, InvalidJob, JobTypeError
+from schemas.errors import BadRecord, InvalidJob, JobTypeError, reason_of
 from schemas.fieldcheck import Check, check_for, remedy
 from schemas.job import Job, declared_job_types
 from schemas.unions import clash_in, sequences_in
@@ -148,7 +148,7 @@ class JobType:
         """The job object in a decoded record. Fields that its writer did not know have the class's defaults.
 
         Raises:
-            BadRecord: the class refuses the values.
+            BadRecord: the class refuses the values, in whatever way.
         """
         try:
             try:
@@ -159,8 +159,11 @@ class JobType:
                 model = self._model.parse_obj(own)
                 own = {name: getattr(model, name) for name in own}
             return self.cls(**own)
-        except Exception as error:  # __post_init__ is the user's: it may raise anything
-            raise BadRecord(f"{self.name}: {type(error).__name__}: {error}"[:500]) from error
+        except KeyboardInterrupt:
+            raise  # somebody's Ctrl-C, in a program that has a worker in it
+        except BaseException as error:
+            # __post_init__ is the user's: sys.exit in it, or a panic of native code, must not end the worker and each of its heirs.
+            raise BadRecord(f"{self.name}: {type(error).__name__}: {reason_of(error)}"[:500]) from error
 
 
 def job_type(cls: type[Job]) -> JobType:

@@ -11,6 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
+#: One partition: the name of its topic, and its number.
+Partition = tuple[str, int]
+
 DEFAULT_PREFIX = "rustfs."
 DEFAULT_PARTITIONS = 12
 #: Largest batch of records that a topic takes, in bytes; Kafka's own default. Producers keep to it.

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from importlib.resources import files
 from io import BytesIO
-from typing import Any, Final, cast
+from typing import Any, Final, NamedTuple, cast
 
 import fastavro
 from fastavro.schema import fingerprint, to_parsing_canonical_form
@@ -20,6 +20,8 @@ from schemas.errors import BadRecord, BadSchema
 Schema = dict[str, Any]
 Record = dict[str, Any]
 
+#: Of which a record may be made for each byte that it takes, with empty lists and texts: a megabyte is not to become tens of gigabytes.
+_MOST_VALUES: Final = 16
 _PRIMITIVES: Final = frozenset({"null", "boolean", "int", "long", "float", "double", "bytes", "string"})
 
 
@@ -50,7 +52,7 @@ class WireSchema:
                 if field["name"] in primitive:
                     field["type"] = _without_logical_types(field["type"])
             self._parsed = cast("Schema", fastavro.parse_schema(stripped))
-            _least_bytes(self._parsed, {})
+            _least(self._parsed, {})
             canonical = to_parsing_canonical_form(schema)
             #: Name of each field to the names that a writer may have used for it.
             self._known_as = {
@@ -136,38 +138,54 @@ def _without_logical_types(schema: Any) -> Any:  # noqa: PLR0911 - one for each 
             return schema
 
 
-def _least_bytes(schema: Any, defined: dict[str, int]) -> int:  # noqa: PLR0911 - one for each type
-    """The fewest bytes that a value takes; refuses schemas that let a short value take the process down.
+class _Least(NamedTuple):
+    """A value of a type in which every list, map and text is empty: how many bytes it takes, and how many values it is made of."""
 
-    An array of items without bytes may claim 2**62 of them, and fastavro would make them all; a type that
-    contains itself can be nested until the C stack ends, which no ``except`` catches.
+    bytes: int
+    values: int
+
+
+def _least(schema: Any, defined: dict[str, _Least]) -> _Least:  # noqa: PLR0911 - one for each type
+    """Refuses schemas that let a short value take the process down.
+
+    An array of items without bytes may claim 2**62 of them, and fastavro would make them all; records of records of nulls are
+    as many values as one likes, of no bytes at all; a type that contains itself can be nested until the C stack ends, which no
+    ``except`` catches.
     """
     match schema:
         case str() if schema in _PRIMITIVES:
-            return 0 if schema == "null" else 1
+            return _Least(0 if schema == "null" else 1, 1)
         case str():
             if schema not in defined:
                 raise BadSchema(f"{schema} contains itself; use a list of flat records, or text")
             return defined[schema]
         case list():
-            return 1 + min((_least_bytes(branch, defined) for branch in schema), default=0)
+            branches = [_least(branch, defined) for branch in schema]
+            least = min((branch.bytes for branch in branches), default=0)
+            return _Least(1 + least, max((branch.values for branch in branches), default=1))
         case {"type": "array", "items": items}:
-            if not _least_bytes(items, defined):
+            if not _least(items, defined).bytes:
                 raise BadSchema("an array of items that take no bytes may claim any length")
-            return 1
+            return _Least(1, 1)
         case {"type": "map", "values": values}:
-            _least_bytes(values, defined)
-            return 1
+            _least(values, defined)
+            return _Least(1, 1)
         case {"type": "record" | "error", "name": name, "fields": fields}:
-            defined[name] = sum(_least_bytes(field["type"], defined) for field in fields)
-            return defined[name]
+            inside = [_least(field["type"], defined) for field in fields]
+            whole = _Least(sum(one.bytes for one in inside), 1 + sum(one.values for one in inside))
+            if whole.values > _MOST_VALUES * max(whole.bytes, 1):
+                raise BadSchema(f"{name} makes {whole.values:,} values of {whole.bytes:,} bytes")
+            defined[name] = whole
+            return whole
         case {"type": "enum", "name": name}:
-            defined[name] = 1
-            return 1
+            defined[name] = _Least(1, 1)
+            return defined[name]
         case {"type": "fixed", "name": name, "size": size}:
-            defined[name] = size
-            return cast("int", size)
+            if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+                raise BadSchema(f"{name} is fixed at {size!r:.40} bytes; at least one is needed")
+            defined[name] = _Least(size, 1)
+            return defined[name]
         case Mapping():
-            return _least_bytes(schema["type"], defined)
+            return _least(schema["type"], defined)
         case _:
             raise BadSchema(f"{schema!r:.100} is not an Avro type")

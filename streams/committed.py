@@ -15,8 +15,8 @@ from typing import Final
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
+from schemas.topics import Partition
 from streams.clients import kafka_failed, reader_config
-from streams.scan import Partition
 from streams.settings import Settings
 
 _ONE_ANSWER_S: Final = 2.0

@@ -63,6 +63,8 @@ class DeadLetter:
     fields: Mapping[str, Any] | None = None
     #: A new life began after this, or another letter of this life stands before it.
     redriven: bool = False
+    #: The newest status of its job cannot be read here, and may tell of a new life.
+    unclear: bool = False
 
     @property
     def redrives(self) -> int:
@@ -175,14 +177,19 @@ def read_dead_letters(settings: Settings, codec: Codec, *, timeout_s: float) -> 
     wanted = {letter.id.encode() for letter in letters}
     schemas = Schemas(codec, schema_lookup(settings, codec.store)).of_one_reading()
     fold = JobFold()
+    unclear: set[str] = set()
 
     def take(message: Message) -> None:
+        job_id = (message.key() or b"").decode("utf-8", "replace")
         try:
             sighting = sighting_of(message, topics, schemas, wanted)
         except WireError:
-            return  # not ours, or of a version to come: it cannot tell about our letters
+            # In a schema that is not to be had here, or of a version to come.
+            unclear.add(job_id)
+            return
         if sighting is not None:
             fold.see(sighting)
+            unclear.discard(job_id)  # a later one that can be read is newer
 
     try:
         left_s = max(until - time.monotonic(), 0.0)
@@ -196,7 +203,9 @@ def read_dead_letters(settings: Settings, codec: Codec, *, timeout_s: float) -> 
         for job_id, state in fold.states.items()
         if isinstance(seen := state.last_status, StatusSeen)
     }
-    return DeadLetters(tuple(mark_redriven(letters, statuses)), statuses, complete)
+    marked = mark_redriven(letters, statuses)
+    marked = [replace(letter, unclear=True) if letter.id in unclear else letter for letter in marked]
+    return DeadLetters(tuple(marked), statuses, complete)
 
 
 def dead_letter_of(message: Message) -> DeadLetter:

@@ -26,8 +26,8 @@ from aiokafka.protocol.transaction import (
 )
 
 from schemas.errors import KafkaUnreachable
+from schemas.topics import Partition
 from streams.clients import KafkaRefused, aiokafka_config
-from streams.scan import Partition
 from streams.settings import Settings
 
 #: Long after we have given up: if Kafka ended it for us, in the middle, that would be an abort. No worker's own transaction

@@ -29,10 +29,9 @@ from aiokafka.protocol.types import (
 )
 
 from schemas.errors import KafkaUnreachable
+from schemas.topics import Partition
 from streams.clients import aiokafka_config
 from streams.settings import Settings
-
-Partition = tuple[str, int]
 
 _GROUP_ID_NOT_FOUND: Final = 69
 _TEXT: Final = CompactString("utf-8")

@@ -23,12 +23,13 @@ from confluent_kafka.admin import AdminClient
 
 from schemas.errors import GroupNotInitialised, KafkaUnreachable
 from schemas.offsetmap import EMPTY_MAP
+from schemas.topics import Partition
 from streams import transactional_ids
 from streams.clients import FENCED, kafka_failed, producer_config, reader_config
 from streams.committed import committed_offsets
 from streams.offset_sender import send_offsets
 from streams.producer_end import see_out
-from streams.scan import EARLIEST, Partition, offsets, partitions_of, scan
+from streams.scan import EARLIEST, offsets, partitions_of, scan
 from streams.settings import Settings
 
 log = structlog.get_logger("rustfs_workers.group_setup")

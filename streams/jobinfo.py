@@ -51,11 +51,17 @@ class JobEvent:
     delivery: Delivery
     priority: JobPriority
     waiting: bool
-    key: str | None
+    #: What orders it, as it was written: another program's may be no UTF-8, and a new life keeps it. None: nothing does.
+    key: bytes | None
     #: The job's record; nothing where only its place was kept.
     value: bytes
     timestamp_ms: int
     place: RecordPlace
+
+    @property
+    def key_text(self) -> str | None:
+        """The key, to be shown."""
+        return None if self.key is None else self.key.decode("utf-8", "replace")
 
     @property
     def rank(self) -> Rank:
@@ -285,7 +291,7 @@ def job_info(
         type=(event.delivery.job_type if event else "") or (seen.change.type if seen else ""),
         priority=event.priority if event else seen.change.priority if seen else JobPriority.NORMAL,
         status=status,
-        key=event.key if event else seen.change.key if seen else None,
+        key=event.key_text if event else seen.change.key if seen else None,
         created_at=datetime.fromtimestamp(created / 1000, UTC),
         redrives=redrives,
         attempts=(seen.change.attempts if seen else ()) or (event.delivery.history if event else ()),

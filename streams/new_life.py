@@ -39,10 +39,10 @@ class NewLife:
 
 
 def can_live(letter: DeadLetter) -> bool:
-    """Whether it can be given a new life: one that Kafka refuses would hold up all others of its transaction, for ever."""
+    """Whether it can be given a new life: not a second one, perhaps, nor one that Kafka refuses, which would hold up all others."""
     size = len(letter.value or b"") + len(letter.key or b"")
     size += sum(len(name) + len(text) for name, text in letter.headers)
-    return letter.can_run and size <= _MOST_BYTES
+    return letter.can_run and not letter.unclear and size <= _MOST_BYTES
 
 
 def life_after(letter: DeadLetter, last: StatusChange | None, now_ms: int, topics: Topics) -> NewLife:
@@ -99,7 +99,7 @@ def life_again(job_id: str, state: JobState, now_ms: int, topics: Topics) -> New
         event.priority,
         delivery,
         event.place[1],
-        job_id.encode() if event.key is None else event.key.encode(),
+        job_id.encode() if event.key is None else event.key,
         event.value,
         now_ms,
         topics,

@@ -92,6 +92,8 @@ class Settled(NamedTuple):
     topic: str
     priority: str
     delay_ms: int
+    #: The time itself, where that was asked for: what is past by our clock may not be by the broker's.
+    at_ms: int | None
     #: The delay counts by the broker's clock, from when the record is written: ours may be wrong.
     by_broker: bool
     key: str | None
@@ -134,7 +136,8 @@ def settle(options: JobOptions, now_ms: int, rules: Rules, *, by_broker: bool = 
     priority = options.priority
     if not _is(priority, JobPriority):
         raise InvalidJob(f"the priority is {priority!r:.80}; use a JobPriority, such as JobPriority.HIGH")
-    delay_ms = _delay_ms(options, now_ms, rules.max_delay_days)
+    at_ms = _at_ms(options)
+    delay_ms = _delay_ms(options, at_ms, now_ms, rules.max_delay_days)
     tier = tier_for(delay_ms)
     if options.job_id is not None:
         _check_id("job_id", options.job_id)
@@ -153,7 +156,8 @@ def settle(options: JobOptions, now_ms: int, rules: Rules, *, by_broker: bool = 
         topic=rules.topics.jobs[priority] if tier is None else rules.topics.retry[tier],
         priority=priority.value,
         delay_ms=delay_ms,
-        by_broker=by_broker and options.at is None,
+        at_ms=at_ms,
+        by_broker=by_broker and at_ms is None,
         key=options.key,
         job_id=options.job_id,
         max_retries=retries,
@@ -195,7 +199,10 @@ def compose(job: Job, settled: Settled, now_ms: int, rules: Rules, *, turn: int 
     if len(value) > rules.max_payload_bytes:
         raise PayloadTooLarge(len(value), rules.max_payload_bytes)
     raw = [(headers.TYPE, kind.name.encode())]
-    if settled.delay_ms:
+    if settled.at_ms is not None:
+        if settled.at_ms > 0:
+            raw.append((headers.NOT_BEFORE, str(settled.at_ms).encode()))
+    elif settled.delay_ms:
         raw.append((headers.NOT_BEFORE, str(now_ms + settled.delay_ms).encode()))
         if settled.by_broker:
             raw.append((headers.DELAY, str(settled.delay_ms).encode()))
@@ -252,15 +259,22 @@ def prepare(job: Job, rules: Rules) -> None:
     rules.codec.prefix(declared_type(job).wire)
 
 
-def _delay_ms(options: JobOptions, now_ms: int, max_days: int) -> int:
-    delay, at = options.delay, options.at
-    if delay is not None and at is not None:
+def _at_ms(options: JobOptions) -> int | None:
+    at = options.at
+    if at is None:
+        return None
+    if options.delay is not None:
         raise InvalidJob("delay and at are both given; give one of them")
-    if at is not None:
-        if not _is(at, datetime) or at.utcoffset() is None:
-            raise InvalidJob(f"at is {at!r:.80}; it takes a datetime with a time zone")
-        # Rounded up: a job never starts early.
-        delay_ms = max(-(-round(at.timestamp() * 1_000_000) // 1000) - now_ms, 0)
+    if not _is(at, datetime) or at.utcoffset() is None:
+        raise InvalidJob(f"at is {at!r:.80}; it takes a datetime with a time zone")
+    # Rounded up: a job never starts early.
+    return -(-round(at.timestamp() * 1_000_000) // 1000)
+
+
+def _delay_ms(options: JobOptions, at_ms: int | None, now_ms: int, max_days: int) -> int:
+    delay, at = options.delay, options.at
+    if at_ms is not None:
+        delay_ms = max(at_ms - now_ms, 0)
     elif delay is None:
         return 0
     elif not _is(delay, timedelta):

@@ -253,6 +253,8 @@ class JobProducer:
         except BaseException:
             with self._settled:
                 self._unwaited.discard(unwaited)
+                if not self._unwaited:
+                    self._settled.notify_all()  # whoever flushes would wait for the next job's report
             raise
         unwaited.ticket.seal(1)
         self.outbox.serve()

@@ -22,7 +22,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # it has no _
     ResourceType,
 )
 
-from schemas.errors import GroupNotInitialised, KafkaUnreachable, TopicsMismatch
+from schemas.errors import GroupNotInitialised, PipelineError, TopicsMismatch
 from schemas.offsetmap import parse
 from schemas.topics import TopicSpec
 from streams import transactional_ids
@@ -382,15 +382,18 @@ def _wait_for_leaders(settings: Settings, admin: AdminClient, specs: Iterable[To
             known = admin.list_topics(timeout=_KAFKA_S).topics
         except KafkaException as error:
             raise kafka_failed(settings, error, _KAFKA_S) from error
-        if all(
-            name in known
-            and known[name].partitions
-            and all(partition.leader >= 0 for partition in known[name].partitions.values())
-            for name in wanted
-        ):
+        led = {
+            name
+            for name, topic in known.items()
+            if topic.partitions and all(partition.leader >= 0 for partition in topic.partitions.values())
+        }
+        if wanted <= led:
             return
         if time.monotonic() > deadline:
-            raise KafkaUnreachable(settings.bootstrap_servers(), _KAFKA_S)
+            raise PipelineError(
+                f"not every partition has a leader after {_KAFKA_S:.0f} s: {', '.join(sorted(wanted - led))}; look whether all brokers run, "
+                "and whether this user may describe these topics"
+            )
         time.sleep(_LEADER_PAUSE_S)
 
 

@@ -257,7 +257,8 @@ class JobQueue:
             ReadIncomplete: the topics could not be read to their end in time; nothing has changed.
             RedriveTakenOver: a redrive began meanwhile; nothing has changed.
             KafkaUnreachable, TopicsMismatch: as ``list_jobs``.
-            DeliveryFailed: Kafka did not take it; nothing has changed.
+            DeliveryFailed: Kafka did not take it, or its answer was lost: if ``perhaps_written`` names the job, it may be pending
+                now, and ``get_job`` tells; else nothing has changed.
         """
         from streams.redrive import retry_job
 

@@ -436,7 +436,7 @@ def sighting_of(
         delivery=parse(raw_headers(message)),
         priority=peek_priority(value) if priority is None else priority,
         waiting=priority is None,
-        key=None if key is None or key == job_id else key.decode("utf-8", "replace"),
+        key=None if key == job_id else key,
         value=b"" if lean else value,
         timestamp_ms=time_of_record(message.timestamp()[1]),
         place=place,
@@ -479,5 +479,5 @@ def _priority_of(state: JobState) -> JobPriority:
 
 def _key_of(state: JobState) -> str | None:
     if state.event is not None:
-        return state.event.key
+        return state.event.key_text
     return state.status.change.key if state.status is not None else None

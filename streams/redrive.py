@@ -84,8 +84,8 @@ def redrive(
         ReadIncomplete: the topics could not be read to their end; nothing was redriven.
         KafkaUnreachable: no broker answered; nothing was redriven.
         TopicsMismatch: a topic does not exist.
-        RedriveTakenOver: another redrive began.
-        DeliveryFailed: Kafka failed time and again; each job is either as it was or redriven.
+        RedriveTakenOver: another redrive began; it says how many were redriven.
+        DeliveryFailed: something failed on the way; it says how many were redriven, and which ones perhaps.
     """
     codec = codec or build_codec(settings)
     which = replace(which, include_redriven=False)
@@ -147,7 +147,7 @@ def retry_job(settings: Settings, job_id: str, *, codec: Codec | None = None) ->
         KafkaUnreachable: no broker answered; nothing was changed.
         TopicsMismatch: a topic does not exist.
         RedriveTakenOver: a redrive began meanwhile; nothing was changed.
-        DeliveryFailed: Kafka failed time and again; the job is either as it was or pending.
+        DeliveryFailed: Kafka failed time and again; the job is either as it was or pending, if ``perhaps_written`` names it.
     """
     codec = codec or build_codec(settings)
     publish_schemas(settings, [STATUS], timeout_s=_KAFKA_S)

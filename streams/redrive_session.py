@@ -36,6 +36,8 @@ _KAFKA_S: Final = 15.0
 _CLOCK_STEPS_MS: Final = 10_000
 #: How often a run starts over after an answer that cannot be trusted.
 _STARTS: Final = 5
+#: How many ids an error names in its words; it has all of them.
+_NAMED: Final = 20
 
 
 class RedriveTakenOver(PipelineError):
@@ -106,7 +108,12 @@ class Session:
         """
         self._look_for_losses()
         self._progress.doubtful = lives
-        self._write([record for life in lives for record in self._records_of(life)])
+        try:
+            self._write([record for life in lives for record in self._records_of(life)])
+        except RedriveTakenOver:
+            if not self._connection.lost:  # else an earlier try may have come through
+                self._progress.doubtful = ()
+            raise
         self._progress.done += [life.job_id for life in lives]
         self._progress.doubtful = ()
 
@@ -221,9 +228,28 @@ def in_sessions(settings: Settings, codec: Codec, run: Callable[[Session], None]
 
     Raises:
         RedriveTakenOver: another redrive of this deployment began.
-        DeliveryFailed: there was too much doubt.
-        KafkaUnreachable: no broker answered.
+        DeliveryFailed: there was too much doubt, or something else came in between; its words, and ``perhaps_written``, say which jobs
+            may have a new life.
+        KafkaUnreachable: no broker answered, and nobody has a new life.
     """
+    try:
+        _in_sessions(settings, codec, run, progress)
+    except PipelineError as error:
+        perhaps = [life.job_id for life in progress.doubtful]
+        says_it = isinstance(error, DeliveryFailed | RedriveTakenOver)
+        if not perhaps and (says_it or not progress.done):
+            raise
+        words = [str(error), f"{len(progress.done):,} job(s) were certainly given a new life"]
+        if perhaps:
+            words.append(
+                f"perhaps so were {', '.join(perhaps[:_NAMED])}{' …' if len(perhaps) > _NAMED else ''}"
+            )
+        raise DeliveryFailed("; ".join(words), perhaps_written=perhaps) from error
+
+
+def _in_sessions(
+    settings: Settings, codec: Codec, run: Callable[[Session], None], progress: Progress
+) -> None:
     doubt: _Doubt | None = None
     doubts = 0
     while doubts < _STARTS:

@@ -26,6 +26,7 @@ from confluent_kafka import (
 from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]  # it has no __all__
 
 from schemas.errors import KafkaUnreachable, ReadIncomplete, TopicsMismatch
+from schemas.topics import Partition
 from streams.clients import admin_config, kafka_failed, reader_config
 from streams.jobinfo import RecordPlace
 from streams.settings import Settings
@@ -54,7 +55,6 @@ _MOVING: Final = frozenset(
 )
 #: A record that is further on is sought, which costs a trip to the broker; what lies before a nearer one is read over.
 _NEAR: Final = 100
-Partition = tuple[str, int]
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ joined by ``__``. The names that Kafka users know (``KAFKA_BOOTSTRAP_SERVERS``, 
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import re
@@ -60,6 +61,8 @@ ADDRESS_FILE: Final = Path("kafka", "address")
 #: What a worker may be called, in the settings and in code: file names and transactional ids are made of it.
 WORKER_ID: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 LONGEST_WORKER_ID: Final = 64
+#: Of a host's name in the default worker id: `up` and tests add to it.
+_LONGEST_HOST: Final = 48
 #: Seconds that brokers take for a session, as they come.
 LEAST_SESSION_S: Final = 3
 LONGEST_SESSION_S: Final = 1800
@@ -129,9 +132,17 @@ class PriorityWeights(BaseModel):
 
 
 def default_worker_id() -> str:
-    """The host's short name, in characters that a topic's key and a file name can hold."""
-    host = platform.node().split(".")[0]
-    return re.sub(r"[^A-Za-z0-9_-]", "-", host).strip("-_")[:48] or "worker"
+    """The host's name, in characters that a topic's key and a file name can hold.
+
+    All of it: two hosts may differ in their domain alone, and two pods in the last characters of a long name. What cannot be kept
+    leaves a hash, for two workers of one name would stop each other.
+    """
+    host = platform.node()
+    name = re.sub(r"[^A-Za-z0-9._-]", "-", host).strip("-_.")
+    if name == host and 0 < len(name) <= _LONGEST_HOST:
+        return name
+    digest = hashlib.sha256(host.encode(errors="surrogateescape")).hexdigest()[:8]
+    return f"{name[: _LONGEST_HOST - len(digest) - 1] or 'worker'}-{digest}"
 
 
 def _default_data_dir() -> Path:

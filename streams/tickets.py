@@ -18,7 +18,8 @@ from streams.acknowledged import was_acknowledged
 
 #: How many ids an error names in its words; it has all of them.
 _NAMED: Final = 20
-#: librdkafka's and Kafka's errors after which a record is certainly not in the log.
+#: librdkafka's and Kafka's errors after which a record is certainly not in the log. Not "purged in queue": a record whose broker
+#: died before its answer came goes back into the queue, to be sent once more.
 _NOT_WRITTEN: Final = frozenset(
     {
         KafkaError.MSG_SIZE_TOO_LARGE,
@@ -28,7 +29,6 @@ _NOT_WRITTEN: Final = frozenset(
         KafkaError.INVALID_RECORD,
         KafkaError.INVALID_TIMESTAMP,
         KafkaError.POLICY_VIOLATION,
-        KafkaError._PURGE_QUEUE,
         KafkaError._UNKNOWN_PARTITION,
         KafkaError._UNKNOWN_TOPIC,
     }

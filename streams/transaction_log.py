@@ -20,8 +20,9 @@ from confluent_kafka import KafkaError, KafkaException, Message
 from confluent_kafka.admin import AdminClient
 
 from schemas.errors import KafkaUnreachable, PipelineError, TopicsMismatch
+from schemas.topics import Partition
 from streams.clients import KafkaRefused, admin_config
-from streams.scan import Partition, partitions_of, scan_partitions
+from streams.scan import partitions_of, scan_partitions
 from streams.settings import Settings
 
 TOPIC: Final = "__transaction_state"

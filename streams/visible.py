@@ -15,10 +15,11 @@ from confluent_kafka.admin import AdminClient
 from schemas.errors import KafkaUnreachable, PipelineError, ReadIncomplete
 from schemas.headers import RawHeaders
 from schemas.partitions import partition_of
+from schemas.topics import Partition
 from streams.clients import admin_config, kafka_failed
 from streams.committed import passes
 from streams.raw_headers import raw_headers
-from streams.scan import Partition, partitions_of, scan_partitions, since
+from streams.scan import partitions_of, scan_partitions, since
 from streams.settings import Settings
 
 #: Of the time: to find the partitions, and for each of where they end, where to begin, and reading them. Nearly always all of

@@ -21,9 +21,10 @@ from confluent_kafka.admin import AdminClient
 from schemas.codec import Codec
 from schemas.errors import KafkaUnreachable, QueueClosed, UnknownSchema, WireError
 from schemas.records import StatusChange, decode_status
+from schemas.topics import Partition
 from streams.clients import admin_config, aiokafka_config
 from streams.jobinfo import RecordPlace, StatusSeen
-from streams.scan import LATEST, Partition, informed_admin, offsets, partitions_of, scan_on
+from streams.scan import LATEST, informed_admin, offsets, partitions_of, scan_on
 from streams.settings import Settings
 
 log = structlog.get_logger("rustfs_workers.watch")
@@ -146,6 +147,10 @@ class StatusWatch:
                         )
                         reached[record.topic, record.partition] = record.offset + 1
         except Exception as error:  # noqa: BLE001 - handed to all who wait
+            if self._task is asyncio.current_task():
+                self._task = (
+                    None  # whoever tries again at once, while this one comes to its end, gets another
+                )
             self._fail(started, error)
         finally:
             if not started.done() and not self._closed:

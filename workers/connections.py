@@ -16,6 +16,7 @@ from confluent_kafka import Consumer, Producer
 from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]  # it has no __all__
 
 from schemas.errors import KafkaUnreachable, PipelineError
+from schemas.topics import Partition
 from streams.clients import KafkaRefused, admin_config, producer_config, worker_consumer_config
 from streams.clients import log as client_log
 from streams.group_members import Member, describe_member
@@ -24,7 +25,6 @@ from streams.scan import informed_admin, offsets
 from streams.settings import Settings
 from streams.visible import Written, visible_records
 from workers.consuming.membership_watch import lost_heartbeats
-from workers.offsets import Place
 
 log = structlog.get_logger("rustfs_workers.connections")
 
@@ -81,7 +81,7 @@ class Connections:
             time.sleep(_PAUSE_S)
             raise
 
-    def offsets(self, spec: OffsetSpec, places: Iterable[Place]) -> dict[Place, int]:
+    def offsets(self, spec: OffsetSpec, places: Iterable[Partition]) -> dict[Partition, int]:
         """Where these partitions begin or end. Blocks for some seconds at most.
 
         Raises:

@@ -37,6 +37,7 @@ from workers.config import WorkerConfig
 from workers.handlers.replication import ReplicationJob
 from workers.manager import WorkerManager
 from workers.progress import Progress
+from workers.running import run_interruptible
 from workers.storage import StorageError, object_key
 from workers.temporary import deleted_afterwards, forgotten_afterwards, temporary_kafka
 
@@ -291,7 +292,7 @@ def _on(
     is_kept: bool,
 ) -> DemoReport:
     provision(settings)
-    seconds, dead = asyncio.run(_replicate(settings, objects, progress, check))
+    seconds, dead = run_interruptible(_replicate(settings, objects, progress, check))
     right = verify(directory, objects.keys, progress)
     return DemoReport(
         objects=len(objects.keys),

@@ -15,8 +15,7 @@ from threading import Lock
 from typing import Any
 
 from schemas.offsetmap import MAX_OWNERS, TAKE_LIMIT, UNKNOWN, OffsetMap, Suspect, named_losses
-
-Place = tuple[str, int]
+from schemas.topics import Partition
 
 #: A partition with this many finished or held records behind its lowest unfinished one stops.
 MAX_SPREAD = 10_000
@@ -134,7 +133,7 @@ class PartitionState:
         self.dirty = True
 
     @property
-    def place(self) -> Place:
+    def place(self) -> Partition:
         """Topic and partition."""
         return self.topic, self.partition
 

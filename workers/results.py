@@ -9,7 +9,7 @@ from datetime import timedelta
 from itertools import islice
 from typing import Any, ClassVar, Final
 
-from schemas.errors import PermanentError
+from schemas.errors import PermanentError, reason_of
 
 #: Of a group's errors so many are looked at. A reason has room for 1 KiB.
 _MOST_INSIDE: Final = 100
@@ -84,10 +84,10 @@ def failed_by(error: BaseException, *, retryable: bool | None = None) -> Failed:
         retryable = not any(isinstance(one, PermanentError) for one in inside)
     if len(inside) == 1:
         (one,) = inside
-        name, reason = type(one).__name__, _reason_of(one)
+        name, reason = type(one).__name__, reason_of(one)
     else:
         name = type(error).__name__
-        reason = "; ".join(f"{type(one).__name__}: {_reason_of(one)}" for one in inside)
+        reason = "; ".join(f"{type(one).__name__}: {reason_of(one)}" for one in inside)
     try:
         trace = "".join(traceback.format_exception(error))
     except Exception as broken:  # noqa: BLE001 - groups that are nested too deep, for one
@@ -104,14 +104,6 @@ def _errors_in(error: BaseException) -> Iterator[BaseException]:
             waiting.extend(reversed(one.exceptions))
         else:
             yield one
-
-
-def _reason_of(error: BaseException) -> str:
-    name = type(error).__name__
-    try:
-        return str(error) or name
-    except Exception as broken:  # noqa: BLE001 - it may raise anything
-        return f"{name}, which cannot say why: its __str__ raised {type(broken).__name__}"
 
 
 JobResult.Success = Success

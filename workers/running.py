@@ -14,7 +14,7 @@ import sys
 import threading
 from collections.abc import Callable, Coroutine
 from datetime import timedelta
-from typing import Final
+from typing import Any, Final, TypeVar
 
 import structlog
 
@@ -25,6 +25,8 @@ from workers.loop_watch import LoopWatch
 from workers.manager import WorkerManager
 from workers.parent_death import HOPELESS, is_supervised
 from workers.watchdog import watchdog
+
+T = TypeVar("T")
 
 log = structlog.get_logger("rustfs_workers.running")
 
@@ -132,6 +134,44 @@ async def run_until_signal(
         if started:
             _end_soon(code, sys.exception(), _LAST_S if last_s is None else last_s)
     return code
+
+
+def run_interruptible(main: Coroutine[Any, Any, T]) -> T:
+    """As ``asyncio.run``, for a command that has called ``take_for_ctrl_c``: SIGTERM and a closed terminal cancel ``main`` as well.
+
+    Raised in whatever runs, as a signal's handler raises, an interrupt might hit a job's handler, and be that job's failure.
+
+    Raises:
+        KeyboardInterrupt: one of them came. Whatever ``main`` raises.
+    """
+    received: list[int] = []
+
+    async def cancelled_by_signals() -> T:
+        task, loop = asyncio.current_task(), asyncio.get_running_loop()
+        assert task is not None  # noqa: S101 - this is one
+
+        def on_signal(number: int, _frame: object) -> None:
+            received.append(number)
+            if len(received) == 1:  # it is ending already
+                loop.call_soon_threadsafe(task.cancel)
+
+        before = {
+            number: signal.signal(number, on_signal)
+            for number in (signal.SIGTERM, signal.SIGHUP)
+            if signal.getsignal(number) is signal.default_int_handler
+        }
+        try:
+            return await main
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    try:
+        return asyncio.run(cancelled_by_signals())
+    except asyncio.CancelledError:
+        if not received:
+            raise
+        raise KeyboardInterrupt from None
 
 
 def run(main: Callable[[], Coroutine[None, None, int]]) -> int:

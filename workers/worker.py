@@ -36,6 +36,10 @@ class Worker:
     #: Whether it was made with arguments: a handler process, which makes it anew, does not have them.
     _made_with_arguments: bool = False
 
+    def _holds_something(self) -> bool:
+        """Whether a new one, made without arguments, may lack something that this one has."""
+        return self._made_with_arguments or vars(self).keys() > {"_made_with_arguments"}
+
     def __new__(cls, *args: object, **kwargs: object) -> Self:
         """Notes whether there were arguments."""
         given = bool(args or kwargs)
@@ -83,6 +87,8 @@ class Handler:
     worker: Worker | None = None
     #: What makes such a worker again in another process: a class, a function, or a ``functools.partial`` of one of these.
     factory: Callable[[], Worker] | None = None
+    #: Whether the program has made ``worker`` itself, and may have given it more than its class does.
+    is_given: bool = False
 
 
 class Handlers:
@@ -108,9 +114,10 @@ class Handlers:
             raise JobTypeError(f"{what!r} gives {type(worker).__qualname__}, not a Worker")
         if not worker.worker_type:
             raise JobTypeError(f"{type(worker).__qualname__} needs a worker_type")
-        factory: Any = type(worker) if worker is what else what
-        handler = self._of_worker(worker, factory)
-        if worker is what and handler.execution == "process" and worker._made_with_arguments:
+        is_given = worker is what
+        factory: Any = type(worker) if is_given else what
+        handler = self._of_worker(worker, factory, is_given=is_given)
+        if is_given and handler.execution == "process" and worker._made_with_arguments:
             name = type(worker).__qualname__
             raise JobTypeError(
                 f"this {name} was made with arguments, and runs in processes, each of which makes its own without them: "
@@ -153,7 +160,7 @@ class Handlers:
         return Handler(job_type(kind), call, execution, kind.max_retries, kind.timeout, kind.backoff)
 
     @staticmethod
-    def _of_worker(worker: Worker, factory: Callable[[], Worker]) -> Handler:
+    def _of_worker(worker: Worker, factory: Callable[[], Worker], *, is_given: bool) -> Handler:
         cls = job_class(worker.worker_type)
         backoff: object = worker.backoff
         if not (backoff is None or isinstance(backoff, Backoff)):
@@ -168,6 +175,7 @@ class Handlers:
             worker.backoff or cls.backoff,
             worker,
             factory,
+            is_given,
         )
 
 

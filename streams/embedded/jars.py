@@ -10,10 +10,13 @@ list of jars is pinned, so nothing is resolved at run time.
 from __future__ import annotations
 
 import configparser
+import contextlib
 import errno
 import hashlib
+import shutil
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +33,9 @@ from streams.embedded.errors import DataDirUnusable, JarMismatch, JarsUnavailabl
 KAFKA_VERSION: Final = "4.3.1"
 #: Small files, mostly: waiting for answers takes longer than the bytes.
 _DOWNLOADS_AT_ONCE: Final = 8
+#: Where files lie until they are whole.
+_DOWNLOAD: Final = ".download-"
+_OLD_S: Final = 24 * 3600
 _READ_TIMEOUT_S: Final = 30
 #: Connections break; a third failure is no accident.
 _TRIES: Final = 3
@@ -127,12 +133,21 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _remove_old_downloads(cache: Path) -> None:
+    """What downloads have left that were killed; one takes minutes."""
+    for left in cache.glob(f"{_DOWNLOAD}*"):
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > _OLD_S:
+                shutil.rmtree(left)
+
+
 def _fetch(missing: Sequence[Jar], cache: Path) -> None:
     """Download, check, and only then move into the cache: what lies there is whole."""
     total = sum(jar.size_bytes for jar in missing)
+    _remove_old_downloads(cache)
     with (
         # Whoever was in the middle of a file when the others gave up may still write it.
-        tempfile.TemporaryDirectory(dir=cache, prefix=".download-", ignore_cleanup_errors=True) as scratch,
+        tempfile.TemporaryDirectory(dir=cache, prefix=_DOWNLOAD, ignore_cleanup_errors=True) as scratch,
         progress.shown(f"Downloading Apache Kafka {KAFKA_VERSION}", total) as show,
     ):
         ended = threading.Event()

@@ -32,7 +32,7 @@ from tests.guarantees.evidence import Evidence, Life, Run
 from tests.guarantees.lives import Lives
 from tests.guarantees.verdict import LEAVE_S, MISSED_AFTER_S, TAKEOVER_S
 
-Place: TypeAlias = tuple[str, int]
+Partition: TypeAlias = tuple[str, int]
 #: From when to when, in nanoseconds of the monotonic clock.
 Span: TypeAlias = tuple[float, float]
 
@@ -113,10 +113,10 @@ def _traffic_stops(evidence: Evidence, at_ns: int) -> int | None:
     return next((stopped for began, stopped in evidence.traffic_ns if began <= at_ns <= stopped), None)
 
 
-def _starts(evidence: Evidence) -> Mapping[Place, list[Run]]:
+def _starts(evidence: Evidence) -> Mapping[Partition, list[Run]]:
     """The runs of each partition's jobs, by their starts; those that waited on a retry topic come from where they began."""
-    starts: dict[Place, list[Run]] = {}
-    place_of: dict[str, Place] = {}
+    starts: dict[Partition, list[Run]] = {}
+    place_of: dict[str, Partition] = {}
     for record in evidence.topics.jobs:
         if record.delivery == 0 and not record.topic.startswith(("jobs.retry.", "jobs.dlq")):
             place = place_of[record.job_id] = (record.topic, record.partition)
@@ -170,8 +170,8 @@ class _Queues:
     """Since when something waits in each partition, at any time: what may start at once, and what was cut short."""
 
     def __init__(self, evidence: Evidence) -> None:
-        self._last: dict[Place, list[float]] = {}
-        self._since: dict[Place, list[float]] = {}
+        self._last: dict[Partition, list[float]] = {}
+        self._since: dict[Partition, list[float]] = {}
         if not evidence.runs:
             return
         clock = _Clock(evidence.runs)
@@ -184,7 +184,7 @@ class _Queues:
             if run.attempt == 1 and not run.redrives:
                 first.setdefault(run.job_id, run.start_ns)
                 last[run.job_id] = run.start_ns
-        found: dict[Place, list[tuple[float, float]]] = defaultdict(list)
+        found: dict[Partition, list[tuple[float, float]]] = defaultdict(list)
         for record in evidence.topics.jobs:
             job_id = record.job_id
             if record.delivery or record.not_before_ms or job_id in put_off:
@@ -198,7 +198,7 @@ class _Queues:
             self._last[place] = [began for began, _ in pairs]
             self._since[place] = list(accumulate((since for _, since in reversed(pairs)), min))[::-1]
 
-    def gap(self, place: Place, end_ns: int, next_ns: int) -> Span | None:
+    def gap(self, place: Partition, end_ns: int, next_ns: int) -> Span | None:
         """How long what waits there has waited since its owner's end until the next start; None if nothing waits."""
         last = self._last.get(place, [])
         behind = bisect_right(last, end_ns)

@@ -105,6 +105,21 @@ def test_a_redrive_starts_a_new_life_at_the_same_place(settings: Settings, write
     assert over.redriven
 
 
+def test_a_job_whose_last_status_cannot_be_read_here_is_not_redriven(
+    settings: Settings, writer: Writer
+) -> None:
+    """It may tell of the life that somebody has given it who has the schema registry."""
+    bury(writer, 2)
+    producer = Producer(producer_config(settings))
+    producer.produce(settings.topics.status, b"\0\0\0\0\7not ours", job_id(1).encode())
+    assert producer.flush(20) == 0
+    report = redrive(settings, ALL)
+    assert report.redriven == (job_id(0),)
+    assert [letter.id for letter in report.refused] == [job_id(1)]
+    assert report.refused[0].unclear
+    assert lives(settings) == Counter([job_id(0)])
+
+
 def test_nothing_is_redriven_twice_and_a_second_death_can_be(settings: Settings, writer: Writer) -> None:
     bury(writer, 5)
     assert len(redrive(settings, ALL).redriven) == 5

@@ -12,11 +12,11 @@ import pytest
 
 from schemas import JobPriority, JobStatus
 from schemas.errors import GroupNotInitialised
+from schemas.topics import Partition
 from streams.committed import committed_offsets
 from streams.embedded import BrokerConfig, EmbeddedBroker
 from streams.provision import provision
 from streams.queue import JobQueue
-from streams.scan import Partition
 from streams.settings import Settings
 from streams.transaction_log import TOPIC, key_of
 from tests.support.deployments import read_all, settings_for

@@ -85,7 +85,7 @@ class Measures(Worker):
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The scripts of a virtual environment with the wheel, and this environment's packages for its dependencies."""
-    uv = shutil.which("uv")
+    uv = os.environ.get("UV") or shutil.which("uv")  # `uv run` says where it is, on PATH or not
     if uv is None:
         problem = "uv, which builds the wheel, is not on PATH: pip install uv"
         if os.environ.get("CI") == "true":

@@ -151,6 +151,7 @@ def freeze(process: int, directory: Path) -> None:
         psutil.Process(process).resume()
 
 
+@pytest.mark.thorough
 def test_a_death_before_a_job_existed_is_not_the_jobs(settings: Settings, tmp_path: Path) -> None:
     """An idle worker may start what comes next without a commit, so its map reaches beyond the end of the log."""
     with workers(settings, tmp_path) as start, JobProducer(settings) as producer:
@@ -174,7 +175,7 @@ def test_a_death_before_a_job_existed_is_not_the_jobs(settings: Settings, tmp_pa
     assert_exactly_once(settings, [killer])
 
 
-@pytest.mark.parametrize("sandbox", ["0", "4"])
+@pytest.mark.parametrize("sandbox", ["0", pytest.param("4", marks=pytest.mark.thorough)])
 def test_the_one_that_kills_is_found_and_neither_outages_nor_lost_sessions_count(
     broker: EmbeddedBroker, settings: Settings, tmp_path: Path, sandbox: str
 ) -> None:
@@ -212,6 +213,25 @@ def test_the_one_that_kills_is_found_and_neither_outages_nor_lost_sessions_count
     assert_exactly_once(settings, [killer, *innocent, *long])
 
 
+@pytest.mark.thorough
+def test_one_that_ends_by_sigkill_is_found_at_its_fourth_death(settings: Settings, tmp_path: Path) -> None:
+    """A system that is short of memory kills whom it likes: only what ran alone in a worker has no excuse."""
+    with workers(settings, tmp_path) as start, JobProducer(settings) as producer:
+        worker = start("w", "--processes", "2")
+        eventually(lambda: said(worker, "partitions assigned") == 2, 60, "both processes have partitions")
+        killer, *innocent = producer.schedule_jobs(
+            [Kills(by_sigkill=True), *(Note(text=str(n)) for n in range(9))]
+        )
+        final = all_final(settings, [killer, *innocent], 150)
+        assert final.pop(killer) is JobStatus.FAILED
+        assert set(final.values()) == {JobStatus.SUCCEEDED}
+        assert statuses(settings)[killer][-1].error_type == "worker_lost"
+        assert starts(tmp_path)[killer] == 4
+        assert said(worker, "worker process ended") == 3, "and once a process of its own"
+        assert worker.terminate() == 0
+    assert_exactly_once(settings, [killer, *innocent])
+
+
 def kill_while_away(
     broker: EmbeddedBroker, worker: WorkerUnderTest, process: int, how: signal.Signals
 ) -> None:
@@ -229,6 +249,7 @@ def kill_while_away(
             broker.start()
 
 
+@pytest.mark.thorough
 def test_one_that_was_cancelled_before_its_worker_died_is_not_taken_for_one_that_kills(
     broker: EmbeddedBroker, settings: Settings, tmp_path: Path
 ) -> None:

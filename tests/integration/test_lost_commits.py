@@ -184,7 +184,7 @@ class Straggler:
     "idle_losses",
     [
         pytest.param(0, id="the first connection that is lost"),
-        pytest.param(2, id="the third one, of which librdkafka says nothing"),
+        pytest.param(2, id="the third one, of which librdkafka says nothing", marks=pytest.mark.thorough),
     ],
 )
 def test_a_commit_that_comes_late_ends_no_later_transaction(
@@ -253,6 +253,7 @@ class LateOffsets:
         return Action.SWALLOW
 
 
+@pytest.mark.thorough
 def test_partitions_are_not_given_up_while_offsets_of_them_are_on_the_way(
     proxy: KafkaProxy, settings: Settings, tmp_path: Path
 ) -> None:

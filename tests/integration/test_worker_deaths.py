@@ -72,6 +72,7 @@ def test_a_frozen_worker_that_wakes_after_losing_its_partitions_is_fenced(
     assert sleeper.terminate() == 0
 
 
+@pytest.mark.thorough
 def test_a_job_whose_workers_freeze_again_and_again_is_not_taken_for_a_killer(
     start: Start, producer: JobProducer, provisioned: Settings, tmp_path: Path
 ) -> None:
@@ -98,6 +99,7 @@ def test_a_job_whose_workers_freeze_again_and_again_is_not_taken_for_a_killer(
     assert audit(provisioned, [job_id]).forked == []
 
 
+@pytest.mark.thorough
 def test_a_job_that_ran_alone_in_a_worker_that_froze_waits_until_it_is_heard_of(
     start: Start, producer: JobProducer, provisioned: Settings, tmp_path: Path
 ) -> None:

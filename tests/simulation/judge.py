@@ -18,10 +18,10 @@ from schemas.records import StatusChange, decode_status
 from tests.simulation.sim_jobs import SimJob
 
 if TYPE_CHECKING:
+    from schemas.topics import Partition
     from tests.simulation.sim_executor import Execution
     from tests.simulation.sim_worker import SimWorker
     from tests.simulation.world import World
-    from workers.offsets import Place
     from workers.testing.memory_group import ConsumerGroup
     from workers.testing.memory_log import StoredRecord
 
@@ -53,7 +53,7 @@ class Judge:
         self._by_key: dict[bytes, list[tuple[SimWorker, Execution]]] = defaultdict(list)
         self._may_be_condemned: set[bytes] = set()
         #: What was committed of a partition when an owner of it was lost, or may be taken for it, and when that was.
-        self._losses: list[tuple[str, Place, OffsetMap, int]] = []
+        self._losses: list[tuple[str, Partition, OffsetMap, int]] = []
         #: Jobs of which a status may come after what follows from it.
         self._told_late: set[bytes] = set()
         self._first_starts: dict[tuple[str, int, bytes], int] = {}
@@ -200,7 +200,7 @@ class Judge:
             and peek_id(record.value) == job_id
         }
 
-    def offsets_taken(self, group: ConsumerGroup, member_id: str, places: Iterable[Place]) -> None:
+    def offsets_taken(self, group: ConsumerGroup, member_id: str, places: Iterable[Partition]) -> None:
         """Kafka has taken these of a member. Of what others have by then they bring its records beside those of the others."""
         others = [other for other in group.members.values() if other.member_id != member_id]
         for place in places:

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from confluent_kafka import TopicPartition
 
+from schemas.topics import Partition
 from workers.committing.commit import Committer
 from workers.committing.holdings import Holdings
 from workers.consuming.assignments import Assignments
 from workers.consuming.poller import Poller
 from workers.liveness.verdicts import Verdicts
 from workers.message import Message
-from workers.offsets import PartitionState, Place
+from workers.offsets import PartitionState
 
 if TYPE_CHECKING:
     from tests.simulation.sim_worker import SimWorker
@@ -69,13 +70,13 @@ class SimHoldings(Holdings):
 
     worker: SimWorker
 
-    def settled(self, places: Collection[Place]) -> Any:
+    def settled(self, places: Collection[Partition]) -> Any:
         return SimEvent(self.worker, super().settled(places))
 
-    def free(self, places: Collection[Place]) -> Any:
+    def free(self, places: Collection[Partition]) -> Any:
         return SimEvent(self.worker, super().free(places))
 
-    def let_go(self, places: Collection[Place]) -> Any:
+    def let_go(self, places: Collection[Partition]) -> Any:
         return SimEvent(self.worker, super().let_go(places))
 
 
@@ -99,7 +100,7 @@ class SimAssignments(Assignments):
 
     worker: SimWorker
 
-    def _has_come(self, last: Any, places: list[Place], timeout_s: float) -> bool:
+    def _has_come(self, last: Any, places: list[Partition], timeout_s: float) -> bool:
         has_come = super()._has_come(last, places, timeout_s)
         if not has_come:
             self.worker.goes_without_a_word()

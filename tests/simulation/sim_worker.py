@@ -15,6 +15,7 @@ from confluent_kafka import KafkaException
 
 from schemas.errors import KafkaUnreachable
 from schemas.offsetmap import OffsetMap, parse
+from schemas.topics import Partition
 from streams.visible import Written, places_of
 from tests.simulation.hub import Actor, CheckedLock
 from tests.simulation.sim_executor import SimExecutor
@@ -39,7 +40,6 @@ from workers.execution.decoder import Decoder
 from workers.liveness.lease import CutOff, Lease
 from workers.liveness.survivors import Signs
 from workers.message import Message
-from workers.offsets import Place
 from workers.process import WorkerProcess
 from workers.scheduling.arrivals import Arrivals
 from workers.scheduling.delay import Delays
@@ -311,7 +311,7 @@ class SimWorker(WorkerProcess):
         self.world.hub.pause()
         self.world.check(self)
 
-    def has_been_forgotten(self, places: Iterable[Place]) -> bool:
+    def has_been_forgotten(self, places: Iterable[Partition]) -> bool:
         """Whether the coordinator has, or has had, others run something of this that we have, and we have not heard of it."""
         group = self.world.kafka.group(self._topics.group)
         member = group.members.get(self.world.judge.members[self.incarnation])
@@ -336,7 +336,7 @@ class SimWorker(WorkerProcess):
 
     # --- what it asks of Kafka ----------------------------------------------------------------------------
 
-    def for_assignment(self, _consumer: Any, places: Iterable[Place]) -> dict[Place, OffsetMap]:
+    def for_assignment(self, _consumer: Any, places: Iterable[Partition]) -> dict[Partition, OffsetMap]:
         """As ``CommittedOffsets`` does: a stable read; if somebody's transaction is in the way, that somebody's id is taken."""
         wanted = list(places)
         for turn in range(_MOST_READS):
@@ -350,7 +350,7 @@ class SimWorker(WorkerProcess):
                         self.world.producer(self, found.transactional_id).init_transactions()
         raise KafkaUnreachable("nowhere", 60)
 
-    def _read_back(self, places: Iterable[Place]) -> dict[Place, OffsetMap]:
+    def _read_back(self, places: Iterable[Partition]) -> dict[Partition, OffsetMap]:
         wanted = list(places)
         for _ in range(_PATIENCE):
             try:
@@ -380,7 +380,7 @@ class SimWorker(WorkerProcess):
             self.pause()
         raise KafkaUnreachable("nowhere", 10)
 
-    def _read(self, places: Iterable[Place], *, stable: bool = True) -> dict[Place, OffsetMap]:
+    def _read(self, places: Iterable[Partition], *, stable: bool = True) -> dict[Partition, OffsetMap]:
         self.world.on_step("read", self)
         found = self.world.kafka.committed(self._topics.group, places, require_stable=stable)
         return {place: parse(offset, metadata) for place, (offset, metadata) in found.items()}

@@ -17,7 +17,7 @@ from unittest.mock import patch
 
 from schemas.codec import Codec
 from schemas.offsetmap import EMPTY_MAP, parse
-from schemas.topics import PRIORITIES, Topics
+from schemas.topics import PRIORITIES, Partition, Topics
 from streams.outgoing import JobOptions, Rules, plan
 from tests.simulation.hub import Hub, Killed
 from tests.simulation.judge import Judge
@@ -26,7 +26,7 @@ from tests.simulation.sim_executor import Execution
 from tests.simulation.sim_jobs import SimJob
 from tests.simulation.sim_worker import SimWorker
 from workers.liveness.survivors import CUT_OFF, Signs
-from workers.offsets import MAX_REACH, Place
+from workers.offsets import MAX_REACH
 from workers.scheduling.time_share import HURRIED_ABOVE
 from workers.testing import MemoryKafka
 from workers.testing.memory_group import Member
@@ -251,7 +251,7 @@ class World:
         group = self.kafka.group(self.topics.group)
         all_at_once = group.to_revoke
 
-        def to_revoke(member: Member, held: set[Place]) -> set[Place]:
+        def to_revoke(member: Member, held: set[Partition]) -> set[Partition]:
             places = all_at_once(member, held)
             if places and self.is_storm and self.rng.random() < 0.8:
                 first = min(number for _, number in places)
@@ -265,7 +265,7 @@ class World:
         group = self.kafka.group(self.topics.group)
         check_member = group.check_member
 
-        def check(member_id: str, epoch: int, places: Iterable[Place]) -> None:
+        def check(member_id: str, epoch: int, places: Iterable[Partition]) -> None:
             sent = list(places)
             check_member(member_id, epoch, sent)
             self.judge.offsets_taken(group, member_id, sent)

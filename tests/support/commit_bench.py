@@ -14,7 +14,7 @@ from schemas.codec import Codec
 from schemas.lifecycle import JobStatus
 from schemas.offsetmap import OffsetMap, parse
 from schemas.records import StatusChange, decode_status
-from schemas.topics import JobPriority
+from schemas.topics import JobPriority, Partition
 from streams.visible import Written
 from tests.support import statuses
 from tests.support.messages import TOPICS, committed, message, partition
@@ -23,7 +23,7 @@ from workers.committing.holdings import Holdings
 from workers.committing.router import Router
 from workers.liveness.lease import Lease
 from workers.message import Message
-from workers.offsets import PartitionState, Place
+from workers.offsets import PartitionState
 from workers.outcome import Outcome, PlainSuccess
 
 CODEC = Codec()
@@ -95,7 +95,7 @@ class FakeKafka:
     def rejoin(self) -> None:
         self.steps.append("rejoin")
 
-    def read_back(self, places: Iterable[Place]) -> dict[Place, OffsetMap]:
+    def read_back(self, places: Iterable[Partition]) -> dict[Partition, OffsetMap]:
         self.steps.append("read back")
         if self.unreadable:
             raise self.unreadable.pop(0)

@@ -10,7 +10,7 @@ import socket
 import struct
 from collections.abc import Mapping
 
-from streams.scan import Partition
+from schemas.topics import Partition
 from streams.settings import Settings
 
 _OFFSET_COMMIT = 8

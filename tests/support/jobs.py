@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import time
 from dataclasses import dataclass
 from datetime import timedelta
@@ -139,9 +140,13 @@ class Kills(Job):
     """Ends its process in its first millisecond."""
 
     job_type = "test_kills"
+    #: As a system does that is short of memory.
+    by_sigkill: bool = False
 
     async def execute(self, context: WorkerContext) -> None:
         write_log("run", context)
+        if self.by_sigkill:
+            os.kill(os.getpid(), signal.SIGKILL)
         os._exit(9)
 
 

@@ -16,6 +16,7 @@ from confluent_kafka import KafkaError, TopicPartition
 from schemas.errors import KafkaUnreachable, PipelineError
 from schemas.headers import Delivery, build
 from schemas.offsetmap import OffsetMap
+from schemas.topics import Partition
 from tests.support.messages import TOPICS, committed, job_value
 from workers.committing.counters import Counters
 from workers.committing.holdings import Holdings
@@ -27,7 +28,7 @@ from workers.consuming.poller import Poller
 from workers.liveness.lease import Lease
 from workers.liveness.survivors import Signs
 from workers.message import Message
-from workers.offsets import PartitionState, Place
+from workers.offsets import PartitionState
 from workers.scheduling.delay import Delays
 from workers.scheduling.pool_places import PoolPlaces
 from workers.scheduling.scheduler import Scheduler
@@ -44,7 +45,7 @@ JOB_ID = "01a20bd1-1946-743e-922d-c32f1fd9b001"
 class FakeRecord:
     """A record, or an error, as the consumer returns it."""
 
-    place: Place
+    place: Partition
     at: int
     content: bytes | None = None
     problem: KafkaError | None = None
@@ -80,7 +81,7 @@ def job_of(offset: int) -> str:
     return f"{offset:08x}{JOB_ID[8:]}"
 
 
-def records(place: Place, *offsets: int, job_id: str = JOB_ID, size: int = 0) -> list[FakeRecord]:
+def records(place: Partition, *offsets: int, job_id: str = JOB_ID, size: int = 0) -> list[FakeRecord]:
     """Each is another job, if ``job_id`` is not given."""
     return [
         FakeRecord(place, at, job_value(job_id if job_id != JOB_ID else job_of(at)) + bytes(size))
@@ -94,9 +95,9 @@ class FakeConsumer:
         self.coming: deque[FakeRecord] = deque()
         self.generation = 0
         self.joined = 0
-        self.paused: set[Place] = set()
-        self.assigned: dict[Place, int] = {}
-        self.positions: dict[Place, int] = {}
+        self.paused: set[Partition] = set()
+        self.assigned: dict[Partition, int] = {}
+        self.positions: dict[Partition, int] = {}
         #: What the group does while more is taken, once.
         self.meanwhile: Callable[[], None] = lambda: None
 
@@ -187,20 +188,20 @@ class WatchedHoldings(Holdings):
         #: Set: none is on its way, or in doubt, of what is to be let go.
         self.nothing_on_its_way = threading.Event()
         self.nothing_on_its_way.set()
-        self.asked_for: list[set[Place]] = []
+        self.asked_for: list[set[Partition]] = []
 
-    def free(self, places: Collection[Place]) -> threading.Event:
+    def free(self, places: Collection[Partition]) -> threading.Event:
         self.bench.steps.append("free" if self.nothing_on_its_way.is_set() else "not free")
         return self.nothing_on_its_way
 
-    def let_go(self, places: Collection[Place]) -> threading.Event:
+    def let_go(self, places: Collection[Partition]) -> threading.Event:
         self.asked_for.append(set(places))
         if self.nothing_on_its_way.is_set():
             return super().let_go(places)
         self.bench.steps.append("cannot be let go")
         return self.nothing_on_its_way
 
-    def settled(self, places: Collection[Place]) -> threading.Event:
+    def settled(self, places: Collection[Partition]) -> threading.Event:
         self.bench.steps.append("settled")
         return self.settles
 
@@ -221,7 +222,7 @@ class Bench:
         self.failures: list[BaseException] = []
         self.refusals: list[PipelineError] = []
         self.purged: list[set[PartitionState]] = []
-        self.stored: dict[Place, OffsetMap | Exception] = {}
+        self.stored: dict[Partition, OffsetMap | Exception] = {}
         #: When owners that were lost have reported last; and about whom that was asked.
         self.heard: dict[str, int] = {}
         self.asked: list[Mapping[str, int]] = []
@@ -297,12 +298,12 @@ class Bench:
     async def _release(self, parts: set[PartitionState], timeout_s: float) -> None:
         self.note(f"jobs end within {timeout_s:.0f} s", parts)
 
-    def _log_starts(self, places: Iterable[Place]) -> dict[Place, int]:
+    def _log_starts(self, places: Iterable[Partition]) -> dict[Partition, int]:
         if self.log_start is None:
             raise KafkaUnreachable("nowhere", 1)
         return dict.fromkeys(places, self.log_start)
 
-    def _log_ends(self, places: Iterable[Place]) -> dict[Place, int]:
+    def _log_ends(self, places: Iterable[Partition]) -> dict[Partition, int]:
         if self.log_end is None:
             raise KafkaUnreachable("nowhere", 1)
         return dict.fromkeys(places, self.log_end)
@@ -311,7 +312,7 @@ class Bench:
         self.asked.append(losses)
         return Signs(self.heard)
 
-    def for_assignment(self, consumer: Any, places: Iterable[Place]) -> dict[Place, OffsetMap]:
+    def for_assignment(self, consumer: Any, places: Iterable[Partition]) -> dict[Partition, OffsetMap]:
         """What is committed, as ``CommittedOffsets`` reads it."""
         self.steps.append("read")
         found = {}
@@ -322,7 +323,7 @@ class Bench:
             found[place] = stored
         return found
 
-    def assign(self, *places: Place) -> list[PartitionState]:
+    def assign(self, *places: Partition) -> list[PartitionState]:
         """The group gives us these; the first commit opens their first thousand records."""
         self.assignments.on_assign(self.consumer, [TopicPartition(*place) for place in places])  # type: ignore[arg-type]
         parts = [self.assignments.parts[place] for place in places]
@@ -333,13 +334,13 @@ class Bench:
         self.committer.nudges = 0
         return parts
 
-    async def revoke(self, *places: Place) -> None:
+    async def revoke(self, *places: Partition) -> None:
         await asyncio.to_thread(self.assignments.on_revoke, *self._leaving(places))
 
-    async def lose(self, *places: Place) -> None:
+    async def lose(self, *places: Partition) -> None:
         await asyncio.to_thread(self.assignments.on_lost, *self._leaving(places))
 
-    def _leaving(self, places: Iterable[Place]) -> tuple[Any, list[TopicPartition]]:
+    def _leaving(self, places: Iterable[Partition]) -> tuple[Any, list[TopicPartition]]:
         return self.consumer, [TopicPartition(*place) for place in places]
 
     def round(self, *arriving: FakeRecord) -> list[Message]:
@@ -350,7 +351,7 @@ class Bench:
         return self.delivered[before:]
 
 
-async def change(bench: Bench, what: str, ours: Place, more: Place) -> None:
+async def change(bench: Bench, what: str, ours: Partition, more: Partition) -> None:
     """``more`` comes (``assign``), or ``ours`` is given up (``revoke``) or lost (``lose``)."""
     match what:
         case "assign":

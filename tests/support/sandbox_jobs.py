@@ -79,6 +79,23 @@ class Weighs(Worker):
         return Success({"unit": self.unit})
 
 
+@dataclass
+class Reported(Job):
+    """For a worker that a program may give more than its class does."""
+
+    job_type = "sandbox_reported"
+
+
+class Reports(Worker):
+    """Holds nothing of its own."""
+
+    worker_type = "sandbox_reported"
+    client: object = None
+
+    def process_job(self, job: Any, context: WorkerContext) -> Success:
+        return Success({"client": str(self.client)})
+
+
 def weighs_in_grams() -> Weighs:
     """What another process can call."""
     return Weighs("g")

@@ -10,7 +10,7 @@ from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from schemas.errors import GroupNotInitialised, TopicsMismatch
 from schemas.offsetmap import OffsetMap, Suspect
-from schemas.topics import TIERS, JobPriority
+from schemas.topics import TIERS, JobPriority, Partition
 from tests.support.messages import TOPICS
 from tests.support.poll_bench import (
     Bench,
@@ -22,15 +22,15 @@ from tests.support.poll_bench import (
 )
 from tests.support.waiting import eventually
 from workers.consuming import assignments as assignments_module
-from workers.offsets import PartitionState, Place
+from workers.offsets import PartitionState
 
 pytestmark = pytest.mark.worker_coordination
 
-CRITICAL: Place = (TOPICS.jobs[JobPriority.CRITICAL], 0)
-NORMAL: Place = (TOPICS.jobs[JobPriority.NORMAL], 0)
-BESIDE: Place = (NORMAL[0], 1)
-LOW: Place = (TOPICS.jobs[JobPriority.LOW], 0)
-TIER: Place = (TOPICS.retry[TIERS[2]], 0)
+CRITICAL: Partition = (TOPICS.jobs[JobPriority.CRITICAL], 0)
+NORMAL: Partition = (TOPICS.jobs[JobPriority.NORMAL], 0)
+BESIDE: Partition = (NORMAL[0], 1)
+LOW: Partition = (TOPICS.jobs[JobPriority.LOW], 0)
+TIER: Partition = (TOPICS.retry[TIERS[2]], 0)
 
 
 # --- taking partitions ---------------------------------------------------------------------------------

@@ -154,7 +154,6 @@ EMPTY = {"type": "record", "name": "Empty", "fields": [field_of("nothing", "null
     [
         {"type": "array", "items": "null"},
         {"type": "array", "items": EMPTY},
-        {"type": "array", "items": {"type": "fixed", "name": "F", "size": 0}},
         {"type": "map", "values": {"type": "array", "items": "null"}},
         ["null", {"type": "array", "items": {"type": "null"}}],
     ],
@@ -164,6 +163,48 @@ def test_lists_of_nothing_are_refused_before_they_are_read(kind: Any) -> None:
     """Nothing takes no bytes: such a list can claim any length, and fastavro would make all of it."""
     with pytest.raises(BadSchema, match="take no bytes"):
         SchemaStore().add(b"\0\0\0\0\1", record_schema(field_of("a", kind)))
+
+
+def doubling(levels: int) -> Any:
+    """A record of two records of two records … of nothing."""
+    kind: Any = {"type": "record", "name": "R0", "fields": [field_of("nothing", "null")]}
+    for level in range(1, levels):
+        fields = [field_of("left", kind), field_of("right", f"R{level - 1}")]
+        kind = {"type": "record", "name": f"R{level}", "fields": fields}
+    return kind
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(doubling(40), id="2**40 values of no bytes"),
+        pytest.param(
+            {
+                "type": "array",
+                "items": {
+                    "type": "record",
+                    "name": "Wide",
+                    "fields": [
+                        field_of("flag", "boolean"),
+                        *(field_of(f"n{number}", "null") for number in range(1_000)),
+                    ],
+                },
+            },
+            id="a thousand values for each byte",
+        ),
+    ],
+)
+def test_schemas_that_make_much_of_nothing_are_refused_before_anything_is_read(kind: Any) -> None:
+    with pytest.raises(BadSchema, match=r"makes .* values of"):
+        WireSchema(record_schema(field_of("a", kind)))
+
+
+@pytest.mark.parametrize("size", [-1, 0, True, 1.5, "2"])
+def test_a_fixed_size_that_is_none_is_refused(size: Any) -> None:
+    """fastavro reads nothing for minus one byte, as often as a list claims."""
+    kind = {"type": "array", "items": {"type": "fixed", "name": "F", "size": size}}
+    with pytest.raises(BadSchema):
+        WireSchema(record_schema(field_of("a", kind)))
 
 
 def test_an_earlier_empty_record_is_remembered_where_it_is_named_again() -> None:

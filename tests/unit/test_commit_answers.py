@@ -14,6 +14,7 @@ from confluent_kafka import KafkaError, KafkaException
 from schemas.errors import CommitVanished, KafkaUnreachable
 from schemas.lifecycle import JobStatus
 from schemas.offsetmap import OffsetMap
+from schemas.topics import Partition
 from streams.offset_sender import OffsetSender
 from tests.support.commit_bench import (
     Bench,
@@ -25,7 +26,6 @@ from tests.support.commit_bench import (
 from tests.support.messages import message
 from tests.support.waiting import eventually
 from workers.committing import transactions as transactions_module
-from workers.offsets import Place
 from workers.outcome import Outcome
 
 pytestmark = pytest.mark.worker_coordination
@@ -518,7 +518,7 @@ def test_an_ambiguous_one_is_settled_by_the_next_producer_and_not_before() -> No
     def look(_: object) -> None:
         seen.append(bench.holdings.settled(of(bench)).is_set())
 
-    def read_back(places: Iterable[Place]) -> dict[Place, OffsetMap]:
+    def read_back(places: Iterable[Partition]) -> dict[Partition, OffsetMap]:
         look(places)
         return bench.kafka.read_back(places)
 

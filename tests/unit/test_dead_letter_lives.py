@@ -129,6 +129,15 @@ def test_a_finished_job_can_live_again_beyond_all_that_is_known_of_it() -> None:
     assert delivery.history == DIED.history, "its status has told of them"
 
 
+def test_a_new_life_has_the_key_of_the_last_one_though_it_is_no_text() -> None:
+    """With another one it would run beside the jobs whose order it belongs to."""
+    event = JobEvent(
+        JOB_ID, Delivery(job_type="t"), JobPriority.LOW, False, b"\xff/k", b"v", T0, ("p.jobs.low", 1, 5)
+    )
+    assert life_again(JOB_ID, JobState(event, None), T0 + 9, Topics("p.")).key == b"\xff/k"
+    assert event.key_text == "\ufffd/k"
+
+
 @pytest.mark.parametrize("timestamp_ms", [-1, -(2**62), 2**62])
 @pytest.mark.parametrize("failed_at", [b"", b"9" * 15, b"9" * 40])
 def test_a_letter_with_a_time_that_no_calendar_has_is_shown_all_the_same(

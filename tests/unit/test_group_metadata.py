@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from schemas.topics import TIERS, JobPriority
+from schemas.topics import TIERS, JobPriority, Partition
 from tests.support.messages import TOPICS
 from tests.support.poll_bench import Bench, change, stopped_clock
-from workers.offsets import Place
 
 pytestmark = pytest.mark.worker_coordination
 
-NORMAL: Place = (TOPICS.jobs[JobPriority.NORMAL], 0)
-BESIDE: Place = (NORMAL[0], 1)
-TIER: Place = (TOPICS.retry[TIERS[2]], 0)
+NORMAL: Partition = (TOPICS.jobs[JobPriority.NORMAL], 0)
+BESIDE: Partition = (NORMAL[0], 1)
+TIER: Partition = (TOPICS.retry[TIERS[2]], 0)
 
 
 @pytest.mark.parametrize(("lease_s", "told_within_s"), [(5.0, 2.5), (44.0, 10.0)])

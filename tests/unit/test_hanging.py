@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from schemas.errors import KafkaUnreachable
-from streams.scan import Partition
+from schemas.topics import Partition
 from workers.committing.hanging import Hanging, HangingWatch
 
 pytestmark = pytest.mark.worker_coordination
@@ -50,7 +50,17 @@ def test_a_partition_that_was_given_away_is_no_longer_ours_to_look_after() -> No
     assert hanging.look({A: (5, 9)}) == set()
 
 
-async def test_the_watch_ends_what_hangs_and_goes_on_if_kafka_does_not_answer() -> None:
+def test_one_that_hangs_long_after_it_was_ended_is_named_again() -> None:
+    """Kafka may forget the end of one a second time."""
+    hanging = Hanging()
+    named = [bool(hanging.look({A: (5, 9)})) for _ in range(22)]
+    assert named == ([False, True] + [False] * 8 + [True] + [False] * 8 + [True])[:22] + [False] * 2
+
+
+async def test_the_watch_ends_what_hangs_and_goes_on_if_kafka_does_not_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("workers.committing.hanging._NAME_AGAIN", 1_000_000)
     answers: list[bool | Exception] = [KafkaUnreachable("127.0.0.1:1", 5.0), False, True]
     asked: list[set[Partition]] = []
     done = asyncio.Event()

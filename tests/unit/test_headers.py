@@ -17,6 +17,7 @@ from schemas.headers import (
     ATTEMPT,
     HISTORY,
     MAX_HISTORY,
+    MAX_NAME_BYTES,
     ORIGIN_OFFSET,
     ORIGIN_PARTITION,
     ORIGIN_TOPIC,
@@ -43,6 +44,8 @@ LATEST_MS = 253_402_300_799_999
 CODEC = Codec()
 
 short_texts = st.text(max_size=60)
+#: Longer ones cannot be read.
+topic_names = st.text(max_size=249).filter(lambda topic: len(topic.encode()) <= MAX_NAME_BYTES)
 times = st.integers(0, LATEST_MS)
 counts = st.integers(0, headers.MAX_COUNT)
 attempts = st.builds(
@@ -63,7 +66,7 @@ deliveries = st.builds(
     first_seen_ms=times,
     redrives=counts,
     unknown_since_ms=times,
-    origin=st.none() | st.builds(Origin, st.text(max_size=249), counts, st.integers(0, 2**63 - 1)),
+    origin=st.none() | st.builds(Origin, topic_names, counts, st.integers(0, 2**63 - 1)),
     error_type=short_texts,
     error_message=st.text(max_size=250),
     history=st.lists(attempts, max_size=MAX_HISTORY).map(tuple),

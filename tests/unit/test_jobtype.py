@@ -312,22 +312,51 @@ def test_post_init_runs_once_where_the_job_is_made_again() -> None:
     assert back.runs == 2  # once when it was scheduled, once when it was read
 
 
-def test_a_class_that_refuses_its_values_makes_a_bad_record() -> None:
-    @dataclass
-    class Picky(Job):
-        job_type = "jt_picky"
-        count: int = 0
-        strict: ClassVar[bool] = False
+class Panic(BaseException):
+    """As native code raises it."""
 
-        def __post_init__(self) -> None:
-            if Picky.strict:
-                raise SystemError("not today")
 
+class Speechless(Exception):
+    """Its author forgot something."""
+
+    def __str__(self) -> str:
+        return self.reason  # type: ignore[attr-defined, no-any-return]
+
+
+@dataclass
+class Picky(Job):
+    """Takes whatever it is given, or raises."""
+
+    job_type = "jt_picky"
+    count: int = 0
+    raises: ClassVar[BaseException | None] = None
+
+    def __post_init__(self) -> None:
+        if Picky.raises is not None:
+            raise Picky.raises
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (SystemError("not today"), "SystemError: not today"),
+        (SystemExit(3), "SystemExit: 3"),
+        (Panic("from below"), "Panic: from below"),
+        (Speechless(), "Speechless, which cannot say why"),
+    ],
+)
+def test_a_class_that_refuses_its_values_makes_a_bad_record(
+    monkeypatch: pytest.MonkeyPatch, error: BaseException, said: str
+) -> None:
+    """Anything else would end the worker that reads it, and each of its heirs."""
     value = encoded(Picky())
-    Picky.strict = True
+    monkeypatch.setattr(Picky, "raises", error)
     kind = job_type(Picky)
-    with pytest.raises(BadRecord, match="not today"):
+    with pytest.raises(BadRecord, match=said):
         kind.from_record(Codec().decode(kind.wire, value))
+
+
+def test_a_record_without_the_fields_of_its_class_is_a_bad_one() -> None:
     with pytest.raises(BadRecord):
         job_type(Simple).from_record({})
 

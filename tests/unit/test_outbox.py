@@ -72,7 +72,7 @@ def test_a_record_that_meets_the_closing_is_reported_all_the_same(monkeypatch: p
     assert outbox.produce("t", b"k", b"v", 0, ticket)
     ticket.seal(1)
     assert finished.wait(20), "nobody tells that it was not sent"
-    assert (len(ticket.unacknowledged), ticket.unacknowledged.perhaps_written) == (1, [])
+    assert (len(ticket.unacknowledged), len(ticket.unacknowledged.perhaps_written)) == (1, 1)
     with pytest.raises(DeliveryFailed, match="closed"):
         outbox.produce("t", b"k", b"v", 0, ticket)
 
@@ -363,7 +363,10 @@ def test_many_jobs_of_a_bulk_go_in_runs_to_one_partition(broker: Broker) -> None
 def test_who_has_scheduled_many_learns_which_of_them_are_not_there(broker: Broker) -> None:
     """Else all would be scheduled again, and most would run twice; or none, and some would be lost."""
     broker.acknowledges = True
-    broker.errors = {3: KafkaError._PURGE_QUEUE, 5: KafkaError._MSG_TIMED_OUT}  # the first record is a schema
+    broker.errors = {
+        3: KafkaError.MSG_SIZE_TOO_LARGE,
+        5: KafkaError._PURGE_QUEUE,
+    }  # the first record is a schema
     settings = load_settings(kafka_bootstrap_servers="127.0.0.1:1", topic_prefix=TOPICS.prefix)
     with JobProducer(settings) as producer, pytest.raises(DeliveryFailed) as failed:
         producer.schedule_jobs(Note() for _ in range(6))
@@ -375,7 +378,7 @@ def test_who_has_scheduled_many_learns_which_of_them_are_not_there(broker: Broke
 
 def test_a_refusal_amid_many_says_what_went_before_it_and_what_of_that_is_not_there(broker: Broker) -> None:
     broker.acknowledges = True
-    broker.errors = {3: KafkaError._PURGE_QUEUE}
+    broker.errors = {3: KafkaError.MSG_SIZE_TOO_LARGE}
     settings = load_settings(kafka_bootstrap_servers="127.0.0.1:1", topic_prefix=TOPICS.prefix)
     with JobProducer(settings) as producer, pytest.raises(InvalidJob) as refused:
         producer.schedule_jobs([Note(), Note(), Note(text=5), Note()])  # type: ignore[arg-type]
@@ -586,11 +589,46 @@ def test_closing_waits_for_what_is_on_its_way(broker: Broker) -> None:
         outbox.send(job(), ticket)
 
 
-def test_closing_gives_up_in_the_end_and_says_what_was_not_written(broker: Broker) -> None:
+def test_closing_gives_up_in_the_end_and_says_what_is_not_acknowledged(broker: Broker) -> None:
     outbox = Outbox(load_settings(kafka_bootstrap_servers="127.0.0.1:1", topic_prefix=TOPICS.prefix))
     ticket = Ticket(lambda: None)
     outbox.send(job(), ticket)
     ticket.seal(1)
     outbox.close(0)
     assert ticket.finished
-    assert "certainly not written" in str(ticket.unacknowledged.error())
+    assert "perhaps written" in str(ticket.unacknowledged.error()), (
+        "its broker may have it, and have died before it said so"
+    )
+
+
+def test_a_job_that_could_not_be_handed_over_does_not_keep_whoever_flushes_waiting(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was the last one, and no report will ever come of it."""
+    producer = JobProducer(load_settings(kafka_bootstrap_servers="127.0.0.1:1", topic_prefix=TOPICS.prefix))
+    handing_over, flushing = threading.Event(), threading.Event()
+
+    def fails(*_: object) -> None:
+        handing_over.set()
+        assert flushing.wait(20)
+        raise DeliveryFailed("the queue stayed full")
+
+    monkeypatch.setattr(producer, "_send", fails)
+
+    def schedule() -> None:
+        with pytest.raises(DeliveryFailed):
+            producer.schedule_job(Note(), wait=False)
+
+    def flush() -> None:
+        producer.flush()
+
+    other = threading.Thread(target=schedule)
+    other.start()
+    assert handing_over.wait(20)
+    waiting = threading.Thread(target=flush, daemon=True)
+    waiting.start()
+    eventually(lambda: bool(producer._settled._waiters), 20, "it waits")  # type: ignore[attr-defined]
+    flushing.set()
+    other.join(20)
+    waiting.join(20)
+    assert not waiting.is_alive()

@@ -9,7 +9,7 @@ import pytest
 from confluent_kafka import KafkaError, KafkaException
 
 from schemas.offsetmap import OffsetMap, Suspect
-from schemas.topics import TIERS, JobPriority
+from schemas.topics import TIERS, JobPriority, Partition
 from tests.support.messages import TOPICS
 from tests.support.poll_bench import (
     ASSIGNED_MS,
@@ -18,16 +18,16 @@ from tests.support.poll_bench import (
     FakeRecord,
     records,
 )
-from workers.offsets import MAX_SPREAD, Place
+from workers.offsets import MAX_SPREAD
 from workers.scheduling.delay import MAX_HELD_RECORDS
 
 pytestmark = pytest.mark.worker_coordination
 
-CRITICAL: Place = (TOPICS.jobs[JobPriority.CRITICAL], 0)
-NORMAL: Place = (TOPICS.jobs[JobPriority.NORMAL], 0)
-BESIDE: Place = (NORMAL[0], 1)
-LOW: Place = (TOPICS.jobs[JobPriority.LOW], 0)
-TIER: Place = (TOPICS.retry[TIERS[2]], 0)
+CRITICAL: Partition = (TOPICS.jobs[JobPriority.CRITICAL], 0)
+NORMAL: Partition = (TOPICS.jobs[JobPriority.NORMAL], 0)
+BESIDE: Partition = (NORMAL[0], 1)
+LOW: Partition = (TOPICS.jobs[JobPriority.LOW], 0)
+TIER: Partition = (TOPICS.retry[TIERS[2]], 0)
 
 
 def offsets_of(found: Sequence[object]) -> list[object]:

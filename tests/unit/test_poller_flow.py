@@ -5,20 +5,20 @@ from __future__ import annotations
 import pytest
 from structlog.testing import capture_logs
 
-from schemas.topics import TIERS, JobPriority
+from schemas.topics import TIERS, JobPriority, Partition
 from tests.support.messages import TOPICS, job_value, message
 from tests.support.poll_bench import Bench, job_of
 from workers.consuming.flow_control import MAX_HELD_BACK_BYTES
 from workers.message import Message
-from workers.offsets import MAX_SPREAD, Place
+from workers.offsets import MAX_SPREAD
 from workers.scheduling.delay import MAX_TOTAL_BYTES
 from workers.scheduling.pool_places import PoolPlaces
 
 pytestmark = pytest.mark.worker_coordination
 
-NORMAL: Place = (TOPICS.jobs[JobPriority.NORMAL], 0)
-BESIDE: Place = (NORMAL[0], 1)
-TIER: Place = (TOPICS.retry[TIERS[0]], 0)
+NORMAL: Partition = (TOPICS.jobs[JobPriority.NORMAL], 0)
+BESIDE: Partition = (NORMAL[0], 1)
+TIER: Partition = (TOPICS.retry[TIERS[0]], 0)
 
 
 async def test_a_partition_that_reaches_its_limit_stops_alone_and_is_named() -> None:

@@ -56,7 +56,7 @@ class Cemetery:
         self.kafka = FakeKafka()
         self.letters = [letter_of(number) for number in range(count)]
         self.event = JobEvent(
-            JOB_ID, Delivery("test"), JobPriority.LOW, False, "b/k", b"bytes", 5, (TOPICS.jobs[PRIORITIES[3]], 1, 5)
+            JOB_ID, Delivery("test"), JobPriority.LOW, False, b"b/k", b"bytes", 5, (TOPICS.jobs[PRIORITIES[3]], 1, 5)
         )  # fmt: skip
         self.before: list[StatusChange] = []
         #: By workers that have a new life already.
@@ -161,12 +161,13 @@ def test_job_and_status_of_each_go_together(cemetery: Cemetery) -> None:
 
 def test_only_what_was_asked_for_can_run_and_still_waits_is_given_a_new_life(cemetery: Cemetery) -> None:
     strange = letter_of(3, priority=None)
-    cemetery.letters += [strange, letter_of(4, type="other")]
+    unclear = letter_of(5, unclear=True)
+    cemetery.letters += [strange, letter_of(4, type="other"), unclear]
     cemetery.before = [status(JobStatus.PENDING, job_id=job_id(1), redrives=1)]
     asked = DeadLetterFilter(job_type="t", include_redriven=True)
     report = redrive(SETTINGS, asked, codec=CODEC)
     assert list(report.redriven) == [job_id(0), job_id(2)]
-    assert [one.id for one in report.refused] == [strange.id]
+    assert [one.id for one in report.refused] == [strange.id, unclear.id]
     assert cemetery.lives == Counter([job_id(0), job_id(2)])
 
 
@@ -370,6 +371,40 @@ def test_one_job_gets_one_new_life_whatever_the_answer(
     retry(cemetery)
     assert cemetery.lives == Counter([JOB_ID])
     assert [change.redrives for change in cemetery.kafka.statuses] == [1]
+
+
+@pytest.mark.parametrize("landed", [True, False])
+@pytest.mark.parametrize("then", ["no broker", "half a picture"])
+def test_who_cannot_find_out_what_became_of_a_commit_says_which_job_perhaps_lives_again(
+    cemetery: Cemetery, then: str, *, landed: bool
+) -> None:
+    """Whoever believes that nothing has changed gives it another life once that one is over."""
+    cemetery.before = [status(JobStatus.SUCCEEDED)]
+
+    def commit(producer: FakeProducer) -> Exception | None:
+        cemetery.complete = then != "half a picture"
+        return lands_and_then(TIMED_OUT)(producer) if landed else TIMED_OUT
+
+    cemetery.kafka.fault("commit", commit)
+    if then == "no broker":
+        cemetery.kafka.fault("init", lambda _: None)
+        cemetery.kafka.fault("init", TIMED_OUT)
+    with pytest.raises(DeliveryFailed, match=f"perhaps so were {JOB_ID}") as failure:
+        retry(cemetery)
+    assert failure.value.perhaps_written == (JOB_ID,)
+
+
+def test_a_kafka_that_goes_away_between_two_transactions_does_not_hide_what_was_done(
+    cemetery: Cemetery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redrive_module, "_BATCH", 2)
+    cemetery.kafka.fault("init", lambda _: None)
+    cemetery.kafka.fault("init", TIMED_OUT)
+    cemetery.kafka.fault("begin", lambda _: None)
+    cemetery.kafka.fault("begin", kafka_error(KafkaError._STATE))
+    with pytest.raises(DeliveryFailed, match=r"2 job\(s\) were certainly given"):
+        run()
+    assert cemetery.lives == Counter([job_id(0), job_id(1)])
 
 
 def test_a_job_that_is_not_finished_is_left_alone(cemetery: Cemetery) -> None:

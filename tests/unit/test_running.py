@@ -94,3 +94,46 @@ def test_a_handler_that_holds_the_event_loop_does_not_keep_the_process_from_stop
     )
     assert ended.returncode == code
     assert ("a handler holds the event loop" in ended.stdout + ended.stderr) == (signals == 1)
+
+
+#: Handlers run in the main thread, in which a signal's handler runs as well: between any two lines of theirs.
+INTERRUPTED_AT_WORK = """
+import asyncio, os, signal, sys
+from workers.console import take_for_ctrl_c
+from workers.running import run_interruptible
+
+async def handler():
+    try:
+        os.kill(os.getpid(), getattr(signal, sys.argv[1]))
+        sum(range(1000))
+    except BaseException:
+        print("its failure")
+
+async def main():
+    await handler()
+    try:
+        await asyncio.Event().wait()
+    finally:
+        print("drained")
+
+# Whoever runs the tests may do it under nohup.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+take_for_ctrl_c()
+try:
+    run_interruptible(main())
+except KeyboardInterrupt:
+    print("interrupted")
+print(signal.getsignal(signal.SIGTERM) is signal.default_int_handler)
+"""
+
+
+@pytest.mark.parametrize("how", ["SIGTERM", "SIGHUP", "SIGINT"])
+def test_a_signal_while_a_handler_runs_is_the_commands_and_no_failure_of_the_handlers(how: str) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED_AT_WORK, how],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ended.stdout.splitlines() == ["drained", "interrupted", "True"], ended.stderr

@@ -16,7 +16,16 @@ from schemas.errors import JobTypeError, PipelineError
 from schemas.job import Job
 from tests.support.executor_bench import Bench, error_of, returns_nothing
 from tests.support.process_pool import Told
-from tests.support.sandbox_jobs import Counts, Ends, LeavesAThread, Says, Weighed, Weighs, weighs_in_grams
+from tests.support.sandbox_jobs import (
+    Counts,
+    Ends,
+    LeavesAThread,
+    Reports,
+    Says,
+    Weighed,
+    Weighs,
+    weighs_in_grams,
+)
 from workers.execution.processes import NotStarted, ProcessDied
 from workers.execution.sandbox import Sandbox
 from workers.message import Message
@@ -80,6 +89,14 @@ def test_only_what_another_process_can_make_is_run_there() -> None:
     no_json: Any = object()
     assert Running(partial(Weighs, no_json)).sandbox.types == frozenset()
     assert Running(Says, size=0).sandbox.types == frozenset()
+
+
+def test_an_instance_that_holds_something_is_not_made_again_without_it() -> None:
+    """Its jobs would fail there though they harm nobody."""
+    has_nothing, has_a_client = Reports(), Reports()
+    has_a_client.client = object()
+    assert Running(has_nothing).sandbox.types == {"sandbox_reported"}
+    assert Running(has_a_client).sandbox.types == frozenset()
 
 
 async def test_what_is_made_with_arguments_by_a_partial_is_made_with_them_there() -> None:

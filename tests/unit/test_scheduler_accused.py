@@ -96,6 +96,37 @@ def test_an_accused_one_and_one_of_its_key_that_arrive_together_keep_their_order
     assert_they_run_alone(scheduler, part, accused, following)
 
 
+@pytest.mark.parametrize("is_parked", [False, True])
+def test_an_accused_one_does_not_run_before_those_of_its_key_that_nobody_suspects(*, is_parked: bool) -> None:
+    """They had ended when it ran, and the worker died before their outcome was committed."""
+    scheduler = Scheduler(others_first_ms=0)
+    part = dangerous(range(4))
+    first, second, third, accused = (message(part, offset, key=b"k") for offset in range(4))
+    for innocent in (first, second, third):
+        del part.suspects[innocent.offset]
+    accused.lost_worker = True
+    if is_parked:
+        arrive(scheduler, first, second)
+        assert scheduler.take(NOW_MS) is None, "it waits for a commit"
+        arrive(scheduler, third, accused)
+    else:
+        arrive(scheduler, first, second, third, accused)
+    assert not scheduler.accused
+    commit(part)
+    scheduler.unpark()
+    for one in (first, second, third):
+        assert take(scheduler) is one
+        assert scheduler.take(NOW_MS) is None
+        assert not scheduler.accused
+        scheduler.done(one)
+        commit(part, one.offset)
+    assert list(scheduler.accused) == [accused]
+    scheduler.acquit(accused)
+    assert take_alone(scheduler, part) is accused
+    scheduler.done(accused)
+    assert (len(scheduler), len(scheduler._keys), scheduler._parked) == (0, 0, {})
+
+
 @pytest.mark.parametrize("has_started", [True, False])
 def test_one_that_waited_behind_its_key_waits_for_its_verdict_before_a_later_one_starts(
     *,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from schemas.offsetmap import Suspect
 from tests.support.messages import commit, message
 from tests.support.schedule_bench import (
     HIGH,
@@ -178,6 +179,52 @@ def test_one_that_gave_up_its_turn_goes_behind_the_others_but_not_behind_those_o
         commit(part, started[-1].offset)
     assert started == [other_key, no_key, first, same_key]
     assert (len(scheduler), len(scheduler._keys)) == (0, 0)
+
+
+@pytest.mark.parametrize("commits", [0, 1, 2])
+def test_one_that_nobody_suspects_any_more_starts_like_any_other(commits: int) -> None:
+    """All its owners were heard of: no map would ever say that it runs alone, and everything would wait for that."""
+    scheduler = Scheduler(others_first_ms=0)
+    part, others = dangerous(range(2)), open_partition(HIGH)
+    absolved, next_one, other = message(part, 0), message(part, 1), message(others, 0)
+    part.suspects[1] = Suspect(("second", "third"))
+    part.losses |= {"second": 2, "third": 3}
+    arrive(scheduler, absolved, next_one, other)
+    commit(part)
+    if commits:
+        assert scheduler.take(NOW_MS) is None, "it asks to be named"
+        assert part.alone == 0
+    if commits > 1:
+        commit(part)
+    part.absolve(("first", "dead"))
+    assert scheduler.take(NOW_MS) is None
+    assert scheduler.has_parked, "it asks for a commit"
+    assert (part.alone, part.dirty) == (1 if commits < 2 else None, True)
+    commit(part)
+    started = []
+    for _ in range(6):
+        while (one := scheduler.take(NOW_MS)) is not None:
+            assert part.committed_alone == (1 if one is next_one else None), "nobody beside one that is named"
+            started.append(one)
+            scheduler.done(one)
+        commit(part, *(one.offset for one in started if one.part is part))
+        scheduler.unpark()
+    assert set(started) == {absolved, next_one, other}
+    assert len(scheduler) == 0
+
+
+def test_one_that_is_absolved_while_it_runs_alone_and_is_cancelled_holds_nobody_back() -> None:
+    scheduler = Scheduler(others_first_ms=0)
+    part, other = dangerous(), message(open_partition(HIGH), 0)
+    absolved = message(part, 0)
+    arrive(scheduler, absolved, other)
+    assert take_alone(scheduler, part) is absolved
+    part.absolve(("first", "dead"))
+    scheduler.put_back(absolved)
+    assert scheduler.take(NOW_MS) is None, "a commit still says that it runs alone"
+    assert scheduler.has_parked, "it asks for another one"
+    commit(part)
+    assert {take(scheduler), take(scheduler)} == {absolved, other}
 
 
 def test_beside_a_thread_that_was_left_behind_one_runs_alone_without_being_named() -> None:

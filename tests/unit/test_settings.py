@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import platform
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from pydantic import ValidationError
 
 from schemas.errors import KafkaUnreachable, SettingsError
 from schemas.topics import JobPriority
-from streams.settings import NoKafkaAddress, Settings, describe, load_settings
+from streams.settings import NoKafkaAddress, Settings, default_worker_id, describe, load_settings
 
 pytestmark = pytest.mark.job_processing
 
@@ -456,6 +457,33 @@ def test_a_kafka_of_our_own_is_not_asked_in_a_language_that_it_does_not_speak(tm
     with pytest.raises(SettingsError, match=r"KAFKA_SECURITY_PROTOCOL is SSL.*KAFKA_BOOTSTRAP_SERVERS"):
         secured.bootstrap_servers()
     assert load_settings(data_dir=tmp_path).bootstrap_servers() == "127.0.0.1:9092"
+
+
+@pytest.mark.parametrize(
+    ("one", "another"),
+    [
+        pytest.param(f"replication-{'x' * 50}-7d9f8b6c5d-x2k4q", f"replication-{'x' * 50}-7d9f8b6c5d-zz9pw", id="pods"),
+        pytest.param("10.0.0.7", "10.0.0.8", id="addresses"),
+        pytest.param("web1.dc1.example", "web1.dc2.example", id="domains"),
+        pytest.param("büro", "böro", id="letters"),
+        pytest.param("", "-", id="none"),
+    ],
+)  # fmt: skip
+def test_two_hosts_have_two_worker_ids(monkeypatch: pytest.MonkeyPatch, one: str, another: str) -> None:
+    """Workers of one id stop each other."""
+    ids = set()
+    for host in (one, another, one):
+        monkeypatch.setattr(platform, "node", lambda host=host: host)
+        worker_id = default_worker_id()
+        assert load_settings(worker_id=worker_id).worker_id == worker_id
+        assert len(worker_id) <= 48
+        ids.add(worker_id)
+    assert len(ids) == 2
+
+
+def test_a_host_that_has_a_good_name_gives_it_to_its_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "node", lambda: "web1.dc1")
+    assert default_worker_id() == "web1.dc1"
 
 
 def test_default_worker_id_fits_where_it_is_used() -> None:

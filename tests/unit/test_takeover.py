@@ -12,16 +12,16 @@ from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from schemas.errors import GroupNotInitialised, KafkaUnreachable
 from schemas.offsetmap import EMPTY_MAP, OffsetMap
+from schemas.topics import Partition
 from streams.settings import Settings, load_settings
 from tests.support.waiting import eventually
 from workers.committing.forgotten import ForgottenTransactions
 from workers.consuming import takeover
 from workers.consuming.takeover import CommittedOffsets
-from workers.offsets import Place
 
 pytestmark = pytest.mark.worker_coordination
 
-PLACES: list[Place] = [("t.jobs.high", 0), ("t.jobs.low", 0)]
+PLACES: list[Partition] = [("t.jobs.high", 0), ("t.jobs.low", 0)]
 TIER = "t.jobs.retry.1s"
 OURS = "t.worker.me.0"
 
@@ -34,7 +34,7 @@ def error(code: int, *, fatal: bool = False) -> KafkaException:
 class Answer:
     """A partition as the consumer returns it."""
 
-    place: Place
+    place: Partition
     offset: int
     metadata: str | None
     error: KafkaError | None = None
@@ -97,7 +97,7 @@ class Noted(ForgottenTransactions):
             raise self.writers
         return self.writers
 
-    def end(self, transactional_id: str, hanging: set[Place] | None = None) -> bool:
+    def end(self, transactional_id: str, hanging: set[Partition] | None = None) -> bool:
         self.ended.append(transactional_id)
         if self.fault is not None:
             raise self.fault
@@ -112,7 +112,7 @@ class Heir:
         #: The threads in which producers came to their ends.
         self.ended_in: list[str] = []
         self.fenced = False
-        self.owners: dict[Place, str] = {}
+        self.owners: dict[Partition, str] = {}
         self.unstable_reads = 0
         self.unreadable: Exception | None = None
         make: Callable[[str], Any] = lambda name: FakeProducer(name, self)  # noqa: E731
@@ -122,7 +122,9 @@ class Heir:
         monkeypatch.setattr(takeover, "committed_offsets", self._read)
         monkeypatch.setattr(takeover, "_PAUSE_S", 0.0)
 
-    def _read(self, settings: Any, group: str, wanted: list[Place], *, timeout_s: float, stable: bool) -> Any:
+    def _read(
+        self, settings: Any, group: str, wanted: list[Partition], *, timeout_s: float, stable: bool
+    ) -> Any:
         assert not stable
         self.unstable_reads += 1
         if self.unreadable is not None:
@@ -132,7 +134,7 @@ class Heir:
             for place in wanted
         }
 
-    def take(self, consumer: Any) -> dict[Place, OffsetMap]:
+    def take(self, consumer: Any) -> dict[Partition, OffsetMap]:
         return self.offsets.for_assignment(consumer, PLACES)
 
 

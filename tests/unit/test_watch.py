@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from schemas.codec import Codec
-from schemas.errors import QueueClosed, UnknownSchema
+from schemas.errors import KafkaUnreachable, QueueClosed, UnknownSchema
 from schemas.records import StatusChange, StatusWriter, decode_status
 from streams.jobinfo import StatusSeen
 from streams.settings import load_settings
@@ -75,3 +75,42 @@ async def test_who_waits_is_told_when_the_watch_is_closed(
     assert isinstance(outcome, QueueClosed)
     (later,) = await asyncio.gather(waiting(), return_exceptions=True)
     assert isinstance(later, QueueClosed)
+
+
+async def test_who_listens_again_while_a_failed_reading_comes_to_its_end_gets_another_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In the old one nobody reads any more: the caller would wait for ever."""
+    readings = 0
+    ending = asyncio.Event()
+
+    class Consumer:
+        def __init__(self, **_: object) -> None:
+            nonlocal readings
+            readings += 1
+
+        async def start(self) -> None:
+            """At once."""
+
+        def assign(self, _: object) -> None:
+            """Nothing is assigned."""
+
+        async def getmany(self, timeout_ms: int) -> dict[object, list[object]]:
+            if readings == 1:
+                raise KafkaUnreachable("127.0.0.1:1", 1.0)
+            await asyncio.Event().wait()
+            return {}
+
+        async def stop(self) -> None:
+            await ending.wait()  # asyncio's tasks take their time
+
+    told: asyncio.Queue[StatusSeen | Exception] = asyncio.Queue()
+    watch = StatusWatch(load_settings(kafka_bootstrap_servers="127.0.0.1:1"), Codec(), lambda _: CHANGE)
+    monkeypatch.setattr("streams.watch.AIOKafkaConsumer", Consumer)
+    monkeypatch.setattr(watch, "_stable_ends", dict)
+    async with watch.listening(JOB_ID, told.put_nowait):
+        assert isinstance(await asyncio.wait_for(told.get(), 10), KafkaUnreachable)
+        async with asyncio.timeout(10), watch.listening(JOB_ID, told.put_nowait):
+            assert readings == 2
+    ending.set()
+    await watch.close()

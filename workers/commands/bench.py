@@ -146,27 +146,31 @@ def _deployment(progress: Progress) -> Iterator[Settings]:
     from contextlib import ExitStack
     from uuid import uuid4
 
+    from schemas.errors import KafkaUnreachable
     from streams.clients import check_reachable
-    from streams.settings import NoKafkaAddress, load_settings
+    from streams.embedded import running_broker
+    from streams.settings import load_settings
     from workers.temporary import deleted_afterwards, forgotten_afterwards, remove_directory, temporary_kafka
 
     prefix = f"bench-{uuid4().hex[:8]}."
     settings = load_settings(topic_prefix=prefix)
     with ExitStack() as stack:
         try:
-            settings = load_settings(
-                topic_prefix=prefix, kafka_bootstrap_servers=settings.bootstrap_servers()
-            )
-            check_reachable(settings)
-            stack.enter_context(deleted_afterwards(settings))
-        except NoKafkaAddress:
+            found = load_settings(topic_prefix=prefix, kafka_bootstrap_servers=settings.bootstrap_servers())
+            check_reachable(found)
+        except KafkaUnreachable:
+            # The address of one that was killed may have been left here.
+            if settings.kafka_bootstrap_servers or running_broker(settings.data_dir / "kafka") is not None:
+                raise
             settings.check_for_embedded()
             directory = directory_for_a_while("rustfs-workers-bench-")
             stack.callback(remove_directory, directory)
             broker = stack.enter_context(temporary_kafka(directory, progress))
             stack.enter_context(forgotten_afterwards(settings))
-            settings = load_settings(topic_prefix=prefix, kafka_bootstrap_servers=broker.bootstrap_servers)
-        yield settings
+            found = load_settings(topic_prefix=prefix, kafka_bootstrap_servers=broker.bootstrap_servers)
+        else:
+            stack.enter_context(deleted_afterwards(found))
+        yield found
 
 
 def _print(result: dict[str, Any], *, as_json: bool) -> None:

@@ -169,11 +169,12 @@ def redrive(
                 said = "would get a new life" if dry_run else "got a new life"
                 say(f"{counted(len(report.redriven), 'job')} {said}")
                 for letter in report.refused:
-                    why = (
-                        "is too large to be written again"
-                        if letter.can_run
-                        else "holds no job that could run"
-                    )
+                    if not letter.can_run:
+                        why = "holds no job that could run"
+                    elif letter.unclear:
+                        why = "may have a new life already: its job's last status cannot be read here (SCHEMA_REGISTRY_URL?)"
+                    else:
+                        why = "is too large to be written again"
                     say(
                         f"refused: {letter.id} {why} ({letter.error_type}); "
                         f"`rustfs-workers dlq show {letter.id}` shows its bytes"

@@ -25,8 +25,8 @@ from typing import Final
 import structlog
 
 from schemas.errors import PipelineError
+from schemas.topics import Partition
 from streams.empty_transaction import EMPTY_TIMEOUT_MS, taken_over
-from streams.scan import Partition
 from streams.settings import Settings
 from streams.transaction_log import (
     Entry,

@@ -18,7 +18,8 @@ import structlog
 from confluent_kafka import IsolationLevel, KafkaException
 
 from schemas.errors import PipelineError
-from streams.scan import LATEST, Partition, informed_admin, offsets
+from schemas.topics import Partition
+from streams.scan import LATEST, informed_admin, offsets
 from streams.settings import Settings
 from workers.blocking import in_thread
 
@@ -27,28 +28,36 @@ log = structlog.get_logger("rustfs_workers.hanging")
 #: Two looks must see the same: longer than a transaction of ours may last, and than Kafka takes to end a dead one's.
 INTERVAL_S: Final = 16.0
 _ANSWER_S: Final = 2.0
+#: Looks after which what was ended, and hangs still, is named again: Kafka may have forgotten the end a second time.
+_NAME_AGAIN: Final = 8
 
 #: For each partition where its first open transaction begins, and where it ends.
 Ends = Mapping[Partition, tuple[int, int]]
 
 
 class Hanging:
-    """Which partitions have not moved on between two looks. Each hanging transaction is named once."""
+    """Which partitions have not moved on between two looks. Each hanging transaction is named, and again if it still hangs much later."""
 
     def __init__(self) -> None:
         self._open: dict[Partition, int] = {}
-        self._named: dict[Partition, int] = {}
+        #: Where it begins, and how many looks ago it was named.
+        self._named: dict[Partition, tuple[int, int]] = {}
 
     def look(self, ends: Ends) -> set[Partition]:
         """Those whose readers stand before the same transaction as at the last look."""
         standing = {place: stable for place, (stable, end) in ends.items() if stable < end}
+        self._named = {
+            place: (stable, looks + 1)
+            for place, (stable, looks) in self._named.items()
+            if standing.get(place) == stable and looks < _NAME_AGAIN
+        }
         found = {
             place
             for place, stable in standing.items()
-            if self._open.get(place) == stable and self._named.get(place) != stable
+            if self._open.get(place) == stable and place not in self._named
         }
         self._open = standing
-        self._named |= {place: standing[place] for place in found}
+        self._named |= {place: (standing[place], 0) for place in found}
         return found
 
     def again(self, places: Iterable[Partition]) -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Collection, Iterable
 
-from workers.offsets import PartitionState, Place
+from schemas.topics import Partition
+from workers.offsets import PartitionState
 
 
 class Holdings:
@@ -25,7 +26,7 @@ class Holdings:
         self._kept = _UnderWay()
         self._doubtful: frozenset[PartitionState] = frozenset()
         #: To be let go as soon as it may be.
-        self._wanted: frozenset[Place] = frozenset()
+        self._wanted: frozenset[Partition] = frozenset()
 
     # --- for the poll thread ---------------------------------------------------------------------------
 
@@ -34,7 +35,7 @@ class Holdings:
         self.parts = set(parts)
         self._wanted = frozenset()
 
-    def settled(self, places: Collection[Place]) -> threading.Event:
+    def settled(self, places: Collection[Partition]) -> threading.Event:
         """Set as soon as no transaction of ours can still change the committed offsets of these partitions.
 
         Kafka takes metadata of an earlier epoch for what the member has kept since (KIP-1251), and a member that was fenced and
@@ -43,12 +44,12 @@ class Holdings:
         with self.lock:
             return self._unsettled.over(places)
 
-    def free(self, places: Collection[Place]) -> threading.Event:
+    def free(self, places: Collection[Partition]) -> threading.Event:
         """Set as soon as no transaction with offsets of these is on its way, and nothing of them in doubt; for that moment."""
         with self.lock:
             return self._kept.over(places)
 
-    def let_go(self, places: Collection[Place]) -> threading.Event:
+    def let_go(self, places: Collection[Partition]) -> threading.Event:
         """Give each of these away as soon as it is free. Set when all are.
 
         What is sent late would land behind their next owner's read. Of a commit Kafka may have kept a part, and only their owner
@@ -129,7 +130,7 @@ class _UnderWay:
 
     def __init__(self) -> None:
         self.parts: frozenset[PartitionState] = frozenset()
-        self._waiting: list[tuple[Collection[Place], threading.Event]] = []
+        self._waiting: list[tuple[Collection[Partition], threading.Event]] = []
 
     def become(self, parts: Iterable[PartitionState]) -> None:
         self.parts = frozenset(parts)
@@ -140,7 +141,7 @@ class _UnderWay:
             else:
                 self._waiting.append((places, done))
 
-    def over(self, places: Collection[Place]) -> threading.Event:
+    def over(self, places: Collection[Partition]) -> threading.Event:
         """Set as soon as nothing is under way with any of these."""
         done = threading.Event()
         if self._is_over(places):
@@ -149,5 +150,5 @@ class _UnderWay:
             self._waiting.append((places, done))
         return done
 
-    def _is_over(self, places: Collection[Place]) -> bool:
+    def _is_over(self, places: Collection[Partition]) -> bool:
         return not any(part.place in places for part in self.parts)

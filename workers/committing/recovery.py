@@ -24,11 +24,12 @@ import structlog
 
 from schemas.errors import CommitVanished
 from schemas.offsetmap import OffsetMap
+from schemas.topics import Partition
 from workers.committing.holdings import Holdings
 from workers.committing.standing import Standing
 from workers.committing.torn import Left, what_is_left
 from workers.committing.transactions import Transactions
-from workers.offsets import PartitionState, Place
+from workers.offsets import PartitionState
 from workers.outcome import Outcome
 
 log = structlog.get_logger("rustfs_workers.commit")
@@ -45,7 +46,7 @@ class _Committed:
 
     outcomes: list[Outcome]
     #: What was committed of each partition before it: offset, and what was finished behind that.
-    before: Mapping[Place, tuple[int, Iterable[int]]]
+    before: Mapping[Partition, tuple[int, Iterable[int]]]
     #: Since when it was tried, in milliseconds since 1970.
     began_ms: int
     #: When it was acknowledged, by the steady clock.
@@ -79,7 +80,7 @@ class Recovery:
     def remember(
         self,
         outcomes: list[Outcome],
-        before: Mapping[Place, tuple[int, Iterable[int]]],
+        before: Mapping[Partition, tuple[int, Iterable[int]]],
         began_ms: int,
     ) -> None:
         """These were committed, as Kafka says; ``before``: offsets, and what was finished behind them, until then."""
@@ -158,7 +159,9 @@ class Recovery:
         last = self._last
         return last if last is not None and time.monotonic() - last.at_s < _DOUBTFUL_FOR_S else None
 
-    def _what_stands(self, outcomes: list[Outcome]) -> tuple[list[PartitionState], dict[Place, OffsetMap]]:
+    def _what_stands(
+        self, outcomes: list[Outcome]
+    ) -> tuple[list[PartitionState], dict[Partition, OffsetMap]]:
         """The partitions that are ours, and offsets and maps, as soon as no transaction is about to change them."""
         while True:
             with self._holdings.lock:
@@ -195,7 +198,7 @@ def _was_undone(last: _Committed | None, part: PartitionState, read: OffsetMap) 
 
 
 def _give_up_what_others_have(
-    owned: Iterable[PartitionState], read: Mapping[Place, OffsetMap]
+    owned: Iterable[PartitionState], read: Mapping[Partition, OffsetMap]
 ) -> list[PartitionState]:
     """Under the lock."""
     taken = [part for part in owned if part.owned and part.is_taken_over(read[part.place])]

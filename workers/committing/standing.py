@@ -16,10 +16,10 @@ import structlog
 
 from schemas.errors import KafkaUnreachable, PipelineError
 from schemas.offsetmap import OffsetMap
+from schemas.topics import Partition
 from streams.visible import Written, is_forbidden
 from workers.committing.counters import Counters
 from workers.committing.torn import WrittenOutcome
-from workers.offsets import Place
 
 log = structlog.get_logger("rustfs_workers.commit")
 
@@ -31,7 +31,7 @@ _PATIENCE_TO_SEE_S: Final = 40.0
 class ReadBack(Protocol):
     """Reads what is committed, waiting for pending transactions."""
 
-    def __call__(self, places: Iterable[Place]) -> dict[Place, OffsetMap]:
+    def __call__(self, places: Iterable[Partition]) -> dict[Partition, OffsetMap]:
         """Offset and map of each partition."""
         ...
 
@@ -73,7 +73,9 @@ class Standing:
         self._given_up = given_up
         self._counters = counters
 
-    def committed(self, ours: Collection[Place], lost: Collection[Place]) -> dict[Place, OffsetMap] | None:
+    def committed(
+        self, ours: Collection[Partition], lost: Collection[Partition]
+    ) -> dict[Partition, OffsetMap] | None:
         """Offsets and maps of ``ours``, and those of ``lost`` that can be had. One try.
 
         None: they cannot be had now, and what could be in the way has been ended, if it could be. Ask again, for what is ours
@@ -119,7 +121,7 @@ class Standing:
                     return None
                 log.warning("what is visible of a transaction cannot be read yet", error=str(error))
 
-    def _lost(self, places: set[Place]) -> dict[Place, OffsetMap]:
+    def _lost(self, places: set[Partition]) -> dict[Partition, OffsetMap]:
         """Of partitions that others have: what we have finished there, and nobody after us, nobody else will write."""
         try:
             return self._read_back(places) if places else {}

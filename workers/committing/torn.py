@@ -18,9 +18,10 @@ from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from schemas.offsetmap import OffsetMap
+from schemas.topics import Partition
 from streams.visible import Written
 from workers.message import Message
-from workers.offsets import PartitionState, Place
+from workers.offsets import PartitionState
 from workers.outcome import Outcome
 
 #: What an outcome writes: its status, if it has one, and the rest.
@@ -44,7 +45,7 @@ class Left:
 def what_is_left(
     outcomes: Sequence[Outcome],
     written: Sequence[WrittenOutcome],
-    read: Mapping[Place, OffsetMap],
+    read: Mapping[Partition, OffsetMap],
     visible: Container[Written] | None,
     *,
     acknowledged: int = 0,
@@ -85,7 +86,7 @@ def _is_news(outcome: Outcome) -> bool:
 def _rest_of(
     outcome: Outcome,
     written: WrittenOutcome,
-    read: Mapping[Place, OffsetMap],
+    read: Mapping[Partition, OffsetMap],
     visible: Container[Written] | None,
     *,
     acknowledged: bool,
@@ -120,12 +121,12 @@ def _without(outcome: Outcome, written: WrittenOutcome, visible: Container[Writt
     )
 
 
-def _is_finished(message: Message, read: Mapping[Place, OffsetMap]) -> bool:
+def _is_finished(message: Message, read: Mapping[Partition, OffsetMap]) -> bool:
     place = message.part.place
     return place in read and read[place].is_finished(message.offset)
 
 
-def _is_last_owner(part: PartitionState, read: Mapping[Place, OffsetMap]) -> bool:
+def _is_last_owner(part: PartitionState, read: Mapping[Partition, OffsetMap]) -> bool:
     """Whether nobody has committed for this partition since we did: what is finished there, we did."""
     found = read[part.place]
     return (found.incarnation, found.fence) == (part.incarnation, part.fence)

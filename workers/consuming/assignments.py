@@ -21,11 +21,11 @@ import structlog
 from confluent_kafka import OFFSET_END, Consumer, KafkaException, TopicPartition
 
 from schemas.errors import KafkaUnreachable, PipelineError
-from schemas.topics import Topics
+from schemas.topics import Partition, Topics
 from streams.partition_counts import changed
 from workers.consuming.group_metadata import GroupMetadata
 from workers.consuming.membership_watch import Held
-from workers.offsets import PartitionState, Place
+from workers.offsets import PartitionState
 
 if TYPE_CHECKING:
     from schemas.offsetmap import OffsetMap
@@ -56,7 +56,7 @@ _LEAVING_S: Final = 10.0
 class Memory(Protocol):
     """Knows something of partitions that are ours."""
 
-    def forget(self, places: Collection[Place], /) -> None:
+    def forget(self, places: Collection[Partition], /) -> None:
         """These are ours no longer: who gets them back begins anew."""
 
 
@@ -90,7 +90,7 @@ class Assignments:
         revoke_timeout_s: float,
         now_ms: Callable[[], int],
         signs: Callable[[Mapping[str, int]], Signs],
-        log_ends: Callable[[Iterable[Place]], Mapping[Place, int]],
+        log_ends: Callable[[Iterable[Partition]], Mapping[Partition, int]],
         release: Callable[[set[PartitionState], float], Coroutine[Any, Any, None]],
         purge: Callable[[set[PartitionState]], None],
         runs_on: Callable[[set[PartitionState]], bool],
@@ -120,7 +120,7 @@ class Assignments:
         self._on_refusal = on_refusal
         #: Partitions that each topic had when the worker started; set before it joins.
         self.partition_count: int | None = None
-        self.parts: dict[Place, PartitionState] = {}
+        self.parts: dict[Partition, PartitionState] = {}
         self.metadata = GroupMetadata(lease)
         #: A job may have ended this worker: no last map says that it left in order, or nobody would suspect what was running.
         self.leaves_unclean = False
@@ -240,13 +240,13 @@ class Assignments:
         # The first commit opens the partitions: before it nothing of them may start.
         self._committer.nudge()
 
-    def _look_at(self, consumer: Consumer, places: list[Place]) -> Mapping[Place, OffsetMap]:
+    def _look_at(self, consumer: Consumer, places: list[Partition]) -> Mapping[Partition, OffsetMap]:
         """What is committed of them, once nothing of ours from before can change it."""
         if not self._holdings.settled(places).wait(_SETTLED_WITHIN_S):
             raise KafkaUnreachable("the transactions' coordinator", _SETTLED_WITHIN_S)
         return self._committed.for_assignment(consumer, places)
 
-    def _states(self, maps: Mapping[Place, OffsetMap]) -> list[PartitionState]:
+    def _states(self, maps: Mapping[Partition, OffsetMap]) -> list[PartitionState]:
         now_ms = self._now_ms()
         return [
             PartitionState(
@@ -262,7 +262,7 @@ class Assignments:
             for (topic, partition), found in maps.items()
         ]
 
-    def _take_nothing(self, consumer: Consumer, bases: Mapping[Place, int], started: float) -> None:
+    def _take_nothing(self, consumer: Consumer, bases: Mapping[Partition, int], started: float) -> None:
         """Join the group again: Kafka was away while these partitions were looked at, and somebody else may have them by now.
 
         A coordinator that was killed and is back within seconds can have forgotten that it gave them to us.
@@ -303,7 +303,7 @@ class Assignments:
                     {owner for owner, lost_ms in state.losses.items() if heard.get(owner, 0) > lost_ms}
                 )
 
-    def _known(self, assigned: list[TopicPartition]) -> list[Place]:
+    def _known(self, assigned: list[TopicPartition]) -> list[Partition]:
         """Those that existed when the worker started. Others mean that keys have moved: nothing is read of them."""
         count = self.partition_count
         if count is not None and (highest := max((tp.partition for tp in assigned), default=0)) >= count:
@@ -353,7 +353,7 @@ class Assignments:
             "partitions released", partitions=_numbers(places), seconds=round(time.monotonic() - started, 3)
         )
 
-    def _has_come(self, last: threading.Event, places: list[Place], timeout_s: float) -> bool:
+    def _has_come(self, last: threading.Event, places: list[Partition], timeout_s: float) -> bool:
         """Whether the last commit has been made. While the one before has no answer, or what it has left is written, it may be late."""
         for _ in range(_LATE_COMMITS):
             if last.wait(timeout_s):
@@ -365,7 +365,7 @@ class Assignments:
             timeout_s = _LAST_COMMIT_S
         return last.wait(timeout_s)
 
-    def _await(self, free: threading.Event, places: list[Place]) -> None:
+    def _await(self, free: threading.Event, places: list[Partition]) -> None:
         """As long as it takes: whoever has them next would not see what is committed late, and Kafka may be away for minutes.
 
         Nothing runs after the first of them, and the group is joined anew in the end: it waits five minutes for what it has asked
@@ -394,7 +394,7 @@ class Assignments:
         self._committer.counters.event("sessions_lost")
         log.warning("partitions lost", partitions=_numbers(places))
 
-    def _mark_releasing(self, places: Iterable[Place]) -> set[PartitionState]:
+    def _mark_releasing(self, places: Iterable[Partition]) -> set[PartitionState]:
         with self._lock:
             leaving = {self.parts[place] for place in places if place in self.parts}
             for part in leaving:
@@ -402,7 +402,7 @@ class Assignments:
         self._loop.call_soon_threadsafe(self._purge, leaving)
         return leaving
 
-    def _forget(self, places: Collection[Place]) -> None:
+    def _forget(self, places: Collection[Partition]) -> None:
         with self._lock:
             for place in places:
                 part = self.parts.pop(place, None)
@@ -422,5 +422,5 @@ class Assignments:
             log.warning("event loop did not answer in time", seconds=timeout_s)
 
 
-def _numbers(places: Iterable[Place]) -> list[int]:
+def _numbers(places: Iterable[Partition]) -> list[int]:
     return sorted({partition for _, partition in places})

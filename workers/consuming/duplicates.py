@@ -16,8 +16,8 @@ from collections import deque
 from collections.abc import Collection
 from typing import Final
 
+from schemas.topics import Partition
 from workers.message import Message
-from workers.offsets import Place
 
 #: Remembered of each topic and partition; a straggler comes within seconds. Of each topic its own: a new owner reads thousands
 #: of finished jobs again behind one that is not, and they must not push out what came to a retry topic meanwhile.
@@ -88,7 +88,7 @@ class DuplicateWindow:
         seen.places[name] = here
         return False
 
-    def forget(self, places: Collection[Place]) -> None:
+    def forget(self, places: Collection[Partition]) -> None:
         """These are ours no longer: another owner sees what comes next. All topics of a partition number go together."""
         for partition in {number for _, number in places}:
             seen = self._seen.pop(partition, None)

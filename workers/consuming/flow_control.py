@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Final
 import structlog
 from confluent_kafka import Consumer, TopicPartition
 
-from schemas.topics import PRIORITIES, JobPriority, Topics
+from schemas.topics import PRIORITIES, JobPriority, Partition, Topics
 from streams.clients import RepeatFilter
-from workers.offsets import PartitionState, Place
+from workers.offsets import PartitionState
 from workers.scheduling.delay import MAX_TOTAL_BYTES
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class FlowControl:
         self._low = low
         self._now_ms = now_ms
         self._news = RepeatFilter()
-        self._paused: set[Place] = set()
+        self._paused: set[Partition] = set()
         self._paused_priorities: set[JobPriority] = set()
 
     @property
@@ -66,7 +66,7 @@ class FlowControl:
         """Whether a whole priority is paused: it is to go on as soon as there is room."""
         return bool(self._paused_priorities)
 
-    def apply(self, consumer: Consumer, parts: Mapping[Place, PartitionState], *, drains: bool) -> None:
+    def apply(self, consumer: Consumer, parts: Mapping[Partition, PartitionState], *, drains: bool) -> None:
         """Look at all partitions of ours, and pause or resume what has changed. ``drains``: nothing more is taken."""
         self._look_at_priorities()
         now_ms = self._now_ms()
@@ -80,7 +80,7 @@ class FlowControl:
             consumer.resume([TopicPartition(*place) for place in resume])
         self._paused = wanted
 
-    def forget(self, places: Collection[Place]) -> None:
+    def forget(self, places: Collection[Partition]) -> None:
         """These are ours no longer; who gets them back begins without a pause."""
         self._paused -= set(places)
 
@@ -92,7 +92,7 @@ class FlowControl:
             elif buffered <= self._low and size <= _MAX_BUFFERED_BYTES // 2:
                 self._paused_priorities.discard(priority)
 
-    def _must_wait(self, place: Place, part: PartitionState, now_ms: int) -> bool:
+    def _must_wait(self, place: Partition, part: PartitionState, now_ms: int) -> bool:
         paused = place in self._paused
         if self._is_full(part):
             return True

@@ -14,7 +14,7 @@ import structlog
 from confluent_kafka import KafkaException, TopicPartition
 
 from schemas.errors import PipelineError
-from workers.offsets import Place
+from schemas.topics import Partition
 
 log = structlog.get_logger("rustfs_workers.look_back")
 
@@ -29,14 +29,14 @@ class LookBack:
         log_starts: the lowest offset that is left of each partition. Raises KafkaException or PipelineError.
     """
 
-    def __init__(self, log_starts: Callable[[Iterable[Place]], Mapping[Place, int]]) -> None:
+    def __init__(self, log_starts: Callable[[Iterable[Partition]], Mapping[Partition, int]]) -> None:
         self._log_starts = log_starts
         #: Partitions that are read from before their committed offset, until that is reached.
-        self._under_way: set[Place] = set()
+        self._under_way: set[Partition] = set()
         #: Not at the next assignment, after what was asked for had gone.
         self._may = True
 
-    def starts(self, bases: Mapping[Place, int]) -> list[TopicPartition]:
+    def starts(self, bases: Mapping[Partition, int]) -> list[TopicPartition]:
         """Where reading begins, for these committed offsets: as far back as there is something."""
         starts = dict(bases)
         behind = [place for place, base in bases.items() if base > 0] if self._may else []
@@ -52,18 +52,18 @@ class LookBack:
         self._under_way |= {place for place, start in starts.items() if start < bases[place]}
         return [TopicPartition(*place, start) for place, start in starts.items()]
 
-    def arrived(self, place: Place, offset: int, base: int) -> None:
+    def arrived(self, place: Partition, offset: int, base: int) -> None:
         """A record has come. From the committed offset on it is somebody's work."""
         if self._under_way and offset >= base:
             self._under_way.discard(place)
 
-    def give_up(self, place: Place) -> bool:
+    def give_up(self, place: Partition) -> bool:
         """What was asked for is gone. True: it went in this very moment and is nobody's work; the next assignment does without."""
         if place not in self._under_way:
             return False
         self._may = False
         return True
 
-    def forget(self, places: Collection[Place]) -> None:
+    def forget(self, places: Collection[Partition]) -> None:
         """These are ours no longer."""
         self._under_way -= set(places)

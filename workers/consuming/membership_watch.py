@@ -18,8 +18,9 @@ from typing import Final
 import structlog
 
 from schemas.errors import KafkaUnreachable
+from schemas.topics import Partition
 from streams.client_log import ClientLog
-from streams.group_members import Member, Partition
+from streams.group_members import Member
 
 log = structlog.get_logger("rustfs_workers.membership")
 

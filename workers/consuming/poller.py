@@ -18,11 +18,11 @@ import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka import Message as KafkaMessage
 
-from schemas.topics import Topics
+from schemas.topics import Partition, Topics
 from streams.clients import RepeatFilter
 from streams.raw_headers import raw_headers
 from workers.message import Message
-from workers.offsets import PartitionState, Place
+from workers.offsets import PartitionState
 
 if TYPE_CHECKING:
     from workers.committing.commit import Committer
@@ -142,7 +142,7 @@ class Poller:
         # The next commit opens the way to as many, before the event loop has even seen them.
         room = self._scheduler.room(self._committer.ahead)
         is_due = False
-        place: Place | None = None
+        place: Partition | None = None
         part: PartitionState | None = None
         with self._lock:
             for record in received:
@@ -191,7 +191,7 @@ class Poller:
             self._delays.arrived(messages)
             self._deliver(messages)
 
-    def _consuming_failed(self, error: KafkaError, place: Place) -> None:
+    def _consuming_failed(self, error: KafkaError, place: Partition) -> None:
         is_gone = error.code() == KafkaError._AUTO_OFFSET_RESET
         if is_gone and self._look_back.give_up(place):
             self._assignments.rejoin()

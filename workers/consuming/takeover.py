@@ -24,11 +24,11 @@ from confluent_kafka import (
 
 from schemas.errors import KafkaUnreachable, PipelineError
 from schemas.offsetmap import OffsetMap, parse
+from schemas.topics import Partition
 from streams.committed import committed_offsets, passes
 from streams.producer_end import let_go
 from streams.settings import Settings
 from workers.committing.forgotten import PATIENCE_S, SPREAD_S, ForgottenTransactions
-from workers.offsets import Place
 
 log = structlog.get_logger("rustfs_workers.takeover")
 
@@ -58,7 +58,7 @@ class CommittedOffsets:
         self._own = own_transactional_id
         self._forgotten = forgotten
 
-    def for_assignment(self, consumer: Consumer, places: Iterable[Place]) -> dict[Place, OffsetMap]:
+    def for_assignment(self, consumer: Consumer, places: Iterable[Partition]) -> dict[Partition, OffsetMap]:
         """Offset and map of each partition, from one read, repeated until Kafka answers.
 
         Raises:
@@ -97,7 +97,7 @@ class CommittedOffsets:
             else:
                 return {(tp.topic, tp.partition): _map_of(tp) for tp in read}
 
-    def read_back(self, places: Iterable[Place], *, stable: bool = True) -> dict[Place, OffsetMap]:
+    def read_back(self, places: Iterable[Partition], *, stable: bool = True) -> dict[Partition, OffsetMap]:
         """The same from any thread, without the worker's consumer; waits for pending transactions if ``stable``.
 
         Raises:

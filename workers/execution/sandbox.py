@@ -92,9 +92,8 @@ class Sandbox:
 def _can_be_made_again(handler: Handler) -> bool:
     if handler.execution == "process":
         return False  # it runs in one already
-    worker = handler.worker
-    if worker is not None and worker._made_with_arguments and isinstance(handler.factory, type):
-        return False
+    if handler.is_given and handler.worker is not None and handler.worker._holds_something():
+        return False  # a client that the program has opened, say: there its absence would fail a job that harms nobody
     try:
         announce(handler)
     except JobTypeError:

@@ -159,5 +159,7 @@ def _is_still(clean: contextvars.Context) -> bool:
     """Whether nothing has been left in the current context. How values compare is the user's code: it may raise, arrays do."""
     try:
         return contextvars.copy_context() == clean
-    except Exception:  # noqa: BLE001 - whatever it is, something has been left
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # noqa: BLE001 - whatever it is, a panic of native code too, something has been left
         return False

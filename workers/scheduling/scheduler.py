@@ -185,9 +185,9 @@ class Scheduler:
                     self._buffers[admitted.priority].appendleft(admitted)
         if self._alone and self._is_turn_of_alone(now_ms):
             message = self._take_alone(now_ms)
-            if message is not None or self._alone:
+            if message is not None or self._alone or self._isolating():
                 return message
-            # None of them is left: their partitions are lost, or they wait behind an accused one.
+            # None of them is left: their partitions are lost, or their owners were heard of.
         elif self._share.is_open and not self._alone:
             self._share.close(now_ms)  # else the hours until the next one would count as its turn
         message = self._take_in_turn(now_ms)
@@ -291,19 +291,19 @@ class Scheduler:
         if message.sandboxed:
             message.sandboxed = False
             message.part.join(message.offset, joined=False)
-        if self._must_run_alone(message):
-            message.part.join(message.offset, joined=False)
-            if self.isolated is message:
-                self.isolated = None
-                # Until it starts again, a commit must not say any longer that it runs alone: if Kafka does not answer and
-                # this worker has to end meanwhile, the job has not killed it.
-                if message.part.alone == message.offset:
-                    message.part.name_alone(None)
-                self._alone.appendleft(message)
-            else:
-                self._alone.append(message)
-        else:
+        was_isolated = self.isolated is message
+        # Until it starts again, a commit must not say any longer that it runs alone: if Kafka does not answer and this worker
+        # has to end meanwhile, the job has not killed it.
+        self._no_longer_alone(message)
+        if not self._must_run_alone(message):
             self._buffers[message.priority].appendleft(message)
+            return
+        message.part.join(message.offset, joined=False)
+        if was_isolated:
+            self._was_isolated = None  # it is named, and comes first: nobody else starts before it
+            self._alone.appendleft(message)
+        else:
+            self._alone.append(message)
 
     def survived(self) -> None:
         """The isolated message has run long enough without killing the process, or cannot run now: others may start again."""
@@ -363,8 +363,8 @@ class Scheduler:
 
     @property
     def has_parked(self) -> bool:
-        """Whether messages wait for a commit."""
-        return bool(self._parked) or bool(self._alone)
+        """Whether messages wait for a commit; also for one that takes back that another runs alone."""
+        return bool(self._parked) or bool(self._alone) or self._was_isolated is not None
 
     def turn_is_due(self, now_ms: int) -> bool:
         """Whether, with time, somebody may start who was held back by those that run alone, or they themselves."""
@@ -408,8 +408,8 @@ class Scheduler:
 
         Beside a survivor or a stray thread no commit says it: at its worker's death it would be accused of what those did.
         """
-        self._forget_the_lost()
-        message = self._next_alone()
+        self._sort_out()
+        message = None if self._isolating() else self._next_alone()
         if message is None or self._in_the_way():
             return None
         part = message.part
@@ -437,8 +437,21 @@ class Scheduler:
             if message is not None and message.part.alone != message.offset:
                 message.part.name_alone(message.offset)
 
-    def _forget_the_lost(self) -> None:
-        """Those of them whose partition is lost."""
+    def _sort_out(self) -> None:
+        """Forget those of them whose partition is lost; those whose owners were heard of meanwhile are as any others.
+
+        No map would name one of these: nothing would ever start again.
+        """
+        for message in reversed([one for one in self._alone if not self._must_run_alone(one)]):
+            self._alone.remove(message)
+            if not message.part.may_run:
+                self._forget(message)
+                continue
+            if message.offset in (message.part.alone, message.part.committed_alone):
+                message.part.name_alone(None)
+                self._was_isolated = message
+            assert message.priority is not None  # noqa: S101
+            self._buffers[message.priority].appendleft(message)
         for message in [one for one in self._alone if not one.part.may_run]:
             self._alone.remove(message)
             self._forget(message)
@@ -447,8 +460,33 @@ class Scheduler:
         """It waits for its verdict with its key, so that those after it wait as well; or behind its key until then."""
         if not message.part.may_run:
             self._forget(message)
-        elif self._keys.acquire(message):
+            return
+        self._line_up_before(message)
+        if self._keys.acquire(message):
             self.accused[message] = None
+
+    def _line_up_before(self, message: Message) -> None:
+        """Those of its key that stand before it in its partition ask for that now: it would run before them.
+
+        They had ended when it ran, and their outcome was not committed when its worker died.
+        """
+        priority, part = message.priority, message.part
+        assert priority is not None  # noqa: S101
+        waiting = [self._buffers[priority]]
+        if part in self._parked:
+            waiting.append(self._parked[part])
+        if message.key is None or not any(waiting):
+            return
+        earlier = [one for some in waiting for one in some if one.part is part and one.key == message.key]
+        behind = {one for one in sorted(earlier, key=lambda one: one.offset) if not self._keys.acquire(one)}
+        if not behind:
+            return
+        for some in waiting:
+            kept = [one for one in some if one not in behind]
+            some.clear()
+            some.extend(kept)
+        if not waiting[-1]:
+            self._parked.pop(part, None)
 
     def _first_alone(self, message: Message) -> None:
         """It has waited for its key or its verdict: before the others, but behind the one that a commit may name by now."""

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from schemas.headers import RawHeaders
-from workers.testing.memory_log import CommittedOffset, Place, StoredRecord
+from schemas.topics import Partition
+from workers.testing.memory_log import CommittedOffset, StoredRecord
 
 if TYPE_CHECKING:
     from workers.testing.memory_kafka import MemoryKafka
@@ -225,9 +226,9 @@ class MemoryConsumer:
         self._joined = False
         #: As this client knows it; the coordinator may have raised it, or forgotten this member.
         self._epoch = 0
-        self._positions: dict[Place, int] = {}
-        self._paused: set[Place] = set()
-        self._owned: set[Place] = set()
+        self._positions: dict[Partition, int] = {}
+        self._paused: set[Partition] = set()
+        self._owned: set[Partition] = set()
         self._next = 0
 
     def subscribe(
@@ -354,12 +355,12 @@ class MemoryConsumer:
             self._owned |= taken
             self._call("assign", taken)
 
-    def _let_go(self, how: str, places: set[Place]) -> None:
+    def _let_go(self, how: str, places: set[Partition]) -> None:
         self._call(how, places)
         self._owned -= places
         self.incremental_unassign([TopicPartition(*place) for place in places])
 
-    def _call(self, name: str, places: set[Place]) -> None:
+    def _call(self, name: str, places: set[Partition]) -> None:
         callback = self._callbacks.get(name) or (self._callbacks.get("revoke") if name == "lost" else None)
         tps = [TopicPartition(*place) for place in sorted(places)]
         if callback is not None:

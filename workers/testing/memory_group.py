@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 
 from confluent_kafka import KafkaError, KafkaException
 
-from workers.testing.memory_log import CommittedOffset, Place, Transaction
+from schemas.topics import Partition
+from workers.testing.memory_log import CommittedOffset, Transaction
 
 
 @dataclass(eq=False, slots=True)
@@ -27,8 +28,8 @@ class Member:
     topics: tuple[str, ...]
     epoch: int = 0
     #: With the epoch at which it got each.
-    owned: dict[Place, int] = field(default_factory=dict)
-    target: set[Place] = field(default_factory=set)
+    owned: dict[Partition, int] = field(default_factory=dict)
+    target: set[Partition] = field(default_factory=set)
     #: It does not know its epoch, and is told so with its next heartbeat.
     fenced: bool = False
 
@@ -40,9 +41,9 @@ class ConsumerGroup:
         self.name = name
         self.epoch = 0
         self.members: dict[str, Member] = {}
-        self.committed: dict[Place, CommittedOffset] = {}
+        self.committed: dict[Partition, CommittedOffset] = {}
         #: Transactions that may commit offsets of a partition when they end.
-        self.pending: dict[Place, set[Transaction]] = {}
+        self.pending: dict[Partition, set[Transaction]] = {}
 
     def join(self, member_id: str, topics: tuple[str, ...], counts: dict[str, int]) -> Member:
         """A member without partitions; it gets them with its heartbeats."""
@@ -55,7 +56,7 @@ class ConsumerGroup:
         if self.members.pop(member_id, None) is not None:
             self._rebalance(counts)
 
-    def come_back(self, member: Member) -> set[Place]:
+    def come_back(self, member: Member) -> set[Partition]:
         """A fenced one joins again: it has what it had, since when it had it, as far as that is still its target."""
         member.fenced = False
         member.owned = {place: since for place, since in member.owned.items() if place in member.target}
@@ -76,17 +77,17 @@ class ConsumerGroup:
         }
         member.epoch = self.epoch
 
-    def to_revoke(self, member: Member, held: set[Place]) -> set[Place]:
+    def to_revoke(self, member: Member, held: set[Partition]) -> set[Partition]:
         """What it must give up before anything else, of what it takes for its own."""
         keeps = {place for place in member.target if place in member.owned or self._is_free(place)}
         return held - keeps
 
-    def give_up(self, member: Member, places: set[Place]) -> None:
+    def give_up(self, member: Member, places: set[Partition]) -> None:
         """It has let go of these."""
         for place in places:
             member.owned.pop(place, None)
 
-    def take(self, member: Member) -> set[Place]:
+    def take(self, member: Member) -> set[Partition]:
         """After it has given up what it must: the group's epoch, and what is free of its target."""
         member.epoch = self.epoch
         wanted = member.target - member.owned.keys()
@@ -96,10 +97,10 @@ class ConsumerGroup:
         member.owned |= dict.fromkeys(taken, self.epoch)
         return taken
 
-    def _is_free(self, place: Place) -> bool:
+    def _is_free(self, place: Partition) -> bool:
         return not any(place in member.owned for member in self.members.values())
 
-    def check_member(self, member_id: str, epoch: int, places: Iterable[Place]) -> None:
+    def check_member(self, member_id: str, epoch: int, places: Iterable[Partition]) -> None:
         """Whether a commit of these places with this metadata counts.
 
         Raises:

@@ -24,8 +24,9 @@ from confluent_kafka import KafkaError, KafkaException
 
 from schemas.headers import RawHeaders
 from schemas.partitions import partition_of
+from schemas.topics import Partition
 from workers.testing.memory_group import ConsumerGroup
-from workers.testing.memory_log import CommittedOffset, PartitionLog, Place, StoredRecord, Transaction
+from workers.testing.memory_log import CommittedOffset, PartitionLog, StoredRecord, Transaction
 
 if TYPE_CHECKING:
     from workers.testing.memory_clients import MemoryConsumer, MemoryProducer
@@ -87,7 +88,7 @@ class MemoryKafka:
         """By topic."""
         return {name: len(logs) for name, logs in self._logs.items()}
 
-    def log(self, place: Place) -> PartitionLog:
+    def log(self, place: Partition) -> PartitionLog:
         """One partition.
 
         Raises:
@@ -151,14 +152,14 @@ class MemoryKafka:
         """The group; it is made when it is first asked for."""
         return self._groups.setdefault(name, ConsumerGroup(name))
 
-    def commit(self, group: str, offsets: Mapping[Place, CommittedOffset]) -> None:
+    def commit(self, group: str, offsets: Mapping[Partition, CommittedOffset]) -> None:
         """As an administrator does, with no member in the group and outside of any transaction."""
         with self.lock:
             self.group(group).committed.update(offsets)
 
     def committed(
-        self, group: str, places: Iterable[Place], *, require_stable: bool = True
-    ) -> dict[Place, CommittedOffset]:
+        self, group: str, places: Iterable[Partition], *, require_stable: bool = True
+    ) -> dict[Partition, CommittedOffset]:
         """What the group has committed of these; those without anything are missing.
 
         Raises:
@@ -224,7 +225,7 @@ class MemoryKafka:
             return author.open
 
     def add_offsets(
-        self, transaction: Transaction, group: str, offsets: Mapping[Place, CommittedOffset]
+        self, transaction: Transaction, group: str, offsets: Mapping[Partition, CommittedOffset]
     ) -> None:
         """To be committed with it."""
         with self.lock:
@@ -254,7 +255,11 @@ class MemoryKafka:
                     self._end(author, commit=False)
 
     def tear(
-        self, transactional_id: str, producer_id: int, epoch: int, is_committed: Callable[[Place | str], bool]
+        self,
+        transactional_id: str,
+        producer_id: int,
+        epoch: int,
+        is_committed: Callable[[Partition | str], bool],
     ) -> None:
         """Commit a part of the open transaction, now: of each partition and each group's offsets ``is_committed`` says.
 
@@ -270,7 +275,7 @@ class MemoryKafka:
                 self._mark(self._part_of(whole, is_committed), commit=True)
 
     def forget(
-        self, transactional_id: str, producer_id: int, epoch: int, is_told: Callable[[Place | str], bool]
+        self, transactional_id: str, producer_id: int, epoch: int, is_told: Callable[[Partition | str], bool]
     ) -> None:
         """Commit the open transaction, tell these of it, and never tell the others.
 
@@ -312,7 +317,7 @@ class MemoryKafka:
             for transaction in forgotten:
                 self._mark(transaction, commit=True)
 
-    def _part_of(self, whole: Transaction, belongs: Callable[[Place | str], bool]) -> Transaction:
+    def _part_of(self, whole: Transaction, belongs: Callable[[Partition | str], bool]) -> Transaction:
         """Of each partition and each group's offsets ``belongs`` says whether it becomes a transaction of its own."""
         part = Transaction(
             whole.transactional_id, whole.producer_id, whole.epoch, whole.started_ms, whole.timeout_ms

@@ -13,8 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from schemas.headers import RawHeaders
-
-Place = tuple[str, int]
+from schemas.topics import Partition
 
 
 class CommittedOffset(NamedTuple):
@@ -34,9 +33,9 @@ class Transaction:
     started_ms: int
     timeout_ms: int
     #: Partitions that it has written to, and the first offset in each.
-    first: dict[Place, int] = field(default_factory=dict)
+    first: dict[Partition, int] = field(default_factory=dict)
     #: Offsets to be committed with it, by group.
-    offsets: dict[str, dict[Place, CommittedOffset]] = field(default_factory=dict)
+    offsets: dict[str, dict[Partition, CommittedOffset]] = field(default_factory=dict)
     #: None while it is open.
     committed: bool | None = None
 
@@ -66,7 +65,7 @@ class PartitionLog:
     """One partition."""
 
     def __init__(self, topic: str, partition: int) -> None:
-        self.place: Place = (topic, partition)
+        self.place: Partition = (topic, partition)
         self.records: list[StoredRecord] = []
         self._open: list[Transaction] = []
 

@@ -21,11 +21,12 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # it has no _
 )
 
 from schemas.jobtype import job_type
-from schemas.topics import TIERS, JobPriority, Topics
+from schemas.topics import TIERS, JobPriority, Partition, Topics
 from streams.clients import admin_config, producer_config
 from streams.committed import committed_offsets
+from streams.jobinfo import RecordPlace
 from streams.producer import JobProducer
-from streams.scan import LATEST, Partition, informed_admin, offsets
+from streams.scan import LATEST, informed_admin, offsets
 from streams.schemas_topic import publish_schemas
 from streams.settings import Settings
 from tests.guarantees.bad_input.forge import Bad, Forge
@@ -48,7 +49,6 @@ _GOOD_EVERY: Final = 25
 _OUTLASTS_MS: Final = 3_600_000
 _AGE_MS: Final = _OUTLASTS_MS // 2
 
-Place = tuple[str, int, int]
 Progress = Callable[[str], None]
 
 
@@ -84,7 +84,7 @@ class Written:
     """A record of ours, and where Kafka has put it."""
 
     record: Bad
-    place: Place
+    place: RecordPlace
     is_copy: bool = False
 
     @property
@@ -97,7 +97,7 @@ class Flood:
     """Everything that was written, and how long it took."""
 
     written: list[Written] = field(default_factory=list)
-    passed: list[tuple[Passed, Place]] = field(default_factory=list)
+    passed: list[tuple[Passed, RecordPlace]] = field(default_factory=list)
     good: list[str] = field(default_factory=list)
     kinds: Counter[str] = field(default_factory=Counter)
     produced_s: float = 0.0
@@ -120,7 +120,7 @@ class _Pen:
         self._refused: list[str] = []
 
     def write(self, bad: Bad, topic: str, *, is_copy: bool = False, at_ms: int = 0) -> None:
-        def note(place: Place) -> None:
+        def note(place: RecordPlace) -> None:
             self._flood.written.append(Written(bad, place, is_copy))
 
         self._put(
@@ -129,7 +129,7 @@ class _Pen:
         self._flood.kinds[bad.kind] += 1
 
     def pass_over(self, passed: Passed, topic: str, partition: int) -> None:
-        def note(place: Place) -> None:
+        def note(place: RecordPlace) -> None:
             self._flood.passed.append((passed, place))
 
         self._put(topic, partition, passed.key, passed.value, passed.headers, note)
@@ -146,7 +146,7 @@ class _Pen:
         key: bytes | None,
         value: bytes | None,
         headers: Any,
-        note: Callable[[Place], None],
+        note: Callable[[RecordPlace], None],
         *,
         timestamp: int = 0,
     ) -> None:

@@ -17,9 +17,10 @@ from schemas.codec import Codec
 from schemas.errors import WireError
 from schemas.records import StatusChange, decode_report, decode_status
 from streams.committed import committed_offsets
+from streams.jobinfo import RecordPlace
 from streams.raw_headers import raw_headers
 from streams.settings import Settings
-from tests.guarantees.bad_input.flood import WORKER, Flood, Place, Plan, Written
+from tests.guarantees.bad_input.flood import WORKER, Flood, Plan, Written
 from tests.guarantees.bad_input.forge import WIRE_ERRORS, Fate
 from tests.support.audit import read_all
 
@@ -53,7 +54,7 @@ class Verdict:
 class Letter:
     """A record that stands somewhere else now."""
 
-    place: Place
+    place: RecordPlace
     key: bytes | None
     value: bytes | None
     headers: dict[str, bytes]
@@ -191,15 +192,15 @@ def _id_in(value: bytes | None) -> str | None:
     return None if front is None else front[1].decode()
 
 
-def _place(message: Message) -> Place:
+def _place(message: Message) -> RecordPlace:
     topic, number, offset = message.topic(), message.partition(), message.offset()
     assert topic is not None and number is not None and offset is not None  # noqa: PT018
     return topic, number, offset
 
 
-def _by_origin(messages: Iterable[Message], ours: set[Place]) -> dict[Place, list[Letter]]:
+def _by_origin(messages: Iterable[Message], ours: set[RecordPlace]) -> dict[RecordPlace, list[Letter]]:
     """Those that a worker has written, by the place where it first read them."""
-    found: dict[Place, list[Letter]] = defaultdict(list)
+    found: dict[RecordPlace, list[Letter]] = defaultdict(list)
     for message in messages:
         place = _place(message)
         if place in ours:
@@ -214,7 +215,7 @@ def _by_origin(messages: Iterable[Message], ours: set[Place]) -> dict[Place, lis
     return found
 
 
-def _last_events(settings: Settings, ours: set[Place]) -> dict[str, int]:
+def _last_events(settings: Settings, ours: set[RecordPlace]) -> dict[str, int]:
     """What the worker counts, in its last report."""
     codec, last = Codec(), {}
     for message in read_all(settings, settings.topics.reports):
