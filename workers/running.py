@@ -152,7 +152,7 @@ def run_interruptible(main: Coroutine[Any, Any, T]) -> T:
 
         def on_signal(number: int, _frame: object) -> None:
             received.append(number)
-            if len(received) == 1:  # it is ending already
+            if len(received) == 1:  # a later one finds it ending already
                 loop.call_soon_threadsafe(task.cancel)
 
         before = {

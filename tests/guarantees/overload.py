@@ -265,7 +265,7 @@ class _Overload:
                 began = time.monotonic()
                 eventually(
                     self._is_drained,
-                    60 + 3 * plan.backlog / found.drain_per_s,
+                    60 + 3 * max(found.most_waiting, plan.backlog) / found.drain_per_s,
                     "everything is done",
                     pause_s=1,
                 )
