@@ -27,6 +27,7 @@ from streams.dead_letters import LOOK_S
 from streams.new_life import NewLife
 from streams.producer_end import let_go
 from streams.settings import Settings
+from streams.tickets import some_of
 from streams.visible import Written, is_forbidden, visible_records
 
 log = structlog.get_logger("rustfs_workers.redrive")
@@ -36,8 +37,6 @@ _KAFKA_S: Final = 15.0
 _CLOCK_STEPS_MS: Final = 10_000
 #: How often a run starts over after an answer that cannot be trusted.
 _STARTS: Final = 5
-#: How many ids an error names in its words; it has all of them.
-_NAMED: Final = 20
 
 
 class RedriveTakenOver(PipelineError):
@@ -241,9 +240,7 @@ def in_sessions(settings: Settings, codec: Codec, run: Callable[[Session], None]
             raise
         words = [str(error), f"{len(progress.done):,} job(s) were certainly given a new life"]
         if perhaps:
-            words.append(
-                f"perhaps so were {', '.join(perhaps[:_NAMED])}{' …' if len(perhaps) > _NAMED else ''}"
-            )
+            words.append(f"perhaps so were {some_of(perhaps)}")
         raise DeliveryFailed("; ".join(words), perhaps_written=perhaps) from error
 
 

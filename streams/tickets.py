@@ -6,7 +6,7 @@ In:  delivery reports. Out: a ``DeliveryFailed`` that says which jobs are certai
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -65,11 +65,11 @@ class Unacknowledged:
             return None
         parts = [f"Kafka did not acknowledge {len(self):,} job(s): {self.reason}"]
         if self.not_written:
-            parts.append(f"certainly not written: {_some(self.not_written)}")
+            parts.append(f"certainly not written: {some_of(self.not_written)}")
         if self.perhaps_written:
             parts.append(
                 "perhaps written, so schedule them again only under the same id (job_id=, or submit --job-id): "
-                + _some(self.perhaps_written)
+                + some_of(self.perhaps_written)
             )
         return DeliveryFailed(
             "; ".join(parts), not_written=self.not_written, perhaps_written=self.perhaps_written
@@ -136,6 +136,7 @@ def _id_of(message: Message) -> str:
         return repr(message.key())
 
 
-def _some(ids: list[str]) -> str:
+def some_of(ids: Sequence[str]) -> str:
+    """Ids in words: an error names the first twenty, and has all of them."""
     shown = ", ".join(ids[:_NAMED])
     return f"{shown} and {len(ids) - _NAMED:,} more" if len(ids) > _NAMED else shown

@@ -147,10 +147,9 @@ class StatusWatch:
                         )
                         reached[record.topic, record.partition] = record.offset + 1
         except Exception as error:  # noqa: BLE001 - handed to all who wait
+            # Whoever tries again at once, while this one comes to its end, gets another.
             if self._task is asyncio.current_task():
-                self._task = (
-                    None  # whoever tries again at once, while this one comes to its end, gets another
-                )
+                self._task = None
             self._fail(started, error)
         finally:
             if not started.done() and not self._closed:
