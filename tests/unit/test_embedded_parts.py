@@ -39,6 +39,7 @@ from streams.embedded import (
     stop_background,
     write_address,
 )
+from streams.embedded import jars as jars_module
 from streams.embedded.errors import BrokerNotStopped
 from streams.embedded.formatting import format_directory, is_formatted
 from streams.embedded.jars import Jar, class_path, default_cache, parse_pins, pinned_jars
@@ -485,3 +486,14 @@ def test_a_broker_of_another_user_is_not_stopped_and_that_is_said(
     monkeypatch.setattr(psutil.Process, "terminate", refuse)
     with locked(tmp_path), pytest.raises(BrokerNotStopped, match="another user"):
         stop_background(tmp_path)
+
+
+def test_what_killed_downloads_have_left_is_removed_and_those_under_way_are_not(tmp_path: Path) -> None:
+    old, new, other = (tmp_path / name for name in (".download-old", ".download-new", "kafka.jar"))
+    for directory in (old, new, other):
+        directory.mkdir()
+        (directory / "part").touch()
+    for directory in (old, other):
+        os.utime(directory, (0, 0))
+    jars_module._remove_old_downloads(tmp_path)
+    assert sorted(tmp_path.iterdir()) == sorted([new, other])

@@ -561,6 +561,21 @@ def test_a_durable_node_flushes_as_it_writes(root: Path, monkeypatch: pytest.Mon
     assert flushed_at == [2 << 20, 4 << 20, len(content)]
 
 
+def test_a_file_system_that_cannot_flush_directories_is_named(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is no fault of the object's name, and the operator can do without."""
+
+    def fsync(file: int) -> None:
+        if stat.S_ISDIR(os.fstat(file).st_mode):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(NodeUnreachable, match=r"cannot flush a directory.*durable=false") as refused:
+        write(FileNode("n1", root, durable=True), Content(b"x"))
+    assert refused.value.retryable
+
+
 def test_nothing_stays_open(node: FileNode, root: Path) -> None:
     write(node, Content(b"x"))
     (root / "bucket/d").mkdir()
