@@ -58,7 +58,7 @@ def test_a_path_that_names_no_object_has_no_ordering_key(path: str) -> None:
 
 
 def test_a_job_travels_as_its_schema_file_says() -> None:
-    job = ReplicationJob("bucket/ü", ["n2"], 1, "n1", "ab" * 32, 5, "never", "hash")
+    job = ReplicationJob("bucket/ü", ["n2"], 1, "n1", "ab" * 32, 5, "never", "sha256")
     kind = job_type(ReplicationJob)
     envelope = {
         "id": str(uuid.UUID(int=7)),
@@ -118,7 +118,7 @@ def test_a_plan_has_lower_case_names_and_a_number_of_copies() -> None:
         ({"expected_sha256": ""}, "64 hexadecimal"),
         ({"expected_size": -1}, "negative"),
         ({"overwrite": "perhaps"}, "if_different, never, always"),
-        ({"verify": "no"}, "readback, hash, size"),
+        ({"verify": "no"}, "readback, sha256, size"),
     ],
 )
 def test_fields_that_contradict_each_other_are_refused(fields: dict[str, Any], why: str) -> None:
@@ -152,7 +152,9 @@ def test_enough_copies_are_a_success_that_names_the_failed_target() -> None:
 def test_too_few_copies_are_a_failure_with_each_reason() -> None:
     result = result_of(report(n2=ALREADY_OK, n3=failed()), 2)
     assert result == Failed(
-        "1 of 2 copies complete; n3: NodeUnreachable: no answer", retryable=True, error_type="NodeUnreachable"
+        "1 of 2 copies complete (n2); n3: NodeUnreachable: no answer",
+        retryable=True,
+        error_type="NodeUnreachable",
     )
 
 
@@ -180,6 +182,17 @@ def test_the_reason_stays_short_and_names_every_target() -> None:
     assert isinstance(result, Failed)
     assert len(result.reason) <= 512
     assert all(name in result.reason for name in targets)
+
+
+def test_a_reason_for_many_targets_says_who_has_a_copy_and_who_failed_of_what() -> None:
+    """Forty reasons of eleven characters would name nobody, and leave no reason."""
+    targets = {f"node-{n}": failed("NodeFull" if n % 8 == 0 else "NodeUnreachable") for n in range(40)}
+    result = result_of(report(**targets, spare=COMPLETED, other=ALREADY_OK), 42)
+    assert isinstance(result, Failed)
+    assert len(result.reason) <= 512
+    assert result.reason.startswith("2 of 42 copies complete (spare, other); ")
+    assert "NodeFull: node-0, node-8, node-16, node-24, node-32" in result.reason
+    assert "NodeUnreachable: node-1, node-2, " in result.reason
 
 
 def test_secrets_do_not_reach_the_reason() -> None:

@@ -22,9 +22,10 @@ from structlog.testing import capture_logs
 from tests.support.storage_nodes import LARGE, SMALL, Disks, both_sizes, context
 from workers.handlers import replication
 from workers.handlers.replication import ReplicationJob, ReplicationWorker
-from workers.results import Failed, JobResult, Success
+from workers.results import Failed, JobResult, Snooze, Success
 from workers.storage import CopyOrder, CopyReport, Node, NodeRegistry, ObjectKey, Ticket, object_key
 from workers.storage.copying import TargetResult
+from workers.storage.errors import NodeUnreachable
 from workers.storage.node import OpenObject
 from workers.storage.object_node import ObjectNode, Stat
 from workers.worker import Handlers
@@ -189,6 +190,17 @@ async def test_while_a_node_that_is_asked_first_is_silent_nothing_newer_is_repla
     assert disks.get("n3", "bucket/key") == holds * size
 
 
+async def test_a_node_with_a_directory_of_the_objects_name_is_not_silent(
+    disks: Disks, worker: ReplicationWorker
+) -> None:
+    """It has no such object, for sure; taken for one that may, the targets would never get the newer one."""
+    disks.put("n1", "bucket/key/below", b"another object")
+    disks.put("n2", "bucket/key", b"newer")
+    disks.put("n3", "bucket/key", b"older")
+    success(await worker.process_job(job(targets=("n3",)), context()))
+    assert disks.get("n3", "bucket/key") == b"newer"
+
+
 async def test_a_free_name_is_given_what_there_is_though_a_node_is_silent(
     disks: Disks, worker: ReplicationWorker
 ) -> None:
@@ -261,7 +273,7 @@ async def test_one_of_two_targets_unreachable_fails_the_job_and_not_the_other_co
     with capture_logs() as logs:
         result = failure(await worker.process_job(job(), context("job-7")))
     assert (result.error_type, result.retryable) == ("NodeUnreachable", True)
-    assert result.reason.startswith("1 of 2 copies complete; n2: NodeUnreachable: node n2: ")
+    assert result.reason.startswith("1 of 2 copies complete (n3); n2: NodeUnreachable: node n2: ")
     assert disks.get("n3", "bucket/key") == b"x"
     assert [(log["event"], log["job_id"], log["node"]) for log in logs] == [("copy failed", "job-7", "n2")]
 
@@ -503,8 +515,11 @@ async def test_a_copy_that_makes_no_step_is_given_up_and_tried_again_later(disks
     assert not task.cancelling(), "whoever runs it goes on"
 
 
-async def test_copies_to_a_node_that_hangs_fail_at_once_and_those_between_others_go_on(disks: Disks) -> None:
-    """Else each would have a thread and a place of the worker for minutes, and in the end all of them."""
+async def test_copies_to_a_node_that_hangs_are_snoozed_and_those_between_others_go_on(disks: Disks) -> None:
+    """Else each would have a thread and a place of the worker for minutes, and in the end all of them.
+
+    Nor do they use up their attempts: a mount that hangs over night would make dead letters of them all.
+    """
     disks.put("n1", "bucket/key", b"x")
     worker = ReplicationWorker(disks.registry, standstill=timedelta(seconds=0.2))
     release = threading.Event()
@@ -523,15 +538,95 @@ async def test_copies_to_a_node_that_hangs_fail_at_once_and_those_between_others
         many = [worker.process_job(job(targets=("n2", "n3")), context()) for _ in range(4)]
         hung = [failure(result) for result in await asyncio.gather(*many)]
         success(await worker.process_job(job(targets=("n3",)), context()))
-        at_once = [failure(await worker.process_job(job(targets=("N2", "n3")), context())) for _ in range(20)]
+        at_once = [await worker.process_job(job(targets=("N2", "n3")), context()) for _ in range(20)]
         success(await worker.process_job(job(targets=("n3",)), context()))
     finally:
         release.set()
         worker.close()
-    assert {result.error_type for result in (*hung, *at_once)} == {"NodeUnreachable"}
-    assert all(result.retryable for result in (*hung, *at_once))
-    assert "node n1 or n2 or n3 hangs" in at_once[0].reason
+    assert {(result.error_type, result.retryable) for result in hung} == {("NodeUnreachable", True)}
+    for result in at_once:
+        assert isinstance(result, Snooze)
+        assert result.delay == timedelta(seconds=0.2)
+        assert "node n1 or n2 or n3 hangs" in result.reason
     assert begun == 4
+
+
+async def test_a_node_that_hangs_where_an_object_is_looked_for_is_named_and_no_other(
+    disks: Disks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its copies had to do with healthy nodes as well: were those suspected, nothing would go on between them."""
+    disks.put("n1", "bucket/here", b"x")
+    worker = ReplicationWorker(disks.registry, standstill=timedelta(seconds=0.2))
+    release = threading.Event()
+    asked = 0
+
+    def hang(_: ObjectKey) -> OpenObject:
+        nonlocal asked
+        asked += 1
+        release.wait(60)
+        raise NodeUnreachable("n2 hung")
+
+    monkeypatch.setattr(disks.registry.node("n2"), "open", hang)
+    try:
+        many = [worker.process_job(job("bucket/there", ("n3",)), context()) for _ in range(4)]
+        hung = [failure(result) for result in await asyncio.gather(*many)]
+        success(await worker.process_job(job("bucket/here", ("n3",)), context()))
+        passed_over = failure(await worker.process_job(job("bucket/there", ("n3",)), context()))
+        success(await worker.process_job(job("bucket/here", ("n3",)), context()))
+    finally:
+        release.set()
+        worker.close()
+    assert {result.reason for result in hung} == {
+        "node n2 hangs: no step of a copy within 0 s; look at its mount or network"
+    }
+    assert passed_over.reason.startswith("bucket/there was not found, but may be on n2: node n2 hangs")
+    assert passed_over.retryable
+    assert asked == 4
+
+
+async def test_a_node_that_hangs_and_is_asked_first_is_passed_over_where_another_has_the_object(
+    disks: Disks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What stands is not replaced meanwhile, since that one may have something newer."""
+    for node in ("n1", "n2"):
+        disks.put(node, "bucket/key", b"x")
+    worker = ReplicationWorker(disks.registry, standstill=timedelta(seconds=0.2))
+    release = threading.Event()
+    asked = 0
+
+    def hang(_: ObjectKey) -> OpenObject:
+        nonlocal asked
+        asked += 1
+        release.wait(60)
+        raise NodeUnreachable("n1 hung")
+
+    monkeypatch.setattr(disks.registry.node("n1"), "open", hang)
+    try:
+        many = [worker.process_job(job(targets=("n3",)), context()) for _ in range(4)]
+        assert {failure(result).error_type for result in await asyncio.gather(*many)} == {"NodeUnreachable"}
+        success(await worker.process_job(job(targets=("n3",)), context()))
+        named = await worker.process_job(job(targets=("n3",), source_node="n1"), context())
+        disks.put("n3", "bucket/key", b"other")
+        replaced = failure(await worker.process_job(job(targets=("n3",)), context()))
+    finally:
+        release.set()
+        worker.close()
+    assert isinstance(named, Snooze)
+    assert "n1 would be asked first" in replaced.reason
+    assert disks.get("n3", "bucket/key") == b"other"
+    assert asked == 4
+
+
+async def test_a_job_that_cannot_be_says_nothing_of_a_node_that_hangs(disks: Disks) -> None:
+    worker = ReplicationWorker(disks.registry, standstill=timedelta(seconds=60))
+    for _ in range(4):
+        worker._standstills.stood_still({"n2"}, 0.0)
+    wrong = job(targets=("n3",), source_node="n2", replication_factor=2)
+    try:
+        assert failure(await worker.process_job(wrong, context())).error_type == "InvalidReplication"
+        assert isinstance(await worker.process_job(job(targets=("n2",)), context()), Snooze)
+    finally:
+        worker.close()
 
 
 async def test_a_large_copy_whose_node_hangs_in_a_write_is_given_up(
@@ -562,13 +657,13 @@ async def test_who_makes_steps_or_waits_for_a_thread_may_take_its_time(
     clock = SimpleNamespace(now_s=0.0)
     clock.monotonic = lambda: clock.now_s
     monkeypatch.setattr(replication, "time", clock)
-    pulse = replication._Pulse(60.0)
+    pulse = replication._Pulse(60.0, frozenset())
     with pulse:
         clock.now_s += 1_000.0
         pulse._look()
         assert not pulse.has_stopped, "it has not begun"
         for _ in range(3):
-            pulse.beat()
+            pulse.step()
             clock.now_s += 59.0
             pulse._look()
             assert not pulse.has_stopped

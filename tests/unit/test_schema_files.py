@@ -133,7 +133,7 @@ REPLICATION_SAMPLE = ReplicationJob(
     expected_sha256="00ff",
     expected_size=123_456_789_012,
     overwrite="always",
-    verify="hash",
+    verify="sha256",
 )
 USER_SAMPLE = GoldenJob(
     path="a/b",

@@ -299,7 +299,7 @@ def test_a_copy_that_is_read_again_makes_steps(disks: Disks) -> None:
         copy(disks, replace(ORDER, verify=verify, overwrite="always", step=lambda: made.append(1)))
         return len(made)
 
-    assert steps("readback") == steps("hash") + 2 * pieces, "two targets"
+    assert steps("readback") == steps("sha256") + 2 * pieces, "two targets"
 
 
 def test_a_run_that_is_cancelled_reads_its_copy_no_further(disks: Disks) -> None:

@@ -16,7 +16,8 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, Final, NamedTuple, get_args
@@ -26,7 +27,7 @@ import structlog
 from schemas import Job
 from schemas.backoff import Backoff
 from workers.context import WorkerContext
-from workers.results import Failed, JobResult, Success
+from workers.results import Failed, JobResult, Snooze, Success
 from workers.storage.copying import CopyOrder, CopyReport, Overwrite, TargetResult, copy_opened
 from workers.storage.crew import Crew
 from workers.storage.errors import (
@@ -35,6 +36,7 @@ from workers.storage.errors import (
     InvalidReplication,
     NameRefused,
     NodeUnreachable,
+    NotAnObject,
     ObjectMissing,
     SourceCorrupt,
     StorageError,
@@ -59,6 +61,11 @@ STANDSTILL: Final = timedelta(minutes=5)
 _SHA256: Final = re.compile(r"[0-9a-fA-F]{64}")
 #: Characters that all errors together may take in a job's output.
 _OUTPUT_ERRORS: Final = 2_800
+#: Characters of a failure's reason for the names of the targets that have their copy, and for the reason of one that has not.
+_WHERE: Final = 160
+_LEAST_REASON: Final = 40
+#: Answers of a node that has no object of this name, for sure.
+_CERTAINLY_NOT: Final = (NameRefused, NotAnObject)
 #: More would not fit into a job's output.
 _MAX_TARGETS: Final = 64
 _OVERWRITES: Final = get_args(Overwrite)
@@ -79,15 +86,15 @@ class ReplicationJob(Job):
         expected_size: size in bytes that it must have, likewise.
         overwrite: what to do with a target that holds something: "if_different" replaces it unless it is the
             same, "never" leaves it and counts another content as a failure, "always" copies again.
-        verify: how a fresh copy is checked: "readback" reads every byte again, "hash" hashes the bytes on
+        verify: how a fresh copy is checked: "readback" reads every byte again, "sha256" hashes the bytes on
             their way, "size" only compares sizes.
     """
 
     job_type = "replication"
     schema_file = "replication"
-    #: A node that is started again is away for minutes: half an hour or so of tries.
-    max_retries = 10
-    backoff = Backoff(cap=timedelta(minutes=10))
+    #: A host whose disk is changed is away for an hour: so long, on average, do the tries go on. Full jitter halves each wait.
+    max_retries = 14
+    backoff = Backoff(cap=timedelta(minutes=30))
     #: An object may be terabytes, and wait for a thread; one that makes no progress is given up much sooner (``STANDSTILL``).
     timeout = timedelta(hours=24)
 
@@ -184,16 +191,16 @@ def plan_of(job: ReplicationJob) -> Plan:
 def result_of(report: CopyReport, wanted: int) -> JobResult:
     """What a run's report means for its job. Pure."""
     failed = {name: target for name, target in report.targets.items() if target.state == "FAILED"}
-    complete = len(report.targets) - len(failed)
-    if complete >= wanted:
+    complete = [name for name in report.targets if name not in failed]
+    if len(complete) >= wanted:
         return Success(output_of(report))
     hopeful = sum(target.retryable for target in failed.values())
     types = {target.error_type for target in failed.values()}
-    share = (MESSAGE_LIMIT - 60) // len(failed)
-    reasons = "; ".join(_reason(name, target, share) for name, target in failed.items())
+    where = f" ({_cut(', '.join(complete), _WHERE)})" if complete else ""
+    head = f"{len(complete)} of {wanted} copies complete{where}; "
     return Failed(
-        public_message(f"{complete} of {wanted} copies complete; {reasons}"),
-        retryable=complete + hopeful >= wanted,
+        public_message(head + _reasons(failed, MESSAGE_LIMIT - len(head))),
+        retryable=len(complete) + hopeful >= wanted,
         error_type=str(types.pop()) if len(types) == 1 else "TargetsFailed",
     )
 
@@ -214,8 +221,18 @@ def output_of(report: CopyReport) -> dict[str, Any]:
     }
 
 
-def _reason(name: str, target: TargetResult, limit: int) -> str:
-    return _cut(f"{name[:64]}: {target.error_type}: {target.error}", limit)
+def _reasons(failed: Mapping[str, TargetResult], room: int) -> str:
+    """Why each of these failed; where that many reasons do not fit, who failed of what."""
+    share = room // len(failed) - len("; ")
+    if share >= _LEAST_REASON:
+        return "; ".join(
+            _cut(f"{name}: {target.error_type}: {target.error}", share) for name, target in failed.items()
+        )
+    of_type: dict[str, list[str]] = {}
+    for name, target in failed.items():
+        of_type.setdefault(str(target.error_type), []).append(name)
+    share = room // len(of_type) - len("; ")
+    return "; ".join(_cut(f"{error}: {', '.join(names)}", share) for error, names in of_type.items())
 
 
 def _cut(text: str, limit: int) -> str:
@@ -250,21 +267,18 @@ class ReplicationWorker(Worker):
         """Copy the object.
 
         If this call is cancelled, or makes no step for ``STANDSTILL``, the copy stops at its next step and publishes nothing more.
-        While a node lets one copy after the other stand still, those to it fail at once, but for one now and then.
+        While a node lets one copy after the other stand still, those to it are snoozed, but for one now and then.
         """
-        nodes = self._nodes_of(job)
-        seconds = round(self._standstill_s)
-        if hanging := self._standstills.hanging(nodes, time.monotonic()):
-            names = " or ".join(sorted(hanging))
-            reason = (
-                f"node {names} hangs: copies make no step within {seconds} s; look at its mount or network"
-            )
-            return Failed(reason, retryable=True, error_type=NodeUnreachable.__name__)
-        pulse = _Pulse(self._standstill_s)
+        nodes, first = self._nodes_of(job)
+        hanging = self._standstills.hanging(nodes, time.monotonic())
+        if hanging and (job.source_node or hanging != {first}):
+            # Nothing was tried, so no attempt is used up, however long the node hangs.
+            return Snooze(timedelta(seconds=self._standstill_s), self._described(hanging))
+        pulse = _Pulse(self._standstill_s, nodes, self._refuse_to_ask, passes_over=hanging)
 
         def replicate(given_up: Callable[[], bool]) -> JobResult:
-            pulse.beat()
-            return self.replicate(job, context, given_up, pulse.beat)
+            pulse.step()
+            return self.replicate(job, context, given_up, pulse)
 
         crew = self._quick if self._is_quick(job) else self._slow
         try:
@@ -273,11 +287,19 @@ class ReplicationWorker(Worker):
         except asyncio.CancelledError:
             if not pulse.has_stopped:
                 raise
-            self._standstills.stood_still(nodes, time.monotonic())
-            reason = f"no step of the copy within {seconds} s: a node hangs; look at the mounts and networks of those that it names"
+            self._standstills.stood_still(pulse.waits_for, time.monotonic())
+            reason = self._described(pulse.waits_for)
             return Failed(reason, retryable=True, error_type=NodeUnreachable.__name__)
-        self._standstills.went_on(nodes)
+        self._standstills.went_on(pulse.answered)
         return result
+
+    def _refuse_to_ask(self, node: str, *, for_sure: bool) -> None:
+        if for_sure or self._standstills.hanging({node}, time.monotonic()):
+            raise NodeUnreachable(self._described({node}))
+
+    def _described(self, hanging: AbstractSet[str]) -> str:
+        names = " or ".join(sorted(hanging))
+        return f"node {names} hangs: no step of a copy within {round(self._standstill_s)} s; look at its mount or network"
 
     async def health_check(self) -> bool:
         """Whether at least one node answers (or none is configured). Names the silent ones in the log."""
@@ -296,11 +318,11 @@ class ReplicationWorker(Worker):
         job: ReplicationJob,
         context: WorkerContext,
         given_up: Callable[[], bool] = lambda: False,
-        step: Callable[[], None] = lambda: None,
+        way: Way | None = None,
     ) -> JobResult:
         """The same, blocking, in the calling thread. Failures are results, not exceptions.
 
-        ``given_up`` is asked whether to stop; ``step`` is called as the copy makes its way.
+        ``given_up`` is asked whether to stop; ``way`` is told how far the copy is.
         """
 
         def stopped() -> bool:
@@ -308,7 +330,7 @@ class ReplicationWorker(Worker):
 
         try:
             plan = plan_of(job)
-            report = self._copy(plan, context, stopped, step)
+            report = self._copy(plan, context, stopped, way or Way())
         except StorageError as error:
             return Failed(str(error), retryable=error.retryable, error_type=error.name)
         copied = report.count("COMPLETED")
@@ -332,15 +354,13 @@ class ReplicationWorker(Worker):
         names = (*job.target_nodes, *sources)
         return all(self._nodes.is_quick(name) for name in names)
 
-    def _nodes_of(self, job: ReplicationJob) -> set[str]:
-        """Those that a copy has to do with first: its targets, and where its source is looked for."""
+    def _nodes_of(self, job: ReplicationJob) -> tuple[set[str], str]:
+        """Those that a copy has to do with first: its targets, and where its source is looked for, which comes once more."""
         targets = {name.lower() for name in job.target_nodes}
         asked_first = job.source_node or next((name for name in self._nodes if name not in targets), "")
-        return {*targets, asked_first.lower()}
+        return {*targets, asked_first.lower()}, asked_first.lower()
 
-    def _copy(
-        self, plan: Plan, context: WorkerContext, stopped: Callable[[], bool], step: Callable[[], None]
-    ) -> CopyReport:
+    def _copy(self, plan: Plan, context: WorkerContext, stopped: Callable[[], bool], way: Way) -> CopyReport:
         targets: dict[str, Node] = {}
         unknown: dict[str, TargetResult] = {}
         for name in plan.targets:
@@ -350,7 +370,8 @@ class ReplicationWorker(Worker):
                 unknown[name] = TargetResult.failed(error)
         if not targets:
             return CopyReport(0, None, unknown)
-        source = find_source(self._nodes, plan)
+        source = find_source(self._nodes, plan, way.asks)
+        way.copies_to(targets)
         with source.object as opened:
             order = CopyOrder(
                 key=plan.key,
@@ -362,7 +383,7 @@ class ReplicationWorker(Worker):
                 doubt=source.doubt if plan.sha256 is None else None,
                 verify=plan.verify,
                 stopped=stopped,
-                step=step,
+                step=way.step,
                 progress=context.progress,
             )
             try:
@@ -377,16 +398,63 @@ class ReplicationWorker(Worker):
         return report
 
 
-class _Pulse:
-    """Ends the task in which it is entered if the work, once it has begun, makes no step for too long."""
+class Way:
+    """Told by a copy how far it is, in the copy's thread. This one does nothing with it."""
 
-    def __init__(self, limit_s: float) -> None:
+    def asks(self, node: str) -> None:
+        """The object is about to be opened there.
+
+        Raises:
+            NodeUnreachable: better not.
+        """
+
+    def copies_to(self, targets: Collection[str]) -> None:
+        """The node that was asked last has it, and from there it goes to these."""
+
+    def step(self) -> None:
+        """The copy has come a bit further."""
+
+
+class _Pulse(Way):
+    """Ends the task in which it is entered if the work, once it has begun, makes no step for too long.
+
+    Attributes:
+        has_stopped: it was ended.
+        waits_for: nodes, one of which the copy waits for.
+        answered: if the copy has come to an end, all these have let it go on.
+    """
+
+    def __init__(
+        self,
+        limit_s: float,
+        nodes: AbstractSet[str],
+        refuse: Callable[..., None] = lambda *_, **__: None,
+        *,
+        passes_over: AbstractSet[str] = frozenset(),
+    ) -> None:
         self.has_stopped = False
+        self.waits_for: AbstractSet[str] = frozenset(nodes)
+        self.answered: AbstractSet[str] = frozenset()
         self._limit_s = limit_s
         self._last: float | None = None
+        self._refuse = refuse
+        self._passes_over = passes_over
+        self._asks_first = True
 
-    def beat(self) -> None:
-        """A step. Any thread."""
+    def asks(self, node: str) -> None:
+        was_looked_at, self._asks_first = self._asks_first, False
+        if not was_looked_at or node in self._passes_over:
+            self._refuse(node, for_sure=node in self._passes_over)
+        self.waits_for = frozenset({node})
+        self.answered |= self.waits_for
+        self.step()
+
+    def copies_to(self, targets: Collection[str]) -> None:
+        self.waits_for |= frozenset(targets)
+        self.answered |= self.waits_for
+        self.step()
+
+    def step(self) -> None:
         self._last = time.monotonic()
 
     def __enter__(self) -> None:
@@ -420,8 +488,10 @@ class Source(NamedTuple):
     doubt: str | None = None
 
 
-def find_source(nodes: NodeRegistry, plan: Plan) -> Source:
+def find_source(nodes: NodeRegistry, plan: Plan, asks: Callable[[str], None] = lambda _: None) -> Source:
     """Open the object on the first node that has it, in the order of the settings.
+
+    ``asks`` is told whose answer is waited for; a node is passed over where it raises NodeUnreachable.
 
     Raises:
         ObjectMissing: no node has it now, and at least one may still get it: events arrive before the data.
@@ -431,6 +501,7 @@ def find_source(nodes: NodeRegistry, plan: Plan) -> Source:
         StorageError: each node has something else under its name.
     """
     if plan.source_node is not None:
+        asks(plan.source_node)
         return Source(nodes.node(plan.source_node).open(plan.key))
     candidates = [name for name in nodes if name not in plan.targets]
     if not candidates:
@@ -442,6 +513,7 @@ def find_source(nodes: NodeRegistry, plan: Plan) -> Source:
     missing: list[str] = []
     for name in candidates:
         try:
+            asks(name)
             return Source(nodes.node(name).open(plan.key), _doubt(unclear))
         except ObjectMissing:
             missing.append(name)
@@ -461,7 +533,7 @@ def find_source(nodes: NodeRegistry, plan: Plan) -> Source:
 
 def _doubt(unclear: Mapping[str, StorageError]) -> str | None:
     """Who may have the object all the same: an unknown state is not the same as none."""
-    may_have_it = {name: error for name, error in unclear.items() if not isinstance(error, NameRefused)}
+    may_have_it = {name: error for name, error in unclear.items() if not isinstance(error, _CERTAINLY_NOT)}
     if not may_have_it:
         return None
     first = next(iter(may_have_it.values()))

@@ -24,9 +24,9 @@ from workers.storage.keys import ObjectKey
 #: Up to this size an object is read whole, in one call, and compared byte by byte.
 SMALL_BYTES: Final = 1 << 20
 
-#: How a fresh copy is checked. "readback": every byte is read again and compared. "hash": the bytes are
+#: How a fresh copy is checked. "readback": every byte is read again and compared. "sha256": the bytes are
 #: hashed on their way and the copy's size is looked at. "size": only the size is looked at.
-Verify = Literal["readback", "hash", "size"]
+Verify = Literal["readback", "sha256", "size"]
 
 #: See ``Node``.
 Waits = Literal["nothing", "disk", "network"]

@@ -1,6 +1,6 @@
 """Which nodes let copies hang, so that not every job has to find that out in a thread of its own. Pure state.
 
-In:  the nodes of a copy, and whether it came to its end or stood still. Out: a node that is better left alone for now.
+In:  the nodes that a copy waited for, and whether it came to its end or stood still. Out: one that is better left alone for now.
 
 A mount whose server is gone keeps each call for ever, and the thread that made it. Some copies may find that out; if all did,
 they would have every thread and every place of the worker, and nothing else would run.
@@ -8,6 +8,7 @@ they would have every thread and every place of the worker, and nothing else wou
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Set as AbstractSet
 from typing import Final
@@ -18,7 +19,7 @@ _MOST_DOUBLINGS: Final = 3
 
 
 class Standstills:
-    """For one event loop.
+    """For any thread.
 
     Args:
         again_s: seconds after which one copy may try a node that hangs; each time it still does, twice as many, up to eight times.
@@ -31,9 +32,14 @@ class Standstills:
         self._together: dict[str, AbstractSet[str]] = {}
         self._next_s: dict[str, float] = {}
         self._tries: Counter[str] = Counter()
+        self._lock = threading.Lock()
 
     def hanging(self, nodes: AbstractSet[str], now_s: float) -> AbstractSet[str]:
         """Some of these, one of which hangs; empty: go ahead, perhaps as the one that finds out whether it still does."""
+        with self._lock:
+            return self._hanging(nodes, now_s)
+
+    def _hanging(self, nodes: AbstractSet[str], now_s: float) -> AbstractSet[str]:
         those = sorted(
             name for name in nodes if self._in_a_row[name] >= _IN_A_ROW and self._together[name] <= nodes
         )
@@ -47,16 +53,18 @@ class Standstills:
         return frozenset()
 
     def stood_still(self, nodes: AbstractSet[str], now_s: float) -> None:
-        """A copy between these made no step for too long; any of them may be the reason."""
-        for name in nodes:
-            self._in_a_row[name] += 1
-            self._together[name] = self._together.get(name, nodes) & nodes
-            self._next_s.setdefault(name, now_s + self._again_s)
+        """A copy that waited for one of these made no step for too long; any of them may be the reason."""
+        with self._lock:
+            for name in nodes:
+                self._in_a_row[name] += 1
+                self._together[name] = self._together.get(name, nodes) & nodes
+                self._next_s.setdefault(name, now_s + self._again_s)
 
     def went_on(self, nodes: AbstractSet[str]) -> None:
         """A copy between these came to an end, whatever that was."""
-        for name in nodes:
-            self._in_a_row.pop(name, None)
-            self._together.pop(name, None)
-            self._next_s.pop(name, None)
-            self._tries.pop(name, None)
+        with self._lock:
+            for name in nodes:
+                self._in_a_row.pop(name, None)
+                self._together.pop(name, None)
+                self._next_s.pop(name, None)
+                self._tries.pop(name, None)
