@@ -332,8 +332,9 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
     widths = [max(map(cell_len, column)) for column in zip(columns, *cells, strict=True)]
     fixed = sum(widths[:-1]) + 2 * len(widths[:-1])
     console = Console(no_color=not coloured(sys.stdout))
+    # Not console.is_terminal, which FORCE_COLOR makes true of a pipe: what is piped is read by a program.
     # An id that is cut is of no use: a narrow terminal wraps the lines instead.
-    room = console.width - fixed if console.is_terminal else 0
+    room = console.width - fixed if sys.stdout.isatty() else 0
     most = room if room >= _LAST_COLUMN else widths[-1]
     # Not with rich's own table: a millisecond a row, and dead letters come by the hundred thousand.
     for number, (*front, last) in enumerate([[*columns], *cells]):

@@ -29,6 +29,7 @@ from schemas import Backoff, JobPriority, JobStatus
 from schemas.errors import PipelineError, SettingsError
 from streams.clients import check_reachable
 from streams.embedded import has_a_name_for_java, running_broker
+from streams.embedded.jars import default_cache, missing_jars
 from streams.provision import provision
 from streams.queue import JobQueue
 from streams.settings import Settings, load_settings
@@ -192,7 +193,10 @@ def gather(source: Path, node: Path, progress: Progress, *, without: Collection[
                 raise PipelineError(
                     f"no room for {path} in {node}: {error.strerror}; choose another --dir"
                 ) from error
-            found.leave_out(f"not readable ({error.strerror})", path)
+            refused = error.errno in (errno.ENAMETOOLONG, errno.EILSEQ)
+            found.leave_out(
+                "a node refuses the name" if refused else f"not readable ({error.strerror})", path
+            )
             with contextlib.suppress(OSError):  # of a name that cannot be made either
                 target.unlink()
             continue
@@ -261,6 +265,7 @@ def run_demo(source: Path | None, directory: Path, progress: Progress) -> DemoRe
         check_reachable(settings)
     else:
         settings.check_for_embedded()
+        _check_cache(source)
     with prepared_directory(directory):
         objects = gather(source, directory / "node-1", progress, without=without)
         if not objects.keys:
@@ -274,6 +279,16 @@ def run_demo(source: Path | None, directory: Path, progress: Progress) -> DemoRe
             )
             settings = _with_own_nodes(settings, directory)
             return _on(settings, directory, objects, progress, broker.check, is_kept=True)
+
+
+def _check_cache(source: Path) -> None:
+    """Kafka's jars are fetched to a place that nobody has named, which may be what must not change: somebody's home, say."""
+    cache = default_cache()
+    if cache.resolve().is_relative_to(source.resolve()) and missing_jars(cache):
+        raise WrongFolder(
+            f"--source {source} holds {cache}, where Kafka would be fetched to, and must not change; "
+            "run the demo without --source once, or set XDG_CACHE_HOME to a place outside of it"
+        )
 
 
 def _with_own_nodes(settings: Settings, directory: Path) -> Settings:

@@ -92,6 +92,12 @@ def default_cache() -> Path:
         ) from error
 
 
+def missing_jars(cache: Path, jars: Sequence[Jar] | None = None) -> list[Jar]:
+    """Those that ``class_path`` would download."""
+    jars = pinned_jars() if jars is None else jars
+    return [jar for jar in jars if not (cache / jar.file_name).is_file()]
+
+
 def class_path(cache: Path | None = None, jars: Sequence[Jar] | None = None) -> list[Path]:
     """The checked jars, in a fixed order; what is missing is downloaded first. Blocks.
 
@@ -106,8 +112,7 @@ def class_path(cache: Path | None = None, jars: Sequence[Jar] | None = None) -> 
     """
     cache = default_cache() if cache is None else cache
     jars = pinned_jars() if jars is None else jars
-    missing = [jar for jar in jars if not (cache / jar.file_name).is_file()]
-    if missing:
+    if missing := missing_jars(cache, jars):
         try:
             cache.mkdir(parents=True, exist_ok=True)
             _fetch(missing, cache)

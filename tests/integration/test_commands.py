@@ -269,6 +269,7 @@ def test_up_serves_other_processes_until_ctrl_c_and_takes_its_kafka_along(shop: 
             beside = another.end(60)
         assert beside.code == 130, beside.err
         assert f"Kafka ready at {broker.address}" in beside.err
+        assert "one group, and each needs the job types of all" in beside.err
         assert f"{default_worker_id()}-{another.process.pid}.0" in beside.err, "a name of its own"
         assert listening(broker.address), "it was not the second one's"
 

@@ -17,6 +17,7 @@ import pytest
 import typer.core
 import typer.main
 
+from schemas import Job
 from streams.redrive import RedriveReport
 from tests.support.commands import invoke as run
 from workers.cli import app
@@ -32,6 +33,26 @@ class Resize(Job):
     job_type = "test_resize"
     path: str
     width: int = 100
+
+    async def execute(self, context): ...
+"""
+
+
+LOUD_JOB = """
+from dataclasses import dataclass
+from workers import Job
+
+@dataclass
+class Loud(Job):
+    job_type = "test_loud"
+    path: str
+
+    def __post_init__(self):
+        print("here I am")
+
+    def ordering_key(self):
+        print("and my key")
+        return "k"
 
     async def execute(self, context): ...
 """
@@ -401,6 +422,25 @@ def test_submit_refuses_what_is_wrong_and_says_what_to_do(
     assert said in result.stderr
     assert result.stdout == ""
     assert "Traceback" not in result.stderr
+
+
+def test_what_a_job_prints_while_it_is_made_is_no_data(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "loud_jobs.py").write_text(LOUD_JOB)
+
+    def schedule(_: object, job: Job, *__: object, job_id: str, **___: object) -> str:
+        assert job.ordering_key() == "k"
+        return job_id
+
+    monkeypatch.setattr("streams.producer.JobProducer.schedule_job", schedule)
+
+    result = run("submit", "test_loud", "path=a", "--import", "loud_jobs")
+
+    assert result.exit_code == 0, result.stderr
+    (line,) = result.stdout.splitlines()
+    assert json.loads(line)["id"]
+    assert result.stderr.splitlines() == ["here I am", "and my key"]
 
 
 def test_a_submit_that_is_interrupted_says_under_which_id_it_may_be_scheduled(

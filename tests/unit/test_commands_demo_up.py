@@ -157,6 +157,23 @@ def test_the_demo_refuses_directories_that_are_not_its_own(
     assert (tmp_path / "outside" / "files" / "one").read_text() == "1"
 
 
+def test_the_demo_does_not_fetch_kafka_into_the_files_that_it_must_not_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with `--source ~`, where the cache is."""
+    files = tmp_path / "files"
+    files.mkdir()
+    (files / "one").write_text("1")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(files / ".cache"))
+
+    result = run("demo", "--source", "files", "--dir", "new")
+
+    assert result.exit_code == 2
+    assert f"--source files holds {files}/.cache/" in result.stderr
+    assert "XDG_CACHE_HOME" in result.stderr
+    assert [path.name for path in files.rglob("*")] == ["one"]
+
+
 def test_a_worker_beside_others_on_the_kafka_of_this_machine_has_a_name_of_its_own() -> None:
     """`up` works under the host's: two of one name take each other for a process that has been replaced, and one ends."""
     plain, named = load_settings(), load_settings(worker_id="rack4")

@@ -71,6 +71,16 @@ def test_a_table_for_a_program_is_whole(capsys: pytest.CaptureFixture[str]) -> N
     assert lines[2] == ROWS[1]["id"]
 
 
+def test_a_table_for_a_program_is_whole_where_colour_is_forced(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on build servers: what is piped there is read by a program all the same."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "80")
+    console.table(ROWS, ["id", "n", "error"])
+    assert ROWS[0]["error"] in capsys.readouterr().out
+
+
 def test_what_others_wrote_moves_no_cursor_and_ends_no_row(capsys: pytest.CaptureFixture[str]) -> None:
     """An error message is whatever a handler, or a producer of bytes that nobody can read, put there."""
     evil = "one\ntwo\x1b[2J\x1b]0;title\x07\x9b31m\u202e\ud800 ä"

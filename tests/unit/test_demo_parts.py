@@ -58,6 +58,7 @@ def test_what_cannot_become_an_object_is_counted_and_named(
         "sub/__pycache__/c.pyc",
         "site-packages/d.py",
         "secret",
+        "long here",
         "line\nbreak",
     ):
         (source / name).write_text(name)
@@ -73,6 +74,8 @@ def test_what_cannot_become_an_object_is_counted_and_named(
         # Permissions do not stop root, who runs the tests in a container.
         if origin.name == "secret":
             raise PermissionError(13, "Permission denied", str(origin))
+        if origin.name == "long here":  # on another file system, or below a longer path
+            raise OSError(errno.ENAMETOOLONG, "File name too long", str(target))
         original(origin, target)
 
     monkeypatch.setattr(shutil, "copyfile", copyfile)
@@ -84,7 +87,7 @@ def test_what_cannot_become_an_object_is_counted_and_named(
         "symbolic link": ["dead link", "folder link", "link"],
         "no regular file": ["pipe"],
         "not readable (Permission denied)": ["secret"],
-        "a node refuses the name": ["bad\\udcff", "line\\nbreak"],
+        "a node refuses the name": ["bad\\udcff", "line\\nbreak", "long here"],
     }
     assert sorted(path.name for path in node.rglob("*") if path.is_file()) == ["a.txt", "b.txt"]
     everything = gather(source, node, ignore)

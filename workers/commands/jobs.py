@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import redirect_stdout
 from typing import Annotated
 
 import typer
@@ -78,26 +80,28 @@ def submit(
         from workers.storage.errors import StorageError
 
         settings = read_settings()
-        import_modules(imports or [])
-        job = JobBuilder(job_type).parse(fields or []).build()
-        if isinstance(job, ReplicationJob):
-            try:
-                plan_of(job)
-            except StorageError as error:  # a worker would only make a dead letter of it
-                raise InvalidJob(f"replication: {error}") from error
-        wait = None if delay is None else duration(delay)
-        limit = None if timeout is None else duration(timeout)
-        # Made here, so that whoever interrupts this can repeat it without making a second job.
-        if job_id is None:
-            job_id = new_job_id()
-        with JobProducer(settings) as producer:
-            try:
-                scheduled = producer.schedule_job(
-                    job, priority, wait, key=key, job_id=job_id, max_retries=max_retries, timeout=limit
-                )
-            except KeyboardInterrupt:
-                say(f"interrupted: it may be scheduled, as {job_id}; to repeat it: --job-id {job_id}")
-                raise
+        # What a job's class says while its job is made is nobody's data.
+        with redirect_stdout(sys.stderr):
+            import_modules(imports or [])
+            job = JobBuilder(job_type).parse(fields or []).build()
+            if isinstance(job, ReplicationJob):
+                try:
+                    plan_of(job)
+                except StorageError as error:  # a worker would only make a dead letter of it
+                    raise InvalidJob(f"replication: {error}") from error
+            wait = None if delay is None else duration(delay)
+            limit = None if timeout is None else duration(timeout)
+            # Made here, so that whoever interrupts this can repeat it without making a second job.
+            if job_id is None:
+                job_id = new_job_id()
+            with JobProducer(settings) as producer:
+                try:
+                    scheduled = producer.schedule_job(
+                        job, priority, wait, key=key, job_id=job_id, max_retries=max_retries, timeout=limit
+                    )
+                except KeyboardInterrupt:
+                    say(f"interrupted: it may be scheduled, as {job_id}; to repeat it: --job-id {job_id}")
+                    raise
         emit({"id": scheduled})
 
 

@@ -12,6 +12,11 @@ from workers.console import ended_by_signals, errors_in_one_line, read_settings,
 if TYPE_CHECKING:
     from streams.settings import Settings
 
+#: Whoever starts a second `up` for another project expects a Kafka of its own.
+ONE_GROUP: Final = (
+    "using the Kafka that another command has started here: workers there and this one are one group, and each needs the job types "
+    "of all; for a project of its own set RUSTFS_WORKERS_TOPIC_PREFIX, or RUSTFS_WORKERS_DATA_DIR for a Kafka of its own"
+)
 #: After the worker, its Kafka is stopped.
 _LAST_S: Final = 30.0
 
@@ -79,6 +84,7 @@ def up(
                 if running is not None:
                     refuse_other_port(directory, running, port)
                     settings = with_a_name_of_its_own(settings)
+                    say(ONE_GROUP)
                 else:
                     # It writes its address, for the other commands, and takes it back.
                     broker = stack.enter_context(EmbeddedBroker(BrokerConfig(directory, port)))
