@@ -160,9 +160,13 @@ def _least(schema: Any, defined: dict[str, _Least]) -> _Least:  # noqa: PLR0911 
                 raise BadSchema(f"{schema} contains itself; use a list of flat records, or text")
             return defined[schema]
         case list():
-            branches = [_least(branch, defined) for branch in schema]
-            least = min((branch.bytes for branch in branches), default=0)
-            return _Least(1 + least, max((branch.values for branch in branches), default=1))
+            # The one that is worst for the rule below, which is the same as the worst for every record around it: they add up.
+            worst = max(
+                (_least(branch, defined) for branch in schema),
+                key=lambda one: one.values - _MOST_VALUES * one.bytes,
+                default=_Least(0, 1),
+            )
+            return _Least(1 + worst.bytes, worst.values)
         case {"type": "array", "items": items}:
             if not _least(items, defined).bytes:
                 raise BadSchema("an array of items that take no bytes may claim any length")

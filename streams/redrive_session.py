@@ -235,10 +235,12 @@ def in_sessions(settings: Settings, codec: Codec, run: Callable[[Session], None]
         _in_sessions(settings, codec, run, progress)
     except PipelineError as error:
         perhaps = [life.job_id for life in progress.doubtful]
-        says_it = isinstance(error, DeliveryFailed | RedriveTakenOver)
-        if not perhaps and (says_it or not progress.done):
+        says_how_many = isinstance(error, RedriveTakenOver)
+        if not perhaps and (says_how_many or not progress.done):
             raise
-        words = [str(error), f"{len(progress.done):,} job(s) were certainly given a new life"]
+        words = [str(error)]
+        if not says_how_many:
+            words.append(f"{len(progress.done):,} job(s) were certainly given a new life")
         if perhaps:
             words.append(f"perhaps so were {some_of(perhaps)}")
         raise DeliveryFailed("; ".join(words), perhaps_written=perhaps) from error
@@ -265,6 +267,5 @@ def _in_sessions(
         finally:
             session.end()
     raise DeliveryFailed(
-        f"Kafka's answers could not be trusted {_STARTS} times ({doubt}); {len(progress.done):,} job(s) "
-        "were certainly given a new life. Run it again for what is left"
+        f"Kafka's answers could not be trusted {_STARTS} times ({doubt}); run it again for what is left"
     ) from doubt

@@ -58,6 +58,8 @@ class StatusWatch:
         self._linger_s = linger_s
         self._listeners: dict[str, list[Listener]] = {}
         self._task: asyncio.Task[None] | None = None
+        #: Readings that have failed, and still let go of their connections.
+        self._ending: set[asyncio.Task[None]] = set()
         self._started: asyncio.Future[None] | None = None
         self._stop_later: asyncio.TimerHandle | None = None
         self._closed = False
@@ -96,6 +98,8 @@ class StatusWatch:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
+        # Else the event loop may close under them.
+        await asyncio.gather(*self._ending, return_exceptions=True)
         if self._started is not None and not self._started.done():
             self._started.set_exception(QueueClosed())
             self._started.exception()  # perhaps nobody waits
@@ -148,7 +152,10 @@ class StatusWatch:
                         reached[record.topic, record.partition] = record.offset + 1
         except Exception as error:  # noqa: BLE001 - handed to all who wait
             # Whoever tries again at once, while this one comes to its end, gets another.
-            if self._task is asyncio.current_task():
+            task = asyncio.current_task()
+            if task is not None and self._task is task:
+                self._ending.add(task)
+                task.add_done_callback(self._ending.discard)
                 self._task = None
             self._fail(started, error)
         finally:

@@ -199,6 +199,15 @@ def test_schemas_that_make_much_of_nothing_are_refused_before_anything_is_read(k
         WireSchema(record_schema(field_of("a", kind)))
 
 
+def test_a_record_that_may_be_left_out_is_as_good_as_one_that_may_not() -> None:
+    """Left out it is a byte and no more than a value, there it is as many bytes as values: no mixture of both."""
+    texts = [field_of(f"text{number}", "string") for number in range(100)]
+    detail = {"type": "record", "name": "Detail", "fields": texts}
+    WireSchema(record_schema(field_of("a", {"type": "array", "items": ["null", detail]})))
+    item = {"type": "record", "name": "Item", "fields": [field_of("detail", ["null", detail])]}
+    WireSchema(record_schema(field_of("a", {"type": "array", "items": item})))
+
+
 @pytest.mark.parametrize("size", [-1, 0, True, 1.5, "2"])
 def test_a_fixed_size_that_is_none_is_refused(size: Any) -> None:
     """fastavro reads nothing for minus one byte, as often as a list claims."""

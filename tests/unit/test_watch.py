@@ -77,6 +77,36 @@ async def test_who_waits_is_told_when_the_watch_is_closed(
     assert isinstance(later, QueueClosed)
 
 
+async def test_closing_waits_for_a_failed_reading_to_let_go_of_its_connections(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Who leaves the loop at once would end with sockets open, and a warning of a task that was destroyed."""
+    stopped = False
+
+    class Consumer:
+        def __init__(self, **_: object) -> None:
+            """It connects when it is started."""
+
+        async def start(self) -> None:
+            raise KafkaUnreachable("127.0.0.1:1", 1.0)
+
+        async def stop(self) -> None:
+            nonlocal stopped
+            for _ in range(9):
+                await asyncio.sleep(0)
+            stopped = True
+
+    watch = StatusWatch(load_settings(kafka_bootstrap_servers="127.0.0.1:1"), Codec(), lambda _: CHANGE)
+    monkeypatch.setattr("streams.watch.AIOKafkaConsumer", Consumer)
+    monkeypatch.setattr(watch, "_stable_ends", dict)
+    with pytest.raises(KafkaUnreachable):
+        async with watch.listening(JOB_ID, lambda _: None):
+            pytest.fail("nobody reads")
+    assert not stopped
+    await watch.close()
+    assert stopped
+
+
 async def test_who_listens_again_while_a_failed_reading_comes_to_its_end_gets_another_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
