@@ -227,6 +227,30 @@ def test_one_that_is_absolved_while_it_runs_alone_and_is_cancelled_holds_nobody_
     assert {take(scheduler), take(scheduler)} == {absolved, other}
 
 
+def test_one_that_is_absolved_by_anothers_verdict_does_not_wait_for_a_long_job() -> None:
+    """Nothing else waits that would have the scheduler look at those that must run alone."""
+    scheduler = Scheduler()
+    long = message(open_partition(HIGH), 0)
+    arrive(scheduler, long)
+    assert take(scheduler) is long
+    part = dangerous(range(2))
+    accused, absolved = message(part, 0), message(part, 1)
+    accused.lost_worker = True
+    part.suspects[1] = Suspect(("second", "third"))
+    part.losses |= {"second": 2, "third": 3}
+    arrive(scheduler, accused, absolved)
+    ready = [scheduler.has_ready]
+    part.absolve(("second", "third"))
+    scheduler.acquit(accused)
+    ready.append(scheduler.has_ready)
+    assert ready == [False, True]
+    commit(part)
+    started = [
+        scheduler.take(NOW_MS + second * 1_000) for second in range(2 * FIRST_PATIENCE_MS // 1_000 + 1)
+    ]
+    assert absolved in started
+
+
 def test_beside_a_thread_that_was_left_behind_one_runs_alone_without_being_named() -> None:
     """Else it would be accused, at its worker's death, for what the thread did."""
     scheduler = Scheduler(others_first_ms=0)

@@ -163,6 +163,9 @@ class Scheduler:
             self._first_alone(message)
         else:
             self._buffers[message.priority].appendleft(message)
+        if not self._isolating():
+            # Who was heard of may have been others' owner too: they would wait, to run alone, for all that runs, perhaps for hours.
+            self._sort_out()
 
     def bury(self, message: Message) -> None:
         """One of the accused will not be started any more: its key is free."""
