@@ -108,6 +108,10 @@ def _look_at_ends(evidence: Evidence, verdict: Verdict) -> set[str]:
         if record.job_id not in wanted and not record.parent:
             wanted[record.job_id] = None
             verdict.doubtful_standing += 1
+            if record.job_id in (evidence.not_written or ()):
+                verdict.illegal.add(f"{record.job_id} stands, and its producer said that it was not written")
+            elif evidence.perhaps_written is not None and record.job_id not in evidence.perhaps_written:
+                verdict.illegal.add(f"{record.job_id} stands, and nobody has scheduled it")
     for job_id in evidence.redriven:
         if not newest[job_id]:
             verdict.lost.add(f"{job_id} was redriven, and has no new life")

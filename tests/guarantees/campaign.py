@@ -44,6 +44,7 @@ from tests.guarantees.evidence import (
 )
 from tests.guarantees.pulse import pulse
 from tests.guarantees.redrives import Redrives
+from tests.guarantees.silence import read_words, silences
 from tests.guarantees.storm import Fault, Kind, storm
 from tests.guarantees.traffic import Order, orders
 from tests.guarantees.verdict import LONG_MINUTES
@@ -115,8 +116,10 @@ class _Ledger:
     """What the producer was told."""
 
     accepted: list[Accepted] = field(default_factory=list)
-    refused: int = 0
-    doubtful: int = 0
+    #: Calls that said that nothing was sent at all; no job has an id then.
+    unreachable: int = 0
+    not_written: list[str] = field(default_factory=list)
+    perhaps_written: list[str] = field(default_factory=list)
     redrives: Redrives = field(default_factory=Redrives)
 
 
@@ -146,20 +149,24 @@ def run(plan: Plan, directory: Path, progress: Progress) -> Evidence:
             finally:
                 crew.close()
         progress("reading everything")
+        topics, runs = read_topics(cluster.bootstrap_servers, _PREFIX), read_runs(crew.runs_directory)
+        silent = silences(crew.lives, read_words(directory), runs, topics.reports)
         return Evidence(
             seed=plan.seed,
             minutes=plan.seconds / 60,
             ended_by_themselves=crew.ended_by_themselves,
             stood_still=crew.stood_still,
-            refused=ledger.refused,
-            doubtful=ledger.doubtful,
+            refused=ledger.unreachable + len(ledger.not_written),
+            doubtful=len(ledger.perhaps_written),
+            not_written=ledger.not_written,
+            perhaps_written=ledger.perhaps_written,
             redriven=ledger.redrives.redriven,
             redrive_calls=ledger.redrives.calls,
             redrive_calls_failed=ledger.redrives.failed_calls,
-            topics=read_topics(cluster.bootstrap_servers, _PREFIX),
-            runs=read_runs(crew.runs_directory),
+            topics=topics,
+            runs=runs,
             lives=crew.lives,
-            troubles=[*crew.troubles, *weather.troubles, *stalls.found],
+            troubles=[*crew.troubles, *weather.troubles, *stalls.found, *silent],
             accepted=ledger.accepted,
             traffic_ns=traffic_ns,
             faults=dict(weather.faults),
@@ -399,10 +406,11 @@ async def _schedule(queue: JobQueue, order: Order, ledger: _Ledger) -> None:
     try:
         job_id = await queue.schedule_job(order.job, order.priority, order.delay)
     except KafkaUnreachable:
-        ledger.refused += 1
+        ledger.unreachable += 1
         return
-    except DeliveryFailed:
-        ledger.doubtful += 1
+    except DeliveryFailed as error:
+        ledger.not_written += error.not_written
+        ledger.perhaps_written += error.perhaps_written
         return
     due_ms = None if order.delay is None else called_ms + order.delay // timedelta(milliseconds=1)
     ledger.accepted.append(

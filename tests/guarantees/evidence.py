@@ -94,6 +94,8 @@ class Report:
     worker: str
     written_ms: int
     partitions: tuple[int, ...]
+    #: By its worker: what waits for a broker that is away is written much later.
+    made_ms: int = 0
 
 
 @dataclass(slots=True)
@@ -126,6 +128,8 @@ class Run:
     how: str | None = None
     #: Its job is not to be run again before.
     asked_ms: int | None = None
+    #: In a process of its own, which may outlive its worker for a moment.
+    apart: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +205,9 @@ class Evidence:
     #: Jobs whose producer was told that they were not accepted, or that nobody knows.
     refused: int = 0
     doubtful: int = 0
+    #: Their ids, where there are any; None: evidence of an older campaign, which did not keep them.
+    not_written: Sequence[str] | None = None
+    perhaps_written: Sequence[str] | None = None
     #: Jobs of which somebody was told that they have a new life; how often that was asked for, and how often in vain.
     redriven: Sequence[str] = ()
     redrive_calls: int = 0
@@ -238,6 +245,8 @@ def load(file: Path) -> Evidence:
         stood_still=given.get("stood_still", ()),
         refused=given.get("refused", 0),
         doubtful=given.get("doubtful", 0),
+        not_written=given.get("not_written"),
+        perhaps_written=given.get("perhaps_written"),
         redriven=given.get("redriven", ()),
         redrive_calls=given.get("redrive_calls", 0),
         redrive_calls_failed=given.get("redrive_calls_failed", 0),
@@ -263,7 +272,12 @@ def read_topics(bootstrap_servers: str, prefix: str) -> Topics:
         record = decode(schemas, message.value())
         if topic == "workers.reports":
             found.reports.append(
-                Report(record["worker_id"], message.timestamp()[1], tuple(record["partitions"]))
+                Report(
+                    record["worker_id"],
+                    message.timestamp()[1],
+                    tuple(record["partitions"]),
+                    _ms(record["at"]) or 0,
+                )
             )
         elif topic == "jobs.status":
             status = _status(message, record)
@@ -332,6 +346,7 @@ def read_runs(directory: Path) -> list[Run]:
                 pid=said["pid"],
                 start_ns=said["ns"],
                 start_ms=said["wall_ms"],
+                apart=file.name.split("-")[1] != str(said["pid"]),
             )
     for said in ends:
         runs[said["run"]].end_ns = said["ns"]

@@ -35,6 +35,10 @@ _OF_A_LOOK: Final = frozenset(
 _REBALANCE_NS: Final = 75_000_000_000
 #: From the line that a worker writes when it cancels a run until that ends: a handler in a thread looks now and then.
 _CANCEL_MS: Final = 10_000
+#: From when a worker has a run to when its handler says that it begins, perhaps in a process that is made for it.
+_BEGINS_MS: Final = 2_000
+#: A handler's process may take up a job that it was given before its worker was killed, and it is killed a moment after it.
+_OUTLIVES_NS: Final = 1_000_000_000
 #: Between two readings of two clocks.
 _CLOCKS_MS: Final = 100
 #: Ends of a worker process that let its runs go without one.
@@ -81,7 +85,7 @@ class Explanations:
         over = life.end == "stays" and following is None
         if run.end_ns is None:
             # Who leaves has ended or cancelled what runs in it, and killed what runs beside it.
-            cut_short = life.end in _CUT_SHORT and not (life.end == "left" and run.pid == life.pid)
+            cut_short = life.end in _CUT_SHORT and (run.apart or life.end != "left")
             return "killed" if over else life.end if cut_short else None
         return self._of_ended(run, run.end_ns, life, following, over=over)
 
@@ -94,8 +98,8 @@ class Explanations:
             return "frozen"
         in_trouble = self._was_in_trouble(end_ns)
         patience_ns = COMMIT_IN_TROUBLE_NS if in_trouble else COMMIT_NS
-        # Handlers' processes may outlive their worker for a moment.
-        if life.end == "killed" and run.start_ns <= life.end_ns <= end_ns + patience_ns:
+        last_start_ns = life.end_ns + (_OUTLIVES_NS if run.apart else 0)
+        if life.end == "killed" and run.start_ns <= last_start_ns and life.end_ns <= end_ns + patience_ns:
             return "killed before its commit"
         # Somewhere a broker is away most of the time: this very worker has to have met it.
         return "broker away" if in_trouble and self._had_doubts(run, end_ns, life, following) else None
@@ -104,10 +108,10 @@ class Explanations:
         end_ns = run.end_ns or life.end_ns
         if life.told_ns is not None and life.told_ns <= end_ns:
             return "cancelled: told to leave"
-        if self._was_frozen(run, life):
+        if self._was_frozen(run, life, wait_ns=0):
             return "cancelled: frozen"
         # In a storm something is wrong somewhere most of the time: this very worker has to have said that it cancels this one.
-        if not self._said_that_it_cancels(run, end_ns):
+        if not self._said_that_it_cancels(run, end_ns, life):
             return None
         if moved and self._has_group_changed(end_ns):
             return "cancelled: moved"
@@ -120,11 +124,12 @@ class Explanations:
             trouble.start_ns < end_ns < trouble.end_ns + _REBALANCE_NS for trouble in self._troubles
         )
 
-    def _was_frozen(self, run: Run, life: Life) -> bool:
+    def _was_frozen(self, run: Run, life: Life, *, wait_ns: int = COMMIT_NS) -> bool:
+        """Whether its process was frozen while it ran, or while its outcome waited for a commit. What is cancelled waits for none."""
         return any(
             trouble.kind == "worker_freeze"
             and trouble.pid == life.pid
-            and trouble.start_ns < (run.end_ns or life.end_ns) + COMMIT_NS
+            and trouble.start_ns < (run.end_ns or life.end_ns) + wait_ns
             and run.start_ns < trouble.end_ns
             for trouble in self._troubles
         )
@@ -161,11 +166,12 @@ class Explanations:
             for one in said[first:last]
         )
 
-    def _said_that_it_cancels(self, run: Run, end_ns: int) -> bool:
-        """Whether its process has written, just before its end, that it cancels this job, or everything."""
+    def _said_that_it_cancels(self, run: Run, end_ns: int, life: Life) -> bool:
+        """Whether its process has written, just before its end and after its beginning, that it cancels this job, or everything."""
         end_ms = _wall_ms(run, end_ns)
+        since_ms = max(end_ms - _CANCEL_MS, run.start_ms - _BEGINS_MS, _wall_ms(run, life.start_ns))
         said = self._cancels[run.worker.partition(".")[0]]
-        first = bisect_left(said, end_ms - _CANCEL_MS, key=lambda one: one.at_ms)
+        first = bisect_left(said, since_ms, key=lambda one: one.at_ms)
         last = bisect_right(said, end_ms + _CLOCKS_MS, key=lambda one: one.at_ms)
         return any(one.job_id in ("", run.job_id) for one in said[first:last])
 

@@ -7,7 +7,7 @@ its traffic: with three jobs a second one that never stops shows half a second o
 
 - ``standstill_s``: at all, whatever the storm did.
 - ``takeover_s``: from a kill -9 to the next start in each partition of the killed one.
-- ``leave_s``: the same from the exit of one that was told to leave.
+- ``leave_s``: the same from the exit of one that was told to leave. Both end where something went wrong, if their time was up by then.
 - ``rebalance_s``: from the last start at one worker to the first at another, where nobody was killed, frozen or away.
 - ``takeover_in_trouble_s`` and ``leave_in_trouble_s``: where, before its time was up, something was wrong or had been a moment
   before: a broker was away, Kafka stood still, or another worker was dead, frozen or told to leave, and may have been given
@@ -89,7 +89,11 @@ def measure(evidence: Evidence) -> Mapping[str, float]:
             in_time = since + min(gap_s, bar_s) * 1e9
             troubled = any(start < in_time and since < end for start, end in troubles)
             in_trouble = "_in_trouble" if troubled else ""
-            at_least(f"{one}{in_trouble}_s", gap_s)
+            # What went wrong after its time was up says nothing of it.
+            at_peace_s = (
+                min(start for start, _ in (*troubles, (until, until)) if start >= since) - since
+            ) / 1e9
+            at_least(f"{one}{in_trouble}_s", gap_s if troubled else min(gap_s, at_peace_s))
             if troubled:
                 at_least(f"{one}_after_trouble_s", _quiet_ns((since, until), troubles) / 1e9)
             if gap_s > longest_s:

@@ -53,6 +53,8 @@ def honest() -> Evidence:
         accepted=[Accepted(name, "t", "succeeded", "low", None) for name in names],
         traffic_ns=[(0, 20 * S)],
         faults={"worker_kill": 1},
+        not_written=[],
+        perhaps_written=[],
     )
 
 

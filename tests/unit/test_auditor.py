@@ -168,6 +168,7 @@ def test_a_run_of_a_new_life_that_has_not_ended_yet_is_explained_like_any_other(
 def test_who_was_perhaps_accepted_and_stands_there_counts_apart() -> None:
     evidence = honest()
     evidence.accepted = [one for one in evidence.accepted if one.job_id != "two"]
+    evidence.perhaps_written = ["another", "two"]
     verdict = judge(evidence)
     assert (verdict.broken, verdict.accepted, verdict.doubtful_standing) == ({}, 3, 1)
 

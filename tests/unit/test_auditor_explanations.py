@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,11 +13,13 @@ from tests.guarantees.evidence import (
     Accepted,
     Doubt,
     Life,
+    Report,
     Trouble,
     load,
     read_doubts,
     save,
 )
+from tests.guarantees.silence import read_words, silences
 from tests.support.honest_evidence import WALL_MS, S, honest, ran, record, said
 
 pytestmark = pytest.mark.distributed
@@ -197,6 +200,68 @@ def test_what_a_frozen_process_does_when_it_wakes_is_counted_apart() -> None:
     assert verdict.fenced_remainders == 1
     evidence.runs[3] = ran("four", 9.5, 21.6, how="cancelled")
     assert set(judge(evidence).broken) == {"overlaps"}, "it has to end soon after it wakes"
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_a_drain_kills_what_runs_in_a_process_of_its_own_and_cancels_the_rest(*, apart: bool) -> None:
+    """The one has no end then, in the log of the handlers; the other has."""
+    evidence = honest()
+    evidence.lives[0] = Life("a", 10, 0, 10 * S, "left", told_ns=8 * S)
+    evidence.faults = {"worker_leave": 1}
+    evidence.runs[3] = ran("four", 9.5, None, apart=apart)
+    assert set(judge(evidence).broken) == (set() if apart else {"unexplained"})
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_a_process_may_begin_a_job_a_moment_after_its_worker_was_killed(*, apart: bool) -> None:
+    evidence = honest()
+    evidence.runs[3] = ran("four", 10.001, 10.02, apart=apart)
+    assert set(judge(evidence).broken) == (set() if apart else {"unexplained"})
+
+
+LINES = {
+    "a": [WALL_MS + at_ms for at_ms in (1_000, 9_700)],
+    "b": [WALL_MS + at_ms for at_ms in range(0, 60_000, 5_000)],
+}
+
+
+@pytest.mark.parametrize(
+    ("changed", "reported_s", "silent"),
+    [
+        pytest.param({}, None, [(9.7, 40)], id="nothing is heard of it"),
+        pytest.param({"end_ns": 19 * S}, None, [], id="killed soon"),
+        pytest.param({}, 31, [], id="it reported"),
+        pytest.param({}, 9.6, [(9.7, 40)], id="it had reported"),
+        pytest.param({}, 41, [(9.7, 40)], id="another of its name reported"),
+        pytest.param({"end": "left"}, None, [], id="it left"),
+        pytest.param({"start_ns": 35 * S}, None, [], id="it had just begun"),
+    ],
+)
+def test_a_worker_of_which_nothing_is_heard_until_it_is_killed_has_stood_still(
+    changed: dict[str, Any], reported_s: float | None, silent: list[tuple[float, float]]
+) -> None:
+    """Seen in a storm (seed 22): 36 s without a word, a report or a run, while all brokers were away for half of them."""
+    life = replace(Life("a", 10, 0, 40 * S, "killed"), **changed)
+    # Written when the brokers are back, whatever has become of its worker.
+    made_ms = WALL_MS + round((reported_s or 0) * 1000)
+    reports = [] if reported_s is None else [Report("a.0", WALL_MS + 39_000, (), made_ms)]
+    runs = [ran("one", 1, 1.5), ran("four", 9.5, None), ran("five", 20, 21, "b.0")]
+    found = silences([life, Life("b", 20, 0, 40 * S, "killed")], LINES, runs, reports)
+    assert [(one.kind, one.pid, one.start_ns / S, one.end_ns / S) for one in found] == [
+        ("worker_freeze", 10, *span) for span in silent
+    ]
+
+
+def test_a_workers_lines_are_its_words_whatever_they_say(tmp_path: Path) -> None:
+    lines = [
+        "Picked up JAVA",
+        '{"timestamp": "2027-01-15T08:00:03.250000Z"}',
+        '{"event": "other"}',
+        '{"ev',
+        "[]",
+    ]
+    (tmp_path / "w2.stderr").write_text("\n".join(lines))
+    assert read_words(tmp_path) == {"w2": [1_800_000_003_250]}
 
 
 def test_what_ran_in_a_worker_that_stood_still_is_no_finding() -> None:

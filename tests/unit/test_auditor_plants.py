@@ -48,6 +48,7 @@ def retry_another(e: Evidence) -> None:
 
 
 def bury_twice(e: Evidence) -> None:
+    e.perhaps_written = ["x"]
     e.topics.statuses["x"] = [said("x", "failed", 5, 9, error_type="worker_lost")]
     bury(e, "x")
     bury(e, "x")
@@ -269,6 +270,7 @@ def forget_a_key(e: Evidence) -> None:
 
 
 def spread_a_key_over_priorities(e: Evidence) -> None:
+    e.perhaps_written = ["five"]
     e.topics.jobs.append(record("five", 0, topic="jobs.high", priority="high", partition=1))
     e.topics.statuses["five"] = [said("five", "succeeded", 5.5, 4)]
     e.runs.append(ran("five", 5, 5.5))
@@ -336,6 +338,37 @@ def cancel_while_something_is_wrong_elsewhere(e: Evidence) -> None:
     ]
     e.lives[0] = Life("a", 10, 0, 30 * S, "stays")
     e.runs[3:] = [ran("four", 9.5, 9.7, how="cancelled"), ran("four", 13, 13.5, "b.0", fence=1)]
+
+
+def cancel_after_everything_was_cancelled(e: Evidence) -> None:
+    """The line is of what ran before this one, at the same worker."""
+    e.troubles = [Trouble("broker_kill", 5 * S, 6 * S)]
+    e.doubts = [Doubt("a", WALL_MS + 7_400, CUT_OFF)]
+    e.runs[3:] = [ran("four", 9.5, 9.7, how="cancelled"), ran("four", 13, 13.5, "b.0", fence=1)]
+
+
+def cancel_after_a_worker_of_the_same_name_cancelled_everything(e: Evidence) -> None:
+    e.troubles = [Trouble("broker_kill", 5 * S, 6 * S)]
+    e.lives[0] = replace(e.lives[0], start_ns=round(9.2 * S))
+    e.lives.insert(0, Life("a", 9, 0, 9 * S, "killed"))
+    e.runs[:3] = [replace(run, pid=9) for run in e.runs[:3]]
+    e.doubts = [Doubt("a", WALL_MS + 9_100, CUT_OFF)]
+    e.runs[3:] = [ran("four", 9.5, 9.7, how="cancelled"), ran("four", 13, 13.5, "b.0", fence=1)]
+
+
+def cancel_before_a_freeze(e: Evidence) -> None:
+    e.troubles = [Trouble("worker_freeze", 12 * S, 20 * S, 10)]
+    e.runs[3:] = [ran("four", 9.5, 9.7, how="cancelled"), ran("four", 13, 13.5, "b.0", fence=1)]
+
+
+def stand_though_nobody_scheduled_it(e: Evidence) -> None:
+    e.accepted = [one for one in e.accepted if one.job_id != "two"]
+    e.perhaps_written = ["another"]
+
+
+def stand_though_it_was_not_written(e: Evidence) -> None:
+    e.accepted = [one for one in e.accepted if one.job_id != "two"]
+    e.not_written = ["two"]
 
 
 def cancel_where_nothing_has_happened(e: Evidence) -> None:
@@ -443,6 +476,7 @@ def go_back_to_the_old_life(e: Evidence) -> None:
 
 def lose_who_was_perhaps_accepted(e: Evidence) -> None:
     e.accepted = [one for one in e.accepted if one.job_id != "two"]
+    e.perhaps_written = ["two"]
     lose(e)
 
 
@@ -505,6 +539,11 @@ def lose_who_was_perhaps_accepted(e: Evidence) -> None:
         (tell_of_a_run_that_began_at_another_time, {"illegal", "unexplained"}),
         (condemn_one_that_ran_beside_another, {"illegal"}),
         (cancel_where_nothing_has_happened, {"unexplained"}),
+        (cancel_after_everything_was_cancelled, {"unexplained"}),
+        (cancel_after_a_worker_of_the_same_name_cancelled_everything, {"unexplained"}),
+        (cancel_before_a_freeze, {"unexplained"}),
+        (stand_though_nobody_scheduled_it, {"illegal"}),
+        (stand_though_it_was_not_written, {"illegal"}),
         (cancel_while_something_is_wrong_elsewhere, {"unexplained"}),
         (leave_with_a_handler_that_runs, {"unexplained"}),
         (run_again_with_a_lower_fence, {"illegal", "unexplained"}),
