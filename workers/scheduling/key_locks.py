@@ -41,7 +41,7 @@ class _Contended:
     def first(self, count: int) -> list[Message]:
         """The next ``count`` of them, about. Any thread."""
         queues = [queue for priority in PRIORITIES if (queue := self.waiting.get(priority))]
-        return [one for queue in queues for one in list(islice(queue, count))][:count]
+        return [one for queue in queues for one in list(queue)[:count]][:count]
 
     def next(self) -> Message | None:
         """The next in line, who waits no longer."""

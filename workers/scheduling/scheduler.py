@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Mapping
-from itertools import accumulate, islice
+from itertools import accumulate
 
 from schemas.topics import PRIORITIES, JobPriority
 from workers.message import Message
@@ -121,7 +121,7 @@ class Scheduler:
         parked = list(self._parked.values())
         for queue in parked:
             # Each partition's share: they are what comes first of it.
-            found += islice(queue, -(-count // len(parked)))
+            found += list(queue)[: -(-count // len(parked))]
         # Who waits behind the key of one of them, or for a process, would each ask for a commit of their own.
         found += self._keys.next_behind(found, count)
         for pool in self._pools:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-from itertools import islice
 from typing import Final
 
 from schemas.topics import PRIORITIES, JobPriority
@@ -104,7 +103,8 @@ class Turns:
         for line, weight in waiting:
             # Strictly: the first ones of each, since nobody knows how many more urgent ones will come.
             share = count if self._strict else -(-count * weight // max(total, 1))
-            found += list(islice(line, share))
+            # Whole: between an iterator's start and its first step the event loop may have its turn, and the copy would fail.
+            found += list(line)[:share]
         return found
 
     def _overdue(self, now_ms: int) -> deque[Message] | None:
