@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from schemas import JobPriority
 from workers.context import WorkerContext
+from workers.handlers.replication import ReplicationJob
+from workers.results import Failed, JobResult, Success
 from workers.storage import Node, NodeRegistry, ObjectKey, Ticket
 from workers.storage.node import SMALL_BYTES, Incoming, Place, Verify
 
@@ -65,6 +68,22 @@ def context(job_id: str = "job-1", fence: int = 1) -> WorkerContext:
     return WorkerContext(
         job_id=job_id, job_type="replication", priority=JobPriority.NORMAL, fence=fence, worker_id="w.0"
     )
+
+
+def job(path: str = "bucket/key", targets: tuple[str, ...] = ("n2", "n3"), **fields: Any) -> ReplicationJob:
+    return ReplicationJob(source_path=path, target_nodes=list(targets), **fields)
+
+
+def success(result: JobResult) -> Mapping[str, Any]:
+    assert isinstance(result, Success), result
+    assert result.output is not None
+    return result.output
+
+
+def failure(result: JobResult) -> Failed:
+    assert isinstance(result, Failed), result
+    assert len(result.reason) <= 512
+    return result
 
 
 def open_files() -> int:
