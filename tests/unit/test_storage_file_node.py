@@ -4,15 +4,14 @@ import errno
 import os
 import socket
 import stat
-from collections.abc import Callable, Iterator
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.support.storage_nodes import LARGE, SMALL, both_sizes, change, open_files
-from workers.storage import ObjectKey, StorageError, Ticket, file_place, object_key
+from tests.support.stored_content import KEY, Content, write
+from workers.storage import ObjectKey, StorageError, Ticket, object_key
 from workers.storage.errors import (
     AccessDenied,
     CopyCorrupt,
@@ -26,42 +25,9 @@ from workers.storage.errors import (
     TargetChanged,
 )
 from workers.storage.file_node import FileNode
-from workers.storage.node import Incoming, Verify
+from workers.storage.node import Verify
 
 pytestmark = pytest.mark.job_processing
-
-KEY = object_key("bucket/a/key")
-
-
-class Content(Incoming):
-    """Something to write, with hooks at the two moments that matter."""
-
-    def __init__(
-        self,
-        content: bytes,
-        *,
-        written: Callable[[], None] = lambda: None,
-        publish: Callable[[], None] = lambda: None,
-    ) -> None:
-        self.content = content
-        self.size = len(content)
-        self.whole = content if self.size <= 1 << 20 else None
-        self._written = written
-        self._publish = publish
-
-    def chunks(self) -> Iterator[bytes]:
-        for start in range(0, self.size, 1 << 20):
-            yield self.content[start : start + (1 << 20)]
-        self._written()
-
-    def sha256(self) -> str:
-        return sha256(self.content).hexdigest()
-
-    def checked(self) -> None:
-        """Whoever waits for it goes on waiting."""
-
-    def before_publish(self) -> None:
-        self._publish()
 
 
 @pytest.fixture
@@ -73,21 +39,6 @@ def root(tmp_path: Path) -> Path:
 @pytest.fixture
 def node(root: Path) -> FileNode:
     return FileNode("n1", root)
-
-
-def write(
-    node: FileNode,
-    incoming: Incoming,
-    key: ObjectKey = KEY,
-    *,
-    verify: Verify = "readback",
-    ticket: Ticket | None = None,
-) -> None:
-    place = node.look(key)
-    try:
-        place.write(incoming, ticket or Ticket("job-1", 1), verify=verify)
-    finally:
-        place.close()
 
 
 def read(node: FileNode, key: ObjectKey = KEY) -> bytes:
@@ -513,67 +464,6 @@ def test_an_error_of_the_sender_publishes_nothing(node: FileNode, root: Path) ->
 
 def fail() -> None:
     raise SourceChanged("the source changed")
-
-
-@pytest.mark.parametrize("durable", [False, True])
-def test_a_durable_node_flushes_file_and_directories_before_it_reports(
-    root: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    durable: bool,  # noqa: FBT001
-) -> None:
-    events: list[str] = []
-    real_fsync, real_link = os.fsync, os.link
-
-    def fsync(file: int) -> None:
-        events.append("file" if stat.S_ISREG(os.fstat(file).st_mode) else "directory")
-        real_fsync(file)
-
-    def link(*args: Any, **options: Any) -> None:
-        events.append("published")
-        real_link(*args, **options)
-
-    monkeypatch.setattr(os, "fsync", fsync)
-    monkeypatch.setattr(os, "link", link)
-    node = FileNode("n1", root, durable=durable)
-    write(node, Content(b"x"))
-    write(node, Content(os.urandom(LARGE)), object_key("bucket/a/large"))
-    if durable:
-        way = [
-            "directory"
-        ] * 3  # a, bucket and the root: whoever made one may have been killed before it was flushed
-        assert events == ["file", "published", *way, "file", "published", *way]
-    else:
-        assert events == ["published", "published"]
-
-
-def test_a_durable_node_flushes_as_it_writes(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All of a large object at the end could take a slow disk longer than a copy may stand still."""
-    flushed_at: list[int] = []
-
-    def fsync(file: int) -> None:
-        if stat.S_ISREG(os.fstat(file).st_mode):
-            flushed_at.append(os.fstat(file).st_size)
-
-    monkeypatch.setattr(os, "fsync", fsync)
-    monkeypatch.setattr(file_place, "FLUSH_BYTES", 2 << 20)
-    content = os.urandom((5 << 20) + 1)
-    write(FileNode("n1", root, durable=True), Content(content))
-    assert flushed_at == [2 << 20, 4 << 20, len(content)]
-
-
-def test_a_file_system_that_cannot_flush_directories_is_named(
-    root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It is no fault of the object's name, and the operator can do without."""
-
-    def fsync(file: int) -> None:
-        if stat.S_ISDIR(os.fstat(file).st_mode):
-            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-
-    monkeypatch.setattr(os, "fsync", fsync)
-    with pytest.raises(NodeUnreachable, match=r"cannot flush a directory.*durable=false") as refused:
-        write(FileNode("n1", root, durable=True), Content(b"x"))
-    assert refused.value.retryable
 
 
 def test_nothing_stays_open(node: FileNode, root: Path) -> None:
