@@ -408,6 +408,11 @@ class _Overload:
         return self._acknowledged - self._done()
 
     def _is_drained(self) -> bool:
+        process = self._worker.process
+        if process is not None and process.poll() is not None:
+            raise AssertionError(
+                f"the worker ended by itself, with {process.returncode}: {self._worker.events()[-1]}"
+            )
         return self._waiting() <= 0
 
     def _moves(self) -> int:

@@ -31,6 +31,8 @@ def make() -> Iterator[Callable[..., Crew]]:
     yield make
     for crew in crews:
         crew.close()
+    # They end when they have heard of it: the next test counts its own.
+    eventually(lambda: not threads_of_tests(), 10, "its threads have ended")
 
 
 def threads_of_tests() -> list[threading.Thread]:
