@@ -11,7 +11,7 @@ its traffic: with three jobs a second one that never stops shows half a second o
 - ``rebalance_s``: from the last start at one worker to the first at another, where nobody was killed, frozen or away.
 - ``takeover_in_trouble_s`` and ``leave_in_trouble_s``: where, before its time was up, something was wrong or had been a moment
   before: a broker was away, Kafka stood still, or another worker was dead, frozen or told to leave, and may have been given
-  partitions all the same.
+  partitions all the same; or where the partition lagged behind before its owner went, so that whoever has it goes on being late.
 - ``takeover_after_trouble_s`` and ``leave_after_trouble_s``: how much of one of those nothing explains.
 - ``takeovers``, ``leaves`` and so on: how many each of those is the longest of.
 
@@ -39,6 +39,8 @@ Span: TypeAlias = tuple[float, float]
 #: A member that is killed or frozen is given up after a session, and what it had moves a moment later.
 _AFTERMATH_NS: Final = 15_000_000_000
 _MISSED_AFTER_NS: Final = round(MISSED_AFTER_S * 1e9)
+#: A partition whose next job has waited for longer than this lags behind.
+_LAGS_NS: Final = round(LEAVE_S * 1e9)
 #: A quiet time that is shorter explains itself: whoever was about to take a partition over in it had to begin anew.
 _TAKEOVER_NS: Final = round(TAKEOVER_S * 1e9)
 
@@ -75,7 +77,7 @@ def measure(evidence: Evidence) -> Mapping[str, float]:
             continue
         owned = _owned(evidence, life)
         gaps = [
-            gap
+            (gap, queues.lagged(place, life.told_ns or life.end_ns, life.end_ns))
             for place, at in times.items()
             if place[1] in owned and (gap := queues.gap(place, life.end_ns, _next(at, life.end_ns, until_ns)))
         ]
@@ -84,10 +86,10 @@ def measure(evidence: Evidence) -> Mapping[str, float]:
         )
         troubles = _troubles(evidence, life)
         longest_s, most = 0.0, many
-        for since, until in gaps:
+        for (since, until), lagged in gaps:
             gap_s = (until - since) / 1e9
             in_time = since + min(gap_s, bar_s) * 1e9
-            troubled = any(start < in_time and since < end for start, end in troubles)
+            troubled = lagged or any(start < in_time and since < end for start, end in troubles)
             in_trouble = "_in_trouble" if troubled else ""
             # What went wrong after its time was up says nothing of it.
             at_peace_s = (
@@ -176,6 +178,8 @@ class _Queues:
     def __init__(self, evidence: Evidence) -> None:
         self._last: dict[Partition, list[float]] = {}
         self._since: dict[Partition, list[float]] = {}
+        #: Of what may start at once: when it first did, and since when it had waited.
+        self._heads: dict[Partition, list[tuple[int, float]]] = defaultdict(list)
         if not evidence.runs:
             return
         clock = _Clock(evidence.runs)
@@ -197,6 +201,10 @@ class _Queues:
             since = clock.monotonic_ns(record.written_ms) if record.key is None else first.get(job_id)
             if since is not None:
                 found[record.topic, record.partition].append((last.get(job_id, math.inf), since))
+            if since is not None and record.key is None and job_id in first:
+                self._heads[record.topic, record.partition].append((first[job_id], since))
+        for heads in self._heads.values():
+            heads.sort()
         for place, pairs in found.items():
             pairs.sort()
             self._last[place] = [began for began, _ in pairs]
@@ -208,6 +216,12 @@ class _Queues:
         behind = bisect_right(last, end_ns)
         since = self._since[place][behind] if behind < len(last) else math.inf
         return (max(end_ns, since), next_ns) if since < next_ns else None
+
+    def lagged(self, place: Partition, told_ns: int, end_ns: int) -> bool:
+        """Whether what came first after its owner's end had waited for long before that was told to go."""
+        heads = self._heads.get(place, [])
+        head = bisect_right(heads, (end_ns, math.inf))
+        return head < len(heads) and told_ns - heads[head][1] > _LAGS_NS
 
 
 class _Clock:

@@ -166,6 +166,23 @@ def test_a_partition_in_which_nothing_waits_has_nothing_to_take_over(
     assert (verdict.broken, verdict.takeover_s) == ({}, takeover_s)
 
 
+@pytest.mark.parametrize(
+    ("written_s", "takeover_s"),
+    [
+        pytest.param(6.5, 0.0, id="it lagged behind before"),
+        pytest.param(7.5, 3.0, id="it kept up"),
+    ],
+)
+def test_a_partition_that_lags_before_its_owner_dies_shows_no_takeover(
+    written_s: float, takeover_s: float
+) -> None:
+    evidence = honest()
+    queue(evidence, "five", written_s, 13, None)
+    verdict = judge(evidence)
+    assert (verdict.broken, verdict.takeover_s) == ({}, takeover_s)
+    assert verdict.takeover_in_trouble_s == 3.0 - takeover_s
+
+
 def test_what_comes_when_a_broker_is_away_long_after_a_kill_waits_in_trouble() -> None:
     evidence = honest()
     evidence.traffic_ns = [(0, 80 * S)]
