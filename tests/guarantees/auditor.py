@@ -2,8 +2,9 @@
 
 In:  the evidence. Out: counts of everything that must not be, with the cases by name.
 
-A *life* of a job begins when it is scheduled or redriven. A *run* is one call of its handler. What a worker reports
-about itself is used in one place only, to know which partitions it owned.
+A *life* of a job begins when it is scheduled or redriven. A *run* is one call of its handler. What a worker says about itself
+is used where nobody else can say it: which partitions it owned (``times``), and, as a reason why a run had no outcome, that it did not know
+what became of a commit or cancelled a run (``explanations``), or said nothing any more (``silence``).
 """
 
 from __future__ import annotations

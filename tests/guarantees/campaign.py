@@ -151,11 +151,12 @@ def run(plan: Plan, directory: Path, progress: Progress) -> Evidence:
         progress("reading everything")
         topics, runs = read_topics(cluster.bootstrap_servers, _PREFIX), read_runs(crew.runs_directory)
         silent = silences(crew.lives, read_words(directory), runs, topics.reports)
+        silent_pids = {one.pid for one in silent}
         return Evidence(
             seed=plan.seed,
             minutes=plan.seconds / 60,
             ended_by_themselves=crew.ended_by_themselves,
-            stood_still=crew.stood_still,
+            stood_still=[*crew.stood_still, *(one.worker for one in crew.lives if one.pid in silent_pids)],
             refused=ledger.unreachable + len(ledger.not_written),
             doubtful=len(ledger.perhaps_written),
             not_written=ledger.not_written,

@@ -19,6 +19,7 @@ from typing import Final
 
 from streams.settings import Settings
 from tests.guarantees.evidence import Life, Trouble
+from tests.guarantees.silence import SILENT_S
 from tests.support.waiting import eventually
 from workers.watchdog import LIMIT_S
 
@@ -127,6 +128,11 @@ class Crew:
         worker = worker or self._one_of(pick)
         if worker is None:
             return None
+        # One that has written nothing for long may stand still: SIGABRT kills it as well, and its log ends with where each of
+        # its threads stood (PYTHONFAULTHANDLER).
+        if self._is_silent(worker):
+            worker.process.send_signal(signal.SIGABRT)
+            worker.process.wait()
         worker.process.kill()
         killed_ns = time.monotonic_ns()
         worker.process.wait()
@@ -206,6 +212,12 @@ class Crew:
 
     def _has_started(self, worker: _Worker) -> bool:
         return self._log(worker).read_text().count(_STARTED) > worker.starts_before
+
+    def _is_silent(self, worker: _Worker) -> bool:
+        """Whether it has worked, and neither it nor its handlers have written anything for long."""
+        files = [self._log(worker), *self._runs.glob(f"runs-{worker.process.pid}-*.jsonl")]
+        last = max(file.stat().st_mtime for file in files)
+        return self._has_started(worker) and time.time() - last > SILENT_S
 
     def _log(self, worker: _Worker) -> Path:
         return self._directory / f"{worker.name}.stderr"

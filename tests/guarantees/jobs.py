@@ -136,16 +136,17 @@ class InThread(KeyedJob):
 
 @dataclass
 class InProcess(KeyedJob):
-    """Runs in a process of its own; takes a moment, so that an overlap can be seen."""
+    """Runs in a process of its own; takes a moment, so that an overlap can be seen, or longer than a drain."""
 
     job_type = "g_process"
     execution = "process"
     max_retries = 5
     backoff = QUICK
+    seconds: float = 0.02
 
     def execute(self, context: WorkerContext) -> None:
         with written_down(context):
-            threading.Event().wait(0.02)  # stands for the work
+            threading.Event().wait(self.seconds)  # stands for the work
 
 
 @dataclass

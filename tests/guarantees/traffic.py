@@ -33,6 +33,9 @@ _FAR_MS: Final = (31_000, 150_000)
 _FAR_OF: Final = 10
 #: Two long ones of one key meet now and then; with fewer keys some would wait for half a dozen others at the end.
 _LONG_KEYS: Final = 240
+#: One of so many that run in processes takes longer than its worker's drain, and outlives that worker if it can.
+_LONG_PROCESS_OF: Final = 20
+_LONG_PROCESS_S: Final = 7.0
 
 
 class Order(NamedTuple):
@@ -68,6 +71,8 @@ def orders(seed: int, *, long_s: float = 30.0, far: int = 0) -> Iterator[Order]:
                 job = InThread(key)
             case 3:
                 job = InProcess(key)
+                if not dice.randrange(_LONG_PROCESS_OF):
+                    job = InProcess(f"long-{dice.randrange(_LONG_KEYS)}", min(_LONG_PROCESS_S, long_s))
             case 4:
                 job = Long(f"long-{dice.randrange(_LONG_KEYS)}", long_s)
             case 5:

@@ -18,6 +18,9 @@ LONG_FAULTS: Final = 200
 #: Takeovers, and leaves, that must have been measured where nothing else was wrong: elsewhere no bar can be missed.
 AT_PEACE: Final = 3
 LONG_JOBS: Final = 100_000
+#: Lives that redrives gave, and children that jobs scheduled: without any, what is promised of them would hold by itself.
+LONG_REDRIVEN: Final = 100
+LONG_CHILDREN: Final = 1_000
 JOBS_A_MINUTE: Final = 5_000
 OF_EACH_KIND: Final = 20
 IN_FLIGHT: Final = 0.3
@@ -71,7 +74,7 @@ class Verdict:
     reexecuted: int = 0
     reasons: dict[str, int] = field(default_factory=dict)
     fenced_remainders: int = 0
-    #: Workers in which librdkafka stood still, and which their watchdogs ended.
+    #: Workers that stood still by themselves until their watchdogs ended them, or the storm did; their logs say where.
     stood_still: int = 0
     #: How long partitions stood still, and why: ``tests.guarantees.times``.
     takeover_s: float = 0.0
@@ -137,6 +140,9 @@ class Verdict:
                 f"{self.faults} faults were made, and not {LONG_FAULTS}": self.faults < LONG_FAULTS,
                 f"{share:.0%} of the kills met a running job, and not {IN_FLIGHT:.0%}": share < IN_FLIGHT,
                 f"{self.accepted:,} jobs were accepted, and not {LONG_JOBS:,}": self.accepted < LONG_JOBS,
+                f"{self.children:,} children were scheduled, and not {LONG_CHILDREN:,}": self.children
+                < LONG_CHILDREN,
+                f"{self.redriven} jobs were redriven, and not {LONG_REDRIVEN}": self.redriven < LONG_REDRIVEN,
                 f"{self.accepted / max(self.minutes, 0.1):,.0f} jobs a minute were accepted, and not {JOBS_A_MINUTE:,}": (
                     self.accepted < JOBS_A_MINUTE * self.minutes
                 ),

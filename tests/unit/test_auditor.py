@@ -96,7 +96,7 @@ def test_a_long_storm_that_has_shown_too_little_says_so() -> None:
     enough = {kind.value: 25 for kind in Kind}
     verdict = Verdict(
         minutes=30.0, accepted=150_000, faults=200, faults_by_kind=enough, kills=25, kills_in_flight=8, takeover_s=12.0,
-        takeovers=3, leaves=3,
+        takeovers=3, leaves=3, children=1_000, redriven=100,
     )  # fmt: skip
     assert verdict.missed == []
     verdict.faults_by_kind = enough | {"kafka_restart": 19}
@@ -104,7 +104,7 @@ def test_a_long_storm_that_has_shown_too_little_says_so() -> None:
     verdict.leaves, verdict.leaves_in_trouble = 2, 20
     verdict.accepted, verdict.kills_in_flight, verdict.takeover_s, verdict.leave_s = 99_999, 7, 12.1, 3.1
     verdict.takeover_after_trouble_s, verdict.leave_after_trouble_s = 20.1, 11.1
-    verdict.faults = 190
+    verdict.faults, verdict.children, verdict.redriven = 190, 999, 99
     assert verdict.missed == [
         "takeover took 12.1 s, and not 12",
         "after a leave it took 3.1 s, and not 3",
@@ -113,6 +113,8 @@ def test_a_long_storm_that_has_shown_too_little_says_so() -> None:
         "190 faults were made, and not 200",
         "28% of the kills met a running job, and not 30%",
         "99,999 jobs were accepted, and not 100,000",
+        "999 children were scheduled, and not 1,000",
+        "99 jobs were redriven, and not 100",
         "3,333 jobs a minute were accepted, and not 5,000",
         "broker_kill came up 0 times, and not 20",
         "kafka_restart came up 19 times, and not 20",

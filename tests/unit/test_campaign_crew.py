@@ -129,3 +129,17 @@ def test_of_several_the_one_at_work_is_killed(crew_of: MakeCrew, tmp_path: Path)
     )
     assert crew.kill(0) == "w2"
     assert crew.kill(0) == "w1", "nobody is at work any more"
+
+
+@pytest.mark.parametrize("silent", [True, False])
+def test_one_that_has_been_silent_for_long_is_killed_so_that_it_says_where_it_stands(
+    crew_of: MakeCrew, tmp_path: Path, *, silent: bool
+) -> None:
+    crew = crew_of(FAILS_TO_LEAVE.format(code=0, said=STARTED))
+    log = tmp_path / "w1.stderr"
+    eventually(lambda: STARTED in log.read_text(), 30, "it has started")
+    if silent:
+        os.utime(log, (0, 0))
+    assert crew.kill(0) == "w1"
+    assert ("Fatal Python error: Aborted" in log.read_text()) == silent
+    assert [(life.worker, life.end) for life in crew.lives] == [("w1", "killed")]
