@@ -41,6 +41,9 @@ _BATCH: Final = 500
 #: Missing topics that an error names.
 _NAMED: Final = 3
 _MOVING_PAUSE_S: Final = 0.05
+#: For a first answer, and longer for each other one: a broker that is dead gives none, one that is slow has its time as well.
+_FIRST_PATIENCE_S: Final = 1.0
+_MORE_PATIENCE: Final = 1.5
 #: A topic that was just created, or a broker that just went: somebody else will answer soon.
 _MOVING: Final = frozenset(
     {
@@ -51,6 +54,7 @@ _MOVING: Final = frozenset(
         KafkaError.UNKNOWN_TOPIC_OR_PART,
         KafkaError.OFFSET_NOT_AVAILABLE,
         KafkaError.BROKER_NOT_AVAILABLE,
+        KafkaError._TIMED_OUT,
     }
 )
 #: A record that is further on is sought, which costs a trip to the broker; what lies before a nearer one is read over.
@@ -290,10 +294,11 @@ def offsets(
     left = set(partitions)
     found: dict[Partition, int] = {}
     deadline = time.monotonic() + timeout_s
+    patience_s = _FIRST_PATIENCE_S
     while left:
         request = {TopicPartition(topic, number): spec for topic, number in left}
         for asked, answer in admin.list_offsets(
-            request, isolation_level=isolation, request_timeout=timeout_s
+            request, isolation_level=isolation, request_timeout=min(patience_s, _left_of(deadline))
         ).items():
             try:
                 offset = answer.result().offset
@@ -309,7 +314,16 @@ def offsets(
         left -= found.keys()
         if left:
             time.sleep(_MOVING_PAUSE_S)
+            # librdkafka (2.16) asks the leader that it knows of, dead or deposed, for as long as it may, and again: nothing in
+            # these answers makes it look for another one.
+            partitions_of(settings, admin, [], _left_of(deadline))
+            patience_s *= _MORE_PATIENCE
     return found
+
+
+def _left_of(deadline: float) -> float:
+    """Seconds; a moment where there is none, for one last answer."""
+    return max(deadline - time.monotonic(), _MOVING_PAUSE_S)
 
 
 def _take(message: Message, each: Callable[[Message], None], open_ends: dict[Partition, int]) -> None:

@@ -17,6 +17,7 @@ from streams.clients import admin_config
 from streams.embedded import EmbeddedCluster
 from streams.producer import JobProducer
 from streams.provision import check, provision
+from streams.scan import LATEST, informed_admin, offsets
 from streams.settings import Settings
 from streams.topic_rules import Level
 from tests.support.audit import audit
@@ -57,6 +58,22 @@ def test_topics_are_held_three_times_and_two_copies_acknowledge(settings: Settin
     asked = [ConfigResource(ResourceType.TOPIC, name) for name in (*ours, *internal)]
     for resource, answer in admin.describe_configs(asked).items():
         assert answer.result(10)["min.insync.replicas"].value == "2", resource.name
+
+
+def test_a_client_whose_broker_dies_is_told_log_ends_by_the_new_leaders(
+    cluster: EmbeddedCluster, settings: Settings
+) -> None:
+    """It asked the dead one again and again: `dlq redrive` stood still for five minutes, with Kafka there all the time."""
+    admin = informed_admin(settings, 30)
+    partitions = [(settings.topics.status, number) for number in range(settings.partitions)]
+    leaders = admin.list_topics(timeout=10).topics[settings.topics.status].partitions
+    known = offsets(settings, admin, partitions, LATEST, timeout_s=30)
+    broker = cluster[leaders[0].leader]
+    broker.kill()
+    try:
+        assert offsets(settings, admin, partitions, LATEST, timeout_s=60) == known
+    finally:
+        broker.start()
 
 
 def test_what_runs_goes_on_when_a_broker_dies_that_does_not_coordinate_the_group(

@@ -32,7 +32,7 @@ from streams.settings import Settings
 from tests.guarantees.bad_input.forge import Bad, Forge
 from tests.guarantees.bad_input.jobs import SAMPLES, Nobodys
 from tests.guarantees.bad_input.kinds import RARE, any_kind, make
-from tests.guarantees.bad_input.others import Passed, kinds_by_topic, make_other
+from tests.guarantees.bad_input.others import HEADERS, Passed, kinds_by_topic, make_other
 from tests.support.jobs import Note
 from tests.support.waiting import eventually
 from tests.support.workers import Start, WorkerUnderTest
@@ -46,6 +46,8 @@ _ON_FAST_TIERS: Final = 120
 _ON_AGED_TIERS: Final = 30
 _ON_SLOW_TIERS: Final = 10
 _GOOD_EVERY: Final = 25
+#: One of so many on the other topics has headers that are bad.
+_BAD_HEADERS_OF: Final = 10
 _OUTLASTS_MS: Final = 3_600_000
 _AGE_MS: Final = _OUTLASTS_MS // 2
 
@@ -219,7 +221,8 @@ def _write(plan: Plan, settings: Settings, forge: Forge, flood: Flood, progress:
                 draw -= share
             if other:
                 partition = 0 if other in one_partition else dice.randrange(settings.partitions)
-                pen.pass_over(make_other(forge, dice.choice(others[other])), other, partition)
+                headers = "" if dice.randrange(_BAD_HEADERS_OF) else "bad_headers"
+                pen.pass_over(make_other(forge, dice.choice(others[other]), headers), other, partition)
             elif draw < _ON_FAST_TIERS:
                 _write_one(pen, make(forge, any_kind(forge)), dice.choice(fast))
             elif draw < _ON_FAST_TIERS + _ON_AGED_TIERS:
@@ -236,6 +239,13 @@ def _write(plan: Plan, settings: Settings, forge: Forge, flood: Flood, progress:
         for kind in RARE:
             for _ in range(plan.rare_each):
                 _write_one(pen, make(forge, kind), dice.choice(job_topics))
+        # Once at least, whatever the seed: each kind of record, and each kind of headers, on each of these topics.
+        for topic, kinds in others.items():
+            for other_kind in kinds:
+                pen.pass_over(make_other(forge, other_kind), topic, 0)
+            for headers in HEADERS:
+                for _ in range(plan.rare_each):
+                    pen.pass_over(make_other(forge, dice.choice(kinds), headers), topic, 0)
         pen.close()
         # Behind all of them, on each topic: whatever stops a partition stops these.
         for priority in JobPriority:

@@ -95,6 +95,13 @@ def status_that_is_strange(forge: Forge) -> Passed:
     return Passed("", forge.new_id().encode(), _status(forge, **given), [], True)
 
 
+def status_of_wrong_types(forge: Forge) -> Passed:
+    """The fields of another record behind the fingerprint of a status."""
+    schema, record = forge.dice.choice(forge.strangers)
+    body = forge.codec.encode(schema, {**record, "id": forge.new_id()})[len(SINGLE_OBJECT) + 8 :]
+    return Passed("", b"k", SINGLE_OBJECT + STATUS.fingerprint + body, [], None)
+
+
 def status_tombstone(forge: Forge) -> Passed:
     return Passed("", forge.dice.choice((forge.new_id().encode(), b"\xff", b"")), None, [], True)
 
@@ -177,6 +184,12 @@ def schema_that_is_none(forge: Forge) -> Passed:
     return Passed("", forge.dice.choice((b"00" * 8, b"\xff", b"zz", b"")), text.encode(), [])
 
 
+def schema_truncated(forge: Forge) -> Passed:
+    wire = forge.dice.choice(forge.strangers)[0]
+    text = wire.json.encode()
+    return Passed("", wire.fingerprint.hex().encode(), text[: forge.dice.randrange(len(text))], [])
+
+
 def schema_damaged(forge: Forge) -> Passed:
     """A schema of ours, changed, under its own fingerprint or another one."""
     wire = forge.dice.choice(forge.strangers)[0]
@@ -205,6 +218,20 @@ def report_garbage(forge: Forge) -> Passed:
 
 def report_damaged(forge: Forge) -> Passed:
     return Passed("", b"w.0", forge.damaged(encode_report(forge.codec, a_report(forge))), [], None)
+
+
+def report_truncated(forge: Forge) -> Passed:
+    value = encode_report(forge.codec, a_report(forge))
+    return Passed("", b"w.0", value[: forge.dice.randrange(len(value))], [])
+
+
+def report_of_unknown_schema(forge: Forge) -> Passed:
+    value = encode_report(forge.codec, a_report(forge))
+    return Passed("", b"w.0", SINGLE_OBJECT + forge.dice.randbytes(8) + forge.body_of(value), [])
+
+
+def job_among_reports(forge: Forge) -> Passed:
+    return Passed("", b"w.0", forge.good()[1], [])
 
 
 def report_that_is_strange(forge: Forge) -> Passed:
@@ -249,7 +276,26 @@ def command_garbage(forge: Forge) -> Passed:
     return Passed("", key, forge.dice.choice((None, b"", b"{", forge.dice.randbytes(forge.some_size()))), [])
 
 
+def job_among_commands(forge: Forge) -> Passed:
+    key, value = forge.good()
+    return Passed("", key, value, [])
+
+
 Kind = Callable[[Forge], Passed]
+
+#: What is done to the headers of a record of any kind.
+HEADERS: Final[dict[str, Callable[[Forge], Headers]]] = {
+    "bad_headers": lambda forge: [
+        ("x", b"\xff\xfe"),
+        ("", None),
+        (h.TYPE, forge.dice.randbytes(9)),
+        (h.ATTEMPT, b"-1"),
+    ],
+    "huge_headers": lambda forge: [
+        ("x", b"h" * forge.dice.choice((10_000, 100_000, 600_000))),
+        ("n" * 20_000, None),
+    ],
+}
 
 
 def kinds_by_topic(topics: Topics) -> dict[str, tuple[Kind, ...]]:
@@ -260,21 +306,44 @@ def kinds_by_topic(topics: Topics) -> dict[str, tuple[Kind, ...]]:
             status_truncated,
             status_damaged,
             status_of_unknown_schema,
+            status_of_wrong_types,
             status_out_of_range,
             status_that_is_strange,
             status_tombstone,
             job_among_statuses,
         ),
         topics.dlq: (letter_of_any_kind, letter_with_strange_numbers, letter_with_damaged_headers),
-        topics.schemas: (schema_garbage, schema_that_is_none, schema_damaged, schema_tombstone),
-        topics.reports: (report_garbage, report_damaged, report_that_is_strange),
-        topics.commands: (command_garbage,),
+        topics.schemas: (
+            schema_garbage,
+            schema_that_is_none,
+            schema_truncated,
+            schema_damaged,
+            schema_tombstone,
+        ),
+        topics.reports: (
+            report_garbage,
+            report_truncated,
+            report_damaged,
+            report_of_unknown_schema,
+            job_among_reports,
+            report_that_is_strange,
+        ),
+        topics.commands: (command_garbage, job_among_commands),
     }
 
 
-def make_other(forge: Forge, kind: Kind) -> Passed:
-    """One record of this kind, with its label."""
-    return replace(kind(forge), kind=kind.__name__)
+def make_other(forge: Forge, kind: Kind, headers: str = "") -> Passed:
+    """One record of this kind, with its label.
+
+    Args:
+        forge: what it is made with.
+        kind: what it is.
+        headers: a name of ``HEADERS``: these instead of its own.
+    """
+    made = kind(forge)
+    if headers:
+        return replace(made, kind=f"{kind.__name__} with {headers}", headers=HEADERS[headers](forge))
+    return replace(made, kind=kind.__name__)
 
 
 def _status(forge: Forge, **given: Any) -> bytes:
