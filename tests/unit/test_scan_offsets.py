@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import Future
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ pytestmark = pytest.mark.job_processing
 
 SETTINGS = load_settings(kafka_bootstrap_servers="127.0.0.1:1")
 PLACES = [("a", 0), ("b", 1)]
+SILENT = KafkaException(KafkaError(KafkaError._TIMED_OUT))
 MOVED = KafkaException(KafkaError(KafkaError.NOT_LEADER_FOR_PARTITION))
 
 
@@ -33,8 +35,18 @@ class FakeAdmin:
     def __init__(self, *answers: dict[tuple[str, int], int | Exception]) -> None:
         self.answers = list(answers)
         self.asked: list[set[tuple[str, int]]] = []
+        self.patience_s: list[float] = []
+        #: How often it had been asked when it was told of the cluster anew.
+        self.informed_after: list[int] = []
 
-    def list_offsets(self, wanted: dict[TopicPartition, Any], **_: Any) -> dict[TopicPartition, Future[Any]]:
+    def list_topics(self, **_: Any) -> SimpleNamespace:
+        self.informed_after.append(len(self.asked))
+        return SimpleNamespace(topics={})
+
+    def list_offsets(
+        self, wanted: dict[TopicPartition, Any], *, request_timeout: float, **_: Any
+    ) -> dict[TopicPartition, Future[Any]]:
+        self.patience_s.append(request_timeout)
         self.asked.append({(place.topic, place.partition) for place in wanted})
         now = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
         futures: dict[TopicPartition, Future[Any]] = {}
@@ -58,15 +70,17 @@ def ask(admin: Any, *, timeout_s: float = 60.0) -> dict[tuple[str, int], int]:
     return offsets(SETTINGS, admin, PLACES, EARLIEST, timeout_s=timeout_s)
 
 
-@pytest.mark.parametrize("none_yet", [OFFSET_INVALID, MOVED])
+@pytest.mark.parametrize("none_yet", [OFFSET_INVALID, MOVED, SILENT])
 def test_who_has_not_answered_is_asked_again(none_yet: int | Exception) -> None:
     """librdkafka names no error for a broker that died under the question; taken as an end, it would hide a partition."""
     admin = FakeAdmin({PLACES[0]: 3, PLACES[1]: none_yet}, {PLACES[1]: 0})
     assert ask(admin) == {PLACES[0]: 3, PLACES[1]: 0}
     assert admin.asked == [set(PLACES), {PLACES[1]}]
+    assert admin.informed_after == [1], "of itself it would ask the same leader again"
+    assert admin.patience_s[0] < admin.patience_s[1] < 60.0, "a dead one is not waited for, a slow one is"
 
 
-@pytest.mark.parametrize("none", [OFFSET_INVALID, MOVED])
+@pytest.mark.parametrize("none", [OFFSET_INVALID, MOVED, SILENT])
 def test_who_never_answers_is_said(none: int | Exception) -> None:
     with pytest.raises(KafkaUnreachable):
         ask(FakeAdmin({PLACES[0]: 3, PLACES[1]: none}), timeout_s=-1.0)
