@@ -147,14 +147,34 @@ class WorkerManager:
             await asyncio.shield(self._ending)
 
     async def _end(self, process: WorkerProcess, limit_s: float) -> None:
+        had_failed = process.has_failed
         try:
-            if process.can_drain or not process.has_failed:
+            if process.can_drain or not had_failed:
                 await process.drain(limit_s)
         finally:
+            # Whoever gives up waiting for it, even twice, leaves no thread behind that nobody can stop.
+            stopping = asyncio.get_running_loop().create_task(self._stop(process, had_failed=had_failed))
+            await asyncio.shield(stopping)
+
+    async def _stop(self, process: WorkerProcess, *, had_failed: bool) -> None:
+        try:
             await process.stop()
+        finally:
             self.left_behind = process.left_behind
             if not process.failure.done():
                 process.failure.set_result(None)
+        self._failed = None if process.failure.cancelled() else process.failure.exception()
+        if self._failed is not None and not had_failed:
+            log.error(
+                "worker failed while it was shut down: what it had not committed runs again",
+                worker=self.config.name,
+                error=f"{type(self._failed).__name__}: {self._failed}",
+            )
+
+    @property
+    def failed(self) -> BaseException | None:
+        """Why the worker that was shut down last could not go on, in the end too; None: it left in order."""
+        return self._failed
 
     def _look_who_waits(self, failure: asyncio.Future[None]) -> None:
         """A worker that failed commits nothing: it must not keep its partitions because its program is not in ``wait``."""

@@ -15,7 +15,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from datetime import timedelta
 from typing import Any, Final
 
@@ -77,6 +77,8 @@ _FIRST_ANSWER_S: Final = 20.0
 _ANSWER_S: Final = 10.0
 #: What a handler may take to let go what it holds.
 _CLOSE_S: Final = 10.0
+#: For the last commit of a drain.
+_LAST_COMMIT_S: Final = 10.0
 #: For the last commit, what is in doubt of the one before, and the group's answer.
 _LEFT_WITHIN_S: Final = 30.0
 
@@ -363,7 +365,12 @@ class WorkerProcess:
         # What goes on, being deaf or holding the event loop, may yet kill this process: then it is to be suspected.
         clean = not (self.assignments.leaves_unclean or self._executor.runs_on(parts))
         released = self._committer.release(parts, clean=clean)
-        await in_thread(released.wait, 10.0)
+        if not await in_thread(released.wait, _LAST_COMMIT_S):
+            log.warning(
+                "drained without a last commit: what has ended since the one before runs again elsewhere",
+                worker=self.config.name,
+                seconds=_LAST_COMMIT_S,
+            )
         self._drained = True
         log.info(
             "worker drained",
@@ -404,8 +411,12 @@ class WorkerProcess:
             try:
                 closing = worker.close()
                 if inspect.isawaitable(closing):
-                    await asyncio.wait_for(closing, _CLOSE_S)
-            except Exception as error:  # noqa: BLE001 - the user's code: it may raise anything
+                    await _within(closing, _CLOSE_S)
+            except (Exception, asyncio.CancelledError) as error:
+                # The user's code may raise anything. One that awaits a task which it has cancelled raises CancelledError.
+                me = asyncio.current_task()
+                if isinstance(error, asyncio.CancelledError) and me is not None and me.cancelling():
+                    raise
                 log.warning(
                     "handler could not be closed",
                     type=worker.worker_type,
@@ -550,6 +561,23 @@ class WorkerProcess:
             left_in_order=self._drained
             and not (self.assignments.leaves_unclean or self._executor.left_behind),
         )
+
+
+async def _within(closing: Awaitable[object], limit_s: float) -> None:
+    """Wait for the end of it, for so long; one that does not end when it is cancelled is left behind.
+
+    Raises:
+        TimeoutError: it had not ended by then. What it raises itself.
+    """
+    task = asyncio.ensure_future(closing)
+    try:
+        await asyncio.wait((task,), timeout=limit_s)
+    finally:
+        if not task.done():
+            task.cancel()
+    if not task.done():
+        raise TimeoutError(f"not closed within {limit_s:g} s")
+    task.result()
 
 
 class _LateMembership:

@@ -131,6 +131,8 @@ async def run_until_signal(
             # The end is near, and bounded: whoever asks for it once more must not keep `up` from stopping its Kafka.
             signal.signal(number, signal.SIG_IGN if started else handler)
         code = INTERRUPTED if received and received[0] is signal.SIGINT else OK
+        if manager.failed is not None:
+            code = FAILED  # its thread has ended while it drained: the log says why
         if started:
             _end_soon(code, sys.exception(), _LAST_S if last_s is None else last_s)
     return code

@@ -216,6 +216,31 @@ async def test_a_worker_that_a_job_may_have_ended_does_not_say_that_it_left_in_o
     assert not part.owned
 
 
+@pytest.mark.parametrize("how", ["cancelled", "failed"])
+async def test_a_partition_goes_whatever_becomes_of_letting_its_jobs_end(how: str) -> None:
+    """Something has ended the event loop's tasks, say. Still ours in our eyes, its offsets could be sent to Kafka yet."""
+    bench = Bench()
+    (part,) = bench.assign(NORMAL)
+
+    async def ends(_parts: set[PartitionState], _timeout_s: float) -> None:
+        if how == "failed":
+            raise ZeroDivisionError
+        me = asyncio.current_task()
+        assert me is not None
+        me.cancel()
+        await asyncio.sleep(0)
+
+    bench.assignments._release = ends
+    if how == "failed":
+        with pytest.raises(ZeroDivisionError):
+            await bench.revoke(NORMAL)
+    else:
+        await bench.revoke(NORMAL)
+    assert not part.owned
+    assert bench.holdings.parts == set()
+    assert bench.steps[-1] == "unassign"
+
+
 async def test_a_lost_partition_is_nobodys_before_its_jobs_are_cancelled() -> None:
     """Others run them by now: nothing of ours may count, not even what ends at this moment."""
     bench = Bench()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 
 import pytest
@@ -23,9 +23,10 @@ from tests.support.commit_bench import (
     status,
     told,
 )
-from tests.support.messages import message
+from tests.support.messages import message, partition
 from tests.support.waiting import eventually
 from workers.committing import transactions as transactions_module
+from workers.offsets import PartitionState
 from workers.outcome import Outcome
 
 pytestmark = pytest.mark.worker_coordination
@@ -173,6 +174,28 @@ def test_newer_metadata_are_tried_for_what_nobody_else_has_committed_for() -> No
     assert (bench.part.owned, other.owned) == (True, False)
     assert bench.kafka.steps.count("rejoin") == 1
     assert [transaction.fences for transaction in bench.kafka.committed] == [{7: {0}}]
+
+
+def test_what_comes_while_newer_metadata_are_asked_for_keeps_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With older ones Kafka refuses it, and everything else of the same transaction."""
+    bench = Bench()
+    came: list[PartitionState] = []
+
+    def comes_meanwhile(
+        ours: Collection[Partition], lost: Collection[Partition]
+    ) -> dict[Partition, OffsetMap] | None:
+        if came:
+            return asked(ours, lost)
+        came.append(partition(number=1))
+        came[0].metadata = 9
+        bench.holdings.parts.add(came[0])
+        return None  # no answer yet: it is asked again
+
+    asked = bench.committer._recovery._standing.committed
+    monkeypatch.setattr(bench.committer._recovery._standing, "committed", comes_meanwhile)
+    bench.committer._recovery.go_on_with(7, [])
+    assert came[0].metadata == 9
+    assert bench.part.metadata == 7
 
 
 def test_what_is_committed_by_our_predecessor_is_no_heirs() -> None:

@@ -16,7 +16,7 @@ import pytest
 from schemas.lifecycle import JobStatus
 from tests.support.executor_bench import HOUR_MS, Bench, Call, Gate, error_of, state_of, stubborn
 from workers.context import WorkerContext
-from workers.execution.active import RELEASED
+from workers.execution.active import RELEASED, Active
 from workers.execution.sweep import ABANDON_AFTER_MS
 from workers.results import Skipped
 
@@ -342,3 +342,25 @@ async def test_a_thread_that_was_told_to_end_before_its_time_was_up_has_ten_seco
         await bench.until(lambda: bench.scheduler.strays == 1)
     finally:
         release.set()
+
+
+async def test_two_that_wait_for_ends_take_no_wake_up_from_each_other(bench: Bench) -> None:
+    """A drain that began in the turn in which a revocation's last job ended let that wait until its deadline."""
+    executor = bench.executor
+    one, other = (Active.__new__(Active) for _ in range(2))
+    executor.active.update({one: None, other: None})
+
+    async def end() -> None:
+        del executor.active[one]
+        executor._finished.set()
+
+    # In this order, in one turn of the loop.
+    first = asyncio.create_task(executor._until_done({one}, 60))
+    asyncio.create_task(end()).add_done_callback(lambda task: task.result())
+    second = asyncio.create_task(executor._until_done({other}, 60))
+    try:
+        await asyncio.wait_for(asyncio.shield(first), 10)
+    finally:
+        executor.active.clear()
+        executor._finished.set()
+        await asyncio.gather(first, second)

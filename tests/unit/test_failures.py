@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 
 import pytest
@@ -12,6 +13,7 @@ from schemas.codec import Codec
 from streams.settings import Settings
 from tests.support.deployments import Sample
 from tests.support.jobs import Note
+from workers import process as process_module
 from workers.config import WorkerConfig
 from workers.context import WorkerContext
 from workers.process import WorkerProcess
@@ -60,7 +62,7 @@ class Closing(Worker):
 
     worker_type = Note.job_type
 
-    def __init__(self, closed: list[str], error: Exception | None = None) -> None:
+    def __init__(self, closed: list[str], error: BaseException | None = None) -> None:
         self._closed, self._error = closed, error
 
     async def process_job(self, job: Note, context: WorkerContext) -> None:
@@ -82,13 +84,22 @@ class ClosingPlainly(Closing):
         self._closed.append(self.worker_type)
 
 
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (ZeroDivisionError("no"), "ZeroDivisionError: no"),
+        pytest.param(
+            asyncio.CancelledError(), "CancelledError: ", id="it awaits a task that it has cancelled"
+        ),
+    ],
+)
 async def test_a_worker_that_stops_closes_its_handlers_whatever_they_raise(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, error: BaseException, told: str
 ) -> None:
     """Each start of a manager would leave threads and connections behind."""
     closed: list[str] = []
     handlers = Handlers()
-    for worker in (Closing(closed, ZeroDivisionError("no")), ClosingPlainly(closed)):
+    for worker in (Closing(closed, error), ClosingPlainly(closed)):
         handlers.register(worker)
     settings = Settings(kafka_bootstrap_servers="127.0.0.1:1")
     for times in (1, 2):
@@ -99,8 +110,32 @@ async def test_a_worker_that_stops_closes_its_handlers_whatever_they_raise(
             await process.stop()
         assert closed == [Note.job_type, Sample.job_type] * times
         assert [(line["type"], line["error"]) for line in logs if line["log_level"] == "warning"] == [
-            (Note.job_type, "ZeroDivisionError: no")
+            (Note.job_type, told)
         ]
+
+
+class NeverClosed(Closing):
+    """Hangs, and takes no notice of its cancellation."""
+
+    async def close(self) -> None:
+        while True:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+            self._closed.append("cancelled")
+            if len(self._closed) > 1:
+                return
+
+
+async def test_a_handler_that_cannot_be_closed_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process_module, "_CLOSE_S", 0.01)
+    closed: list[str] = []
+    handlers = Handlers()
+    handlers.register(NeverClosed(closed))
+    settings = Settings(kafka_bootstrap_servers="127.0.0.1:1")
+    process = WorkerProcess(WorkerConfig(worker_id="w"), handlers, settings, Codec())
+    with capture_logs() as logs:
+        await asyncio.wait_for(process._close_handlers(), 30)
+    assert [line["error"] for line in logs] == ["TimeoutError: not closed within 0.01 s"]
 
 
 def test_a_thread_that_outlives_the_event_loop_ends_without_a_word() -> None:

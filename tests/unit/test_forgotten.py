@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from schemas.errors import KafkaUnreachable
 from streams.clients import KafkaRefused
 from streams.settings import load_settings
 from streams.transaction_log import Entry, Step, TransactionLogUnreadable
+from workers import blocking
 from workers.committing import forgotten
 from workers.committing.forgotten import ForgottenTransactions
 
@@ -240,4 +243,15 @@ def test_an_open_transaction_that_will_end_it_is_waited_for(
 def test_an_author_who_is_busy_elsewhere_does_not_end_it_by_himself(kafka: Kafka) -> None:
     kafka.log = [*COMMITTED, entry(Step.ONGOING, RETRY, age_s=0.5)]
     assert end_where(STATUS)
+    assert kafka.ended == [(True, [STATUS], SETTINGS.topics.group)]
+
+
+async def test_where_all_threads_of_the_worker_end_something_none_waits_for_another(
+    kafka: Kafka, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each waited for a thread of the same pool: nothing of the worker's ran in a thread any more, not even its drain."""
+    kafka.log = COMMITTED
+    with ThreadPoolExecutor(1) as threads:
+        monkeypatch.setattr(blocking, "_threads", threads)
+        await asyncio.wait_for(blocking.in_thread(kafka.end_now), 30)
     assert kafka.ended == [(True, [STATUS], SETTINGS.topics.group)]

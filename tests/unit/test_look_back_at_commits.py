@@ -6,6 +6,8 @@ ends the forgotten one as well: an abort undoes what has been acknowledged, and 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 from confluent_kafka import KafkaError
 
@@ -21,6 +23,16 @@ pytestmark = pytest.mark.worker_coordination
 
 RETRY = next(iter(TOPICS.retry.values()))
 TIMED_OUT = kafka_error(KafkaError._TIMED_OUT, retriable=True)
+
+
+@dataclass
+class Clock:
+    """Stands still, unless a test moves it."""
+
+    now_s: float = 0.0
+
+    def monotonic(self) -> float:
+        return self.now_s
 
 
 def retried(bench: Bench, offset: int) -> None:
@@ -133,6 +145,30 @@ def test_where_nobody_can_look_its_offsets_speak_for_it() -> None:
     bench.success(1)
     bench.tick()
     assert (standing(bench, RETRY), standing(bench, TOPICS.status)) == (1, 2)
+
+
+@pytest.mark.parametrize("waits", ["in one call", "in two calls"])
+def test_what_was_in_doubt_when_kafka_went_is_looked_at_when_it_is_back(
+    monkeypatch: pytest.MonkeyPatch, waits: str
+) -> None:
+    """However long that takes: a worker that waited for more than five minutes took its last transaction for known."""
+    bench = Bench()
+    clock = Clock()
+    monkeypatch.setattr(recovery, "time", clock)
+    retried(bench, 0)
+    undo(bench, RETRY)
+    bench.kafka.lose_connection()
+
+    def is_away(_: object) -> Exception | None:
+        clock.now_s += 2 * recovery._DOUBTFUL_FOR_S
+        return TIMED_OUT if waits == "in two calls" else None
+
+    bench.kafka.fault("init", is_away)
+    bench.success(1)
+    bench.tick()
+    bench.tick()
+    assert (standing(bench, RETRY), standing(bench, TOPICS.status)) == (1, 2)
+    assert (bench.stored.offset, bench.counted) == (2, 2)
 
 
 def test_one_from_long_ago_is_beyond_doubt(monkeypatch: pytest.MonkeyPatch) -> None:

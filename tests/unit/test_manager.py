@@ -231,3 +231,67 @@ async def test_a_failed_worker_may_be_started_again_at_once(monkeypatch: pytest.
     assert stopped.is_set()
     assert manager.process is not first
     await manager.shutdown()
+
+
+async def test_a_worker_that_fails_while_it_drains_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its last commit was not made: without a word its handlers ran again elsewhere, and it exited with 0."""
+    manager, stopped = started_manager(monkeypatch)
+    begun, goes_on = held_drain(monkeypatch)
+    await manager.start()
+    process = manager.process
+    with capture_logs() as logs:
+        ending = asyncio.create_task(manager.shutdown())
+        await begun.wait()
+        process._committer._on_failure(ZeroDivisionError("of the commit thread"))
+        goes_on.set()
+        await ending
+    assert stopped.is_set()
+    assert [(line["log_level"], line["error"]) for line in logs] == [
+        ("error", "ZeroDivisionError: of the commit thread")
+    ]
+    assert isinstance(manager.failed, ZeroDivisionError)
+    with pytest.raises(ZeroDivisionError):
+        await manager.wait()
+
+
+async def test_whoever_gives_up_waiting_for_a_shutdown_leaves_no_thread_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Cancelled twice, it left a commit thread and a report thread that nobody could stop."""
+    manager, _ = started_manager(monkeypatch)
+    stopping, goes_on, stopped = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def stop(_: WorkerProcess) -> None:
+        stopping.set()
+        await goes_on.wait()
+        stopped.set()
+
+    monkeypatch.setattr(WorkerProcess, "stop", stop)
+    held_drain(monkeypatch)
+    await manager.start()
+    ending = asyncio.create_task(manager.shutdown())
+    await asyncio.sleep(0)
+    ending.cancel()
+    await stopping.wait()
+    ending.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await ending
+    goes_on.set()
+    await asyncio.wait_for(stopped.wait(), 10)
+
+
+async def test_whoever_waits_is_told_of_the_end_even_if_stopping_fails(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    manager, _ = started_manager(monkeypatch)
+
+    async def stop(_: WorkerProcess) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(WorkerProcess, "stop", stop)
+    await manager.start()
+    waiting = asyncio.create_task(manager.wait())
+    await asyncio.sleep(0)
+    with pytest.raises(ZeroDivisionError):
+        await manager.shutdown()
+    await asyncio.wait_for(waiting, 10)

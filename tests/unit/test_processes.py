@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import socket
 from collections.abc import Callable
 from datetime import date, timedelta
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from schemas.errors import InvalidJob, PayloadTooLarge, UnknownJobType
 from schemas.job import Job, _declared
@@ -19,7 +21,7 @@ from schemas.jobtype import job_type
 from schemas.topics import JobPriority
 from tests.support import process_jobs as jobs
 from tests.support.process_pool import JOB_ID, Told, open_fifo, pool_of
-from workers.execution import frames, process_wire
+from workers.execution import frames, process_wire, processes
 from workers.execution.process_child import ChannelContext
 from workers.outcome import OutRecord
 from workers.results import Failed, JobResult, Skipped, Snooze, Success
@@ -365,6 +367,37 @@ async def test_a_job_that_gave_up_waiting_takes_nobodys_place(fifo: Path) -> Non
         await asyncio.to_thread(open_fifo, fifo, "w")
         assert isinstance(await task, Success)
         assert await running.run(jobs.Answers()) == Success()
+
+
+async def test_a_process_that_cannot_be_ended_keeps_nobody_waiting(
+    fifo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waits for a file server that is gone, or has become another user's: its job never ended, nor did its worker."""
+    monkeypatch.setattr(processes, "_GRACE_S", 0.05)
+    monkeypatch.setattr(processes, "_KILLED_WITHIN_S", 0.1)
+    monkeypatch.setattr(os, "killpg", deaf := Deaf())
+    async with pool_of(jobs.Meets, jobs.Answers) as running:
+        task, context = running.begin(jobs.Meets(str(fifo)))
+        await context.spoken.wait()
+        task.cancel()
+        with capture_logs() as logs, pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(task, 30)
+        assert [line["event"] for line in logs] == ["handler process cannot be ended: it is left behind"]
+        assert await running.run(jobs.Answers("none")) == Success(), "another one has its place"
+        assert deaf.pids
+        monkeypatch.undo()
+        os.killpg(deaf.pids[0], signal.SIGKILL)
+
+
+class Deaf:
+    """``os.killpg`` for a process that takes no signal."""
+
+    def __init__(self) -> None:
+        self.pids: list[int] = []
+
+    def __call__(self, pid: int, _number: int) -> None:
+        self.pids.append(pid)
+        raise PermissionError
 
 
 # --- the child's context alone ---------------------------------------------------------------------

@@ -18,6 +18,7 @@ from workers import WorkerConfig, running
 
 class Manager:
     left_behind = 2
+    failed = ZeroDivisionError() if "fails later" in sys.argv else None
     config = WorkerConfig(worker_id="w", drain_timeout=timedelta(seconds=1))
     async def start(self):
         assert gc.get_freeze_count() > 1_000  # else the collector goes through all modules while jobs wait
@@ -45,10 +46,24 @@ sys.exit(asyncio.run(running.run_until_signal(Manager())))
 """
 
 
-@pytest.mark.parametrize(("how", "code"), [("SIGTERM", 0), ("SIGHUP", 0), ("SIGINT", 130), ("fails", 3)])
+@pytest.mark.parametrize(
+    ("how", "code"),
+    [
+        ("SIGTERM", 0),
+        ("SIGHUP", 0),
+        ("SIGINT", 130),
+        ("fails", 3),
+        pytest.param("SIGTERM, fails later", 1, id="fails while it drains"),
+        pytest.param("SIGINT, fails later", 1, id="fails while it drains after Ctrl-C"),
+    ],
+)
 def test_handlers_that_nobody_can_end_do_not_keep_the_process(how: str, code: int) -> None:
     ended = subprocess.run(
-        [sys.executable, "-c", PROGRAM, how], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", PROGRAM, *how.split(", ")],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     assert ended.returncode == code
     assert ("nowhere" in ended.stdout + ended.stderr) == (how == "fails")

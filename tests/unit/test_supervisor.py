@@ -210,6 +210,7 @@ from workers.parent_death import end_with_parent
 
 class Manager:
     left_behind = 0
+    failed = None
     config = WorkerConfig(worker_id="w", drain_timeout=timedelta(seconds=20))
     async def start(self): Path(sys.argv[1], "started").touch()
     async def wait(self): await asyncio.Event().wait()

@@ -37,7 +37,6 @@ from streams.transaction_log import (
     read_entries,
 )
 from streams.transactional_ids import is_ours, of_redrive
-from workers.blocking import in_thread
 
 log = structlog.get_logger("rustfs_workers.forgotten")
 
@@ -130,7 +129,8 @@ class ForgottenTransactions:
             return False
 
     async def _end(self, transactional_id: str, hanging: set[Partition] | None) -> bool:
-        entries = await in_thread(self._read, transactional_id)
+        # In threads of this loop's own: the worker's may all be waiting for this very call.
+        entries = await asyncio.to_thread(self._read, transactional_id)
         if entries is not None:
             if not entries:
                 return True
@@ -139,7 +139,7 @@ class ForgottenTransactions:
                 return False
         async with taken_over(self._settings, transactional_id, timeout_s=_ANSWER_S) as ours:
             # Read again: whatever comes later than our taking it over makes the requests below fail.
-            decided = await in_thread(self._decided, transactional_id)
+            decided = await asyncio.to_thread(self._decided, transactional_id)
             for commit in (True, False):
                 partitions = sorted(place for place, was_commit in decided.items() if was_commit is commit)
                 touches_offsets = any(topic == _OFFSETS_TOPIC for topic, _ in partitions)

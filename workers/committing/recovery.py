@@ -15,6 +15,7 @@ For the commit thread alone, which it keeps waiting for as long as Kafka is away
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -49,7 +50,7 @@ class _Committed:
     before: Mapping[Partition, tuple[int, Iterable[int]]]
     #: Since when it was tried, in milliseconds since 1970.
     began_ms: int
-    #: When it was acknowledged, by the steady clock.
+    #: When it was acknowledged, by the steady clock; infinity: it is in doubt until it has been looked at.
     at_s: float
 
 
@@ -117,10 +118,13 @@ class Recovery:
             CommitVanished: Kafka shows less than it has acknowledged.
             KafkaException, PipelineError: as ``Transactions.renew`` and ``Standing.committed``.
         """
+        last = self._in_doubt()
+        if last is not None:
+            # Until it has been looked at, however long Kafka is away: what is doubtful now is not known later.
+            self._last = last = replace(last, at_s=math.inf)
         self._transactions.renew()
         with self._holdings.lock:
             self._holdings.settle()
-        last = self._in_doubt()
         counted = [] if last is None else _without_counts(last.outcomes)
         outcomes = [*counted, *outcomes]
         owned, read = self._what_stands(outcomes)
@@ -148,11 +152,15 @@ class Recovery:
         A coordinator can have forgotten a partition, given it to somebody else, and given it to us again before we have heard of
         that.
         """
+        with self._holdings.lock:
+            refused = {part: part.metadata for part in self._holdings.owned}
         owned, read = self._what_stands(outcomes)
         with self._holdings.lock:
             taken = _give_up_what_others_have(owned, read)
             for part in owned:
-                part.metadata = metadata
+                # What came while Kafka was asked has newer ones already.
+                if part in refused and part.metadata is refused[part]:
+                    part.metadata = metadata
         self._join_again_without(taken)
 
     def _in_doubt(self) -> _Committed | None:

@@ -14,6 +14,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Mapping
+from concurrent.futures import CancelledError as FutureCancelled
 from concurrent.futures import TimeoutError as FutureTimeout
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -335,23 +336,29 @@ class Assignments:
         started = time.monotonic()
         places = [(tp.topic, tp.partition) for tp in revoked]
         leaving = self._mark_releasing(places)
-        if leaving:
-            # And a second for what was cancelled to end.
-            self._in_loop(self._release(leaving, self._revoke_timeout_s), self._revoke_timeout_s + 1.5)
-            remaining = self._revoke_timeout_s + _LAST_COMMIT_S - (time.monotonic() - started)
-            # What goes on, being deaf or holding the event loop, may yet kill this process: then it is to be suspected.
-            runs = self._runs_on(leaving)
-            if runs:
-                log.warning("partitions released though handlers go on there", partitions=_numbers(places))
-            last = None if self.leaves_unclean else self._committer.release(leaving, clean=not runs)
-            if last is None or not self._has_come(last, places, max(remaining, 0.5)):
-                log.warning("partitions released without a last commit", partitions=_numbers(places))
-        self._await(self._holdings.let_go(places), places)
-        self._forget(places)
-        consumer.incremental_unassign(revoked)
+        try:
+            if leaving:
+                self._let_end(leaving, places, started)
+        finally:
+            # Whatever went wrong: they go, and no commit of ours may have them any more.
+            self._await(self._holdings.let_go(places), places)
+            self._forget(places)
+            consumer.incremental_unassign(revoked)
         log.info(
             "partitions released", partitions=_numbers(places), seconds=round(time.monotonic() - started, 3)
         )
+
+    def _let_end(self, leaving: set[PartitionState], places: list[Partition], started: float) -> None:
+        # And a second for what was cancelled to end.
+        self._in_loop(self._release(leaving, self._revoke_timeout_s), self._revoke_timeout_s + 1.5)
+        remaining = self._revoke_timeout_s + _LAST_COMMIT_S - (time.monotonic() - started)
+        # What goes on, being deaf or holding the event loop, may yet kill this process: then it is to be suspected.
+        runs = self._runs_on(leaving)
+        if runs:
+            log.warning("partitions released though handlers go on there", partitions=_numbers(places))
+        last = None if self.leaves_unclean else self._committer.release(leaving, clean=not runs)
+        if last is None or not self._has_come(last, places, max(remaining, 0.5)):
+            log.warning("partitions released without a last commit", partitions=_numbers(places))
 
     def _has_come(self, last: threading.Event, places: list[Partition], timeout_s: float) -> bool:
         """Whether the last commit has been made. While the one before has no answer, or what it has left is written, it may be late."""
@@ -418,8 +425,8 @@ class Assignments:
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             future.result(timeout_s)
-        except (FutureTimeout, asyncio.CancelledError):
-            log.warning("event loop did not answer in time", seconds=timeout_s)
+        except (FutureTimeout, FutureCancelled):
+            log.warning("event loop did not answer, or was ended", seconds=timeout_s)
 
 
 def _numbers(places: Iterable[Partition]) -> list[int]:

@@ -175,7 +175,9 @@ class Executor:
     async def _until_done(self, some: set[Active], timeout_s: float) -> None:
         deadline = time.monotonic() + timeout_s
         while not some.isdisjoint(self.active):
-            self._finished.clear()
+            # Others may wait as well: one that cleared the event of all would take a wake-up from them.
+            if self._finished.is_set():
+                self._finished = asyncio.Event()
             remaining = deadline - time.monotonic()
             if remaining <= 0:
                 return

@@ -37,6 +37,8 @@ log = structlog.get_logger("rustfs_workers.processes")
 _START_TIMEOUT_S: Final = 60.0
 #: Between SIGTERM, which lets a handler clean up, and SIGKILL.
 _GRACE_S: Final = 0.5
+#: One that waits for a disk or a file server that does not answer cannot be ended, nor one of another user. It keeps nobody waiting.
+_KILLED_WITHIN_S: Final = 5.0
 #: After a child that did not start, before the next one is tried.
 _PAUSE_S: Final = 5.0
 _SNOOZE: Final = timedelta(seconds=10)
@@ -312,11 +314,15 @@ class _Child:
             self._writer.write_eof()
         if self._exit.done():
             return self._exit.result()  # long ago, perhaps: its number may be somebody else's by now
-        for number, grace_s in ((signal.SIGTERM, _GRACE_S), (signal.SIGKILL, None)):
+        for number, grace_s in ((signal.SIGTERM, _GRACE_S), (signal.SIGKILL, _KILLED_WITHIN_S)):
             self._signal(number)
             await asyncio.wait((self._exit,), timeout=grace_s)
             if self._exit.done():
                 break
+        else:
+            log.error("handler process cannot be ended: it is left behind", pid=self.pid)
+            self._writer.transport.abort()
+            return -signal.SIGKILL
         self._writer.close()
         with contextlib.suppress(OSError):
             await self._writer.wait_closed()

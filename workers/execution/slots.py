@@ -78,8 +78,8 @@ class Slots:
 
     @property
     def left_behind(self) -> int:
-        """After ``stop``: those whose handler goes on all the same."""
-        return sum(not slot.done() for slot in self.tasks)
+        """After ``stop``: those whose handler goes on all the same. Any thread: a copy, for the event loop changes the set."""
+        return sum(not slot.done() for slot in list(self.tasks))
 
     async def stop(self, timeout_s: float) -> None:
         """End them. A handler that swallows its cancellation can be ended by nobody."""
