@@ -33,6 +33,7 @@ from tests.guarantees.bad_input.forge import Bad, Forge
 from tests.guarantees.bad_input.jobs import SAMPLES, Nobodys
 from tests.guarantees.bad_input.kinds import RARE, any_kind, make
 from tests.guarantees.bad_input.others import HEADERS, Passed, kinds_by_topic, make_other
+from tests.guarantees.bad_input.waiters import waiting
 from tests.support.jobs import Note
 from tests.support.waiting import eventually
 from tests.support.workers import Start, WorkerUnderTest
@@ -101,6 +102,8 @@ class Flood:
     written: list[Written] = field(default_factory=list)
     passed: list[tuple[Passed, RecordPlace]] = field(default_factory=list)
     good: list[str] = field(default_factory=list)
+    #: What somebody who waited for good jobs was told of each.
+    heard: dict[str, str] = field(default_factory=dict)
     kinds: Counter[str] = field(default_factory=Counter)
     produced_s: float = 0.0
     settled_s: float = 0.0
@@ -185,12 +188,13 @@ def run(plan: Plan, settings: Settings, start: Start, progress: Progress) -> tup
     _configure(settings, plan.aged_tiers(settings.topics), "message.timestamp.type", "CreateTime")
     worker = start(WORKER, "--import", IMPORT)
     flood = Flood()
-    began = time.monotonic()
-    _write(plan, settings, forge, flood, progress)
-    flood.produced_s = time.monotonic() - began
-    progress(f"{flood.records:,} bad records and {len(flood.good):,} good jobs written")
-    _wait_until_settled(plan, settings, worker, progress)
-    flood.settled_s = time.monotonic() - began
+    with waiting(settings, plan.timeout_s) as flood.heard:
+        began = time.monotonic()
+        _write(plan, settings, forge, flood, progress)
+        flood.produced_s = time.monotonic() - began
+        progress(f"{flood.records:,} bad records and {len(flood.good):,} good jobs written")
+        _wait_until_settled(plan, settings, worker, progress)
+        flood.settled_s = time.monotonic() - began
     _configure(settings, plan.aged_tiers(settings.topics), "message.timestamp.type", "LogAppendTime")
     return flood, worker
 

@@ -98,7 +98,12 @@ def judge(plan: Plan, settings: Settings, flood: Flood) -> Verdict:
             _held(written, evidence, verdict)
         else:
             _ended(written, evidence, verdict, on_a_tier=written.topic in tiers)
-    for job_id in flood.good:
+    if not flood.heard:
+        verdict.breaks("nobody could wait for a job", "see the log")
+    for job_id, said in flood.heard.items():
+        if said != "succeeded":
+            verdict.breaks("who waited for a job was not told of its end", f"{job_id}: {said}")
+    for job_id in (*flood.good, *flood.heard):
         states = [change.state.value for change in evidence.finals.get(job_id, ())]
         if states != ["succeeded"]:
             verdict.breaks("a good job has not succeeded", f"{job_id}: {states}")
