@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import pytest
 from confluent_kafka import KafkaError, KafkaException
+from structlog.testing import capture_logs
 
 from schemas.errors import CommitVanished, KafkaUnreachable
 from schemas.lifecycle import JobStatus
@@ -26,8 +27,9 @@ from tests.support.commit_bench import (
 from tests.support.messages import message, partition
 from tests.support.waiting import eventually
 from workers.committing import transactions as transactions_module
+from workers.committing.transactions import NobodyWaits
 from workers.offsets import PartitionState
-from workers.outcome import Outcome
+from workers.outcome import COMMIT_REQUEST, Outcome
 
 pytestmark = pytest.mark.worker_coordination
 
@@ -249,8 +251,30 @@ def test_at_the_end_what_stands_is_asked_for_once() -> None:
     bench.kafka.unreadable = [KafkaUnreachable("the group's coordinator", 8.0)] * 9
     bench.committer._stop = True
     bench.success(0)
-    with pytest.raises(KafkaUnreachable):
+    with pytest.raises(NobodyWaits):
         bench.tick()
+
+
+@pytest.mark.parametrize("away", ["for a producer", "for what is committed"])
+def test_a_worker_that_leaves_while_kafka_is_away_has_not_failed_and_says_what_runs_again(away: str) -> None:
+    """Its command would exit with an error each time that both are stopped together."""
+    bench = Bench()
+    bench.committer._stop = True
+    bench.kafka.fault("commit", TIMED_OUT)
+    bench.kafka.unreadable = [KafkaUnreachable("the group's coordinator", 8.0)] * 9
+    if away == "for a producer":
+        bench.kafka.fault("init", lambda _: None)  # that with which the thread begins
+        bench.kafka.fault("init", TIMED_OUT)
+    bench.success(0)
+    bench.committer.emit(COMMIT_REQUEST)
+    failures: list[BaseException] = []
+    bench.committer._on_failure = failures.append
+    with capture_logs() as logs:
+        bench.committer._run()
+    assert failures == []
+    assert [line["log_level"] for line in logs if line["event"].startswith("no Kafka at the end")] == [
+        "warning"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -453,7 +477,7 @@ def test_a_producer_is_waited_for_unless_the_worker_is_ending() -> None:
     bench.committer._transactions.renew()
     bench.committer._stop = True
     bench.kafka.fault("init", TIMED_OUT)
-    with pytest.raises(KafkaException):
+    with pytest.raises(NobodyWaits):
         bench.committer._transactions.renew()
 
 

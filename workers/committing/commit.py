@@ -46,6 +46,7 @@ from workers.committing.transactions import (
     Ambiguous,
     GivenAway,
     LostBetween,
+    NobodyWaits,
     NotCommitted,
     Refused,
     Stale,
@@ -224,6 +225,11 @@ class Committer:
                     return
                 if self._queue or self._stop:
                     self._wake.set()
+        except NobodyWaits as error:
+            log.warning(
+                "no Kafka at the end: what has ended since the last commit runs again elsewhere",
+                error=str(error),
+            )
         except BaseException as error:  # noqa: BLE001 - handed to whoever supervises the worker
             self._on_failure(error)
         finally:

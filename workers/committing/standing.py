@@ -20,6 +20,7 @@ from schemas.topics import Partition
 from streams.visible import Written, is_forbidden
 from workers.committing.counters import Counters
 from workers.committing.torn import WrittenOutcome
+from workers.committing.transactions import NobodyWaits
 
 log = structlog.get_logger("rustfs_workers.commit")
 
@@ -82,7 +83,7 @@ class Standing:
         then.
 
         Raises:
-            KafkaUnreachable: Kafka is away, and the worker stops.
+            NobodyWaits: Kafka is away, and the worker stops.
             PipelineError: Kafka refuses to say.
             KafkaException: there is no new producer.
         """
@@ -90,7 +91,7 @@ class Standing:
             read = self._read_back(ours)
         except KafkaUnreachable as error:
             if self._given_up():
-                raise
+                raise NobodyWaits(str(error)) from error
             log.warning("what is committed cannot be read yet", error=str(error))
         else:
             return self._lost(set(lost) - read.keys()) | read

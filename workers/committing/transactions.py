@@ -86,6 +86,10 @@ class NotCommitted(Exception):
     """The transaction did not end with a clear success."""
 
 
+class NobodyWaits(Exception):
+    """Kafka gives no answer, and the worker stops: nobody waits for it any more. That is no failure of the worker."""
+
+
 class Ambiguous(NotCommitted):
     """Whether the transaction was committed is unknown. ``fenced``: another producer has our transactional id."""
 
@@ -164,7 +168,8 @@ class Transactions:
         """A producer with a new epoch: whatever the old one left open ends, and its stragglers are refused. Blocks.
 
         Raises:
-            KafkaException: the transactional id is not ours to use, or nobody waits any more.
+            KafkaException: the transactional id is not ours to use.
+            NobodyWaits: Kafka is away, and the worker stops.
         """
         self._end_producer()
         waited = 0.05
@@ -185,7 +190,7 @@ class Transactions:
                     raise
                 log.warning("no transactional producer yet", error=str(kafka_error))
                 if self._given_up():
-                    raise
+                    raise NobodyWaits(str(kafka_error)) from error
                 forget_frames(error)
             else:
                 if watch.times <= _TOLD_ONCE or self._given_up():
