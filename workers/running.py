@@ -132,7 +132,7 @@ async def run_until_signal(
             signal.signal(number, signal.SIG_IGN if started else handler)
         code = INTERRUPTED if received and received[0] is signal.SIGINT else OK
         if manager.failed is not None:
-            code = FAILED  # its thread has ended while it drained: the log says why
+            code = exit_code(manager.failed)  # while it drained, perhaps: the log says why
         if started:
             _end_soon(code, sys.exception(), _LAST_S if last_s is None else last_s)
     return code
