@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from types import MappingProxyType
 from typing import Any, Final
 from unittest.mock import patch
 
@@ -40,7 +39,23 @@ from workers.scheduling.scheduler import Scheduler
 
 Plant = Callable[[], Any]
 
+#: What each of them does to jobs, in the judge's words: one that merely ends its worker would be found without any judge.
+BREAKS: Final[dict[str, frozenset[str]]] = {}
+PLANTED: Final[dict[str, Plant]] = {}
 
+
+def _breaks(*findings: str) -> Callable[[Plant], Plant]:
+    """A bug, and the findings of which one has to give it away."""
+
+    def plant(made: Plant) -> Plant:
+        name = made.__name__.removeprefix("_")
+        PLANTED[name], BREAKS[name] = made, frozenset(findings)
+        return made
+
+    return plant
+
+
+@_breaks("lost")
 @contextlib.contextmanager
 def _offsets_before_records() -> Iterator[None]:
     """Offsets are committed in a transaction of their own, then the records."""
@@ -57,6 +72,7 @@ def _offsets_before_records() -> Iterator[None]:
         yield
 
 
+@_breaks("forked")
 def _no_fence() -> Any:
     """The newest metadata are sent, not those of the assignment: what has been given away meanwhile is committed."""
 
@@ -68,6 +84,7 @@ def _no_fence() -> Any:
     return patch.object(OffsetsAtOnce, "send", send)
 
 
+@_breaks("forked")
 def _last_assignment_proves_all() -> Any:
     """With new partitions the old ones are taken for ours as well, though a coordinator may have forgotten them meanwhile."""
     plan = Committer._plan
@@ -80,6 +97,7 @@ def _last_assignment_proves_all() -> Any:
     return patch.object(Committer, "_plan", trusts)
 
 
+@_breaks("taken", "forked")
 def _refused_is_tried_with_newer() -> Any:
     """Refused metadata are renewed at once, before a partition that was taken from us has been given up."""
 
@@ -93,6 +111,7 @@ def _refused_is_tried_with_newer() -> Any:
     return patch.object(Assignments, "look_at_group", renews)
 
 
+@_breaks("forked")
 @contextlib.contextmanager
 def _comes_back_too_soon() -> Iterator[None]:
     """Who loses a partition and gets it back reads what is committed while its own last transaction is on its way, and commits that.
@@ -112,6 +131,7 @@ def _comes_back_too_soon() -> Iterator[None]:
         yield
 
 
+@_breaks("lost")
 def _no_retry() -> Any:
     """A run that failed leaves no retry record."""
     settle = Router.settle
@@ -125,6 +145,7 @@ def _no_retry() -> Any:
     return patch.object(Router, "settle", drops)
 
 
+@_breaks("lost")
 def _no_letter() -> Any:
     """A job that has failed for good leaves no dead letter."""
     settle = Router.settle
@@ -136,6 +157,7 @@ def _no_letter() -> Any:
     return patch.object(Router, "settle", drops)
 
 
+@_breaks("illegal")
 def _hops_count() -> Any:
     """Each time that a job is published again counts as an attempt."""
     follow = Delivery.next
@@ -147,6 +169,7 @@ def _hops_count() -> Any:
     return patch.object(Delivery, "next", counts)
 
 
+@_breaks("rerun")
 def _cancelled_is_done() -> Any:
     """A run that was cancelled is taken for one that succeeded."""
     cancel = SimExecutor.cancel
@@ -162,6 +185,7 @@ def _cancelled_is_done() -> Any:
     return patch.object(SimExecutor, "cancel", done)
 
 
+@_breaks("order")
 @contextlib.contextmanager
 def _interrupted_go_last() -> Iterator[None]:
     """What was running at a death begins again behind the others of its key."""
@@ -195,11 +219,13 @@ def _interrupted_go_last() -> Iterator[None]:
         yield
 
 
+@_breaks("early")
 def _clock_ahead() -> Any:
     """Broker time is guessed, and the guess is a little ahead."""
     return patch.object(SimWorker, "now_ms", lambda self: self.world.now_ms + 400)
 
 
+@_breaks("early")
 def _believes_its_producers() -> Any:
     """A delay ends by the clock of whoever asked for it."""
 
@@ -209,12 +235,14 @@ def _believes_its_producers() -> Any:
     return patch.object(Delivery, "counted_from", at_its_word)
 
 
+@_breaks("early")
 def _holds_nothing() -> Any:
     """What waits for less than a second starts at once."""
     hold_until = Delays.hold_until
     return patch.object(Delays, "hold_until", lambda self, message, _due_ms: hold_until(self, message, 0))
 
 
+@_breaks("condemned")
 def _suspects_everybody() -> Any:
     """Whatever was running at a death is taken for the one that kills."""
 
@@ -225,11 +253,13 @@ def _suspects_everybody() -> Any:
     return patch("workers.offsets._left_behind", left_behind)
 
 
+@_breaks("stuck")
 def _suspects_among_others() -> Any:
     """Suspects run beside others, so that nobody knows which of them kills."""
     return patch.object(Scheduler, "_must_run_alone", lambda _self, _message: False)
 
 
+@_breaks("forked")
 def _says_it_twice() -> Any:
     """Each outcome is written twice."""
     emit = Committer.emit
@@ -242,6 +272,7 @@ def _says_it_twice() -> Any:
     return patch.object(Committer, "emit", twice)
 
 
+@_breaks("forked")
 def _keeps_what_is_lost() -> Any:
     """A partition that is taken from us stays ours, in our eyes."""
     forget = Assignments._forget
@@ -256,6 +287,7 @@ def _keeps_what_is_lost() -> Any:
     return patch.object(Assignments, "_forget", forgets_nothing)
 
 
+@_breaks("lost")
 def _wrong_watermark() -> Any:
     """The committed offset is one past the highest finished record, not the lowest unfinished one."""
     plan = PartitionState.plan
@@ -269,6 +301,7 @@ def _wrong_watermark() -> Any:
     return patch.object(PartitionState, "plan", leaps)
 
 
+@_breaks("forked")
 def _blind_replay() -> Any:
     """After an ambiguous commit everything is written again, without a look at what stands."""
 
@@ -279,21 +312,25 @@ def _blind_replay() -> Any:
     return patch.object(Recovery, "recover", recover)
 
 
+@_breaks("lost")
 def _trusts_offsets() -> Any:
     """After an ambiguous commit the offsets speak for the records: a part that Kafka has kept is not looked for."""
     return patch.object(Standing, "visible", lambda _self, _written, _since_ms: None)
 
 
+@_breaks("lost")
 def _acknowledged_is_forever() -> Any:
     """What Kafka has acknowledged is never looked at again, though its coordinator may have died before it had told everybody."""
     return patch.object(Recovery, "remember", lambda *_: None)
 
 
+@_breaks("forked")
 def _trusts_success() -> Any:
     """A commit that was reported as done counts, whatever happened to the connection meanwhile."""
     return patch.object(ConnectionWatch, "hear", lambda _self, _line: None)
 
 
+@_breaks("taken", "forked", "rerun", "illegal")
 def _lets_go_of_what_is_on_the_way() -> Any:
     """Whoever gives partitions up does not wait for the end of a transaction with offsets of them."""
 
@@ -305,11 +342,13 @@ def _lets_go_of_what_is_on_the_way() -> Any:
     return patch.object(SimHoldings, "let_go", at_once)
 
 
+@_breaks("forked")
 def _lets_go_of_what_is_in_doubt() -> Any:
     """Whoever gives partitions up does not wait until it is known what Kafka has kept of a commit, and what it has not is written."""
     return patch.object(Holdings, "doubt", lambda _self, _parts: None)
 
 
+@_breaks("taken", "forked", "rerun")
 def _sends_what_is_others() -> Any:
     """Nobody looks, right before offsets are sent, whether all of them are of partitions that are still ours."""
 
@@ -321,11 +360,13 @@ def _sends_what_is_others() -> Any:
     return patch.object(Holdings, "may_send", always)
 
 
+@_breaks("overlap")
 def _no_key_lock() -> Any:
     """Jobs of one key start whenever it is their turn."""
     return patch.object(KeyLocks, "acquire", lambda _self, _message: True)
 
 
+@_breaks("kills on")
 def _starts_beyond_the_map() -> Any:
     """Jobs start before a committed map says so: their death leaves no trace."""
 
@@ -336,11 +377,13 @@ def _starts_beyond_the_map() -> Any:
     return patch.object(PartitionState, "start", start)
 
 
+@_breaks("kills on")
 def _forgets_suspects() -> Any:
     """A new owner does not look at what the dead one may have been running."""
     return patch("workers.offsets._left_behind", lambda _prior, *, unclean: {})
 
 
+@_breaks("rerun")
 def _runs_what_is_finished() -> Any:
     """The map of what is finished is not looked at when records arrive."""
     delivered = PartitionState.note_delivered
@@ -353,6 +396,7 @@ def _runs_what_is_finished() -> Any:
     return patch.object(PartitionState, "note_delivered", all_news)
 
 
+@_breaks("stuck")
 def _no_gaps() -> Any:
     """Markers of transactions are waited for like records."""
     delivered = PartitionState.note_delivered
@@ -366,6 +410,7 @@ def _no_gaps() -> Any:
     return patch.object(PartitionState, "note_delivered", without)
 
 
+@_breaks("kills on", "condemned")
 def _starts_whom_the_map_holds() -> Any:
     """Who waited behind its key starts while the committed map says that it waits."""
     start = PartitionState.start
@@ -377,6 +422,7 @@ def _starts_whom_the_map_holds() -> Any:
     return patch.object(PartitionState, "start", careless)
 
 
+@_breaks("lost")
 def _same_delivery_again() -> Any:
     """A job that is published again keeps its delivery number: its successor is taken for a copy."""
 
@@ -386,21 +432,25 @@ def _same_delivery_again() -> Any:
     return patch.object(Delivery, "next", follow)
 
 
+@_breaks("unexplained")
 def _no_copies() -> Any:
     """A record that stands twice is run twice."""
     return patch.object(DuplicateWindow, "is_copy", lambda _self, _message, **_: False)
 
 
+@_breaks("rerun", "unexplained")
 def _wakes_up_unaware() -> Any:
     """A process that was frozen goes on as if nothing had been."""
     return patch.object(Lease, "holds", property(lambda _self: True))
 
 
+@_breaks("condemned")
 def _every_lone_death_is_a_proof() -> Any:
     """Whoever ran alone is taken for the one that kills, though Kafka was away when its worker ended."""
     return patch.object(Verdicts, "_is_proven", lambda *_: True)
 
 
+@_breaks("condemned")
 @contextlib.contextmanager
 def _apart_after_one_death() -> Iterator[None]:
     """Who was unfinished at one death runs apart already, and is a dead letter at the second."""
@@ -408,6 +458,7 @@ def _apart_after_one_death() -> Iterator[None]:
         yield
 
 
+@_breaks("condemned")
 def _cut_off_without_a_word() -> Any:
     """A worker that has cancelled everything does not say so in its reports."""
     state = WorkerProcess._state
@@ -419,6 +470,7 @@ def _cut_off_without_a_word() -> Any:
     return patch.object(WorkerProcess, "_state", silent)
 
 
+@_breaks("stuck")
 def _maps_only_beside_ends() -> Any:
     """A map is committed only where a job has ended: what waits for a later start limit waits for ever."""
     plan = Committer._plan
@@ -432,6 +484,7 @@ def _maps_only_beside_ends() -> Any:
     return patch.object(Committer, "_plan", careless)
 
 
+@_breaks("unexplained")
 def _release_without_a_word() -> Any:
     """What ended just before a revocation is not committed any more."""
 
@@ -441,12 +494,3 @@ def _release_without_a_word() -> Any:
         return done
 
     return patch.object(Committer, "release", hasty)
-
-
-PLANTED: Final[Mapping[str, Plant]] = MappingProxyType(
-    {
-        name.removeprefix("_"): plant
-        for name, plant in list(globals().items())
-        if name.startswith("_") and callable(plant) and getattr(plant, "__module__", "") == __name__
-    }
-)
