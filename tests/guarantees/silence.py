@@ -62,10 +62,12 @@ def silences(
     found = []
     for life in lives:
         signs = heard.get(life.worker, [])
-        before = bisect_right(signs, life.end_ns)
-        last_ns = max(signs[before - 1] if before else life.start_ns, life.start_ns)
-        if life.end == "killed" and life.end_ns - last_ns >= SILENT_S * 1e9:
-            found.append(Trouble("worker_freeze", last_ns, life.end_ns, life.pid))
+        last = bisect_right(signs, life.end_ns) - 1
+        # One that has said nothing yet is still starting, or waits for Kafka to.
+        if life.end != "killed" or last < 0 or signs[last] < life.start_ns:
+            continue
+        if life.end_ns - signs[last] >= SILENT_S * 1e9:
+            found.append(Trouble("worker_freeze", signs[last], life.end_ns, life.pid))
     return found
 
 

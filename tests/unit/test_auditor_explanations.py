@@ -235,6 +235,7 @@ LINES = {
         pytest.param({}, 41, [(9.7, 40)], id="another of its name reported"),
         pytest.param({"end": "left"}, None, [], id="it left"),
         pytest.param({"start_ns": 35 * S}, None, [], id="it had just begun"),
+        pytest.param({"start_ns": 15 * S}, None, [], id="it had been started, and had not begun"),
     ],
 )
 def test_a_worker_of_which_nothing_is_heard_until_it_is_killed_has_stood_still(
