@@ -14,7 +14,7 @@ from schemas.lifecycle import JobStatus
 from schemas.offsetmap import OffsetMap, Suspect
 from streams.client_log import ConnectionWatch
 from tests.simulation.sim_executor import SimExecutor
-from tests.simulation.sim_threads import OffsetsAtOnce, SimHoldings
+from tests.simulation.sim_threads import OffsetsAtOnce, SimEvent, SimHoldings
 from tests.simulation.sim_worker import SimWorker
 from workers.committing.commit import Committer
 from workers.committing.holdings import Holdings
@@ -334,10 +334,10 @@ def _trusts_success() -> Any:
 def _lets_go_of_what_is_on_the_way() -> Any:
     """Whoever gives partitions up does not wait for the end of a transaction with offsets of them."""
 
-    def at_once(self: SimHoldings, places: Any) -> threading.Event:
+    def at_once(self: SimHoldings, places: Any) -> SimEvent:
         with self.lock:
             self._kept.become(self._doubtful)
-        return Holdings.let_go(self, places)
+        return SimEvent(self.worker, Holdings.let_go(self, places))
 
     return patch.object(SimHoldings, "let_go", at_once)
 
