@@ -71,7 +71,10 @@ class Evidence:
         topics = settings.topics
         ours = {place for _, place in flood.passed} | {written.place for written in flood.written}
         self.letters = _by_origin(read_all(settings, topics.dlq), ours)
-        self.waiting = _by_origin(read_all(settings, *topics.retry.values()), ours)
+        # Jobs that somebody waits for have their delay from their producer: they come from nowhere.
+        awaited = {job_id.encode() for job_id in flood.heard}
+        delayed = [one for one in read_all(settings, *topics.retry.values()) if one.key() not in awaited]
+        self.waiting = _by_origin(delayed, ours)
         self.finals: dict[str, list[StatusChange]] = defaultdict(list)
         codec = Codec()
         for message in read_all(settings, topics.status):
